@@ -1,0 +1,75 @@
+"""Counter-based draws: (seed, purpose, step, index) -> numbers. There is no state to save or to seed.
+
+The generator is SplitMix64 (Steele, Lea, Flood 2014): its n-th output is a bijective mix of key + n * gamma,
+so any draw can be made alone, in any order, by any rank, and is the same under every version of every
+library.
+"""
+
+import zlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+_GAMMA = 0x9E3779B97F4A7C15
+_MASK = (1 << 64) - 1
+
+Words = NDArray[np.uint64]
+
+
+def key(seed: int, purpose: str, *counters: int) -> int:
+    """A 64-bit key for one purpose at one place (step, epoch, block ...) of a run; counters are not
+    negative.
+    """
+    state = np.uint64(0)
+    for word in (seed, zlib.crc32(purpose.encode()), *counters):
+        state = _mix(np.array([int(state) + _GAMMA & _MASK ^ word & _MASK], np.uint64))[0]
+    return int(state)
+
+
+def bits(key: int, index: NDArray[np.integer]) -> Words:
+    """64 random bits for each index, uint64, in index's shape."""
+    return _mix(_mix(np.uint64(key) + index.astype(np.uint64) * np.uint64(_GAMMA)))
+
+
+def uniform(key: int, index: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Uniform in [0, 1), float64: multiples of 2^-53."""
+    return (bits(key, index) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def below(key: int, index: NDArray[np.integer], bound: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Uniform integers in [0, bound), int64, for bounds up to 2^32 (bias below bound / 2^53)."""
+    return (uniform(key, index) * bound).astype(np.int64)
+
+
+def normal(key: int, index: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Standard normal, float64, by Box and Muller's transform."""
+    twice = index.astype(np.uint64) * np.uint64(2)
+    radius: NDArray[np.float64] = np.sqrt(-2 * np.log1p(-uniform(key, twice)))
+    return radius * np.cos(2 * np.pi * uniform(key, twice + np.uint64(1)))
+
+
+def permuted(key: int, index: NDArray[np.integer], length: int) -> NDArray[np.int64]:
+    """Where a keyed permutation of range(length) sends each index; nothing of size `length` is stored.
+
+    A Feistel network over the next even power of two, walked on until it lands inside (Black and Rogaway
+    2002).
+    """
+    half = max(1, ((length - 1).bit_length() + 1) // 2)
+    image = _feistel(key, index.astype(np.uint64), half)
+    while (outside := image >= length).any():
+        image[outside] = _feistel(key, image[outside], half)
+    return image.astype(np.int64)
+
+
+def _feistel(key: int, value: Words, half: int) -> Words:
+    low = np.uint64((1 << half) - 1)
+    left, right = value >> np.uint64(half), value & low
+    for turn in range(6):
+        left, right = right, left ^ (bits(key ^ turn, right) & low)
+    return left << np.uint64(half) | right
+
+
+def _mix(word: Words) -> Words:
+    word = (word ^ word >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    word = (word ^ word >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return word ^ word >> np.uint64(31)

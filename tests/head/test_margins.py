@@ -1,0 +1,133 @@
+"""Margins against their formulas in double precision, and at the ends of the angle's range."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from reference import ordered, target_logit
+from scipy import stats
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from partialfc.config import (
+    AnyMargin,
+    ArcFace,
+    Combined,
+    CosFace,
+    ElasticArcFace,
+    ElasticCosFace,
+    SoftMax,
+)
+from partialfc.head import margins
+from partialfc.head.margins import angles
+
+EXACT = [
+    SoftMax(),
+    ArcFace(),
+    ArcFace(beyond_pi="wrap"),
+    CosFace(),
+    Combined(m1=1.35, m2=0.3, m3=0.1),
+    Combined(m1=2.0, m2=0.3, m3=0.1, beyond_pi="wrap"),
+    ElasticArcFace(),
+    ElasticCosFace(),
+]
+
+
+def of_angle(margin: AnyMargin, angle: Tensor) -> tuple[Tensor, Tensor]:
+    drawn = torch.full_like(angle, 0.4) if "Elastic" in type(margin).__name__ else None
+    return margins.target(margin, angle, drawn)
+
+
+@pytest.mark.parametrize("margin", EXACT, ids=repr)
+def test_logit_and_slope_are_those_of_the_formula(margin):
+    angle = torch.linspace(0.01, math.pi - 0.01, 999, dtype=torch.float64)
+    cosine = angle.cos().requires_grad_()
+    expected = target_logit(margin, cosine, torch.full_like(angle, 0.4))
+    logit, slope = of_angle(margin, angle)
+    torch.testing.assert_close(logit, expected)
+    torch.testing.assert_close(slope, torch.autograd.grad(expected.sum(), cosine)[0])
+
+
+@pytest.mark.parametrize(
+    "margin", [ArcFace(), ArcFace(margin=1.5), Combined(m1=1.5, m2=1.0, m3=0.2)], ids=repr
+)
+def test_linear_beyond_pi_is_continuous_and_falls_with_the_angle(margin):
+    logit, _ = of_angle(margin, torch.linspace(0, math.pi, 100_001, dtype=torch.float64))
+    drops = -logit.diff()
+    assert (drops > 0).all()
+    assert drops.max() < 1e-4
+
+
+def test_wrap_is_not_monotone():
+    logit, _ = of_angle(ArcFace(beyond_pi="wrap"), torch.linspace(0, math.pi, 1001, dtype=torch.float64))
+    assert (logit.diff() > 0).any()
+
+
+@pytest.mark.parametrize(
+    "margin", [ArcFace(gradient="detached"), Combined(m1=1.2, m2=0.1, gradient="detached")]
+)
+def test_detached_takes_the_slope_as_one(margin):
+    _, slope = of_angle(margin, torch.linspace(0, math.pi, 11))
+    assert (slope == 1).all()
+
+
+def embedding_gradient(margin: AnyMargin, image: Tensor, center: Tensor) -> Tensor:
+    """The gradient of the target logit by the raw embedding, through the angle as the head computes it."""
+    image = image.requires_grad_()
+    unit, center = normalize(image), normalize(center)
+    _, slope = margins.target(margin, angles(unit.detach(), center), None)
+    return torch.autograd.grad(unit, image, slope[:, None] * center)[0]
+
+
+def at_angle(angle: float, count: int, width: int) -> tuple[Tensor, Tensor]:
+    """Pairs of vectors at an angle, in double precision."""
+    generator = torch.Generator().manual_seed(0)
+    center = normalize(torch.randn(count, width, dtype=torch.float64, generator=generator))
+    other = torch.randn(count, width, dtype=torch.float64, generator=generator)
+    across = normalize(other - torch.linalg.vecdot(other, center)[:, None] * center)
+    return center * math.cos(angle) + across * math.sin(angle), center
+
+
+@pytest.mark.parametrize("angle", [1e-4, 1e-3, 0.1, 1.5, math.pi - 1e-3, math.pi - 1e-4])
+@pytest.mark.parametrize("margin", [ArcFace(beyond_pi="wrap"), ArcFace(), Combined(m1=1.3, m2=0.4)], ids=repr)
+def test_embedding_gradient_in_single_precision_near_the_ends(margin, angle):
+    image, center = at_angle(angle, 64, 512)
+    found = embedding_gradient(margin, image.float(), center.float()).double()
+    m1, m2 = (margin.m1, margin.m2) if isinstance(margin, Combined) else (1.0, margin.margin)
+    beyond = margin.beyond_pi == "linear" and m1 * angle + m2 > math.pi
+    # d/dt of the logit is the length of its gradient on the sphere, towards the centre.
+    length = math.sin(angle) if beyond else m1 * math.sin(m1 * angle + m2)
+    towards = normalize(center - image * math.cos(angle))
+    error = torch.linalg.vector_norm(found - length * towards, dim=1)
+    assert error.max() < 0.02 * max(abs(length), math.sin(angle))
+
+
+@pytest.mark.parametrize("opposite", [1.0, -1.0])
+@pytest.mark.parametrize("margin", [margin for margin in EXACT if "Elastic" not in repr(margin)], ids=repr)
+def test_embedding_gradient_is_finite_and_small_at_the_ends(margin, opposite):
+    center = torch.randn(256, 512)
+    found = embedding_gradient(margin, center * opposite, center)
+    assert torch.linalg.vector_norm(found, dim=1).max() < 2
+
+
+@pytest.mark.parametrize("kind", [ElasticArcFace, ElasticCosFace])
+def test_draws_are_normal_and_keyed_by_seed_and_step(kind):
+    margin = kind(margin=0.4, sigma=0.02)
+    drawn = margins.draw(margin, 3, 5, 20_000)
+    assert stats.kstest((drawn - 0.4) / 0.02, "norm").pvalue > 1e-3
+    assert np.array_equal(drawn[:8], margins.draw(margin, 3, 5, 8))
+    assert not np.isin(drawn, margins.draw(margin, 3, 6, 20_000)).any()
+    assert not np.isin(drawn, margins.draw(margin, 4, 5, 20_000)).any()
+    assert margins.draw(ArcFace(), 3, 5, 8) is None
+
+
+def test_paper_gives_the_farthest_sample_the_largest_margin_and_released_does_not():
+    generator = torch.Generator().manual_seed(0)
+    cosine, drawn = torch.rand(2, 512, dtype=torch.float64, generator=generator)
+    paper, released = (margins.assign(drawn, cosine, order) for order in ("paper", "released"))
+    assert torch.equal(paper[cosine.argsort()], drawn.sort(descending=True).values)
+    assert abs(np.corrcoef(released, cosine)[0, 1]) < 0.15  # in effect shuffled
+    assert torch.equal(margins.assign(drawn, cosine, "none"), drawn)
+    for order, found in (("paper", paper), ("released", released)):
+        assert torch.equal(found, ordered(ElasticArcFace(order=order), cosine, drawn))

@@ -1,0 +1,137 @@
+"""Recipes: strict, with overrides, and errors that say what to do."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from partialfc import recipe
+from partialfc.config import ArcFace, Config, CosFace, ElasticArcFace, Step, load_config
+
+RECIPES = sorted(Path(__file__).parents[1].glob("recipes/*.yaml"))
+MINIMAL = """
+data: {path: faces}
+margin: {name: elastic_arcface, margin: 0.4, order: paper}
+optim: {lr: 1e-1}
+schedule: {name: step, at: [3, 5 epochs]}
+train: {length: 26 epochs}
+"""
+
+
+@pytest.fixture
+def minimal(tmp_path: Path) -> Path:
+    path = tmp_path / "minimal.yaml"
+    path.write_text(MINIMAL)
+    return path
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_loads_and_refuses_an_unknown_key_in_any_section(path):
+    tree = msgspec.to_builtins(load_config(path))
+    for section in sections(tree):
+        section["bogus"] = 1
+        with pytest.raises(msgspec.ValidationError, match="unknown field `bogus`"):
+            msgspec.convert(tree, Config)
+        del section["bogus"]
+
+
+def sections(node):
+    if isinstance(node, dict):
+        yield node
+        for child in node.values():
+            yield from sections(child)
+
+
+def test_values_and_defaults(minimal):
+    config = load_config(minimal)
+    assert config.optim.lr == 0.1 and config.optim.momentum == 0.9
+    assert config.margin == ElasticArcFace(margin=0.4, order="paper")
+    assert config.schedule == Step(at=(3, "5 epochs"))
+
+
+def test_overrides(minimal):
+    overrides = [
+        "optim.lr=1e-3",
+        "output=runs/a=b",
+        "train.length=30",
+        "data.synthetic.identities=7",
+    ]
+    config = load_config(minimal, overrides)
+    assert config.optim.lr == 1e-3 and config.output == "runs/a=b" and config.train.length == 30
+    assert config.data.synthetic is not None and config.data.synthetic.identities == 7
+
+
+def test_no_value_of_the_old_variant_survives_a_new_name(minimal):
+    assert load_config(minimal, ["margin.name=cosface"]).margin == CosFace()
+    assert load_config(minimal, ["margin.name=arcface"]).margin == ArcFace()
+    for order in (["margin.margin=0.3", "margin.name=arcface"], ["margin.name=arcface", "margin.margin=0.3"]):
+        assert load_config(minimal, order).margin == ArcFace(margin=0.3)
+    assert load_config(minimal, ["margin.name=elastic_arcface"]).margin == load_config(minimal).margin
+
+
+def test_what_is_dumped_loads_as_the_same(minimal, tmp_path):
+    config = load_config(minimal)
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(recipe.dump(config))
+    assert load_config(copy) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "optim.momentun=1",
+            "optim.momentun: unknown key; the section optim has lr, .*; did you mean momentum",
+        ),
+        ("momentum=1", "momentum: unknown key; the recipe has data, .*; did you mean optim.momentum"),
+        ("margin.margn=1", "margin.margn: unknown key; .*order; did you mean margin"),
+        ("optim.lr=fast", "optim.lr: expected float, got str; found 'fast'"),
+        ("train.batch=3.5", "train.batch: expected int, got float; found 3.5"),
+        ("head.sample_rate=2", "head.sample_rate: expected float <= 1.0; found 2"),
+        ("margin.name=acrface", "margin.name: 'acrface', wanted one of arcface, .*; did you mean arcface"),
+        (
+            "margin.order=papr",
+            "margin.order: 'papr', wanted one of none, paper, released; did you mean paper",
+        ),
+        ("backbone.depths=[1, a]", "backbone.depths.1: expected int, got str; found 'a'"),
+        ("backbone=null", "backbone: expected object, got null"),
+        ("margin={}", "margin: object missing required field name"),
+        ("train={batch: 4}", "train: object missing required field length"),
+        ("train.length=3 weeks", "train.length: expected .*; found '3 weeks'"),
+        ("train.length=-1", "train.length: expected int >= 0; found -1"),
+        ("optim.lr", "override 'optim.lr': wanted section.key=value"),
+        ("optim.lr.x=1", "override optim.lr.x: optim.lr is no section"),
+        ("optim={lr: 1, lr: 2}", "lr given twice"),
+        ("optim.lr=.nan", "optim.lr: nan is not a finite number"),
+        ("optim.lr=1e999", "optim.lr: inf is not a finite number"),
+        ("optim=[", r"override 'optim=\['.*: "),
+        ("optim=!!python/object/apply:os.getcwd []", "could not determine a constructor"),
+    ],
+)
+def test_a_bad_override_is_refused_in_one_line(minimal, override, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        load_config(minimal, [override])
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "minimal.yaml: recipe: object missing required field data"),
+        (b"- a\n- b", "wanted sections with keys"),
+        (b"data: {path: x}\nbackbone: {name: iresnet_tiny\n", "minimal.yaml, line 3: "),
+        (b"\xff\xfe\xff", "minimal.yaml: "),
+        (b"a: 1\na: 2", "line 1: a given twice"),
+        (b"&a [*a]", "wanted sections with keys"),
+    ],
+)
+def test_a_bad_file_is_refused_in_one_line(minimal, content, message):
+    minimal.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as raised:
+        load_config(minimal)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_recipe(tmp_path):
+    with pytest.raises(ValueError, match=r"recipe .*none\.yaml: No such file"):
+        load_config(tmp_path / "none.yaml")
