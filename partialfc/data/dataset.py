@@ -1,0 +1,155 @@
+"""The images of a pack: what its header, its index and its `property` say, and whether they agree."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from partialfc.data import images
+from partialfc.data.images import Pixels
+from partialfc.data.recordio import CorruptRecord, Header, Integers, RecordFile
+
+EXACT_FLOATS = 1 << 24  # the format's labels are float32: exact below this
+
+
+class Property(NamedTuple):
+    """The file `property` of a pack: `classes,height,width`, and maybe more fields."""
+
+    num_classes: int
+    height: int
+    width: int
+    labels_in_id2: bool
+
+
+class RecordDataset:
+    """dataset[i] -> (uint8 RGB image [H, W, 3], int64 label), i from 0; len(dataset); dataset.num_classes.
+
+    folder: holds train.rec (or file.rec, or a single .rec of another name), with .idx and `property` where
+    there are any. Reads packs with a key-0 header and without (im2rec, reshuffled ones), labels that are one
+    number or several, and tells images by key, not by flag. image_size: to which images are resized.
+    ValueError where the files are missing, cut off, or disagree.
+    """
+
+    def __init__(self, folder: Path, image_size: int | None = None) -> None:
+        path = _record_file(folder)
+        self._records, self._size = RecordFile(path), image_size
+        self._property = _read_property(folder / "property")
+        first_key, header = self._first()
+        self._keys, classes = self._images(first_key, header)
+        if not len(self._keys):
+            raise CorruptRecord(f"{path}: holds no image")
+        self.num_classes = self._property.num_classes if self._property else classes or self._count_classes()
+        self._check()
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitem__(self, index: int) -> tuple[Pixels, int]:
+        key = int(self._keys[index])
+        header, payload = self._records[key]
+        label = self._label(key, header)
+        if not 0 <= label < self.num_classes:
+            raise ValueError(
+                f"{self._records.path}, key {key}: label {label}; wanted 0 to {self.num_classes - 1}, "
+                f"as there are {self.num_classes} classes"
+            )
+        return self._decoded(key, payload, self._size), label
+
+    def _first(self) -> tuple[int, Header | None]:
+        """The lowest key, and its header where it is a pack's header: key 0, several labels, no payload."""
+        key = int(self._records.keys[0])
+        header, payload = self._records[key]
+        return key, header if key == 0 and header.flag and not len(payload) else None
+
+    def _images(self, first_key: int, header: Header | None) -> tuple[Integers, int | None]:
+        """The keys of the images, and the number of classes that the header names."""
+        keys = self._records.keys
+        if header is None:
+            return keys, None
+        assert isinstance(header.label, np.ndarray)
+        path = self._records.path
+        if header.flag < 2:
+            raise CorruptRecord(f"{path}: the key-0 header has {header.flag} labels, wanted 2")
+        end, last = (int(label) for label in header.label[:2])
+        if last >= EXACT_FLOATS and self._property is None:
+            raise CorruptRecord(
+                f"{path}: its header is rounded ({last} records); wanted a `property` with the classes"
+            )
+        classes = last - end if last < EXACT_FLOATS or self._property is None else self._property.num_classes
+        if last >= EXACT_FLOATS:  # rounded: the images are what the classes leave of the index
+            end = len(keys) - classes
+        if self._property is not None and classes != self._property.num_classes:
+            raise CorruptRecord(
+                f"{path.parent / 'property'}: {self._property.num_classes} classes, "
+                f"the header of {path.name} says {classes}"
+            )
+        wanted = np.arange(1, end)
+        if not np.array_equal(keys[1:end], wanted):
+            raise CorruptRecord(
+                f"{path}: its header says images 1 to {end - 1}, its index has {_shown(keys[1:])}"
+            )
+        return wanted, classes
+
+    def _count_classes(self) -> int:
+        """One more than the largest label; reads the header of every image."""
+        return 1 + max(self._label(int(key), self._records[int(key)][0]) for key in self._keys)
+
+    def _label(self, key: int, header: Header) -> int:
+        if self._property and self._property.labels_in_id2:
+            return header.id2
+        label = float(header.label[0] if isinstance(header.label, np.ndarray) else header.label)
+        if not label.is_integer():
+            raise ValueError(f"{self._records.path}, key {key}: label {label}, wanted an integer")
+        return int(label)
+
+    def _decoded(self, key: int, payload: bytes | memoryview, size: int | None) -> Pixels:
+        try:
+            return images.decode(payload, size)
+        except ValueError as error:
+            raise ValueError(f"{self._records.path}, key {key}: {error}") from None
+
+    def _check(self) -> None:
+        """What would only show in the middle of a run."""
+        path, known = self._records.path, self._property
+        if self.num_classes > EXACT_FLOATS and not (known and known.labels_in_id2):
+            raise ValueError(
+                f"{path}: {self.num_classes} classes with float32 labels, which are rounded from {EXACT_FLOATS} on; "
+                f"wanted labels in id2, declared in `property`"
+            )
+        key = int(self._keys[0])
+        height, width, _ = self._decoded(key, self._records[key][1], None).shape
+        if known and (known.height, known.width) != (height, width):
+            raise ValueError(
+                f"{path.parent / 'property'}: images of {known.height} x {known.width}, "
+                f"the first in {path.name} has {height} x {width}"
+            )
+
+
+def _record_file(folder: Path) -> Path:
+    for name in ("train.rec", "file.rec"):
+        if (folder / name).exists():
+            return folder / name
+    others = sorted(folder.glob("*.rec"))
+    if len(others) != 1:
+        found = ", ".join(path.name for path in others) or "no .rec file"
+        raise FileNotFoundError(
+            f"{folder}: {found if folder.is_dir() else 'no such folder'}; wanted train.rec"
+        )
+    return others[0]
+
+
+def _read_property(path: Path) -> Property | None:
+    if not path.exists():
+        return None
+    fields = path.read_text(encoding="utf-8", errors="replace").strip().split(",")
+    try:
+        classes, height, width = (int(field) for field in fields[:3])
+    except ValueError:
+        raise ValueError(f"{path}: {','.join(fields)[:60]!r}, wanted classes,height,width") from None
+    if min(classes, height, width) < 1:
+        raise ValueError(f"{path}: {','.join(fields)[:60]!r}, wanted numbers above 0")
+    return Property(classes, height, width, "id2" in fields[3:])
+
+
+def _shown(keys: Integers) -> str:
+    return f"{len(keys)} more keys, {keys.min()} to {keys.max()}" if len(keys) else "none"

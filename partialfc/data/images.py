@@ -1,0 +1,32 @@
+"""JPEG and its like to pixels and back. Pixels are uint8 RGB [H, W, 3]."""
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]
+Encoded = bytes | memoryview | Pixels  # a file's content; an array of it is of one dimension
+
+
+def decode(encoded: Encoded, size: int | None = None) -> Pixels:
+    """Pixels [H, W, 3], resized to [size, size, 3] where a size is given. ValueError where it is no image."""
+    content = np.frombuffer(encoded, np.uint8)
+    image = cv2.imdecode(content, cv2.IMREAD_COLOR_RGB) if len(content) else None
+    if image is None:
+        raise ValueError(f"{len(content)} bytes that are no image OpenCV can read")
+    pixels = np.asarray(image, np.uint8)
+    return pixels if size is None else resized(pixels, size)
+
+
+def resized(pixels: Pixels, size: int) -> Pixels:
+    """[size, size, 3]; shrinking averages over areas."""
+    if pixels.shape[:2] == (size, size):
+        return pixels
+    method = cv2.INTER_AREA if size < min(pixels.shape[:2]) else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(pixels, (size, size), interpolation=method), np.uint8)
+
+
+def encode_jpeg(pixels: Pixels, quality: int) -> bytes:
+    """A JPEG file; quality 1 to 100."""
+    bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()

@@ -1,0 +1,88 @@
+"""Verification sets: every way they are pickled, and nothing in them runs."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from partialfc.evaluation.pairs import load_pairs
+
+IMAGES = [bytes([65 + place]) * 3 for place in range(20)]
+SAME = [True, False] * 5
+
+
+def saved(tmp_path: Path, content: object, protocol: int = 4) -> Path:
+    path = tmp_path / "lfw.bin"
+    path.write_bytes(content if isinstance(content, bytes) else pickle.dumps(content, protocol))
+    return path
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("kind", ["bytes", "arrays", "array of flags"])
+def test_every_protocol_and_kind_of_content(tmp_path, protocol, kind):
+    images = [np.frombuffer(image, np.uint8) for image in IMAGES] if kind == "arrays" else IMAGES
+    same = np.array(SAME) if kind == "array of flags" else SAME
+    pairs = load_pairs(saved(tmp_path, (images, same), protocol))
+    assert [bytes(image) for image in pairs.images] == IMAGES
+    assert pairs.same.tolist() == SAME and pairs.same.dtype == bool and pairs.name == "lfw"
+
+
+def test_a_pickle_of_python_2_with_strings_and_an_array(tmp_path):
+    """Protocol 2 as python 2 writes it: SHORT_BINSTRING images, numpy.core.multiarray._reconstruct with b'b'."""
+    strings = b"".join(b"U" + bytes([len(image)]) + image for image in IMAGES[:-1])
+    array = (
+        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+        b"(K\x01K\x03\x85cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+        b"\x89U\x03TTTtb"
+    )
+    flags = b"](" + b"\x88\x89" * 5 + b"e"
+    pairs = load_pairs(saved(tmp_path, b"\x80\x02](" + strings + array + b"e" + flags + b"\x86."))
+    assert [bytes(image) for image in pairs.images] == IMAGES and pairs.same.tolist() == SAME
+
+
+class Runs:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return Path.touch, (self.target,)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_file_that_names_anything_else_is_refused_and_runs_nothing(tmp_path, protocol):
+    path = saved(tmp_path, (IMAGES, [Runs(tmp_path / "ran")]), protocol)
+    with pytest.raises(ValueError, match=r"lfw.bin: names [\w.]+; wanted bytes, numpy arrays and lists only"):
+        load_pairs(path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["numpy\nload", "numpy.core.multiarray\nfromfile", "os\nsystem", "numpy\nndarray.tofile"]
+)
+def test_other_names_of_numpy_are_refused(tmp_path, name):
+    with pytest.raises(ValueError, match="names"):
+        load_pairs(saved(tmp_path, b"c" + name.encode() + b"\n."))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a pickle"),
+        (b"no pickle", "not a pickle"),
+        (pickle.dumps((IMAGES, SAME))[:-20], "not a pickle"),
+        ({"images": IMAGES}, "a dict, wanted"),
+        ((IMAGES, SAME, 1), "a tuple, wanted"),
+        ((IMAGES, 7), "20 and no list images and issame"),
+        ((IMAGES[:-1], SAME), "19 and 10 images and issame; wanted two images a pair"),
+        ((IMAGES[:4], SAME[:2]), "4 and 2 images and issame; wanted two images a pair, and 10 pairs"),
+        (([*IMAGES[:-1], "text"], SAME), "image 19 is a str"),
+        (
+            ([*IMAGES[:-1], np.zeros((2, 2), np.uint8)], SAME),
+            "image 19 is a ndarray, wanted bytes or a uint8 array",
+        ),
+    ],
+)
+def test_what_is_no_verification_set_is_refused(tmp_path, content, message):
+    with pytest.raises(ValueError, match=message):
+        load_pairs(saved(tmp_path, content))
