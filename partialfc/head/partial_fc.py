@@ -1,0 +1,168 @@
+"""PartialFC: softmax over class centres that are split across ranks, on the classes a step works on.
+
+"Partial FC" (arXiv 2010.05222) and "Killing Two Birds with One Stone" (2203.15565).
+Legend: W ranks, B images in the global batch, b = B / W of them on this rank, C classes, S of this rank's at
+work in a step, D embedding width.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.nn.functional import normalize
+
+from partialfc.config import AnyMargin
+from partialfc.head import margins, sampling
+from partialfc.head.centers import Centers
+from partialfc.head.cross_entropy import CosineGradient, margin_cross_entropy
+from partialfc.head.sampling import IGNORE, Work
+from partialfc.head.shard import class_range
+from partialfc.runtime import comm
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """What update() needs of a forward()."""
+
+    rows: Tensor | None  # [S]
+    embeddings: Tensor  # [B, D], unit
+    centers: Tensor  # [S, D], unit
+    lengths: Tensor  # [S, 1] of the centres
+    d_cosine: CosineGradient
+
+
+class PartialFC(nn.Module):
+    """The classification head of a training run, sharded over `group` (default: all ranks).
+
+        work = head.prepare(labels, step)   # on the host, ahead of time
+        loss = head(embeddings, work)       # the same scalar on every rank
+        loss.backward()                     # the embeddings' gradient; the centres are untouched
+        head.update(rate, finite)           # the centres
+
+    The loss is the mean over the global batch, and an embedding's gradient is that of this loss: parameters that
+    every rank has a copy of *sum* their gradients over the ranks. (DistributedDataParallel takes their mean.)
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_size: int,
+        margin: AnyMargin,
+        *,
+        sample_rate: float = 1.0,
+        correction: Literal["none", "log_rate"] = "none",
+        interclass_threshold: float = 0.0,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        group: ProcessGroup | None = None,
+    ) -> None:
+        super().__init__()
+        self.group = group if group is not None else comm.everyone()
+        self.num_classes, self.embedding_size = num_classes, embedding_size
+        self.margin, self.sample_rate, self.correction, self.seed = margin, sample_rate, correction, seed
+        self.interclass_threshold = interclass_threshold
+        self.centers = Centers(
+            class_range(num_classes, self.group.rank(), self.group.size()),
+            embedding_size,
+            seed=seed,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            device=torch.device(device),
+            dtype=dtype,
+        )
+        self._pending: _Pending | None = None
+
+    def prepare(self, labels: Tensor, step: int) -> Work:
+        """Sample the classes of a step. labels: integers [B] of the global batch, on the host, equal on
+        every rank.
+
+        No communication and no device; cost O(B + S). Raises ValueError on a label that is no class and not
+        -1.
+        """
+        known = self._checked(labels)
+        owned = self.centers.owned
+        here = np.flatnonzero((known >= owned.start) & (known < owned.stop))
+        own = known[here] - owned.start  # [N] local rows
+        rows = self._rows(own, step)
+        drawn = margins.draw(self.margin, self.seed, step, len(known))
+        valid = known != IGNORE
+        return Work(
+            rows=None if rows is None else torch.from_numpy(rows),
+            here=torch.from_numpy(here),
+            columns=torch.from_numpy(own if rows is None else np.searchsorted(rows, own)),
+            valid=torch.from_numpy(valid),
+            positions=torch.from_numpy(np.flatnonzero(valid)),
+            drawn=None if drawn is None else torch.from_numpy(drawn).to(self.centers.weight.dtype),
+            lifted=self._lifted(rows, own),
+        )
+
+    def forward(self, embeddings: Tensor, work: Work) -> Tensor:
+        """Mean loss over the valid images of the global batch; the same scalar on every rank.
+
+        embeddings: this rank's [b, D], not normalised, of any floating type; computed on in the centres'
+        type. Collectives: one all-gather and one all-reduce, one more where a margin has an order; backward:
+        one reduce-scatter.
+        """
+        work = work.to(self.centers.weight.device)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            unit = normalize(embeddings.to(self.centers.weight.dtype))
+            everyone = comm.gather_rows(unit, self.group)  # [B, D]
+            with torch.no_grad():
+                centers, lengths = self.centers.unit_rows(work.rows)  # [S, D], [S, 1]
+            loss, d_cosine = margin_cross_entropy(
+                everyone, centers, work, self.margin, self.interclass_threshold, self.group
+            )
+        self._pending = _Pending(work.rows, everyone.detach(), centers, lengths, d_cosine)
+        return loss
+
+    @torch.no_grad()
+    def update(self, rate: float, finite: Tensor | None = None) -> None:
+        """After backward(): one optimizer step, at learning rate `rate`, of the rows at work, and of no
+        others.
+
+        finite: a bool scalar on the device; where false nothing changes. The rows' gradient is that of the
+        loss as `forward` returned it, whatever factor (a loss scale) it was multiplied by before backward().
+        """
+        assert self._pending is not None, "update() follows forward() and backward()"
+        pending, self._pending = self._pending, None
+        assert pending.d_cosine.value is not None, "update() follows backward()"
+        d_centers = pending.d_cosine.value.T @ pending.embeddings  # [S, D]
+        if finite is None:
+            finite = torch.ones((), dtype=torch.bool, device=d_centers.device)
+        self.centers.update(pending.rows, pending.centers, pending.lengths, d_centers, rate, finite)
+
+    def _checked(self, labels: Tensor) -> NDArray[np.int64]:
+        assert labels.device.type == "cpu" and not labels.is_floating_point() and labels.dim() == 1
+        known = labels.numpy().astype(np.int64)
+        wrong = np.flatnonzero((known < IGNORE) | (known >= self.num_classes))
+        if len(wrong):
+            raise ValueError(
+                f"image {wrong[0]} of the batch has label {known[wrong[0]]}; "
+                f"wanted 0 to {self.num_classes - 1}, or {IGNORE} to ignore it"
+            )
+        return known
+
+    def _rows(self, own: NDArray[np.int64], step: int) -> NDArray[np.int64] | None:
+        if self.sample_rate == 1:
+            return None
+        owned = self.centers.owned
+        drawn = sampling.sampled(self.num_classes, self.sample_rate, self.seed, step, owned)
+        return np.union1d(drawn - owned.start, own)
+
+    def _lifted(self, rows: NDArray[np.int64] | None, own: NDArray[np.int64]) -> Tensor | None:
+        """A class at work by chance stands for C / n classes; one that is in the batch, always there, for
+        itself.
+        """
+        if rows is None or self.correction == "none":
+            return None
+        share = sampling.num_strata(self.num_classes, self.sample_rate) / self.num_classes
+        lifted = np.where(np.isin(rows, own), 0.0, -math.log(share))
+        return torch.from_numpy(lifted).to(self.centers.weight.dtype)

@@ -1,0 +1,269 @@
+"""The sharded head is the dense one: loss, gradients and optimizer steps, for every margin and option."""
+
+import math
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+from reference import dense_loss
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from partialfc.config import AnyMargin, ArcFace, Combined, CosFace, ElasticArcFace, ElasticCosFace, SoftMax
+from partialfc.head import PartialFC, margins, sampling
+from partialfc.head.centers import initial_centers
+from partialfc.runtime import comm
+
+WIDTH, RATE, MOMENTUM, DECAY, SEED = 5, 0.3, 0.9, 5e-3, 7
+
+
+@dataclass
+class Case:
+    margin: AnyMargin
+    num_classes: int = 7
+    labels: list[list[int]] = field(default_factory=lambda: [[0, 6, 3, -1, 2, 2], [5, -1, 1, 4, 6, 0]])
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def embeddings(self) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        shape = len(self.labels[0]), WIDTH
+        return [torch.randn(shape, dtype=torch.float64, generator=generator) for _ in self.labels]
+
+
+ORDERS = [
+    kind(order=order, sigma=0.3, scale=8.0)
+    for kind in (ElasticArcFace, ElasticCosFace)
+    for order in ("paper", "released")
+]
+MARGINS = [
+    SoftMax(scale=8.0),
+    SoftMax(scale=300.0),
+    ArcFace(),
+    ArcFace(gradient="detached", scale=8.0),
+    ArcFace(margin=1.5, beyond_pi="wrap", scale=8.0),
+    ArcFace(margin=1.5, beyond_pi="linear", scale=8.0),
+    CosFace(),
+    Combined(m1=1.2, m2=0.3, m3=0.2, scale=8.0),
+    Combined(m1=1.35, m2=1.0, m3=0.1, beyond_pi="wrap", scale=8.0),
+    Combined(m1=1.35, m2=1.0, m3=0.1, gradient="detached", scale=8.0),
+    Combined(m3=0.4, scale=8.0),
+    ElasticArcFace(sigma=0.2, scale=8.0),
+    ElasticArcFace(sigma=0.2, scale=8.0, gradient="detached", beyond_pi="wrap"),
+    ElasticCosFace(sigma=0.2, scale=8.0),
+    *ORDERS,
+]
+OPTIONS = [
+    {},
+    {"interclass_threshold": 0.2},
+    {"sample_rate": 0.5},
+    {"sample_rate": 0.5, "correction": "log_rate"},
+    {"sample_rate": 0.5, "correction": "log_rate", "interclass_threshold": 0.2},
+    {"sample_rate": 1e-9},
+]
+BATCHES = {
+    "a rank without targets": ([[0, 1, 0, 1, 0, 1]], 7),
+    "a rank without classes": ([[0, 1, 1, 0, 0, 1]], 2),
+    "one class": ([[0, 0, -1, 0, 0, 0]], 1),
+    "a padded last batch": ([[4, 2, -1, -1, -1, -1], [-1] * 6, [1, 2, 3, 4, 5, 6]], 7),
+    "one image a rank, and one of none": ([[3], [-1]], 7),
+}
+
+
+def dense(case: Case) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
+    """Losses, embedding gradients, and the centres and momentum after the steps."""
+    weight = initial_centers(SEED, range(case.num_classes), WIDTH, torch.float64).requires_grad_()
+    momentum = torch.zeros_like(weight)
+    losses, gradients = [], []
+    for step, labels in enumerate(map(torch.tensor, case.labels)):
+        embeddings = case.embeddings()[step].requires_grad_()
+        at_work, lifted = sampled(case, labels, step)
+        drawn = margins.draw(case.margin, SEED, step, len(labels))
+        drawn = None if drawn is None else torch.from_numpy(drawn)
+        loss = dense_loss(
+            embeddings,
+            weight,
+            labels,
+            case.margin,
+            at_work=at_work,
+            drawn=drawn,
+            lifted=lifted,
+            interclass_threshold=case.options.get("interclass_threshold", 0.0),
+        )
+        d_embeddings, d_weight = torch.autograd.grad(loss, [embeddings, weight], materialize_grads=True)
+        losses.append(loss.detach())
+        gradients.append(d_embeddings)
+        with torch.no_grad():  # torch.optim.SGD's arithmetic, on the rows at work
+            momentum[at_work] = MOMENTUM * momentum[at_work] + d_weight[at_work] + DECAY * weight[at_work]
+            weight[at_work] -= RATE * momentum[at_work]
+    return losses, gradients, weight.detach(), momentum
+
+
+def sampled(case: Case, labels: Tensor, step: int) -> tuple[Tensor, float]:
+    at_work = torch.zeros(case.num_classes, dtype=torch.bool)
+    rate = case.options.get("sample_rate", 1.0)
+    if rate == 1.0:
+        return ~at_work, 0.0
+    drawn = sampling.sampled(case.num_classes, rate, SEED, step, range(case.num_classes))
+    at_work[torch.from_numpy(drawn)] = True
+    at_work[labels[labels >= 0]] = True
+    share = max(1, round(rate * case.num_classes)) / case.num_classes
+    return at_work, -math.log(share) if "correction" in case.options else 0.0
+
+
+def sharded(
+    case: Case, device: str, loss_scale: float = 1.0
+) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
+    """The same on this rank: its images' gradients, its rows."""
+    head = PartialFC(
+        case.num_classes,
+        WIDTH,
+        case.margin,
+        seed=SEED,
+        momentum=MOMENTUM,
+        weight_decay=DECAY,
+        dtype=torch.float64,
+        device=device,
+        **case.options,
+    )
+    losses, gradients = [], []
+    for step, (embeddings, labels) in enumerate(zip(case.embeddings(), case.labels, strict=True)):
+        local = mine(embeddings).to(device).requires_grad_()
+        loss = head(local, head.prepare(torch.tensor(labels), step))
+        (loss * loss_scale).backward()
+        head.update(RATE)
+        losses.append(loss.detach().cpu())
+        gradients.append((local.grad / loss_scale).cpu())
+    return losses, gradients, head.centers.weight.cpu(), head.centers.momentum.cpu()
+
+
+def mine(rows: Tensor) -> Tensor:
+    """This rank's block; a batch of one image per rank is made by giving every rank the whole of it."""
+    size = dist.get_world_size()
+    return rows.chunk(size)[dist.get_rank()]
+
+
+def assert_same(ranks, case: Case, world_size: int, device: str, **more: float) -> None:
+    losses, gradients, weight, momentum = dense(case)
+    results = ranks.run(world_size, sharded, case, device, *more.values())
+    for rank_losses, *_ in results:
+        torch.testing.assert_close(rank_losses, losses)
+    of_ranks = [torch.cat(parts) for parts in zip(*(gradients for _, gradients, *_ in results), strict=True)]
+    torch.testing.assert_close(of_ranks, gradients, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(torch.cat([rows for _, _, rows, _ in results]), weight, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(torch.cat([rows for *_, rows in results]), momentum, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("margin", MARGINS, ids=repr)
+def test_sharded_is_dense(ranks, device, margin, options, world_size):
+    assert_same(ranks, Case(margin, options=options), world_size, device)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("margin", [CosFace(), *ORDERS], ids=repr)
+@pytest.mark.parametrize("name", [name for name in BATCHES if not name.startswith("one image")])
+def test_sharded_is_dense_for_unusual_batches(ranks, device, name, margin, world_size):
+    labels, num_classes = BATCHES[name]
+    assert_same(ranks, Case(margin, num_classes, labels), world_size, device)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_sharded_is_dense_with_one_image_a_rank(ranks, device, world_size):
+    case = Case(
+        ElasticArcFace(order="paper", scale=8.0), labels=[[3, 0, 6][:world_size], [-1, 5, 2][:world_size]]
+    )
+    assert_same(ranks, case, world_size, device)
+
+
+def test_a_loss_scale_changes_neither_loss_nor_rows(ranks, device):
+    assert_same(ranks, Case(ArcFace(), options={"sample_rate": 0.5}), 2, device, loss_scale=1024.0)
+
+
+@pytest.mark.parametrize(("label", "found"), [(7, "label 7"), (-2, "label -2")])
+def test_a_label_that_is_no_class_is_refused(ranks, label, found):
+    with pytest.raises(AssertionError, match=f"image 1 of the batch has {found}; wanted 0 to 6, or -1"):
+        ranks.run(1, prepare_only, [0, label])
+
+
+def prepare_only(labels: list[int]) -> None:
+    PartialFC(7, WIDTH, CosFace()).prepare(torch.tensor(labels), 0)
+
+
+def step_that_is_not_finite(device: str) -> bool:
+    head = PartialFC(7, WIDTH, ArcFace(), sample_rate=0.5, device=device)
+    before = head.centers.weight.clone(), head.centers.momentum.clone()
+    embeddings = torch.full((2, WIDTH), torch.nan, device=device, requires_grad=True)
+    head(embeddings, head.prepare(torch.tensor([1, 2, 3, 4]), 0)).backward()
+    head.update(RATE, torch.tensor(False, device=device))
+    return all(map(torch.equal, before, (head.centers.weight, head.centers.momentum)))
+
+
+def test_a_step_that_is_not_finite_changes_no_row(ranks, device):
+    assert ranks.run(2, step_that_is_not_finite, device) == [True, True]
+
+
+COLLECTIVES = [
+    (dist, "all_reduce"),
+    (dist, "barrier"),
+    (dist, "broadcast"),
+    (dist, "all_gather_object"),
+    (comm, "_all_gather"),
+    (comm, "_reduce_scatter"),
+]
+
+
+def count_collectives(margin: AnyMargin) -> tuple[int, int, int]:
+    """Collectives of the head's prepare, of its forward, and of its backward and update."""
+    head = PartialFC(7, WIDTH, margin, sample_rate=0.5)
+    embeddings = torch.randn(3, WIDTH, requires_grad=True)
+    with ExitStack() as stack:
+        spies = [stack.enter_context(mock.patch.object(*it, wraps=getattr(*it))) for it in COLLECTIVES]
+        work = head.prepare(torch.tensor([0, 1, 2, 3, 4, 5]), 0)
+        prepared = sum(spy.call_count for spy in spies)
+        loss = head(embeddings, work)
+        forward = sum(spy.call_count for spy in spies) - prepared
+        loss.backward()
+        head.update(RATE)
+        return prepared, forward, sum(spy.call_count for spy in spies) - prepared - forward
+
+
+@pytest.mark.parametrize("margin", MARGINS, ids=repr)
+def test_collectives_of_a_step(ranks, margin):
+    ordered = getattr(margin, "order", "none") != "none"
+    assert ranks.run(2, count_collectives, margin) == [(0, 3 if ordered else 2, 1)] * 2
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails on what would make the host wait for the device: reading a value, or a shape that values decide."""
+
+    FORBIDDEN = (
+        "aten._local_scalar_dense",
+        "aten.nonzero",
+        "aten.masked_select",
+        "aten._unique",
+        "aten.unique",
+    )
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert not str(function).startswith(self.FORBIDDEN), f"{function} waits for the device"
+        return function(*args, **(kwargs or {}))
+
+
+def step_without_waiting(margin: AnyMargin) -> None:
+    head = PartialFC(7, WIDTH, margin, sample_rate=0.5, interclass_threshold=0.5)
+    embeddings = torch.randn(2, WIDTH, requires_grad=True)
+    with NoWaiting():
+        with pytest.raises(AssertionError, match="waits for the device"):
+            embeddings.sum().item()
+        head(embeddings, head.prepare(torch.tensor([1, 2, -1, 4]), 0)).backward()
+        head.update(RATE, embeddings.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("margin", MARGINS, ids=repr)
+def test_a_step_never_waits_for_the_device(ranks, margin):
+    ranks.run(2, step_without_waiting, margin)
