@@ -28,9 +28,14 @@ _ALLOWED = {
 class Pairs:
     """A verification set of P pairs."""
 
-    name: str  # the file's, without .bin
+    path: Path
     images: list[Encoded]  # [2 P]; 2 i and 2 i + 1 are pair i
     same: NDArray[np.bool_]  # [P] whether a pair shows one person
+
+    @property
+    def name(self) -> str:
+        """The file's, without .bin."""
+        return self.path.stem
 
 
 def load_pairs(path: Path) -> Pairs:
@@ -56,7 +61,7 @@ def load_pairs(path: Path) -> Pairs:
             f"{path}: {found} images and issame; wanted two images a pair, and 10 pairs at least"
         )
     return Pairs(
-        path.stem, [_encoded(path, place, image) for place, image in enumerate(images)], np.array(same, bool)
+        path, [_encoded(path, place, image) for place, image in enumerate(images)], np.array(same, bool)
     )
 
 

@@ -1,0 +1,77 @@
+"""The improved residual network of ArcFace (arXiv 1801.07698, section 3.1).
+
+Names and shapes of its state_dict are those of the checkpoints in common use, so that their weights load.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from partialfc.backbones.projection import Projection
+
+
+class IResNet(nn.Sequential):
+    """float images [b, 3, H, W] in [-1, 1] -> float32 embeddings [b, D], not normalised.
+
+    Stage i has `depths[i]` blocks of `width` * 2**i channels, and halves height and width, rounding up.
+    """
+
+    def __init__(
+        self, depths: Sequence[int], *, width: int, input_size: int, embedding: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.input_size = input_size
+        self.add_module("conv1", nn.Conv2d(3, width, 3, padding=1, bias=False))
+        self.add_module("bn1", nn.BatchNorm2d(width))
+        self.add_module("prelu", nn.PReLU(width))
+        channels = width
+        for stage, depth in enumerate(depths):
+            self.add_module(f"layer{stage + 1}", _stage(channels, width << stage, depth))
+            channels = width << stage
+        side = -(-input_size >> len(depths))
+        self.add_module("bn2", nn.BatchNorm2d(channels))
+        self.add_module("flatten", nn.Flatten())
+        self.add_module("dropout", nn.Dropout(dropout))
+        self.add_module("fc", Projection(channels * side * side, embedding))
+        self.add_module("features", _unscaled_norm(embedding))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.1)
+
+
+class _Block(nn.Module):
+    """Two 3 x 3 convolutions between three normalisations, added to the input, or to its projection where
+    the shapes differ.
+    """
+
+    def __init__(self, channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.prelu = nn.PReLU(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.downsample = nn.Identity() if stride == 1 else _downsample(channels, out_channels, stride)
+
+    def forward(self, images: Tensor) -> Tensor:
+        inner = self.prelu(self.bn2(self.conv1(self.bn1(images))))
+        return self.bn3(self.conv2(inner)) + self.downsample(images)
+
+
+def _downsample(channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+    )
+
+
+def _stage(channels: int, out_channels: int, depth: int) -> nn.Sequential:
+    rest = (_Block(out_channels, out_channels, stride=1) for _ in range(depth - 1))
+    return nn.Sequential(_Block(channels, out_channels, stride=2), *rest)
+
+
+def _unscaled_norm(channels: int) -> nn.BatchNorm1d:
+    """BatchNorm whose weight stays 1: the loss normalises the embedding anyway."""
+    norm = nn.BatchNorm1d(channels)
+    norm.weight.requires_grad_(False)
+    return norm

@@ -1,0 +1,148 @@
+"""The batches that a rank gets, ready on the device, with the labels of all ranks.
+
+Legend: B images in the global batch, b = B / W of them on this rank, H x H pixels.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from partialfc.config import AugmentConfig
+from partialfc.data.augment import augmented
+from partialfc.data.dataset import RecordDataset
+from partialfc.data.images import Pixels
+from partialfc.data.order import Place, RankBatches
+from partialfc.runtime import comm
+from partialfc.runtime.comm import Ranks
+from partialfc.runtime.errors import one_line
+
+IGNORE = -1  # the label of an image that counts for nothing
+_UNREAD = -2  # stands for the labels of a rank that could not read its images
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's data."""
+
+    images: Tensor  # [b, H, H, 3] uint8, of this rank, on the device
+    labels: Tensor  # [B] int64, of all ranks in rank order, on the host
+    waited: float  # seconds that the reading held up the rank
+
+
+@dataclass(frozen=True)
+class _Unread:
+    """Stands for what could not be read: a value, so that it comes out of a worker without its traceback."""
+
+    message: str
+
+
+_Sample = tuple[Pixels, int]
+_Part = tuple[Tensor, Tensor]  # images, labels
+
+
+class Loader:
+    """Reads this rank's part of every global batch in worker processes.
+
+    The labels of the next step are gathered over the host group while the current one computes; the device
+    is never waited for. An image that one rank cannot read is an AgreedError on all.
+    """
+
+    def __init__(
+        self,
+        dataset: RecordDataset,
+        augment: AugmentConfig,
+        *,
+        batch: int,
+        seed: int,
+        workers: int,
+        ranks: Ranks,
+    ) -> None:
+        self._dataset, self._augment, self._ranks = dataset, augment, ranks
+        self._batch, self._seed, self._workers = batch, seed, workers
+        self._copies = torch.cuda.Stream(ranks.device) if ranks.device.type == "cuda" else None
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """The batches of the steps from `start` to before `stop`, whatever the steps before."""
+        reading = iter(self._reader(range(start, stop)))
+        ahead = None
+        for _ in range(start, stop):
+            began = time.perf_counter()
+            part = next(reading)
+            waited = time.perf_counter() - began
+            gathering = comm.start_gather(self._labels(part), self._ranks.host)
+            if ahead is not None:
+                yield self._ready(*ahead)
+            ahead = part, gathering, waited
+        if ahead is not None:
+            yield self._ready(*ahead)
+
+    def _reader(self, steps: range) -> DataLoader[Any]:
+        mine = RankBatches(
+            self._seed, self._batch, len(self._dataset), self._ranks.rank, self._ranks.size, steps
+        )
+        return DataLoader(
+            _Augmented(self._dataset, self._augment, self._seed),
+            batch_sampler=mine,
+            collate_fn=_collated,
+            num_workers=self._workers,
+            multiprocessing_context="spawn" if self._workers else None,  # threads do not survive a fork
+            worker_init_fn=_use_one_thread,
+            pin_memory=self._copies is not None,
+        )
+
+    def _labels(self, part: _Part | _Unread) -> Tensor:
+        if isinstance(part, _Unread):
+            return torch.full((self._batch // self._ranks.size,), _UNREAD)
+        return part[1]
+
+    def _ready(self, part: _Part | _Unread, gathering: tuple[Tensor, comm.Work], waited: float) -> Batch:
+        labels, gathered = gathering
+        gathered.wait()
+        if (labels == _UNREAD).any():
+            comm.raise_first(part.message if isinstance(part, _Unread) else None, self._ranks)
+        assert not isinstance(part, _Unread)
+        return Batch(self._on_device(part[0]), labels, waited)
+
+    def _on_device(self, images: Tensor) -> Tensor:
+        if self._copies is None:
+            return images
+        with torch.cuda.stream(self._copies):
+            images = images.to(self._ranks.device, non_blocking=True)
+        compute = torch.cuda.current_stream(self._ranks.device)
+        compute.wait_stream(self._copies)
+        images.record_stream(compute)
+        return images
+
+
+class _Augmented(Dataset[_Sample | _Unread]):
+    """A sample as it is at its place in the run."""
+
+    def __init__(self, dataset: RecordDataset, augment: AugmentConfig, seed: int) -> None:
+        self._dataset, self._augment, self._seed = dataset, augment, seed
+
+    def __getitem__(self, place: Place) -> _Sample | _Unread:
+        try:
+            pixels, label = self._dataset[place.sample]
+        except (ValueError, OSError) as error:
+            return _Unread(one_line(error))
+        pixels = augmented(pixels, self._augment, seed=self._seed, epoch=place.epoch, sample=place.sample)
+        return pixels, IGNORE if place.padding else label
+
+
+def _collated(samples: list[_Sample | _Unread]) -> _Part | _Unread:
+    for sample in samples:
+        if isinstance(sample, _Unread):
+            return sample
+    pixels, labels = zip(*(sample for sample in samples if not isinstance(sample, _Unread)), strict=True)
+    return torch.from_numpy(np.stack(pixels)), torch.tensor(labels, dtype=torch.int64)
+
+
+def _use_one_thread(worker: int) -> None:
+    cv2.setNumThreads(0)  # workers are the parallelism; torch sets its own threads to 1

@@ -1,0 +1,62 @@
+"""Built-in identities, drawn and packed by the real packer: something to train on where there is nothing."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+from partialfc.config import SyntheticData
+from partialfc.data import images, packing
+from partialfc.data.synthetic.photograph import photograph
+from partialfc.runtime.files import locked
+
+_FOLDS = 10
+_QUALITY = 90  # of the JPEGs
+_CHUNK = 50  # images that a process draws at a time
+
+Picture = tuple[int, int]  # identity and number of the image
+
+
+def ensure(folder: Path, wanted: SyntheticData, seed: int) -> None:
+    """Draw train.rec and unseen.bin into `folder`, unless they are there; of several processes, one draws."""
+    with locked(folder / ".lock"):
+        if (folder / "property").exists() and (folder / "unseen.bin").exists():
+            return
+        # Spawned: a process that holds a process group and threads is not forked.
+        with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=get_context("spawn")) as pool:
+            draw = partial(_drawn, seed, wanted)
+            listed = _pairs(wanted)
+            shown = [picture for pair in listed for picture in pair]
+            encoded = list(pool.map(draw, shown, chunksize=_CHUNK))
+            packing.write_pairs(
+                folder / "unseen.bin", encoded, [first[0] == second[0] for first, second in listed]
+            )
+            pictures = [
+                (label, image) for label in range(wanted.identities) for image in range(wanted.images)
+            ]
+            drawn = pool.map(draw, pictures, chunksize=_CHUNK)
+            samples = ((label, picture) for (label, _), picture in zip(pictures, drawn, strict=True))
+            packing.write_pack(folder, samples, num_classes=wanted.identities, size=wanted.size)
+
+
+def _drawn(seed: int, wanted: SyntheticData, picture: Picture) -> bytes:
+    identity, image = picture
+    pixels = photograph(seed, identity, image, size=wanted.size, difficulty=wanted.difficulty)
+    return images.encode_jpeg(pixels, _QUALITY)
+
+
+def _pairs(wanted: SyntheticData) -> list[tuple[Picture, Picture]]:
+    """Ten folds of pairs, half of each the same identity; no identity is in two folds, or trained on."""
+    per_fold = wanted.pairs // _FOLDS
+    return [pair for fold in range(_FOLDS) for pair in _fold_pairs(wanted, fold, per_fold)]
+
+
+def _fold_pairs(wanted: SyntheticData, fold: int, count: int) -> Iterator[tuple[Picture, Picture]]:
+    mine = range(wanted.identities + fold, wanted.identities + wanted.unseen, _FOLDS)
+    for pair in range(count):
+        identity = other = mine[pair % len(mine)]
+        if pair >= count // 2:
+            other = mine[(pair + 1 + pair // len(mine) % (len(mine) - 1)) % len(mine)]
+        yield (identity, 2 * pair), (other, 2 * pair + 1)

@@ -1,0 +1,89 @@
+"""Verification of a backbone on .bin sets, on all ranks."""
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from partialfc.backbones import IResNet
+from partialfc.data import images
+from partialfc.data.augment import network_input
+from partialfc.data.images import Encoded
+from partialfc.evaluation import metrics
+from partialfc.evaluation.pairs import Pairs
+from partialfc.runtime import comm
+from partialfc.runtime.comm import Ranks
+
+Scores = dict[str, dict[str, float]]  # of each set, by its name
+
+
+def verify(
+    backbone: IResNet,
+    sets: Iterable[Pairs],
+    ranks: Ranks,
+    *,
+    batch: int,
+    autocast: AbstractContextManager[object],
+) -> Scores:
+    """`metrics.scores` of each set by its name, the same on every rank.
+
+    The similarity of two images is the cosine of their embeddings, each the sum over the image and its mirror
+    image. AgreedError where an image cannot be read.
+    """
+    was_training = backbone.training
+    backbone.eval()
+    scores = {}
+    with torch.no_grad(), autocast:
+        for pairs in sets:
+            embeddings = _embedded(backbone, pairs, ranks, batch=batch)
+            similarity = (embeddings[0::2] * embeddings[1::2]).sum(1).double().cpu().numpy()
+            scores[pairs.name] = metrics.scores(similarity, pairs.same)
+    backbone.train(was_training)
+    return scores
+
+
+def _embedded(backbone: IResNet, pairs: Pairs, ranks: Ranks, *, batch: int) -> Tensor:
+    """Unit embeddings [2 P, D] of all images, on every rank.
+
+    The images go through in fixed blocks of `batch`, the last one padded, dealt out to the ranks in turn:
+    what a block computes does not depend on the number of ranks.
+    """
+    blocks = -(-len(pairs.images) // batch)
+    turns = -(-blocks // ranks.size)
+    parts = []
+    with comm.together(ranks), ThreadPoolExecutor(2) as pool:  # decoding releases the interpreter
+        for turn in range(turns):
+            first = (turn * ranks.size + ranks.rank) * batch
+            block = _decoded(
+                pairs, range(first, min(first + batch, len(pairs.images))), batch, backbone, pool
+            )
+            pixels = block.to(ranks.device)
+            parts.append(backbone(network_input(pixels)) + backbone(network_input(pixels.flip(2))))
+    everyone = comm.gather_rows(normalize(torch.cat(parts).float()), ranks.group)
+    in_turn = everyone.view(ranks.size, turns, batch, -1).transpose(0, 1)
+    return in_turn.reshape(ranks.size * turns * batch, -1)[: len(pairs.images)]
+
+
+def _decoded(
+    pairs: Pairs, places: Sequence[int], batch: int, backbone: IResNet, pool: ThreadPoolExecutor
+) -> Tensor:
+    """uint8 [batch, H, H, 3]: the images at `places`, then black ones."""
+
+    def decode(place: int) -> images.Pixels:
+        return _decode(pairs.images[place], backbone.input_size, f"{pairs.path}: image {place}")
+
+    block = np.zeros((batch, backbone.input_size, backbone.input_size, 3), np.uint8)
+    for row, pixels in enumerate(pool.map(decode, places)):
+        block[row] = pixels
+    return torch.from_numpy(block)
+
+
+def _decode(encoded: Encoded, size: int, place: str) -> images.Pixels:
+    try:
+        return images.decode(encoded, size)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None

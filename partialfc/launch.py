@@ -1,0 +1,95 @@
+"""Starts the ranks of a run on this machine, with the recipe checked before any of them starts.
+
+torch's elastic agent starts and watches them; unlike the torchrun command, this ends with the exit code of the
+first rank that failed, and leaves it to that rank to say why.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from partialfc.config import Config, load_config
+from partialfc.runtime.errors import told
+
+CPU_RANKS = 2  # without GPUs: enough to show that ranks work together
+
+
+def world_sizes(batch: int) -> list[int]:
+    """The numbers of ranks that a batch can be dealt out to, two images at least to each, ascending; maybe none."""
+    return [size for size in range(1, batch // 2 + 1) if batch % size == 0]
+
+
+def num_ranks(config: Config, wanted: int | None, nodes: int) -> int:
+    """How many ranks to start on each of `nodes` nodes: `wanted`, else one per GPU, as many as the batch allows.
+
+    ValueError where `wanted`, or any number on so many nodes, does not fit the batch.
+    """
+    fitting = [size for size in world_sizes(config.train.batch) if size % nodes == 0]
+    if wanted is not None and wanted * nodes not in fitting:
+        raise ValueError(
+            f"train.batch {config.train.batch} cannot be dealt out to {wanted * nodes} ranks; "
+            f"wanted one of {', '.join(map(str, fitting)) or 'none'}"
+        )
+    use_cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    devices = torch.cuda.device_count() if use_cuda else CPU_RANKS
+    if devices == 0 or ((wanted or 0) > devices and use_cuda):
+        raise ValueError(f"{wanted or 1} ranks on cuda, but torch sees {devices} GPUs on this machine")
+    chosen = wanted or max((size // nodes for size in fitting if size // nodes <= devices), default=0)
+    if chosen == 0:
+        raise ValueError(f"train.batch {config.train.batch} cannot be dealt out to ranks on {nodes} nodes")
+    return chosen
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Check the recipe, start the ranks, wait for them."""
+    parser = argparse.ArgumentParser(prog="launch.sh", description="Train from a recipe on this machine.")
+    parser.add_argument("--ranks", type=int, help="processes to start; default: one per GPU, or 2 on the CPU")
+    parser.add_argument(
+        "--nodes", type=int, default=1, help="machines that take part, each with its own launcher"
+    )
+    parser.add_argument("--endpoint", default="localhost:0", help="host:port where several nodes meet")
+    parser.add_argument("--id", default=str(uuid.uuid4()), help="names the job at the endpoint")
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    options = parser.parse_args(arguments)
+    with told():
+        config = load_config(options.recipe, options.overrides)
+        ranks = num_ranks(config, options.ranks, options.nodes)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
+    sys.exit(_launched(options, ranks))
+
+
+def _launched(options: argparse.Namespace, ranks: int) -> int:
+    """The exit code of the run."""
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the rank that failed says why
+    config = LaunchConfig(
+        min_nodes=options.nodes,
+        max_nodes=options.nodes,
+        nproc_per_node=ranks,
+        run_id=options.id,
+        rdzv_backend="c10d",
+        rdzv_endpoint=options.endpoint,
+        max_restarts=0,
+    )
+    module = ["-m", "partialfc.train", str(options.recipe), *options.overrides]
+    try:
+        elastic_launch(config, sys.executable)(*module)
+    except ChildFailedError as failure:
+        code = failure.get_first_failure()[1].exitcode
+        return code if code > 0 else 128 - code  # a signal, as a shell tells it
+    except SignalException as received:
+        return 128 + int(received.sigval)
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Everything that a training run consists of, built from its recipe; and what of it is saved."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import torch
+
+from partialfc.backbones import IResNet, build_backbone
+from partialfc.config import Config
+from partialfc.data import RecordDataset, order, synthetic
+from partialfc.data.loader import Loader
+from partialfc.evaluation.pairs import Pairs, load_pairs
+from partialfc.evaluation.verify import Scores, verify
+from partialfc.head import PartialFC
+from partialfc.runtime import checkpoint
+from partialfc.runtime.checkpoint import Checkpoints
+from partialfc.runtime.comm import Ranks
+from partialfc.runtime.optim import BackboneOptimizer
+from partialfc.runtime.replicas import RunningStatistics
+from partialfc.runtime.schedule import in_steps
+
+
+@dataclass
+class Run:
+    """A run after `step` steps."""
+
+    config: Config
+    ranks: Ranks
+    num_samples: int
+    backbone: IResNet
+    statistics: RunningStatistics
+    head: PartialFC
+    optimizer: BackboneOptimizer
+    loader: Loader
+    sets: list[Pairs]
+    checkpoints: Checkpoints
+    step: int = 0
+    seconds: float = 0.0  # that its steps took, up to the checkpoint it goes on from
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which every image is seen once."""
+        return order.steps_per_epoch(self.config.train.batch, self.num_samples)
+
+    @property
+    def last_step(self) -> int:
+        """How many steps the run has."""
+        return in_steps(self.config.train.length, self.steps_per_epoch)
+
+    def verify(self) -> Scores:
+        """The scores of every verification set, the same on every rank."""
+        self.statistics.average(self.ranks.group)
+        batch = self.config.evaluation.batch
+        return verify(self.backbone, self.sets, self.ranks, batch=batch, autocast=self.optimizer.autocast())
+
+    def save(self, seconds: float) -> None:
+        """A checkpoint of the present step, which the run reached in `seconds`."""
+        self.statistics.average(self.ranks.group)
+        self.checkpoints.save(self.step, self._state(), seconds)
+
+    def restore(self, path: Path) -> None:
+        """Go on from a checkpoint."""
+        self.step, self.seconds = self.checkpoints.load(path, self._state())
+
+    def _state(self) -> checkpoint.State:
+        """All tensors that the next step depends on; everything random is a function of seed and step."""
+        centers, classes = self.head.centers, self.head.num_classes
+        scale = self.optimizer.loss_scale
+        return {
+            "backbone": self.backbone.state_dict(),
+            "backbone_momentum": self.optimizer.momenta,
+            "loss_scale": {"value": scale.value, "streak": scale.streak},
+            "centers": checkpoint.sharded(centers.weight, classes, self.ranks),
+            "centers_momentum": checkpoint.sharded(centers.momentum, classes, self.ranks),
+        }
+
+
+def build_run(config: Config, ranks: Ranks) -> Run:
+    """A fresh run, at step 0. No collectives; ValueError or OSError where recipe, data and ranks do not fit."""
+    _check_block(config, ranks)
+    if config.data.synthetic is not None:
+        synthetic.ensure(Path(config.data.path), config.data.synthetic, config.seed)
+    torch.manual_seed(config.seed)  # the initial weights, the same on every rank
+    backbone = build_backbone(config.backbone)
+    backbone.to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    statistics = RunningStatistics(backbone)
+    dataset = RecordDataset(Path(config.data.path), image_size=backbone.input_size)
+    return Run(
+        config=config,
+        ranks=ranks,
+        num_samples=len(dataset),
+        backbone=backbone,
+        statistics=statistics,
+        head=_head(config, dataset.num_classes, ranks),
+        optimizer=BackboneOptimizer(backbone, config.optim, ranks),
+        loader=Loader(
+            dataset,
+            config.augment,
+            batch=config.train.batch,
+            seed=config.seed,
+            workers=config.data.workers,
+            ranks=ranks,
+        ),
+        sets=[load_pairs(path) for path in sorted(Path(config.data.path).glob("*.bin"))],
+        checkpoints=_checkpoints(config, dataset, ranks),
+    )
+
+
+def _check_block(config: Config, ranks: Ranks) -> None:
+    block, rest = divmod(config.train.batch, ranks.size)
+    if rest or block < 2:
+        raise ValueError(
+            f"train.batch {config.train.batch} on {ranks.size} ranks; wanted the same number of images on each, "
+            "and two at least, for BatchNorm"
+        )
+
+
+def _head(config: Config, num_classes: int, ranks: Ranks) -> PartialFC:
+    return PartialFC(
+        num_classes,
+        config.backbone.embedding,
+        config.margin,
+        sample_rate=config.head.sample_rate,
+        correction=config.head.correction,
+        interclass_threshold=config.head.interclass_threshold,
+        momentum=config.optim.momentum,
+        weight_decay=config.optim.weight_decay,
+        seed=config.seed,
+        device=ranks.device,
+        group=ranks.group,
+    )
+
+
+def _checkpoints(config: Config, dataset: RecordDataset, ranks: Ranks) -> Checkpoints:
+    facts = {
+        "num_classes": dataset.num_classes,
+        "num_samples": len(dataset),
+        "backbone": msgspec.to_builtins(config.backbone),
+        "seed": config.seed,
+        "batch": config.train.batch,
+    }
+    folder = Path(config.output, "checkpoints")
+    return Checkpoints(folder, facts, keep=config.checkpoint.keep, ranks=ranks)

@@ -1,0 +1,119 @@
+"""Checkpoints: the state of a run in folders that are there whole or not at all, loadable at any world size.
+
+Written by torch.distributed.checkpoint, class centres as DTensors sharded by rows. The folder
+`step_00001000` is written under another name and renamed; the link `latest` then moves to it.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
+
+from partialfc.runtime import comm
+from partialfc.runtime.comm import AgreedError, Ranks
+
+_FACTS = "run.json"
+_LATEST = "latest"
+
+State = dict[str, Any]  # of tensors, maybe nested
+
+
+def sharded(rows: Tensor, num_rows: int, ranks: Ranks) -> DTensor:
+    """This rank's rows [n, D] as its part of a tensor [num_rows, D] split by Shard(0); shares memory."""
+    mesh = DeviceMesh.from_group(ranks.group, ranks.device.type)
+    shape = torch.Size([num_rows, *rows.shape[1:]])
+    return DTensor.from_local(rows, mesh, [Shard(0)], run_check=False, shape=shape, stride=rows.stride())
+
+
+class Checkpoints:
+    """Those of one run, in `folder`. All ranks call the methods alike.
+
+    facts: what must not change between save and load, such as the number of classes; compared before loading.
+    """
+
+    def __init__(self, folder: Path, facts: dict[str, Any], *, keep: int, ranks: Ranks) -> None:
+        self._folder, self._facts, self._keep, self._ranks = folder, facts, keep, ranks
+
+    def save(self, step: int, state: State, seconds: float) -> None:
+        """Write `state`, let `latest` point to it, and remove the oldest but `keep`. seconds: of the run so far."""
+        path = self._folder / f"step_{step:08d}"
+        draft = self._folder / f".{path.name}.draft"
+        with comm.together(self._ranks):
+            if self._ranks.first:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                for left in self._folder.glob(".step_*.draft"):
+                    shutil.rmtree(left)
+        with _agreed(draft):
+            dcp.save(state, checkpoint_id=draft, process_group=self._ranks.host)
+        with comm.together(self._ranks):
+            if self._ranks.first:
+                facts = {"step": step, "seconds": seconds, **self._facts}
+                (draft / _FACTS).write_bytes(msgspec.json.format(msgspec.json.encode(facts)))
+                self._publish(draft, path)
+
+    def to_resume(self, resume: str) -> Path | None:
+        """The checkpoint that `auto`, `never` or a path means; None: start afresh. Equal on all ranks.
+
+        ValueError where the path is no checkpoint, and where `never` would mix two runs in one folder.
+        """
+        latest = self._folder / _LATEST
+        newest = latest.resolve() if latest.exists() else max(self._folder.glob("step_*"), default=None)
+        if resume == "auto":
+            return newest
+        if resume == "never":
+            if newest is not None:
+                raise ValueError(f"checkpoint.resume: never, but {newest} is there; name another `output`")
+            return None
+        if not (Path(resume) / _FACTS).exists():
+            raise ValueError(
+                f"checkpoint.resume: {resume} is no checkpoint; wanted auto, never or a folder step_*"
+            )
+        return Path(resume)
+
+    def load(self, path: Path, state: State) -> tuple[int, float]:
+        """Fill the tensors of `state` in place; returns the step and the run's seconds. Equal on all ranks.
+
+        AgreedError where the checkpoint is another run's, or damaged.
+        """
+        with comm.together(self._ranks):
+            facts = msgspec.json.decode((path / _FACTS).read_bytes())
+            for name, wanted in self._facts.items():
+                if (found := facts.get(name)) != wanted:
+                    raise ValueError(
+                        f"checkpoint {path}: made with {name} {found}, the recipe says {wanted}; "
+                        f"go on with {found}, or name another `output`"
+                    )
+        with _agreed(path):
+            dcp.load(state, checkpoint_id=path, process_group=self._ranks.host)
+        return int(facts["step"]), float(facts["seconds"])
+
+    def _publish(self, draft: Path, path: Path) -> None:
+        shutil.rmtree(path, ignore_errors=True)  # a run that went back saves a step again
+        draft.replace(path)
+        link = self._folder / f".{_LATEST}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(path.name)
+        os.replace(link, self._folder / _LATEST)
+        by_age = sorted(self._folder.glob("step_*"), key=lambda one: (one / _FACTS).stat().st_mtime_ns)
+        for old in by_age[: -self._keep]:
+            shutil.rmtree(old)
+
+
+@contextmanager
+def _agreed(path: Path) -> Iterator[None]:
+    """What torch.distributed.checkpoint raises on all ranks at once, in one line."""
+    try:
+        yield
+    except CheckpointException as error:
+        rank, (reason, _) = min(error.failures.items())
+        raise AgreedError(f"checkpoint {path}: rank {rank}: {' '.join(str(reason).split())}") from None

@@ -1,0 +1,86 @@
+"""The step of the parameters that every rank has a replica of: loss scale, clipping, and skips decided on the device."""
+
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+from partialfc.config import OptimConfig
+from partialfc.runtime.comm import Ranks
+from partialfc.runtime.replicas import ReplicatedGradients
+
+_GROWTH_INTERVAL = 2000  # steps without an overflow after which the loss scale doubles
+
+
+class LossScale:
+    """What a loss is multiplied by before backward so that fp16 gradients do not vanish; lives on the device.
+
+    Halved after an overflow, doubled after 2000 steps without one, as torch.amp.GradScaler does, but without
+    asking the device. Where not enabled it stays 1.
+    """
+
+    def __init__(self, *, enabled: bool, device: torch.device) -> None:
+        self._enabled = enabled
+        self.value = torch.full((), 2.0**16 if enabled else 1.0, device=device)
+        self.streak = torch.zeros((), device=device)  # steps since it last changed
+
+    def update(self, finite: Tensor) -> None:
+        """After a step, in place; finite: bool scalar."""
+        if not self._enabled:
+            return
+        self.streak.add_(1).mul_(finite)
+        grown = self.streak >= _GROWTH_INTERVAL
+        self.value.mul_(torch.where(finite, torch.where(grown, 2.0, 1.0), 0.5))
+        self.streak.mul_(~grown)
+
+
+class BackboneOptimizer:
+    """SGD with momentum of the parameters of `backbone`, clipped by the norm of all gradients together."""
+
+    def __init__(self, backbone: nn.Module, config: OptimConfig, ranks: Ranks) -> None:
+        self._config, self._device = config, ranks.device
+        named = {name: it for name, it in backbone.named_parameters() if it.requires_grad}
+        self.gradients = ReplicatedGradients(named.values(), ranks.group)
+        self.loss_scale = LossScale(enabled=config.precision == "fp16", device=ranks.device)
+        self._sgd = torch.optim.SGD(
+            named.values(),
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        # Made here and not at the first step, which may be one that is skipped.
+        self.momenta = {name: torch.zeros_like(parameter) for name, parameter in named.items()}
+        for name, parameter in named.items():
+            self._sgd.state[parameter]["momentum_buffer"] = self.momenta[name]
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Around the backbone: computes in the recipe's precision."""
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self._config.precision)
+        return torch.autocast(self._device.type, dtype, enabled=dtype is not None)
+
+    def backward(self, loss: Tensor) -> None:
+        """From the loss to every parameter's `.grad`, summed over the ranks, times the loss scale."""
+        self.gradients.zero()
+        with self.gradients.summed():
+            (loss * self.loss_scale.value).backward()
+
+    def step(self, rate: float, loss: Tensor) -> tuple[Tensor, Tensor]:
+        """One step at learning rate `rate`, after backward(loss).
+
+        Returns scalars on the device: the gradient's norm before clipping, and whether it and the loss are
+        finite. Where not, nothing changes. Both are the same on every rank, as the summed gradients and the
+        loss are.
+        """
+        norm = self.gradients.norm() / self.loss_scale.value
+        finite = norm.isfinite() & loss.isfinite()
+        clip = self._config.clip
+        excess = (norm / clip).clamp_min(1.0) if clip else torch.ones_like(norm)
+        for group in self._sgd.param_groups:
+            group["lr"] = rate
+        # Fused optimizers divide by grad_scale, and leave everything as it is where found_inf is 1, on the device.
+        self._sgd.grad_scale = self.loss_scale.value * excess  # type: ignore[attr-defined]
+        self._sgd.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        self._sgd.step()
+        self.loss_scale.update(finite)
+        return norm, finite

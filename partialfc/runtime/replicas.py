@@ -1,0 +1,126 @@
+"""What every rank has a replica of: gradients, summed over the ranks, and running statistics, averaged.
+
+The buckets are the same in every step of every run. DistributedDataParallel lays them out anew after its
+first step, also after the first step of a resumed run, which changes the order of summation and with it the
+last bits.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup, Work
+
+from partialfc.runtime import comm
+
+_BUCKET_BYTES = 25 << 20
+
+
+class ReplicatedGradients:
+    """Owns the gradients of `parameters`: every `.grad` is a view into one of a few flat buckets.
+
+    Parameters fill the buckets from the last to the first, since backward reaches them in about that order.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], group: ProcessGroup) -> None:
+        self._group = group
+        self._buckets: list[Tensor] = []
+        self._sizes: list[int] = []  # parameters in a bucket
+        self._missing: list[int] = []  # of them, those whose gradient backward has not completed
+        self._started: list[Work] = []
+        self._summing = False
+        for bucket in _buckets([parameter for parameter in parameters if parameter.requires_grad]):
+            self._lay_out(bucket)
+
+    def zero(self) -> None:
+        """Before the first backward of a step."""
+        for bucket in self._buckets:
+            bucket.zero_()
+
+    @contextmanager
+    def summed(self) -> Iterator[None]:
+        """Around the last backward of a step: when the block ends, every `.grad` is the sum over the
+        ranks.
+        """
+        self._missing, self._summing = list(self._sizes), True
+        yield
+        self._summing = False
+        self._missing = [0] * len(self._buckets)  # what backward did not reach has its gradient, too
+        self._start_complete()
+        for work in self._started:
+            work.wait()
+        self._started.clear()
+
+    def norm(self) -> Tensor:
+        """The Euclidean norm of all gradients together, a scalar on the device."""
+        return torch.linalg.vector_norm(
+            torch.stack([torch.linalg.vector_norm(bucket) for bucket in self._buckets])
+        )
+
+    def _lay_out(self, parameters: list[nn.Parameter]) -> None:
+        bucket = parameters[0].new_zeros(sum(parameter.numel() for parameter in parameters))
+        offset, index = 0, len(self._buckets)
+        for parameter in parameters:
+            # The parameter's own strides: fused optimizers walk parameter and gradient as flat memory.
+            parameter.grad = bucket.as_strided(parameter.shape, parameter.stride(), offset)
+            parameter.register_post_accumulate_grad_hook(lambda _, index=index: self._complete(index))
+            offset += parameter.numel()
+        self._buckets.append(bucket)
+        self._sizes.append(len(parameters))
+
+    def _complete(self, index: int) -> None:
+        if self._summing:
+            self._missing[index] -= 1
+            self._start_complete()
+
+    def _start_complete(self) -> None:
+        """Start what is complete, in the order of the buckets: collectives must be issued alike on all
+        ranks.
+        """
+        while len(self._started) < len(self._buckets) and self._missing[len(self._started)] == 0:
+            self._started.append(comm.start_sum(self._buckets[len(self._started)], self._group))
+
+
+def _buckets(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    bucket: list[nn.Parameter] = []
+    filled = 0
+    for parameter in reversed(parameters):
+        if bucket and filled + parameter.nbytes > _BUCKET_BYTES:
+            yield bucket
+            bucket, filled = [], 0
+        bucket.append(parameter)
+        filled += parameter.nbytes
+    if bucket:
+        yield bucket
+
+
+class RunningStatistics:
+    """The floating-point buffers of a module (BatchNorm's running statistics) as views into one flat
+    tensor.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        buffers = [
+            (owner, name, buffer)
+            for owner in module.modules()
+            for name, buffer in owner.named_buffers(recurse=False)
+            if buffer.is_floating_point()
+        ]
+        self._flat = torch.cat([buffer.flatten() for *_, buffer in buffers] or [torch.empty(0)])
+        offset = 0
+        for owner, name, buffer in buffers:
+            setattr(owner, name, self._flat[offset : offset + buffer.numel()].view_as(buffer))
+            offset += buffer.numel()
+
+    def kept(self) -> Tensor:
+        """A copy, for `restore_unless`."""
+        return self._flat.clone()
+
+    def restore_unless(self, finite: Tensor, kept: Tensor) -> None:
+        """Go back to `kept` where `finite`, a bool scalar on the device, is false."""
+        self._flat.copy_(torch.where(finite, self._flat, kept))
+
+    def average(self, group: ProcessGroup) -> None:
+        """The mean over the ranks, on every rank: as if one process had seen all micro-batches."""
+        comm.sum_(self._flat, group).div_(group.size())

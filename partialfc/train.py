@@ -1,0 +1,102 @@
+"""Train: the loop, one step of it, and the command line of a rank. Everything with state lives in Run."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from partialfc import recipe
+from partialfc.config import Config, Duration, load_config
+from partialfc.data.augment import network_input
+from partialfc.data.loader import Batch
+from partialfc.run import Run, build_run
+from partialfc.runtime import comm, randomness, schedule
+from partialfc.runtime.comm import Ranks
+from partialfc.runtime.errors import told
+from partialfc.runtime.files import published
+from partialfc.runtime.report import Length, Metrics, Report
+
+
+def train(config: Config, ranks: Ranks) -> Run:
+    """Train up to `train.length`, going on from the checkpoint that `checkpoint.resume` means."""
+    with comm.together(ranks):
+        run = build_run(config, ranks)
+        resumed = run.checkpoints.to_resume(config.checkpoint.resume)
+    if resumed is not None:
+        run.restore(resumed)
+    with comm.together(ranks):
+        report = _report(run)
+    with report:
+        _introduce(run, report, resumed)
+        if run.step == 0:
+            report.scores(run.step, run.verify())
+        for batch in run.loader.batches(run.step, run.last_step):
+            report.step(run.step + 1, train_step(run, batch))
+            run.step += 1
+            if _due(run, config.evaluation.every):
+                report.scores(run.step, run.verify())
+            if _due(run, config.checkpoint.every):
+                run.save(report.seconds)
+        report.summary(run.step)
+    return run
+
+
+def train_step(run: Run, batch: Batch) -> Metrics:
+    """One optimizer step over one global batch; queues work and never waits for the device."""
+    config, step = run.config, run.step
+    rate = schedule.rate(
+        config.schedule, step, peak=config.optim.lr, total=run.last_step, steps_per_epoch=run.steps_per_epoch
+    )
+    work = run.head.prepare(batch.labels, step)  # all B labels, on the host
+    statistics = run.statistics.kept()
+    torch.manual_seed(randomness.key(config.seed, "dropout", step, run.ranks.rank) >> 1)
+    with run.optimizer.autocast():
+        embeddings = run.backbone(network_input(batch.images))  # [b, D]: this rank's images
+    loss = run.head(embeddings, work)  # over all B images, the same on every rank
+    run.optimizer.backward(loss)
+    norm, finite = run.optimizer.step(rate, loss)  # all ranks skip, or none
+    run.head.update(rate, finite)
+    run.statistics.restore_unless(finite, statistics)
+    return Metrics(loss=loss.detach(), gradient_norm=norm, finite=finite, rate=rate, waited=batch.waited)
+
+
+def _due(run: Run, every: Duration) -> bool:
+    return schedule.due(run.step, every=schedule.in_steps(every, run.steps_per_epoch), last=run.last_step)
+
+
+def _report(run: Run) -> Report:
+    output = Path(run.config.output)
+    if run.ranks.first:
+        output.mkdir(parents=True, exist_ok=True)
+        with published(output / "recipe.yaml") as draft:
+            draft.write_text(recipe.dump(run.config), encoding="utf-8")
+    length = Length(run.step, run.last_step, run.steps_per_epoch, run.config.train.batch, run.seconds)
+    return Report(output, length, every=run.config.report.every, enabled=run.ranks.first)
+
+
+def _introduce(run: Run, report: Report, resumed: Path | None) -> None:
+    parameters = sum(parameter.numel() for parameter in run.backbone.parameters())
+    report.say(
+        f"{run.num_samples} images of {run.head.num_classes} identities, batch {run.config.train.batch} on "
+        f"{run.ranks.size} rank(s), {run.ranks.device.type}, {torch.get_num_threads()} thread(s) each; "
+        f"backbone with {parameters / 1e6:.2f} M parameters"
+    )
+    if resumed is not None:
+        report.say(f"going on from {resumed}, at step {run.step} of {run.last_step}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """One rank: one of those that the launcher started, else the only one."""
+    parser = argparse.ArgumentParser(description="Train a face recogniser from a recipe.")
+    parser.add_argument("recipe", type=Path, help="YAML file, see recipes/")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    options = parser.parse_args(arguments)
+    with told():
+        config = load_config(options.recipe, options.overrides)
+        with comm.join(config.device) as ranks:
+            train(config, ranks)
+
+
+if __name__ == "__main__":
+    main()
