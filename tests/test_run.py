@@ -1,17 +1,29 @@
 """A run equals a run: stopped and resumed, at another world size, with other workers."""
 
 import json
+import os
+import re
+import shutil
+import signal
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import msgspec
 import pytest
 import torch
+import torch.distributed as dist
 from faces import write_pack, write_pairs
 
 from partialfc import train
 from partialfc.config import Config
+from partialfc.data import packing
+from partialfc.data.augment import network_input
+from partialfc.data.recordio import RecordFile, RecordWriter
+from partialfc.run import Run
 from partialfc.runtime import comm
+from partialfc.runtime.checkpoint import Checkpoints
 
 CLASSES, IMAGES, SIZE = 23, 5, 32  # 115 images: the last batch of an epoch is filled up
 
@@ -55,22 +67,35 @@ def trained(config: Config, stop: int | None = None) -> dict[str, torch.Tensor] 
             raise StoppedHere
         return step(run, batch)
 
-    original, train.train_step = train.train_step, step_or_die
-    try:
-        run = train.train(config, comm.ranks_of(torch.device(config.device)))
-    except StoppedHere:
-        return None
-    finally:
-        train.train_step = original
+    with mock.patch.object(train, "train_step", step_or_die):
+        try:
+            run = train.train(config, comm.ranks_of(torch.device(config.device)))
+        except StoppedHere:
+            return None
     state = {name: value.clone() for name, value in run.backbone.state_dict().items()}
     return state | {"centers": run.head.centers.weight, "momentum": run.head.centers.momentum}
 
 
+def refusal(config: Config) -> str:
+    """What a rank is told where the run is refused."""
+    try:
+        trained(config)
+    except comm.AgreedError as error:
+        return str(error)
+    return "not refused"
+
+
+def assert_refused(ranks, world_size: int, config: Config, message: str) -> None:
+    told = ranks.run(world_size, refusal, config)
+    assert len(set(told)) == 1 and re.search(message, told[0]) and "\n" not in told[0], told
+
+
 def curve(config: Config) -> list[float]:
-    """The loss of every step; a step that was done twice counts as it was last."""
+    """The loss of every step, each there once."""
     lines = [json.loads(line) for line in Path(config.output, "metrics.jsonl").read_text().splitlines()]
-    losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
-    return [losses[step] for step in sorted(losses)]
+    steps, losses = zip(*((line["step"], line["loss"]) for line in lines if "loss" in line), strict=True)
+    assert steps == tuple(range(1, len(steps) + 1))
+    return list(losses)
 
 
 def whole(states: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -82,78 +107,85 @@ def whole(states: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     return {**states[0], **shards}
 
 
+def assert_same_bits(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, found[name]), name
+
+
 @pytest.fixture(scope="session")
 def undisturbed(ranks, pack, tmp_path_factory):
-    """A run of 30 steps at each world size: its loss curve, its final state, its folder."""
+    """A run of 30 steps at two world sizes: its loss curve, its final state, its folder."""
     runs = {}
-    for world_size in (1, 2, 3):
-        config = config_of(pack, tmp_path_factory.mktemp("undisturbed"))
+    for world_size in (1, 3):
+        config = config_of(pack, tmp_path_factory.mktemp("undisturbed"), checkpoint={"every": 15})
         state = whole(ranks.run(world_size, trained, config))
         runs[world_size] = curve(config), state, Path(config.output)
     return runs
 
 
-def test_the_loss_curve_is_the_same_at_any_world_size(undisturbed):
-    expected, _, _ = undisturbed[1]
-    assert len(expected) == 30 and expected[-1] < expected[0]
-    for world_size in (2, 3):
-        assert undisturbed[world_size][0] == pytest.approx(expected, rel=1e-4)
-
-
-def test_stopped_and_resumed_is_the_same_bit_for_bit(ranks, pack, tmp_path, undisturbed):
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_stopped_and_resumed_is_the_same_bit_for_bit(ranks, pack, tmp_path, undisturbed, world_size):
     config = config_of(pack, tmp_path, checkpoint={"every": 15})
-    assert ranks.run(3, trained, config, 17) == [None] * 3
+    assert ranks.run(world_size, trained, config, 17) == [None] * world_size
     assert (tmp_path / "checkpoints/latest").resolve().name == "step_00000015"
-    state = whole(ranks.run(3, trained, config))
-    losses, expected, _ = undisturbed[3]
-    assert curve(config) == losses
-    for name, value in expected.items():
-        assert torch.equal(value, state[name]), name
+    state = whole(ranks.run(world_size, trained, config))
+    losses, expected, _ = undisturbed[world_size]
+    assert curve(config) == losses and losses[-1] < losses[0]
+    assert_same_bits(state, expected)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["verification_before"] == verification_of(undisturbed[world_size][2], 0)
 
 
-@pytest.mark.parametrize(("first", "then"), [(3, 1), (1, 2), (2, 3)])
-def test_resumed_at_another_world_size_has_the_same_curve(ranks, pack, tmp_path, undisturbed, first, then):
-    config = config_of(pack, tmp_path, checkpoint={"every": 15})
-    ranks.run(first, trained, config, 15 + 1)
-    ranks.run(then, trained, config)
-    assert curve(config) == pytest.approx(undisturbed[1][0], rel=1e-4)
+def verification_of(output: Path, step: int) -> dict[str, dict[str, float]]:
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return next(line["verification"] for line in lines if line["step"] == step and "verification" in line)
+
+
+def test_resumed_from_a_named_checkpoint_is_the_same_too(ranks, pack, tmp_path, undisturbed):
+    named = str(undisturbed[1][2] / "checkpoints/step_00000015")
+    config = config_of(pack, tmp_path, checkpoint={"every": 15, "resume": named})
+    assert_same_bits(whole(ranks.run(1, trained, config)), undisturbed[1][1])
 
 
 def test_the_number_of_workers_changes_nothing(ranks, pack, tmp_path, undisturbed):
     config = config_of(pack, tmp_path, data={"workers": 2})
-    state = whole(ranks.run(1, trained, config))
-    for name, value in undisturbed[1][1].items():
-        assert torch.equal(value, state[name]), name
+    assert_same_bits(whole(ranks.run(1, trained, config)), undisturbed[1][1])
 
 
 def test_what_a_run_leaves(undisturbed):
-    _, _, output = undisturbed[2]
+    _, _, output = undisturbed[3]
     names = {path.name for path in output.iterdir()}
     assert names == {"recipe.yaml", "log.txt", "metrics.jsonl", "summary.json", "tensorboard", "checkpoints"}
     summary = json.loads((output / "summary.json").read_text())
     assert summary["steps"] == 30 and summary["seconds"] > 0 and summary["images_per_second"] > 0
-    assert set(summary["verification"]["unseen"]) == {
-        "accuracy",
-        "accuracy_std",
-        "auc",
-        "tar@far=1e-3",
-        "tar@far=1e-4",
-    }
-    assert 0 <= summary["verification_before"]["unseen"]["accuracy"] <= 1
-    assert [path.name for path in output.glob("checkpoints/*")] != []
+    assert summary["loss"] == undisturbed[3][0][-1]
+    scores = {"accuracy", "accuracy_std", "auc", "tar@far=1e-3", "tar@far=1e-4"}
+    assert set(summary["verification"]["unseen"]) == set(summary["verification_before"]["unseen"]) == scores
+    assert summary["verification"] == verification_of(output, 30)
+    assert sorted(path.name for path in output.glob("checkpoints/*")) == [
+        "latest",
+        "step_00000015",
+        "step_00000030",
+    ]
     assert list((output / "tensorboard").iterdir())
     log = (output / "log.txt").read_text()
     assert "115 images of 23 identities" in log and "step 30/30" in log and "unseen: accuracy" in log
 
 
-def test_verification_does_not_depend_on_the_world_size(ranks, undisturbed, pack, tmp_path):
-    """The same weights, evaluated on 1 and 3 ranks by resuming a finished run."""
-    scores = []
-    for world_size in (1, 3):
-        config = config_of(pack, undisturbed[2][2])
-        ranks.run(world_size, trained, config)
-        scores.append(json.loads((undisturbed[2][2] / "summary.json").read_text())["verification"])
-    assert scores[0] == scores[1]
+def test_a_finished_run_that_is_started_again_stays_as_it_is(ranks, undisturbed, pack):
+    _, state, output = undisturbed[1]
+    before = json.loads((output / "summary.json").read_text())
+    assert_same_bits(whole(ranks.run(1, trained, config_of(pack, output))), state)
+    after = json.loads((output / "summary.json").read_text())
+    assert {**after, "seconds": 0, "images_per_second": 0} == {**before, "seconds": 0, "images_per_second": 0}
+
+
+def test_verification_does_not_depend_on_the_world_size(ranks, pack, tmp_path):
+    outputs = [tmp_path / "one", tmp_path / "three"]
+    for world_size, output in zip((1, 3), outputs, strict=True):
+        ranks.run(world_size, trained, config_of(pack, output), 0)
+    assert verification_of(outputs[0], 0) == verification_of(outputs[1], 0)
 
 
 @pytest.mark.parametrize(
@@ -161,22 +193,115 @@ def test_verification_does_not_depend_on_the_world_size(ranks, undisturbed, pack
     [
         ({"train": {"batch": 48}}, "made with batch 24, the recipe says 48"),
         ({"backbone": {"width": 8}}, "made with backbone .*'width': 4.* the recipe says .*'width': 8"),
+        ({"checkpoint": {"resume": "never"}}, "never, but .*step_00000030 is there; name another `output`"),
+        ({"checkpoint": {"resume": "nowhere"}}, "nowhere is no checkpoint; wanted auto, never or a folder"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(ranks, pack, undisturbed, change, message):
-    with pytest.raises(AssertionError, match=message):
-        ranks.run(2, trained, config_of(pack, undisturbed[2][2], **change))
+    assert_refused(ranks, 2, config_of(pack, undisturbed[3][2], **change), message)
+
+
+def test_a_damaged_checkpoint_is_named(ranks, pack, tmp_path, undisturbed):
+    shutil.copytree(undisturbed[1][2], tmp_path, symlinks=True, dirs_exist_ok=True)
+    next((tmp_path / "checkpoints/step_00000030").glob("*.distcp")).unlink()
+    assert_refused(ranks, 2, config_of(pack, tmp_path), r"checkpoint .*step_00000030: rank 0: .*distcp")
+
+
+def save_and_be_killed(config: Config, folder: str) -> None:
+    """Ends by a signal within its second save, when all is written but nothing is in place."""
+    publish = Checkpoints._publish
+
+    def killed_the_second_time(checkpoints: Checkpoints, draft: Path, path: Path) -> None:
+        if path.name == "step_00000002":
+            os.kill(os.getpid(), signal.SIGKILL)
+        publish(checkpoints, draft, path)
+
+    with mock.patch.object(Checkpoints, "_publish", killed_the_second_time):
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+        trained(config)
+
+
+def test_a_process_killed_while_it_saves_leaves_the_checkpoint_before(ranks, pack, tmp_path):
+    config = config_of(pack, tmp_path / "run", checkpoint={"every": 1}, train={"length": 4})
+    process = get_context("spawn").Process(target=save_and_be_killed, args=(config, str(tmp_path)))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    folder = tmp_path / "run/checkpoints"
+    assert {path.name for path in folder.iterdir()} == {"latest", "step_00000001", ".step_00000002.draft"}
+    ranks.run(1, trained, config)
+    assert len(curve(config)) == 4 and "at step 1 of 4" in (tmp_path / "run/log.txt").read_text()
+    assert {path.name for path in folder.iterdir()} == {"latest", "step_00000003", "step_00000004"}
 
 
 def test_a_world_size_that_does_not_divide_the_batch_is_refused(ranks, pack, tmp_path):
-    with pytest.raises(AssertionError, match="does not suit 4 ranks; world sizes that work: 1, 2, 3, 6"):
-        ranks.run(4, trained, config_of(pack, tmp_path))
+    config = config_of(pack, tmp_path, train={"batch": 25})
+    assert_refused(ranks, 2, config, "train.batch 25 on 2 ranks; wanted the same number")
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_lower_precision_trains(ranks, pack, tmp_path, precision):
-    config = config_of(pack, tmp_path, train={"precision": precision}, optim={"lr": 0.05})
+    config = config_of(pack, tmp_path, optim={"precision": precision, "lr": 0.05})
     state = whole(ranks.run(2, trained, config))
     assert all(value.isfinite().all() for value in state.values())
     losses = curve(config)
     assert sum(losses[-5:]) < sum(losses[:5])
+
+
+def damaged(pack: Path, folder: Path) -> Path:
+    """A copy whose images from the third on are no images."""
+    shutil.copytree(pack, folder)
+    records = RecordFile(folder / "train.rec")
+    with RecordWriter(folder / "new.rec", folder / "new.idx") as writer:
+        for key in records.keys:
+            header, payload = records[key]
+            writer.write(key, header, b"no image" if 3 <= key <= 115 else bytes(payload))
+    for suffix in (".rec", ".idx"):
+        (folder / f"new{suffix}").replace(folder / f"train{suffix}")
+    return folder
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_read_stops_all_ranks(ranks, pack, tmp_path, workers):
+    config = config_of(damaged(pack, tmp_path / "pack"), tmp_path, data={"workers": workers})
+    assert_refused(ranks, 2, config, r"train.rec, key \d+: 8 bytes that are no image OpenCV can read")
+
+
+def test_an_image_of_a_verification_set_that_cannot_be_read_stops_all_ranks(ranks, pack, tmp_path):
+    shutil.copytree(pack, tmp_path / "pack")
+    packing.write_pairs(tmp_path / "pack/bad.bin", [b"no image"] * 40, [True] * 20)
+    assert_refused(
+        ranks, 2, config_of(tmp_path / "pack", tmp_path), "bad.bin: image 0: 8 bytes that are no image"
+    )
+
+
+def overflow_on_one_rank(
+    config: Config,
+) -> tuple[bool, float, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """A step in which the last rank's images are not finite: whether it was taken, the loss scale, before and after."""
+    ranks = comm.ranks_of(torch.device("cpu"))
+    run = train.build_run(config, ranks)
+    batch = next(run.loader.batches(0, 1))
+    train.train_step(run, batch)  # so that there is momentum
+    before = state_of(run)
+    with mock.patch.object(train, "network_input", lambda images: network_input(images) / (ranks.rank != 1)):
+        taken = train.train_step(run, batch).finite.item()
+    return taken, run.optimizer.loss_scale.value.item(), before, state_of(run)
+
+
+def state_of(run: Run) -> dict[str, torch.Tensor]:
+    state = {
+        **run.backbone.state_dict(),
+        "centers": run.head.centers.weight,
+        "rows": run.head.centers.momentum,
+    }
+    momenta = {f"momentum of {name}": value for name, value in run.optimizer.momenta.items()}
+    return {name: value.clone() for name, value in (state | momenta).items() if "num_batches" not in name}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_overflow_on_one_rank_skips_the_step_on_all(ranks, pack, tmp_path, precision):
+    config = config_of(pack, tmp_path, optim={"precision": precision, "lr": 0.01})
+    for taken, scale, before, after in ranks.run(2, overflow_on_one_rank, config):
+        assert not taken and (scale == 1 if precision == "fp32" else scale < 2**16)
+        assert_same_bits(after, before)

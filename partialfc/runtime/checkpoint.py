@@ -42,7 +42,8 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, facts: dict[str, Any], *, keep: int, ranks: Ranks) -> None:
-        self._folder, self._facts, self._keep, self._ranks = folder, facts, keep, ranks
+        self._folder, self._keep, self._ranks = folder, keep, ranks
+        self._facts: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(facts))  # as they will be read
 
     def save(self, step: int, state: State, seconds: float) -> None:
         """Write `state`, let `latest` point to it, and remove the oldest but `keep`. seconds: of the run so far."""

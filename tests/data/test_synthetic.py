@@ -1,0 +1,70 @@
+"""Built-in identities: the same wherever they are drawn, and harder as asked."""
+
+import numpy as np
+import pytest
+
+from partialfc.config import SyntheticData
+from partialfc.data import RecordDataset, synthetic
+from partialfc.data.synthetic.photograph import photograph
+from partialfc.evaluation.pairs import load_pairs
+
+
+def test_a_picture_is_a_pure_function_of_its_arguments():
+    first = photograph(1, 2, 3, size=64, difficulty=1.0)
+    assert first.shape == (64, 64, 3) and first.dtype == np.uint8
+    np.testing.assert_array_equal(first, photograph(1, 2, 3, size=64, difficulty=1.0))
+    for other in ((0, 2, 3), (1, 0, 3), (1, 2, 0)):
+        assert np.abs(first.astype(int) - photograph(*other, size=64, difficulty=1.0)).mean() > 5
+
+
+def apart(difficulty: float) -> tuple[float, float]:
+    """Mean differences of the faces' middles: two images of one identity, and of two."""
+    pictures = np.array(
+        [[photograph(0, identity, image, size=48, difficulty=difficulty)[12:36, 12:36] for image in (0, 1)]
+         for identity in range(12)], float
+    )  # fmt: skip
+    return np.abs(pictures[:, 0] - pictures[:, 1]).mean(), np.abs(pictures[1:, 0] - pictures[:-1, 1]).mean()
+
+
+def test_difficulty_makes_the_images_of_an_identity_differ():
+    (same, other), (same_harder, other_harder) = apart(0.0), apart(1.0)
+    assert same < 1 and other > 20  # without difficulty only the background differs
+    assert same_harder > 20 and same_harder / other_harder > 0.6
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("synthetic")
+    wanted = SyntheticData(identities=3, images=2, unseen=20, pairs=40, size=32)
+    synthetic.ensure(folder, wanted, seed=5)
+    return folder, wanted
+
+
+def test_the_pack_and_the_pairs_read_back(drawn):
+    folder, _ = drawn
+    dataset = RecordDataset(folder)
+    assert len(dataset) == 6 and dataset.num_classes == 3 and dataset[5][1] == 2
+    expected = photograph(5, 1, 0, size=32, difficulty=1.0)
+    assert np.abs(dataset[2][0].astype(int) - expected).mean() < 12  # but for JPEG
+    pairs = load_pairs(folder / "unseen.bin")
+    assert pairs.same.sum() == 20 and len(pairs.same) == 40 and len(set(pairs.images)) == 80
+
+
+def test_what_is_there_is_not_drawn_again(drawn):
+    folder, wanted = drawn
+    before = (folder / "train.rec").stat().st_mtime_ns
+    synthetic.ensure(folder, wanted, seed=6)
+    assert (folder / "train.rec").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(("unseen", "pairs"), [(20, 20), (20, 400), (37, 1000)])
+def test_no_identity_is_in_two_folds_or_trained_on(unseen, pairs):
+    wanted = SyntheticData(identities=7, unseen=unseen, pairs=pairs)
+    listed = synthetic._pairs(wanted)
+    folds = [listed[fold * pairs // 10 : (fold + 1) * pairs // 10] for fold in range(10)]
+    seen = [{identity for pair in fold for identity, _ in pair} for fold in folds]
+    assert min(map(min, seen)) >= 7 and max(map(max, seen)) < 7 + unseen
+    assert sum(map(len, seen)) == len(set().union(*seen))
+    assert len({picture for pair in listed for picture in pair}) == 2 * len(listed)
+    for fold in folds:
+        assert sum(first[0] == second[0] for first, second in fold) == len(fold) // 2
