@@ -18,34 +18,26 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from partialfc.config import Config, load_config
+from partialfc.data.order import check_world_size, world_sizes
 from partialfc.runtime.errors import told
 
 CPU_RANKS = 2  # without GPUs: enough to show that ranks work together
 
 
-def world_sizes(batch: int) -> list[int]:
-    """The numbers of ranks that a batch can be dealt out to, two images at least to each, ascending; maybe none."""
-    return [size for size in range(1, batch // 2 + 1) if batch % size == 0]
-
-
 def num_ranks(config: Config, wanted: int | None, nodes: int) -> int:
     """How many ranks to start on each of `nodes` nodes: `wanted`, else one per GPU, as many as the batch allows.
 
-    ValueError where `wanted`, or any number on so many nodes, does not fit the batch.
+    ValueError where `wanted`, or any number on so many nodes, does not fit the batch or the machine.
     """
-    fitting = [size for size in world_sizes(config.train.batch) if size % nodes == 0]
-    if wanted is not None and wanted * nodes not in fitting:
-        raise ValueError(
-            f"train.batch {config.train.batch} cannot be dealt out to {wanted * nodes} ranks; "
-            f"wanted one of {', '.join(map(str, fitting)) or 'none'}"
-        )
     use_cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     devices = torch.cuda.device_count() if use_cuda else CPU_RANKS
-    if devices == 0 or ((wanted or 0) > devices and use_cuda):
+    if devices == 0 or (wanted is not None and wanted > devices and use_cuda):
         raise ValueError(f"{wanted or 1} ranks on cuda, but torch sees {devices} GPUs on this machine")
-    chosen = wanted or max((size // nodes for size in fitting if size // nodes <= devices), default=0)
-    if chosen == 0:
-        raise ValueError(f"train.batch {config.train.batch} cannot be dealt out to ranks on {nodes} nodes")
+    fitting = [size // nodes for size in world_sizes(config.train.batch) if size % nodes == 0]
+    chosen = (
+        wanted if wanted is not None else max((size for size in fitting if size <= devices), default=devices)
+    )
+    check_world_size(config.train.batch, chosen * nodes)
     return chosen
 
 

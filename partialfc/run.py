@@ -78,7 +78,7 @@ class Run:
 
 def build_run(config: Config, ranks: Ranks) -> Run:
     """A fresh run, at step 0. No collectives; ValueError or OSError where recipe, data and ranks do not fit."""
-    _check_block(config, ranks)
+    order.check_world_size(config.train.batch, ranks.size)
     if config.data.synthetic is not None:
         synthetic.ensure(Path(config.data.path), config.data.synthetic, config.seed)
     torch.manual_seed(config.seed)  # the initial weights, the same on every rank
@@ -105,15 +105,6 @@ def build_run(config: Config, ranks: Ranks) -> Run:
         sets=[load_pairs(path) for path in sorted(Path(config.data.path).glob("*.bin"))],
         checkpoints=_checkpoints(config, dataset, ranks),
     )
-
-
-def _check_block(config: Config, ranks: Ranks) -> None:
-    block, rest = divmod(config.train.batch, ranks.size)
-    if rest or block < 2:
-        raise ValueError(
-            f"train.batch {config.train.batch} on {ranks.size} ranks; wanted the same number of images on each, "
-            "and two at least, for BatchNorm"
-        )
 
 
 def _head(config: Config, num_classes: int, ranks: Ranks) -> PartialFC:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import cv2
 import msgspec
 import pytest
 import torch
@@ -156,7 +157,15 @@ def test_the_number_of_workers_changes_nothing(ranks, pack, tmp_path, undisturbe
 def test_what_a_run_leaves(undisturbed):
     _, _, output = undisturbed[3]
     names = {path.name for path in output.iterdir()}
-    assert names == {"recipe.yaml", "log.txt", "metrics.jsonl", "summary.json", "tensorboard", "checkpoints"}
+    assert names == {
+        "recipe.yaml",
+        "log.txt",
+        "metrics.jsonl",
+        "summary.json",
+        "tensorboard",
+        "checkpoints",
+        "figures",
+    }
     summary = json.loads((output / "summary.json").read_text())
     assert summary["steps"] == 30 and summary["seconds"] > 0 and summary["images_per_second"] > 0
     assert summary["loss"] == undisturbed[3][0][-1]
@@ -169,6 +178,7 @@ def test_what_a_run_leaves(undisturbed):
         "step_00000030",
     ]
     assert list((output / "tensorboard").iterdir())
+    assert cv2.imread(str(output / "figures/run.png")).shape == (320, 1200, 3)
     log = (output / "log.txt").read_text()
     assert "115 images of 23 identities" in log and "step 30/30" in log and "unseen: accuracy" in log
 
@@ -236,7 +246,7 @@ def test_a_process_killed_while_it_saves_leaves_the_checkpoint_before(ranks, pac
 
 def test_a_world_size_that_does_not_divide_the_batch_is_refused(ranks, pack, tmp_path):
     config = config_of(pack, tmp_path, train={"batch": 25})
-    assert_refused(ranks, 2, config, "train.batch 25 on 2 ranks; wanted the same number")
+    assert_refused(ranks, 2, config, "train.batch 25 cannot be dealt out to 2 ranks; wanted one of 1, 5$")
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

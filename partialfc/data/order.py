@@ -17,6 +17,21 @@ class Place(NamedTuple):
     padding: bool  # fills up an epoch's last batch: an image of the epoch's beginning that counts for nothing
 
 
+def check_world_size(batch: int, world_size: int) -> None:
+    """ValueError where a batch cannot be dealt out to the ranks evenly, two images at least to each (for BatchNorm)."""
+    fitting = world_sizes(batch)
+    if world_size not in fitting:
+        raise ValueError(
+            f"train.batch {batch} cannot be dealt out to {world_size} ranks; "
+            f"wanted one of {', '.join(map(str, fitting)) or 'none: 2 images are the least'}"
+        )
+
+
+def world_sizes(batch: int) -> list[int]:
+    """The numbers of ranks that a batch can be dealt out to, ascending; maybe none."""
+    return [size for size in range(1, batch // 2 + 1) if batch % size == 0]
+
+
 def steps_per_epoch(batch: int, num_samples: int) -> int:
     """Steps in which every sample is seen once."""
     return -(-num_samples // batch)

@@ -125,7 +125,7 @@ class Report:
         self._clock()  # its time is not the steps'
 
     def summary(self, step: int) -> None:
-        """The end: summary.json."""
+        """The end: summary.json, and the run's picture."""
         if not self._enabled:
             return
         taken = step - self._length.start
@@ -134,11 +134,14 @@ class Report:
             "seconds": self.seconds,
             "images_per_second": taken * self._length.batch / self._training_seconds if taken else None,
             "loss": self._loss,
-            "verification_before": self._verification[0],
-            "verification": self._verification[-1],
+            "verification_before": self._verification[0] if self._verification else {},
+            "verification": self._verification[-1] if self._verification else {},
         }
         with published(self._folder / "summary.json") as draft:
             draft.write_bytes(msgspec.json.format(msgspec.json.encode(content)))
+        from partialfc.runtime.figures import draw_run  # here, as TensorBoard's
+
+        draw_run(self._folder / "metrics.jsonl", self._folder / "figures/run.png")
 
     def _clock(self) -> float:
         """Seconds since the last call."""

@@ -1,0 +1,114 @@
+"""The launcher: how many ranks, and what a user sees of bad input, on the command line."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from faces import write_pack, write_pairs
+
+from partialfc import launch
+from partialfc.config import Config
+
+RECIPE = """
+data: {path: PACK, workers: 0}
+backbone: {width: 4, depths: [1, 1], input_size: 32, embedding: 16}
+train: {length: 3, batch: 12}
+head: {sample_rate: 0.5}
+device: cpu
+output: OUTPUT
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    write_pack(tmp_path / "pack", 5, 4)
+    write_pairs(tmp_path / "pack/some.bin")
+    text = RECIPE.replace("PACK", str(tmp_path / "pack")).replace("OUTPUT", str(tmp_path / "output"))
+    (tmp_path / "recipe.yaml").write_text(text)
+    return tmp_path / "recipe.yaml"
+
+
+def launched(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "partialfc.launch", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_two_ranks_train(recipe):
+    done = launched(recipe, "report.every=1")
+    assert done.returncode == 0, done.stderr
+    assert "on 2 rank(s)" in done.stdout and "step 3/3" in done.stdout and not done.stderr
+    assert json.loads((recipe.parent / "output/summary.json").read_text())["steps"] == 3
+
+
+def test_bad_input_on_two_ranks_is_one_line_and_exit_code_2(recipe):
+    (recipe.parent / "pack/train.rec").unlink()
+    done = launched(recipe)
+    assert done.returncode == 2
+    pack = recipe.parent / "pack"
+    assert done.stderr == f"error: {pack}: no .rec file; wanted train.rec\n" and not done.stdout
+
+
+def test_a_defect_of_ours_is_a_traceback_and_exit_code_1(recipe):
+    folder = recipe.parent / "output/checkpoints/step_00000001"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text("[]")
+    done = launched(recipe, "--ranks", 1)
+    assert done.returncode == 1 and "Traceback" in done.stderr and "ChildFailedError" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["optim.momentun=0.9"],
+            "optim.momentun: unknown key; the section optim has .*; did you mean momentum?",
+        ),
+        (["train.batch=many"], "train.batch: expected int, got str; found 'many'"),
+        (["head.sample_rate=1.5"], "head.sample_rate: expected float <= 1.0; found 1.5"),
+        (["margin.name=acrface"], "wanted one of arcface, .*; did you mean arcface?"),
+        (["--ranks", "5"], "train.batch 12 cannot be dealt out to 5 ranks; wanted one of 1, 2, 3, 4, 6"),
+        (["--ranks", "0"], "cannot be dealt out to 0 ranks"),
+        (["train.batch=1"], "train.batch 1 cannot be dealt out to 2 ranks; wanted one of none"),
+    ],
+)
+def test_a_recipe_is_refused_before_any_rank_starts(recipe, capfd, arguments, message):
+    with pytest.raises(SystemExit) as ended:
+        launch.main([str(recipe), *arguments])
+    out, err = capfd.readouterr()
+    assert ended.value.code == 2 and not out
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert re.search(message, err), err
+
+
+def config_of(batch: int, device: str = "auto") -> Config:
+    tree = {"data": {"path": "x"}, "train": {"length": 1, "batch": batch}, "device": device}
+    return msgspec.convert(tree, Config)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "batch", "nodes", "ranks"),
+    [(0, 128, 1, 2), (0, 9, 1, 1), (8, 128, 1, 8), (8, 12, 1, 6), (8, 12, 2, 3), (4, 3, 1, 1)],
+)
+def test_one_rank_a_gpu_and_as_many_as_the_batch_allows(monkeypatch, gpus, batch, nodes, ranks):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert launch.num_ranks(config_of(batch), None, nodes) == ranks
+
+
+def test_no_more_ranks_than_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match="4 ranks on cuda, but torch sees 2 GPUs on this machine"):
+        launch.num_ranks(config_of(16), 4, 1)
+    assert launch.num_ranks(config_of(16, device="cpu"), 4, 1) == 4
+
+
+def test_cuda_without_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ValueError, match="1 ranks on cuda, but torch sees 0 GPUs"):
+        launch.num_ranks(config_of(16, device="cuda"), None, 1)
