@@ -33,11 +33,12 @@ def num_ranks(config: Config, wanted: int | None, nodes: int) -> int:
     devices = torch.cuda.device_count() if use_cuda else CPU_RANKS
     if devices == 0 or (wanted is not None and wanted > devices and use_cuda):
         raise ValueError(f"{wanted or 1} ranks on cuda, but torch sees {devices} GPUs on this machine")
-    fitting = [size // nodes for size in world_sizes(config.train.batch) if size % nodes == 0]
+    train = config.train
+    fitting = [size // nodes for size in world_sizes(train.batch, train.micro_batch) if size % nodes == 0]
     chosen = (
         wanted if wanted is not None else max((size for size in fitting if size <= devices), default=devices)
     )
-    check_world_size(config.train.batch, chosen * nodes)
+    check_world_size(train.batch, train.micro_batch, chosen * nodes)
     return chosen
 
 

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import msgspec
 import torch
+from torch import Tensor
 
 from partialfc.backbones import IResNet, build_backbone
 from partialfc.config import Config
 from partialfc.data import RecordDataset, order, synthetic
+from partialfc.data.augment import network_input
 from partialfc.data.loader import Loader
 from partialfc.evaluation.pairs import Pairs, load_pairs
 from partialfc.evaluation.verify import Scores, verify
@@ -16,6 +18,7 @@ from partialfc.head import PartialFC
 from partialfc.runtime import checkpoint
 from partialfc.runtime.checkpoint import Checkpoints
 from partialfc.runtime.comm import Ranks
+from partialfc.runtime.microbatches import MicroBatches
 from partialfc.runtime.optim import BackboneOptimizer
 from partialfc.runtime.replicas import RunningStatistics
 from partialfc.runtime.schedule import in_steps
@@ -32,6 +35,7 @@ class Run:
     statistics: RunningStatistics
     head: PartialFC
     optimizer: BackboneOptimizer
+    micro_batches: MicroBatches
     loader: Loader
     sets: list[Pairs]
     checkpoints: Checkpoints
@@ -78,13 +82,14 @@ class Run:
 
 def build_run(config: Config, ranks: Ranks) -> Run:
     """A fresh run, at step 0. No collectives; ValueError or OSError where recipe, data and ranks do not fit."""
-    order.check_world_size(config.train.batch, ranks.size)
+    order.check_world_size(config.train.batch, config.train.micro_batch, ranks.size)
     if config.data.synthetic is not None:
         synthetic.ensure(Path(config.data.path), config.data.synthetic, config.seed)
     torch.manual_seed(config.seed)  # the initial weights, the same on every rank
     backbone = build_backbone(config.backbone)
     backbone.to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     statistics = RunningStatistics(backbone)
+    optimizer = BackboneOptimizer(backbone, config.optim, ranks)
     dataset = RecordDataset(Path(config.data.path), image_size=backbone.input_size)
     return Run(
         config=config,
@@ -93,7 +98,8 @@ def build_run(config: Config, ranks: Ranks) -> Run:
         backbone=backbone,
         statistics=statistics,
         head=_head(config, dataset.num_classes, ranks),
-        optimizer=BackboneOptimizer(backbone, config.optim, ranks),
+        optimizer=optimizer,
+        micro_batches=_micro_batches(config, backbone, optimizer, ranks),
         loader=Loader(
             dataset,
             config.augment,
@@ -104,6 +110,24 @@ def build_run(config: Config, ranks: Ranks) -> Run:
         ),
         sets=[load_pairs(path) for path in sorted(Path(config.data.path).glob("*.bin"))],
         checkpoints=_checkpoints(config, dataset, ranks),
+    )
+
+
+def _micro_batches(
+    config: Config, backbone: IResNet, optimizer: BackboneOptimizer, ranks: Ranks
+) -> MicroBatches:
+    def forward(images: Tensor) -> Tensor:
+        with optimizer.autocast():
+            embeddings: Tensor = backbone(network_input(images))
+        return embeddings.float()
+
+    return MicroBatches(
+        backbone,
+        forward,
+        optimizer.gradients,
+        size=config.train.micro_batch,
+        seed=config.seed,
+        rank=ranks.rank,
     )
 
 
@@ -130,6 +154,7 @@ def _checkpoints(config: Config, dataset: RecordDataset, ranks: Ranks) -> Checkp
         "backbone": msgspec.to_builtins(config.backbone),
         "seed": config.seed,
         "batch": config.train.batch,
+        "micro_batch": config.train.micro_batch,
     }
     folder = Path(config.output, "checkpoints")
     return Checkpoints(folder, facts, keep=config.checkpoint.keep, ranks=ranks)

@@ -8,10 +8,9 @@ import torch
 
 from partialfc import recipe
 from partialfc.config import Config, Duration, load_config
-from partialfc.data.augment import network_input
 from partialfc.data.loader import Batch
 from partialfc.run import Run, build_run
-from partialfc.runtime import comm, randomness, schedule
+from partialfc.runtime import comm, schedule
 from partialfc.runtime.comm import Ranks
 from partialfc.runtime.errors import told
 from partialfc.runtime.files import published
@@ -50,11 +49,11 @@ def train_step(run: Run, batch: Batch) -> Metrics:
     )
     work = run.head.prepare(batch.labels, step)  # all B labels, on the host
     statistics = run.statistics.kept()
-    torch.manual_seed(randomness.key(config.seed, "dropout", step, run.ranks.rank) >> 1)
-    with run.optimizer.autocast():
-        embeddings = run.backbone(network_input(batch.images))  # [b, D]: this rank's images
+    embeddings = run.micro_batches.forward(batch.images, step)  # [b, D]: this rank's images
     loss = run.head(embeddings, work)  # over all B images, the same on every rank
-    run.optimizer.backward(loss)
+    (loss * run.optimizer.loss_scale.value).backward()
+    assert embeddings.grad is not None
+    run.micro_batches.backward(batch.images, step, embeddings.grad)
     norm, finite = run.optimizer.step(rate, loss)  # all ranks skip, or none
     run.head.update(rate, finite)
     run.statistics.restore_unless(finite, statistics)

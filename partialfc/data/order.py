@@ -17,19 +17,28 @@ class Place(NamedTuple):
     padding: bool  # fills up an epoch's last batch: an image of the epoch's beginning that counts for nothing
 
 
-def check_world_size(batch: int, world_size: int) -> None:
-    """ValueError where a batch cannot be dealt out to the ranks evenly, two images at least to each (for BatchNorm)."""
-    fitting = world_sizes(batch)
+def check_world_size(batch: int, micro_batch: int | None, world_size: int) -> None:
+    """ValueError where W x k x micro_batch = batch has no solution for this number W of ranks; names those for which
+    it has.
+    """
+    fitting = world_sizes(batch, micro_batch)
     if world_size not in fitting:
+        parts = "" if micro_batch is None else f" in micro-batches of {micro_batch}"
         raise ValueError(
-            f"train.batch {batch} cannot be dealt out to {world_size} ranks; "
-            f"wanted one of {', '.join(map(str, fitting)) or 'none: 2 images are the least'}"
+            f"train.batch {batch}{parts} cannot be dealt out to {world_size} ranks; "
+            f"wanted one of {', '.join(map(str, fitting)) or 'none'}"
         )
 
 
-def world_sizes(batch: int) -> list[int]:
-    """The numbers of ranks that a batch can be dealt out to, ascending; maybe none."""
-    return [size for size in range(1, batch // 2 + 1) if batch % size == 0]
+def world_sizes(batch: int, micro_batch: int | None) -> list[int]:
+    """The numbers W of ranks for which W x k x micro_batch = batch has a solution, ascending; maybe none.
+
+    Without micro_batch a rank's whole block is one: two images at least, as BatchNorm needs.
+    """
+    if micro_batch is None:
+        return [size for size in range(1, batch // 2 + 1) if batch % size == 0]
+    total, rest = divmod(batch, micro_batch)
+    return [size for size in range(1, total + 1) if total % size == 0 and not rest]
 
 
 def steps_per_epoch(batch: int, num_samples: int) -> int:

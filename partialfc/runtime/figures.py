@@ -15,11 +15,10 @@ Line = dict[str, Any]
 
 def draw_run(metrics: Path, picture: Path) -> None:
     """Loss, learning rate and the accuracy of every verification set over the steps, as a PNG."""
-    lines: list[Line] = [msgspec.json.decode(line) for line in metrics.read_bytes().splitlines()]
+    lines = _lines(metrics)
     reports = [line for line in lines if "loss" in line]
     scores = [line for line in lines if "verification" in line]
     figure = Figure(figsize=(12, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
     loss, rate, accuracy = figure.subplots(1, 3)
     for axes, name in ((loss, "loss"), (rate, "rate")):
         axes.plot([line["step"] for line in reports], [line[name] for line in reports])
@@ -27,15 +26,54 @@ def draw_run(metrics: Path, picture: Path) -> None:
     for name in sorted({name for line in scores for name in line["verification"]}):
         _draw_accuracy(accuracy, name, [line for line in scores if name in line["verification"]])
     accuracy.set_title("10-fold accuracy, %")
-    for axes in (loss, rate, accuracy):
-        axes.set_xlabel("step")
-        axes.grid(alpha=0.3)
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    with published(picture) as draft:
-        figure.savefig(draft, format="png", dpi=100)
+    _save(figure, picture)
+
+
+def draw_comparison(runs: list[Path], picture: Path) -> dict[str, float]:
+    """The losses of several runs' metrics.jsonl, and their relative differences from the first one's, as a PNG.
+
+    Returns the largest difference of each run, by the name of its folder. ValueError where steps differ.
+    """
+    curves = {
+        path.parent.name: {line["step"]: line["loss"] for line in _lines(path) if "loss" in line}
+        for path in runs
+    }
+    first = next(iter(curves.values()))
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    losses, differences = figure.subplots(1, 2)
+    largest = {}
+    for place, (name, curve) in enumerate(curves.items()):
+        if curve.keys() != first.keys():
+            raise ValueError(
+                f"{name}: reports {len(curve)} steps, wanted the {len(first)} of {next(iter(curves))}"
+            )
+        width = 1.5 * (len(curves) - place)  # a later run does not hide the earlier ones
+        losses.plot(list(curve), list(curve.values()), linewidth=width, label=name)
+        apart = [abs(loss - first[step]) / abs(first[step]) for step, loss in curve.items()]
+        differences.semilogy(list(curve), [max(one, 1e-9) for one in apart], marker=".", label=name)
+        largest[name] = max(apart)
+    losses.set_title("loss")
+    differences.set_title(f"relative difference from {next(iter(curves))} (0 drawn as 1e-9)")
+    losses.legend()
+    differences.legend()
+    _save(figure, picture)
+    return largest
+
+
+def _lines(metrics: Path) -> list[Line]:
+    return [msgspec.json.decode(line) for line in metrics.read_bytes().splitlines()]
 
 
 def _draw_accuracy(axes: Axes, name: str, lines: list[Line]) -> None:
     values = [100 * line["verification"][name]["accuracy"] for line in lines]
     axes.plot([line["step"] for line in lines], values, marker="o", label=f"{name}: {values[-1]:.1f}")
     axes.legend()
+
+
+def _save(figure: Figure, picture: Path) -> None:
+    for axes in figure.axes:
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    with published(picture) as draft:
+        FigureCanvasAgg(figure).print_png(draft)

@@ -59,14 +59,8 @@ class BackboneOptimizer:
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self._config.precision)
         return torch.autocast(self._device.type, dtype, enabled=dtype is not None)
 
-    def backward(self, loss: Tensor) -> None:
-        """From the loss to every parameter's `.grad`, summed over the ranks, times the loss scale."""
-        self.gradients.zero()
-        with self.gradients.summed():
-            (loss * self.loss_scale.value).backward()
-
     def step(self, rate: float, loss: Tensor) -> tuple[Tensor, Tensor]:
-        """One step at learning rate `rate`, after backward(loss).
+        """One step at learning rate `rate`, from the gradients of loss scale x loss, summed over the ranks.
 
         Returns scalars on the device: the gradient's norm before clipping, and whether it and the loss are
         finite. Where not, nothing changes. Both are the same on every rank, as the summed gradients and the

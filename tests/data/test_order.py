@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from partialfc.data.order import RankBatches, global_batch, steps_per_epoch
+from partialfc.data.order import RankBatches, check_world_size, global_batch, steps_per_epoch, world_sizes
 
 
 @given(
@@ -40,3 +40,23 @@ def test_the_ranks_read_the_blocks_of_one_list(world_size):
     assert [len(part) for part in parts] == [5] * world_size
     for step, *blocks in zip(steps, *parts, strict=True):
         assert [place for block in blocks for place in block] == global_batch(5, step, 12, 31)
+
+
+def test_world_sizes():
+    assert world_sizes(512, 64) == [1, 2, 4, 8]
+    assert world_sizes(96, 32) == [1, 3]
+    assert world_sizes(12, None) == [1, 2, 3, 4, 6]
+    assert world_sizes(100, 64) == world_sizes(1, None) == []
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro_batch", "world_size", "message"),
+    [
+        (512, 64, 3, "512 in micro-batches of 64 cannot be dealt out to 3 ranks; wanted one of 1, 2, 4, 8"),
+        (100, 64, 1, "wanted one of none"),
+        (12, None, 5, "train.batch 12 cannot be dealt out to 5 ranks; wanted one of 1, 2, 3, 4, 6"),
+    ],
+)
+def test_a_batch_that_cannot_be_dealt_out_is_refused(batch, micro_batch, world_size, message):
+    with pytest.raises(ValueError, match=message):
+        check_world_size(batch, micro_batch, world_size)

@@ -1,0 +1,98 @@
+"""Whole runs on small packs: what the tests of runs share."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import msgspec
+import torch
+
+from partialfc import train
+from partialfc.config import Config
+from partialfc.runtime import comm
+
+CLASSES, IMAGES, SIZE = 23, 5, 32  # 115 images: the last batch of an epoch is filled up
+
+
+def config_of(pack: Path, output: Path, **sections: dict[str, Any]) -> Config:
+    tree: dict[str, dict[str, Any]] = {
+        "data": {"path": str(pack), "workers": 0},
+        "backbone": {
+            "name": "iresnet_tiny", "width": 4, "depths": [1, 1], "input_size": SIZE, "embedding": 16,
+            "dropout": 0.2,
+        },
+        "margin": {"name": "elastic_arcface", "margin": 0.3, "scale": 16.0, "order": "paper"},
+        "head": {"sample_rate": 0.3},
+        "optim": {"lr": 0.02},
+        "schedule": {"name": "polynomial", "warmup": "1 epochs"},
+        "train": {"batch": 24, "length": 30},
+        "report": {"every": 1},
+    }  # fmt: skip
+    for name, section in sections.items():
+        tree[name] = {**tree.get(name, {}), **section}
+    return msgspec.convert({**tree, "output": str(output), "seed": 3, "device": "cpu"}, Config)
+
+
+class StoppedHere(Exception):
+    pass
+
+
+def trained(config: Config, stop: int | None = None) -> dict[str, torch.Tensor] | None:
+    """What a rank ends with: backbone and centres. With `stop`: nothing, the run dies before that step."""
+
+    def step_or_die(run, batch, step=train.train_step):
+        if run.step == stop:
+            raise StoppedHere
+        return step(run, batch)
+
+    with mock.patch.object(train, "train_step", step_or_die):
+        try:
+            run = train.train(config, comm.ranks_of(torch.device(config.device)))
+        except StoppedHere:
+            return None
+    state = {name: value.clone() for name, value in run.backbone.state_dict().items()}
+    return state | {"centers": run.head.centers.weight, "momentum": run.head.centers.momentum}
+
+
+def refusal(config: Config) -> str:
+    """What a rank is told where the run is refused."""
+    try:
+        trained(config)
+    except comm.AgreedError as error:
+        return str(error)
+    return "not refused"
+
+
+def assert_refused(ranks, world_size: int, config: Config, message: str) -> None:
+    told = ranks.run(world_size, refusal, config)
+    assert len(set(told)) == 1 and re.search(message, told[0]) and "\n" not in told[0], told
+
+
+def curve(output: Path) -> list[float]:
+    """The loss of every step, each there once."""
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    steps, losses = zip(*((line["step"], line["loss"]) for line in lines if "loss" in line), strict=True)
+    assert steps == tuple(range(1, len(steps) + 1))
+    return list(losses)
+
+
+def whole(states: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The state of all ranks together; asserts that their replicas agree."""
+    for state in states:
+        for name, value in state.items():
+            assert name in ("centers", "momentum") or torch.equal(value, states[0][name]), name
+    shards = {name: torch.cat([state[name] for state in states]) for name in ("centers", "momentum")}
+    return {**states[0], **shards}
+
+
+def assert_same_bits(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, found[name]), name
+
+
+def verification_of(output: Path, step: int) -> dict[str, dict[str, float]]:
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return next(line["verification"] for line in lines if line["step"] == step and "verification" in line)

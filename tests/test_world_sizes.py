@@ -1,0 +1,81 @@
+"""The same run at any world size: one recipe, one seed, one loss curve, whatever the ranks and the restarts."""
+
+from pathlib import Path
+
+import pytest
+from runs import assert_refused, assert_same_bits, config_of, curve, trained, whole
+
+STEPS = 30
+WORLD_SIZES = (1, 2, 3, 4)
+
+
+def config(pack: Path, output: Path, **sections):
+    """Everything random at once: sampling, ordered elastic margins, dropout, flips, and epochs of 3 steps.
+
+    The rate is low: a network of PReLUs has kinks, and where rounding puts one activation of a million on the other
+    side of its kink, the next losses differ by what that one contributes to a step.
+    """
+    settings = {
+        "backbone": {"dropout": 0.4},
+        "optim": {"lr": 0.0005},
+        "train": {"batch": 48, "micro_batch": 4, "length": STEPS},
+        "checkpoint": {"every": 5, "keep": 10},
+    }
+    return config_of(pack, output, **{**settings, **sections})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ranks, pack, tmp_path_factory):
+    """At each world size: the loss curve and the final state of a run that was not stopped, and its folder."""
+    runs = {}
+    for world_size in WORLD_SIZES:
+        output = tmp_path_factory.mktemp(f"world{world_size}")
+        state = whole(ranks.run(world_size, trained, config(pack, output)))
+        runs[world_size] = curve(output), state, output
+    return runs
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES[1:])
+def test_the_loss_curve_is_the_same_at_any_world_size(undisturbed, world_size):
+    expected = undisturbed[1][0]
+    assert len(expected) == STEPS and sum(expected[-5:]) < sum(expected[:5])
+    assert undisturbed[world_size][0] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_number_of_workers_changes_nothing(ranks, pack, tmp_path, undisturbed, workers):
+    found = whole(ranks.run(1, trained, config(pack, tmp_path, data={"workers": workers})))
+    assert_same_bits(found, undisturbed[1][1])
+    assert curve(tmp_path) == undisturbed[1][0]
+
+
+@pytest.mark.parametrize("stop", [15, 20], ids=["at an epoch's end", "inside an epoch"])
+def test_resumed_at_the_same_world_size_is_the_same_bit_for_bit(ranks, pack, tmp_path, undisturbed, stop):
+    assert ranks.run(3, trained, config(pack, tmp_path), stop + 1) == [None] * 3
+    assert_same_bits(whole(ranks.run(3, trained, config(pack, tmp_path))), undisturbed[3][1])
+    assert curve(tmp_path) == undisturbed[3][0]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_resumed_at_another_world_size_has_the_same_curve(ranks, pack, tmp_path, undisturbed, world_size):
+    ranks.run(3, trained, config(pack, tmp_path), 15)
+    ranks.run(world_size, trained, config(pack, tmp_path))
+    assert curve(tmp_path) == pytest.approx(undisturbed[1][0], rel=1e-4)
+
+
+def test_a_chain_of_world_sizes_has_the_same_curve(ranks, pack, tmp_path, undisturbed):
+    for world_size, stop in ((2, 5), (1, 10), (3, 20), (4, 25), (2, None)):
+        ranks.run(world_size, trained, config(pack, tmp_path), stop)
+    assert curve(tmp_path) == pytest.approx(undisturbed[1][0], rel=1e-4)
+
+
+def test_a_world_size_that_does_not_fit_is_refused_with_those_that_do(ranks, pack, tmp_path):
+    other = config(pack, tmp_path, train={"batch": 48, "micro_batch": 16, "length": 3})
+    assert_refused(
+        ranks, 2, other, "48 in micro-batches of 16 cannot be dealt out to 2 ranks; wanted one of 1, 3$"
+    )
+
+
+def test_another_micro_batch_is_another_run(ranks, pack, undisturbed):
+    other = config(pack, undisturbed[2][2], train={"batch": 48, "micro_batch": 8, "length": STEPS})
+    assert_refused(ranks, 2, other, "made with micro_batch 4, the recipe says 8")
