@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from runs import assert_refused, assert_same_bits, config_of, curve, trained, verification_of, whole
+from waiting import NoWaiting
 
 from partialfc import train
 from partialfc.config import Config
@@ -155,6 +156,25 @@ def test_lower_precision_trains(ranks, pack, tmp_path, precision):
     assert all(value.isfinite().all() for value in state.values())
     losses = curve(tmp_path)
     assert sum(losses[-5:]) < sum(losses[:5])
+
+
+def step_without_waiting(config: Config) -> None:
+    run = train.build_run(config, comm.ranks_of(torch.device("cpu")))
+    for batch in run.loader.batches(0, 2):
+        with NoWaiting():
+            train.train_step(run, batch)
+        run.step += 1
+
+
+@pytest.mark.parametrize("micro_batch", [None, 4])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_step_never_waits_for_the_device(ranks, pack, tmp_path, precision, micro_batch):
+    train_section = {"batch": 24, "length": 2, "micro_batch": micro_batch}
+    ranks.run(
+        2,
+        step_without_waiting,
+        config_of(pack, tmp_path, train=train_section, optim={"precision": precision}),
+    )
 
 
 def damaged(pack: Path, folder: Path) -> Path:

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from reference import dense_loss
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from waiting import NoWaiting
 
 from partialfc.config import AnyMargin, ArcFace, Combined, CosFace, ElasticArcFace, ElasticCosFace, SoftMax
 from partialfc.head import PartialFC, margins, sampling
@@ -236,22 +236,6 @@ def count_collectives(margin: AnyMargin) -> tuple[int, int, int]:
 def test_collectives_of_a_step(ranks, margin):
     ordered = getattr(margin, "order", "none") != "none"
     assert ranks.run(2, count_collectives, margin) == [(0, 3 if ordered else 2, 1)] * 2
-
-
-class NoWaiting(TorchDispatchMode):
-    """Fails on what would make the host wait for the device: reading a value, or a shape that values decide."""
-
-    FORBIDDEN = (
-        "aten._local_scalar_dense",
-        "aten.nonzero",
-        "aten.masked_select",
-        "aten._unique",
-        "aten.unique",
-    )
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        assert not str(function).startswith(self.FORBIDDEN), f"{function} waits for the device"
-        return function(*args, **(kwargs or {}))
 
 
 def step_without_waiting(margin: AnyMargin) -> None:
