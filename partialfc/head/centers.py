@@ -1,6 +1,6 @@
 """The class centres that a rank owns, and their optimizer rows.
 
-Legend: n classes of this rank, S of them at work in a step, D embedding width.
+Legend: n classes of this rank, c of them in a chunk, D embedding width.
 """
 
 import numpy as np
@@ -27,6 +27,23 @@ def initial_centers(seed: int, owned: range, width: int, dtype: torch.dtype) -> 
     return rows
 
 
+class Buffers:
+    """Memory that is used again in every step: fresh memory costs more than what is written to it."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self._device, self._dtype = device, dtype
+        self._kept: dict[str, Tensor] = {}
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """A tensor with undefined content; what was taken before under this name is lost."""
+        size = int(np.prod(shape))
+        if name not in self._kept or self._kept[name].numel() < size:
+            self._kept.pop(name, None)
+            # An eighth more: the number of classes at work changes a little from step to step.
+            self._kept[name] = torch.empty(size + size // 8, device=self._device, dtype=self._dtype)
+        return self._kept[name][:size].view(shape)
+
+
 class Centers:
     """Rows of this rank: `weight` and `momentum`, both [n, D] on `device`.
 
@@ -47,32 +64,36 @@ class Centers:
         self.owned = owned
         self.weight = initial_centers(seed, owned, width, dtype).to(device)
         self.momentum = torch.zeros_like(self.weight)
-        self._inertia = momentum
-        self._weight_decay = weight_decay
+        self.momentum.fill_(0)  # touches the memory now: a page's first use would slow the first steps
+        self._inertia, self._weight_decay = momentum, weight_decay
+        self._buffers = Buffers(device, dtype)
 
-    def unit_rows(self, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The rows [S] (None: all) scaled to length 1, [S, D], and their lengths [S, 1]."""
-        raw = self.weight if rows is None else self.weight.index_select(0, rows)
-        lengths = torch.linalg.vector_norm(raw, dim=1, keepdim=True).clamp_min(torch.finfo(raw.dtype).tiny)
-        return raw / lengths, lengths
+    def read(self, rows: Tensor | None, chunk: slice) -> Tensor:
+        """Centres [c, D] of rows[chunk] (None: of all rows), to be read only, until the next call."""
+        return self._read(self.weight, "weight", rows, chunk)
 
     def update(
-        self, rows: Tensor | None, unit: Tensor, lengths: Tensor, d_unit: Tensor, rate: float, finite: Tensor
+        self, rows: Tensor | None, chunk: slice, d_unit: Tensor, inverse: Tensor, rate: Tensor, finite: Tensor
     ) -> None:
-        """One SGD step of the rows, given the loss's gradient [S, D] by the unit rows; none where `finite`
-        is false.
+        """One SGD step of rows[chunk]; none where `finite` is false.
 
-        unit and lengths are what `unit_rows(rows)` gave. d_unit is overwritten.
+        d_unit [c, D]: the loss's gradient by the centres at length 1, finite, and overwritten; inverse [c, 1]:
+        1 / their lengths; rate: a scalar, 0 where `finite` is false.
         """
-        weight, momentum = (
-            whole if rows is None else whole.index_select(0, rows) for whole in (self.weight, self.momentum)
-        )
+        weight = self._read(self.weight, "weight", rows, chunk)
+        momentum = self._read(self.momentum, "momentum", rows, chunk)
         # Scaling to length 1 lets through only what is at right angles to the row.
-        radial = torch.linalg.vecdot(d_unit, unit).unsqueeze(1)
-        gradient = (
-            d_unit.addcmul_(unit, radial, value=-1).div_(lengths).add_(weight, alpha=self._weight_decay)
-        )
-        new_momentum = torch.where(finite, momentum * self._inertia + gradient, momentum)
-        new_weight = torch.where(finite, weight - rate * new_momentum, weight)
-        for whole, new in ((self.momentum, new_momentum), (self.weight, new_weight)):
-            whole.copy_(new) if rows is None else whole.index_copy_(0, rows, new)
+        radial = torch.linalg.vecdot(d_unit, weight).unsqueeze(1).mul_(inverse * inverse).neg_()
+        gradient = d_unit.addcmul_(weight, radial).mul_(inverse).add_(weight, alpha=self._weight_decay)
+        inertia = torch.full((), self._inertia, dtype=weight.dtype, device=weight.device)
+        momentum.mul_(torch.where(finite, inertia, 1.0)).add_(gradient.mul_(finite))
+        weight.addcmul_(momentum, -rate)
+        if rows is not None:  # else both were views
+            self.weight.index_copy_(0, rows[chunk], weight)
+            self.momentum.index_copy_(0, rows[chunk], momentum)
+
+    def _read(self, whole: Tensor, name: str, rows: Tensor | None, chunk: slice) -> Tensor:
+        if rows is None:
+            return whole[chunk]
+        index = rows[chunk]
+        return torch.index_select(whole, 0, index, out=self._buffers.take(name, len(index), whole.shape[1]))

@@ -6,7 +6,6 @@ work in a step, D embedding width.
 """
 
 import math
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -19,21 +18,10 @@ from torch.nn.functional import normalize
 from partialfc.config import AnyMargin
 from partialfc.head import margins, sampling
 from partialfc.head.centers import Centers
-from partialfc.head.cross_entropy import CosineGradient, margin_cross_entropy
+from partialfc.head.cross_entropy import ChunkedCrossEntropy
 from partialfc.head.sampling import IGNORE, Work
 from partialfc.head.shard import class_range
 from partialfc.runtime import comm
-
-
-@dataclass(frozen=True)
-class _Pending:
-    """What update() needs of a forward()."""
-
-    rows: Tensor | None  # [S]
-    embeddings: Tensor  # [B, D], unit
-    centers: Tensor  # [S, D], unit
-    lengths: Tensor  # [S, 1] of the centres
-    d_cosine: CosineGradient
 
 
 class PartialFC(nn.Module):
@@ -78,7 +66,8 @@ class PartialFC(nn.Module):
             device=torch.device(device),
             dtype=dtype,
         )
-        self._pending: _Pending | None = None
+        self._cross_entropy = ChunkedCrossEntropy(self.centers, margin, interclass_threshold, self.group)
+        self._pending: Work | None = None  # of the latest forward
 
     def prepare(self, labels: Tensor, step: int) -> Work:
         """Sample the classes of a step. labels: integers [B] of the global batch, on the host, equal on
@@ -90,14 +79,17 @@ class PartialFC(nn.Module):
         known = self._checked(labels)
         owned = self.centers.owned
         here = np.flatnonzero((known >= owned.start) & (known < owned.stop))
+        here = here[np.argsort(known[here], kind="stable")]
         own = known[here] - owned.start  # [N] local rows
         rows = self._rows(own, step)
+        columns = own if rows is None else np.searchsorted(rows, own)
         drawn = margins.draw(self.margin, self.seed, step, len(known))
         valid = known != IGNORE
         return Work(
             rows=None if rows is None else torch.from_numpy(rows),
             here=torch.from_numpy(here),
-            columns=torch.from_numpy(own if rows is None else np.searchsorted(rows, own)),
+            columns=torch.from_numpy(columns),
+            host_columns=columns,
             valid=torch.from_numpy(valid),
             positions=torch.from_numpy(np.flatnonzero(valid)),
             drawn=None if drawn is None else torch.from_numpy(drawn).to(self.centers.weight.dtype),
@@ -115,29 +107,22 @@ class PartialFC(nn.Module):
         with torch.autocast(embeddings.device.type, enabled=False):
             unit = normalize(embeddings.to(self.centers.weight.dtype))
             everyone = comm.gather_rows(unit, self.group)  # [B, D]
-            with torch.no_grad():
-                centers, lengths = self.centers.unit_rows(work.rows)  # [S, D], [S, 1]
-            loss, d_cosine = margin_cross_entropy(
-                everyone, centers, work, self.margin, self.interclass_threshold, self.group
-            )
-        self._pending = _Pending(work.rows, everyone.detach(), centers, lengths, d_cosine)
+            loss = self._cross_entropy.loss(everyone, work)
+        self._pending = work
         return loss
 
     @torch.no_grad()
     def update(self, rate: float, finite: Tensor | None = None) -> None:
-        """After backward(): one optimizer step, at learning rate `rate`, of the rows at work, and of no
-        others.
+        """After backward(): one optimizer step, at learning rate `rate`, of the rows at work, and of no others.
 
-        finite: a bool scalar on the device; where false nothing changes. The rows' gradient is that of the
-        loss as `forward` returned it, whatever factor (a loss scale) it was multiplied by before backward().
+        finite: a bool scalar on the device; where false nothing changes. The rows' gradient is that of the loss as
+        `forward` returned it, whatever factor (a loss scale) it was multiplied by before backward().
         """
         assert self._pending is not None, "update() follows forward() and backward()"
-        pending, self._pending = self._pending, None
-        assert pending.d_cosine.value is not None, "update() follows backward()"
-        d_centers = pending.d_cosine.value.T @ pending.embeddings  # [S, D]
+        work, self._pending = self._pending, None
         if finite is None:
-            finite = torch.ones((), dtype=torch.bool, device=d_centers.device)
-        self.centers.update(pending.rows, pending.centers, pending.lengths, d_centers, rate, finite)
+            finite = torch.ones((), dtype=torch.bool, device=self.centers.weight.device)
+        self._cross_entropy.update(work, rate, finite)
 
     def _checked(self, labels: Tensor) -> NDArray[np.int64]:
         assert labels.device.type == "cpu" and not labels.is_floating_point() and labels.dim() == 1

@@ -22,12 +22,18 @@ class Work:
     """
 
     rows: Tensor | None  # [S] int64 rows of this rank's shard, ascending; None: all
-    here: Tensor  # [N] int64 positions in the global batch of the images whose class this rank owns
-    columns: Tensor  # [N] int64 where their classes stand among the rows at work
+    here: Tensor  # [N] int64 positions in the global batch of the images whose class this rank owns, by class
+    columns: Tensor  # [N] int64 where their classes stand among the rows at work, ascending
+    host_columns: NDArray[np.int64]  # [N] the same, always on the host
     valid: Tensor  # [B] bool: not ignored
     positions: Tensor  # [number of valid images] int64: where `valid` is true
     drawn: Tensor | None  # [B] elastic margins
     lifted: Tensor | None  # [S] added to the logits of a column, for all images but those of its class
+
+    def images_of(self, start: int, stop: int) -> slice:
+        """Of `here` and `columns`: what falls on the columns from `start` to before `stop`."""
+        first, last = np.searchsorted(self.host_columns, (start, stop)).tolist()
+        return slice(first, last)
 
     def to(self, device: torch.device) -> Self:
         """The same on `device`, which the host does not wait for."""
@@ -35,8 +41,8 @@ class Work:
             return self
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         moved: dict[str, Any] = {
-            name: None if tensor is None else tensor.pin_memory().to(device, non_blocking=True)
-            for name, tensor in fields.items()
+            name: it.pin_memory().to(device, non_blocking=True) if isinstance(it, Tensor) else it
+            for name, it in fields.items()
         }
         return type(self)(**moved)
 

@@ -27,6 +27,7 @@ class Case:
     num_classes: int = 7
     labels: list[list[int]] = field(default_factory=lambda: [[0, 6, 3, -1, 2, 2], [5, -1, 1, 4, 6, 0]])
     options: dict[str, Any] = field(default_factory=dict)
+    chunk: int = 2  # classes worked on at once
 
     def embeddings(self) -> list[Tensor]:
         generator = torch.Generator().manual_seed(0)
@@ -129,6 +130,7 @@ def sharded(
         device=device,
         **case.options,
     )
+    head._cross_entropy._chunk = case.chunk
     losses, gradients = [], []
     for step, (embeddings, labels) in enumerate(zip(case.embeddings(), case.labels, strict=True)):
         local = mine(embeddings).to(device).requires_grad_()
@@ -162,6 +164,13 @@ def assert_same(ranks, case: Case, world_size: int, device: str, **more: float) 
 @pytest.mark.parametrize("margin", MARGINS, ids=repr)
 def test_sharded_is_dense(ranks, device, margin, options, world_size):
     assert_same(ranks, Case(margin, options=options), world_size, device)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("margin", [SoftMax(scale=300.0), ElasticArcFace(order="paper")], ids=repr)
+def test_sharded_is_dense_whatever_the_chunks(ranks, device, margin, options, chunk):
+    assert_same(ranks, Case(margin, options=options, chunk=chunk), 2, device)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
