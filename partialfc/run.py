@@ -84,7 +84,7 @@ def build_run(config: Config, ranks: Ranks) -> Run:
     """A fresh run, at step 0. No collectives; ValueError or OSError where recipe, data and ranks do not fit."""
     order.check_world_size(config.train.batch, config.train.micro_batch, ranks.size)
     if config.data.synthetic is not None:
-        synthetic.ensure(Path(config.data.path), config.data.synthetic, config.seed)
+        synthetic.ensure(Path(config.data.path), config.data.synthetic)
     torch.manual_seed(config.seed)  # the initial weights, the same on every rank
     backbone = build_backbone(config.backbone)
     backbone.to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

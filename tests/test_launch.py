@@ -1,6 +1,7 @@
 """The launcher: how many ranks, and what a user sees of bad input, on the command line."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -33,9 +34,11 @@ def recipe(tmp_path: Path) -> Path:
     return tmp_path / "recipe.yaml"
 
 
-def launched(*arguments: object) -> subprocess.CompletedProcess[str]:
+def launched(*arguments: object, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """`path`: of a sitecustomize.py, which breaks something."""
     command = [sys.executable, "-m", "partialfc.launch", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    environment = os.environ | ({"PYTHONPATH": str(path)} if path else {})
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
 
 
 def test_two_ranks_train(recipe):
@@ -54,10 +57,10 @@ def test_bad_input_on_two_ranks_is_one_line_and_exit_code_2(recipe):
 
 
 def test_a_defect_of_ours_is_a_traceback_and_exit_code_1(recipe):
-    folder = recipe.parent / "output/checkpoints/step_00000001"
-    folder.mkdir(parents=True)
-    (folder / "run.json").write_text("[]")
-    done = launched(recipe, "--ranks", 1)
+    (recipe.parent / "sitecustomize.py").write_text(
+        "import partialfc.run; partialfc.run.build_backbone = None"
+    )
+    done = launched(recipe, "--ranks", 1, path=recipe.parent)
     assert done.returncode == 1 and "Traceback" in done.stderr and "ChildFailedError" not in done.stderr
 
 

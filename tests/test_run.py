@@ -117,6 +117,21 @@ def test_a_damaged_checkpoint_is_named(ranks, pack, tmp_path, undisturbed):
     assert_refused(ranks, 2, config_of(pack, tmp_path), r"checkpoint .*step_00000030: rank 0: .*distcp")
 
 
+def test_a_process_killed_while_it_removes_an_old_checkpoint_leaves_no_half_of_one(ranks, pack, tmp_path):
+    config = config_of(pack, tmp_path, checkpoint={"every": 1, "keep": 1}, train={"length": 3})
+    ranks.run(1, trained_without_removing, config, 2)
+    left = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert left == {"latest", "step_00000002", ".step_00000001.removed.draft"}
+    ranks.run(1, trained, config)
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"latest", "step_00000003"}
+
+
+def trained_without_removing(config: Config, stop: int) -> None:
+    """As if killed where the removal would begin."""
+    with mock.patch.object(shutil, "rmtree"):
+        trained(config, stop)
+
+
 def save_and_be_killed(config: Config, folder: str) -> None:
     """Ends by a signal within its second save, when all is written but nothing is in place."""
     publish = Checkpoints._publish
@@ -129,6 +144,13 @@ def save_and_be_killed(config: Config, folder: str) -> None:
     with mock.patch.object(Checkpoints, "_publish", killed_the_second_time):
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
         trained(config)
+
+
+def test_damaged_facts_of_a_checkpoint_are_named(ranks, pack, tmp_path, undisturbed):
+    shutil.copytree(undisturbed[1][2], tmp_path, symlinks=True, dirs_exist_ok=True)
+    for content in ("{", "[]"):
+        (tmp_path / "checkpoints/step_00000030/run.json").write_text(content)
+        assert_refused(ranks, 1, config_of(pack, tmp_path), r"step_00000030: run.json: ")
 
 
 def test_a_process_killed_while_it_saves_leaves_the_checkpoint_before(ranks, pack, tmp_path):

@@ -5,6 +5,7 @@ make a dense gradient of it, and hands that to torch.optim.SGD; embeddings are g
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -45,12 +46,13 @@ class Case:
     threads: int  # of a rank
     textbook: bool  # whether to time that, too
 
-    def inputs(self, step: int) -> tuple[Tensor, Tensor]:
-        """Embeddings [B, D] and labels [B] of the global batch, the same on every rank."""
+    def inputs(self, step: int, rank: int) -> tuple[Tensor, Tensor]:
+        """A rank's embeddings [b, D], and the labels [B] of the global batch."""
         generator = torch.Generator().manual_seed(step)
         total = self.batch * self.world_size
         labels = torch.randint(self.num_classes, (total,), generator=generator)
-        return torch.randn(total, self.width, generator=generator), labels
+        embeddings = torch.randn(total, self.width, generator=generator)
+        return embeddings.chunk(self.world_size)[rank].clone(), labels
 
 
 class TextbookHead:
@@ -173,36 +175,32 @@ def time_heads(case: Case, rank: int) -> tuple[float, int, dict[str, list[float]
     """Our first step, the bytes that ours takes beyond what it stores, and the milliseconds of the steps after."""
     idle = resident("VmRSS")
     ours = OurHead(case)
-    first = timed(ours.step, *local_inputs(case, 0, rank))
+    first = timed(ours.step, *case.inputs(0, rank))
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak of resident memory starts anew
-    timed(ours.step, *local_inputs(case, 1, rank))
+    timed(ours.step, *case.inputs(1, rank))
     extra = resident("VmHWM") - idle - ours.stored
     heads: dict[str, Any] = {"ours": ours}
     if case.textbook:
         heads["textbook"] = TextbookHead(case, rank)
-        timed(heads["textbook"].step, *local_inputs(case, 0, rank))
+        timed(heads["textbook"].step, *case.inputs(0, rank))
     times: dict[str, list[float]] = {name: [] for name in heads}
     for step in range(2, 2 + case.steps):
         for name, head in heads.items():
-            times[name].append(timed(head.step, *local_inputs(case, step, rank)))
+            times[name].append(timed(head.step, *case.inputs(step, rank)))
     return first, extra, times
 
 
 def row_of(
     case: Case, first: float, extra: int, times: dict[str, list[float]], bare: dict[str, float]
 ) -> Row:
-    median = statistics.median(times["ours"])
+    ours = times["ours"]
+    median = statistics.median(ours)
     sampled = max(1, round(case.sample_rate * (case.num_classes // case.world_size)))
     operations = 3 * 2 * case.batch * case.world_size * sampled * case.width
-    row: Row = {
-        "case": f"{case.num_classes:,} ids, r = {case.sample_rate:g}",
-        "num_classes": case.num_classes,
-        "sample_rate": case.sample_rate,
-        "batch": case.batch * case.world_size,
-        "width": case.width,
-        "world_size": case.world_size,
+    row: Row = {"case": f"{case.num_classes:,} ids, r = {case.sample_rate:g}", **dataclasses.asdict(case)}
+    row |= {
         "ours_ms": median,
-        "ours_spread_ms": max(times["ours"]) - min(times["ours"]),
+        "ours_spread_ms": max(ours) - min(ours),
         "first_step_ms": first,
         "extra_bytes": extra,
         "gflops": operations / median / 1e6,
@@ -214,11 +212,6 @@ def row_of(
         row["textbook_ms"] = statistics.median(times["textbook"])
         row["ratio"] = row["textbook_ms"] / median
     return row
-
-
-def local_inputs(case: Case, step: int, rank: int) -> tuple[Tensor, Tensor]:
-    embeddings, labels = case.inputs(step)
-    return embeddings.chunk(case.world_size)[rank].clone(), labels
 
 
 def resident(name: str) -> int:

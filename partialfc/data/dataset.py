@@ -34,8 +34,7 @@ class RecordDataset:
         path = _record_file(folder)
         self._records, self._size = RecordFile(path), image_size
         self._property = _read_property(folder / "property")
-        first_key, header = self._first()
-        self._keys, classes = self._images(first_key, header)
+        self._keys, classes = self._images(self._pack_header())
         if not len(self._keys):
             raise CorruptRecord(f"{path}: holds no image")
         self.num_classes = self._property.num_classes if self._property else classes or self._count_classes()
@@ -55,13 +54,13 @@ class RecordDataset:
             )
         return self._decoded(key, payload, self._size), label
 
-    def _first(self) -> tuple[int, Header | None]:
-        """The lowest key, and its header where it is a pack's header: key 0, several labels, no payload."""
+    def _pack_header(self) -> Header | None:
+        """The header of the lowest key, where it is a pack's: key 0, several labels, no payload."""
         key = int(self._records.keys[0])
         header, payload = self._records[key]
-        return key, header if key == 0 and header.flag and not len(payload) else None
+        return header if key == 0 and header.flag and not len(payload) else None
 
-    def _images(self, first_key: int, header: Header | None) -> tuple[Integers, int | None]:
+    def _images(self, header: Header | None) -> tuple[Integers, int | None]:
         """The keys of the images, and the number of classes that the header names."""
         keys = self._records.keys
         if header is None:

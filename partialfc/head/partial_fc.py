@@ -56,7 +56,6 @@ class PartialFC(nn.Module):
         self.group = group if group is not None else comm.everyone()
         self.num_classes, self.embedding_size = num_classes, embedding_size
         self.margin, self.sample_rate, self.correction, self.seed = margin, sample_rate, correction, seed
-        self.interclass_threshold = interclass_threshold
         self.centers = Centers(
             class_range(num_classes, self.group.rank(), self.group.size()),
             embedding_size,

@@ -87,7 +87,7 @@ class Checkpoints:
         AgreedError where the checkpoint is another run's, or damaged.
         """
         with comm.together(self._ranks):
-            facts = msgspec.json.decode((path / _FACTS).read_bytes())
+            facts = _read_facts(path)
             for name, wanted in self._facts.items():
                 if (found := facts.get(name)) != wanted:
                     raise ValueError(
@@ -99,7 +99,8 @@ class Checkpoints:
         return int(facts["step"]), float(facts["seconds"])
 
     def _publish(self, draft: Path, path: Path) -> None:
-        shutil.rmtree(path, ignore_errors=True)  # a run that went back saves a step again
+        if path.exists():  # a run that went back saves a step again
+            self._remove(path)
         draft.replace(path)
         link = self._folder / f".{_LATEST}"
         link.unlink(missing_ok=True)
@@ -107,7 +108,20 @@ class Checkpoints:
         os.replace(link, self._folder / _LATEST)
         by_age = sorted(self._folder.glob("step_*"), key=lambda one: (one / _FACTS).stat().st_mtime_ns)
         for old in by_age[: -self._keep]:
-            shutil.rmtree(old)
+            self._remove(old)
+
+    def _remove(self, path: Path) -> None:
+        """At once, as far as others see: a process killed meanwhile leaves a draft, not half a checkpoint."""
+        aside = self._folder / f".{path.name}.removed.draft"
+        path.replace(aside)
+        shutil.rmtree(aside)
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode((path / _FACTS).read_bytes(), type=dict[str, Any])
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise ValueError(f"checkpoint {path}: {_FACTS}: {error}") from None
 
 
 @contextmanager

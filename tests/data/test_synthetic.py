@@ -1,7 +1,9 @@
 """Built-in identities: the same wherever they are drawn, and harder as asked."""
 
+import msgspec
 import numpy as np
 import pytest
+from faces import write_pack
 
 from partialfc.config import SyntheticData
 from partialfc.data import RecordDataset, synthetic
@@ -35,8 +37,8 @@ def test_difficulty_makes_the_images_of_an_identity_differ():
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp("synthetic")
-    wanted = SyntheticData(identities=3, images=2, unseen=20, pairs=40, size=32)
-    synthetic.ensure(folder, wanted, seed=5)
+    wanted = SyntheticData(identities=3, images=2, unseen=20, pairs=40, size=32, seed=5)
+    synthetic.ensure(folder, wanted)
     return folder, wanted
 
 
@@ -53,8 +55,23 @@ def test_the_pack_and_the_pairs_read_back(drawn):
 def test_what_is_there_is_not_drawn_again(drawn):
     folder, wanted = drawn
     before = (folder / "train.rec").stat().st_mtime_ns
-    synthetic.ensure(folder, wanted, seed=6)
+    synthetic.ensure(folder, wanted)
     assert (folder / "train.rec").stat().st_mtime_ns == before
+
+
+def test_other_identities_than_those_that_are_there_are_refused(drawn):
+    folder, wanted = drawn
+    other = msgspec.structs.replace(wanted, identities=4)
+    with pytest.raises(
+        ValueError, match=r'synthetic.json: drawn as .*"identities":3.* wants .*"identities":4'
+    ):
+        synthetic.ensure(folder, other)
+
+
+def test_a_pack_of_ones_own_stays(tmp_path):
+    write_pack(tmp_path, 2, 2)
+    synthetic.ensure(tmp_path, SyntheticData())
+    assert len(RecordDataset(tmp_path)) == 4 and not (tmp_path / "unseen.bin").exists()
 
 
 @pytest.mark.parametrize(("unseen", "pairs"), [(20, 20), (20, 400), (37, 1000)])

@@ -166,6 +166,45 @@ def test_sharded_is_dense(ranks, device, margin, options, world_size):
     assert_same(ranks, Case(margin, options=options), world_size, device)
 
 
+def in_float32(scale: float, near: float, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, embedding gradients and centre updates of one step, centres and embeddings of 50 classes in float32."""
+    embeddings, weight, labels = float32_batch(near)
+    head = PartialFC(50, 32, CosFace(scale=scale), momentum=0.0, weight_decay=0.0, device=device)
+    head._cross_entropy._chunk = 7
+    owned = head.centers.owned
+    head.centers.weight.copy_(weight[owned.start : owned.stop])
+    local = mine(embeddings).to(device).requires_grad_()
+    loss = head(local, head.prepare(labels, 0))
+    loss.backward()
+    head.update(1.0)
+    return loss.detach().cpu(), local.grad.cpu(), weight[owned.start : owned.stop] - head.centers.weight.cpu()
+
+
+def float32_batch(near: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Embeddings [12, 32], `near` times their class centre and noise; centres [50, 32]; labels [12]."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(50, 32, generator=generator)
+    labels = torch.randint(50, (12,), generator=generator)
+    return torch.randn(12, 32, generator=generator) + near * weight[labels], weight, labels
+
+
+@pytest.mark.parametrize("scale", [8.0, 64.0, 128.0, 300.0])
+@pytest.mark.parametrize("near", [0.0, 1.0, 30.0], ids=["untrained", "half trained", "trained"])
+def test_float32_is_the_dense_head_in_double(ranks, device, scale, near):
+    embeddings, weight, labels = (it.double() if it.is_floating_point() else it for it in float32_batch(near))
+    embeddings.requires_grad_(), weight.requires_grad_()
+    every = torch.ones(50, dtype=torch.bool)
+    loss = dense_loss(embeddings, weight, labels, CosFace(scale=scale), at_work=every)
+    expected = torch.autograd.grad(loss, [embeddings, weight])
+    losses, gradients, steps = zip(*ranks.run(2, in_float32, scale, near, device), strict=True)
+    assert losses[0] == losses[1]
+    torch.testing.assert_close(losses[0].double(), loss.detach(), rtol=1e-5, atol=1e-6)
+    for found, wanted in zip((torch.cat(gradients), torch.cat(steps)), expected, strict=True):
+        torch.testing.assert_close(
+            found.double(), wanted, rtol=0, atol=2e-4 * wanted.abs().max().item() + 1e-6
+        )
+
+
 @pytest.mark.parametrize("chunk", [1, 3, 100])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("margin", [SoftMax(scale=300.0), ElasticArcFace(order="paper")], ids=repr)

@@ -7,10 +7,12 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
+import msgspec
+
 from partialfc.config import SyntheticData
 from partialfc.data import images, packing
 from partialfc.data.synthetic.photograph import photograph
-from partialfc.runtime.files import locked
+from partialfc.runtime.files import locked, published
 
 _FOLDS = 10
 _QUALITY = 90  # of the JPEGs
@@ -19,31 +21,45 @@ _CHUNK = 50  # images that a process draws at a time
 Picture = tuple[int, int]  # identity and number of the image
 
 
-def ensure(folder: Path, wanted: SyntheticData, seed: int) -> None:
-    """Draw train.rec and unseen.bin into `folder`, unless they are there; of several processes, one draws."""
+def ensure(folder: Path, wanted: SyntheticData) -> None:
+    """Draw train.rec and unseen.bin into `folder`, unless a pack is there; of several processes, one draws.
+
+    What was drawn is written to synthetic.json: ValueError where that is not what is wanted. A pack that stands
+    there without it is somebody's own, and stays as it is.
+    """
+    settings = msgspec.json.encode(wanted).decode()
+    facts = folder / "synthetic.json"
     with locked(folder / ".lock"):
-        if (folder / "property").exists() and (folder / "unseen.bin").exists():
-            return
-        # Spawned: a process that holds a process group and threads is not forked.
-        with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=get_context("spawn")) as pool:
-            draw = partial(_drawn, seed, wanted)
-            listed = _pairs(wanted)
-            shown = [picture for pair in listed for picture in pair]
-            encoded = list(pool.map(draw, shown, chunksize=_CHUNK))
-            packing.write_pairs(
-                folder / "unseen.bin", encoded, [first[0] == second[0] for first, second in listed]
+        if facts.exists() and facts.read_text(encoding="utf-8") != settings:
+            found = facts.read_text(encoding="utf-8")
+            raise ValueError(
+                f"{facts}: drawn as {found}, the recipe wants {settings}; name another data.path"
             )
-            pictures = [
-                (label, image) for label in range(wanted.identities) for image in range(wanted.images)
-            ]
-            drawn = pool.map(draw, pictures, chunksize=_CHUNK)
-            samples = ((label, picture) for (label, _), picture in zip(pictures, drawn, strict=True))
-            packing.write_pack(folder, samples, num_classes=wanted.identities, size=wanted.size)
+        if not any(folder.glob("*.rec")):
+            _draw(folder, wanted)
+            with published(facts) as draft:
+                draft.write_text(settings, encoding="utf-8")
 
 
-def _drawn(seed: int, wanted: SyntheticData, picture: Picture) -> bytes:
+def _draw(folder: Path, wanted: SyntheticData) -> None:
+    listed = _pairs(wanted)
+    shown = [picture for pair in listed for picture in pair]
+    pictures = [(label, image) for label in range(wanted.identities) for image in range(wanted.images)]
+    # Spawned: a process that holds a process group and threads is not forked.
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=get_context("spawn")) as pool:
+        draw = partial(_drawn, wanted)
+        encoded = list(pool.map(draw, shown, chunksize=_CHUNK))
+        packing.write_pairs(
+            folder / "unseen.bin", encoded, [first[0] == second[0] for first, second in listed]
+        )
+        drawn = pool.map(draw, pictures, chunksize=_CHUNK)
+        samples = ((label, picture) for (label, _), picture in zip(pictures, drawn, strict=True))
+        packing.write_pack(folder, samples, num_classes=wanted.identities, size=wanted.size)
+
+
+def _drawn(wanted: SyntheticData, picture: Picture) -> bytes:
     identity, image = picture
-    pixels = photograph(seed, identity, image, size=wanted.size, difficulty=wanted.difficulty)
+    pixels = photograph(wanted.seed, identity, image, size=wanted.size, difficulty=wanted.difficulty)
     return images.encode_jpeg(pixels, _QUALITY)
 
 
