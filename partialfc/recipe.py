@@ -31,9 +31,11 @@ def load(path: Path, overrides: Sequence[str], kind: type[T]) -> T:
     tree = _parse(text, f"recipe {path}") or {}
     if not isinstance(tree, dict):
         raise ValueError(f"recipe {path}: {_shown(tree)}, wanted sections with keys")
+    _name_defaults(tree, kind)
     assignments = [_assignment(override) for override in overrides]
     for keys, value in sorted(assignments, key=lambda assignment: assignment[0][-1] != VARIANT):
         _assign(tree, keys, value)
+    _name_defaults(tree, kind)
     settings: T = _converted(tree, kind, str(path))
     return settings
 
@@ -65,6 +67,8 @@ def _converted(tree: Any, kind: Any, place: str) -> Any:
     try:
         return msgspec.convert(tree, kind)
     except msgspec.ValidationError as error:
+        if type(error.__cause__) is ValueError:  # a struct's own check, which names its keys
+            raise ValueError(f"{place}: {error.__cause__}") from error
         raise ValueError(f"{place}: {_explained(str(error), tree, kind)}") from error
 
 
@@ -96,6 +100,15 @@ def _assign(tree: dict[str, Any], keys: list[str], value: Any) -> None:
     if key == VARIANT and tree.get(VARIANT) != value:
         tree.clear()  # no value of the old variant survives
     tree[key] = value
+
+
+def _name_defaults(tree: dict[str, Any], kind: type[msgspec.Struct]) -> None:
+    """A section of several variants that names none is of the default one."""
+    for field in msgspec.structs.fields(kind):
+        section = tree.get(field.encode_name)
+        tag = getattr(field.default, "__struct_config__", None) and field.default.__struct_config__.tag
+        if isinstance(section, dict) and tag is not None:
+            section.setdefault(VARIANT, tag)
 
 
 def _leaves(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:

@@ -61,22 +61,25 @@ class Run:
     def save(self, seconds: float) -> None:
         """A checkpoint of the present step, which the run reached in `seconds`."""
         self.statistics.average(self.ranks.group)
-        self.checkpoints.save(self.step, self._state(), seconds)
+        self.checkpoints.save(self.step, self._state(self.step), seconds)
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint."""
-        self.step, self.seconds = self.checkpoints.load(path, self._state())
+        self.step, self.seconds = self.checkpoints.load(path, self._state)
+        self.head.centers.loaded(self.step)
 
-    def _state(self) -> checkpoint.State:
-        """All tensors that the next step depends on; everything random is a function of seed and step."""
-        centers, classes = self.head.centers, self.head.num_classes
+    def _state(self, step: int) -> checkpoint.State:
+        """After `step` steps: all tensors that the next step depends on; everything random is a function of seed and step."""
+        shards, shared = self.head.centers.state(step)
         scale = self.optimizer.loss_scale
         return {
             "backbone": self.backbone.state_dict(),
-            "backbone_momentum": self.optimizer.momenta,
+            "backbone_moments": self.optimizer.moments,
             "loss_scale": {"value": scale.value, "streak": scale.streak},
-            "centers": checkpoint.sharded(centers.weight, classes, self.ranks),
-            "centers_momentum": checkpoint.sharded(centers.momentum, classes, self.ranks),
+            "rows": {
+                name: checkpoint.sharded(it, self.head.num_classes, self.ranks) for name, it in shards.items()
+            },
+            "head": shared,
         }
 
 
@@ -136,11 +139,8 @@ def _head(config: Config, num_classes: int, ranks: Ranks) -> PartialFC:
         num_classes,
         config.backbone.embedding,
         config.margin,
-        sample_rate=config.head.sample_rate,
-        correction=config.head.correction,
-        interclass_threshold=config.head.interclass_threshold,
-        momentum=config.optim.momentum,
-        weight_decay=config.optim.weight_decay,
+        config=config.head,
+        optim=config.optim,
         seed=config.seed,
         device=ranks.device,
         group=ranks.group,
@@ -152,6 +152,9 @@ def _checkpoints(config: Config, dataset: RecordDataset, ranks: Ranks) -> Checkp
         "num_classes": dataset.num_classes,
         "num_samples": len(dataset),
         "backbone": msgspec.to_builtins(config.backbone),
+        "optim.name": msgspec.to_builtins(config.optim)["name"],
+        "head.unsampled": config.head.unsampled,
+        "head.moments": config.head.moments,
         "seed": config.seed,
         "batch": config.train.batch,
         "micro_batch": config.train.micro_batch,

@@ -1,7 +1,7 @@
 """Train: the loop, one step of it, and the command line of a rank. Everything with state lives in Run."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -9,6 +9,7 @@ import torch
 from partialfc import recipe
 from partialfc.config import Config, Duration, load_config
 from partialfc.data.loader import Batch
+from partialfc.head import Work
 from partialfc.run import Run, build_run
 from partialfc.runtime import comm, schedule
 from partialfc.runtime.comm import Ranks
@@ -30,8 +31,8 @@ def train(config: Config, ranks: Ranks) -> Run:
         _introduce(run, report, resumed)
         if run.step == 0:
             report.scores(run.step, run.verify())
-        for batch in run.loader.batches(run.step, run.last_step):
-            report.step(run.step + 1, train_step(run, batch))
+        for batch, work in _prepared(run):
+            report.step(run.step + 1, train_step(run, batch, work))
             run.step += 1
             if _due(run, config.evaluation.every):
                 report.scores(run.step, run.verify())
@@ -41,13 +42,28 @@ def train(config: Config, ranks: Ranks) -> Run:
     return run
 
 
-def train_step(run: Run, batch: Batch) -> Metrics:
-    """One optimizer step over one global batch; queues work and never waits for the device."""
+def _prepared(run: Run) -> Iterator[tuple[Batch, Work]]:
+    """The batches of the run, each with the head's work, which is prepared while the step before is taken: so rows
+    that live outside the device are there in time.
+    """
+    ahead = None
+    for step, batch in enumerate(run.loader.batches(run.step, run.last_step), run.step):
+        work = run.head.prepare(batch.labels, step)  # all B labels, on the host
+        if ahead is not None:
+            yield ahead
+        ahead = batch, work
+    if ahead is not None:
+        yield ahead
+
+
+def train_step(run: Run, batch: Batch, work: Work) -> Metrics:
+    """One optimizer step over one global batch, whose labels were prepared as `work`; queues work and never waits
+    for the device.
+    """
     config, step = run.config, run.step
     rate = schedule.rate(
         config.schedule, step, peak=config.optim.lr, total=run.last_step, steps_per_epoch=run.steps_per_epoch
     )
-    work = run.head.prepare(batch.labels, step)  # all B labels, on the host
     statistics = run.statistics.kept()
     embeddings = run.micro_batches.forward(batch.images, step)  # [b, D]: this rank's images
     loss = run.head(embeddings, work)  # over all B images, the same on every rank

@@ -25,7 +25,7 @@ def config_of(pack: Path, output: Path, **sections: dict[str, Any]) -> Config:
         },
         "margin": {"name": "elastic_arcface", "margin": 0.3, "scale": 16.0, "order": "paper"},
         "head": {"sample_rate": 0.3},
-        "optim": {"lr": 0.02},
+        "optim": {"name": "sgd", "lr": 0.02},
         "schedule": {"name": "polynomial", "warmup": "1 epochs"},
         "train": {"batch": 24, "length": 30},
         "report": {"every": 1},
@@ -42,10 +42,10 @@ class StoppedHere(Exception):
 def trained(config: Config, stop: int | None = None) -> dict[str, torch.Tensor] | None:
     """What a rank ends with: backbone and centres. With `stop`: nothing, the run dies before that step."""
 
-    def step_or_die(run, batch, step=train.train_step):
+    def step_or_die(run, batch, work, step=train.train_step):
         if run.step == stop:
             raise StoppedHere
-        return step(run, batch)
+        return step(run, batch, work)
 
     with mock.patch.object(train, "train_step", step_or_die):
         try:
@@ -53,7 +53,7 @@ def trained(config: Config, stop: int | None = None) -> dict[str, torch.Tensor] 
         except StoppedHere:
             return None
     state = {name: value.clone() for name, value in run.backbone.state_dict().items()}
-    return state | {"centers": run.head.centers.weight, "momentum": run.head.centers.momentum}
+    return state | run.head.centers.tensors
 
 
 def refusal(config: Config) -> str:
@@ -80,11 +80,11 @@ def curve(output: Path) -> list[float]:
 
 def whole(states: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """The state of all ranks together; asserts that their replicas agree."""
+    shards = [name for name in ("centers", "momentum") if name in states[0]]
     for state in states:
         for name, value in state.items():
-            assert name in ("centers", "momentum") or torch.equal(value, states[0][name]), name
-    shards = {name: torch.cat([state[name] for state in states]) for name in ("centers", "momentum")}
-    return {**states[0], **shards}
+            assert name in shards or torch.equal(value, states[0][name]), name
+    return {**states[0], **{name: torch.cat([state[name] for state in states]) for name in shards}}
 
 
 def assert_same_bits(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:

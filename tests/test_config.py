@@ -6,7 +6,17 @@ import msgspec
 import pytest
 
 from partialfc import recipe
-from partialfc.config import ArcFace, Config, CosFace, ElasticArcFace, Step, load_config
+from partialfc.config import (
+    AdamW,
+    ArcFace,
+    Config,
+    CosFace,
+    ElasticArcFace,
+    Polynomial,
+    Sgd,
+    Step,
+    load_config,
+)
 
 RECIPES = sorted(Path(__file__).parents[1].glob("recipes/*.yaml"))
 MINIMAL = """
@@ -95,7 +105,16 @@ def test_what_is_dumped_loads_as_the_same(minimal, tmp_path):
         ),
         ("backbone.depths=[1, a]", "backbone.depths.1: expected int, got str; found 'a'"),
         ("backbone=null", "backbone: expected object, got null"),
-        ("margin={}", "margin: object missing required field name"),
+        ("head.memory=file", "head.memory: file, but head.folder does not say where"),
+        (
+            "head.memory=host",
+            "head.memory: host brings .* with head.sample_rate: 1 .*; wanted a rate below 1",
+        ),
+        (
+            "optim={name: adamw, momentum: 0.9}",
+            "optim.momentum: unknown key; the section optim has lr, .*betas",
+        ),
+        ("optim={nesterov: true, momentum: 0}", "optim.nesterov: wants a momentum above 0"),
         ("train={batch: 4}", "train: object missing required field length"),
         ("train.length=3 weeks", "train.length: expected .*; found '3 weeks'"),
         ("train.length=-1", "train.length: expected int >= 0; found -1"),
@@ -135,3 +154,23 @@ def test_a_bad_file_is_refused_in_one_line(minimal, content, message):
 def test_a_missing_recipe(tmp_path):
     with pytest.raises(ValueError, match=r"recipe .*none\.yaml: No such file"):
         load_config(tmp_path / "none.yaml")
+
+
+def test_a_section_that_names_no_variant_is_of_the_default_one(minimal):
+    config = load_config(minimal, ["optim.lr=0.5", "schedule={warmup: 7}", "margin={scale: 32}"])
+    assert config.optim == Sgd(lr=0.5)
+    assert config.schedule == Polynomial(warmup=7) and config.margin == CosFace(scale=32.0)
+    assert load_config(minimal, ["optim.lr=0.5", "optim.name=sgd"]).optim == Sgd(lr=0.5)
+    assert load_config(minimal, ["optim.name=adamw"]).optim == AdamW()
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ("{unsampled: decay, sample_rate: 0.5}", "head.unsampled: decay needs optim.name: sgd"),
+        ("{moments: none}", "head.moments: none needs optim.name: sgd"),
+    ],
+)
+def test_what_adamw_cannot_do_is_refused(minimal, head, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(minimal, ["optim.name=adamw", f"head={head}"])

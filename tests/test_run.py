@@ -184,7 +184,7 @@ def step_without_waiting(config: Config) -> None:
     run = train.build_run(config, comm.ranks_of(torch.device("cpu")))
     for batch in run.loader.batches(0, 2):
         with NoWaiting():
-            train.train_step(run, batch)
+            train.train_step(run, batch, run.head.prepare(batch.labels, run.step))
         run.step += 1
 
 
@@ -233,21 +233,17 @@ def overflow_on_one_rank(
     ranks = comm.ranks_of(torch.device("cpu"))
     run = train.build_run(config, ranks)
     batch = next(run.loader.batches(0, 1))
-    train.train_step(run, batch)  # so that there is momentum
+    train.train_step(run, batch, run.head.prepare(batch.labels, 0))  # so that there is momentum
     before = state_of(run)
     if ranks.rank == 1:
         run.backbone.register_forward_hook(lambda module, args, output: output * torch.inf)
-    taken = train.train_step(run, batch).finite.item()
+    taken = train.train_step(run, batch, run.head.prepare(batch.labels, 0)).finite.item()
     return taken, run.optimizer.loss_scale.value.item(), before, state_of(run)
 
 
 def state_of(run: Run) -> dict[str, torch.Tensor]:
-    state = {
-        **run.backbone.state_dict(),
-        "centers": run.head.centers.weight,
-        "rows": run.head.centers.momentum,
-    }
-    momenta = {f"momentum of {name}": value for name, value in run.optimizer.momenta.items()}
+    state = run.backbone.state_dict() | run.head.centers.tensors
+    momenta = {f"momentum of {name}": it["momentum_buffer"] for name, it in run.optimizer.moments.items()}
     return {name: value.clone() for name, value in (state | momenta).items() if "num_batches" not in name}
 
 

@@ -25,7 +25,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from partialfc.config import CosFace
+from partialfc.config import CosFace, HeadConfig, Sgd
 from partialfc.head import PartialFC
 
 RATE, MOMENTUM, DECAY = 0.1, 0.9, 5e-4
@@ -111,11 +111,10 @@ class OurHead:
             case.num_classes,
             case.width,
             MARGIN,
-            sample_rate=case.sample_rate,
-            momentum=MOMENTUM,
-            weight_decay=DECAY,
+            config=HeadConfig(sample_rate=case.sample_rate),
+            optim=Sgd(momentum=MOMENTUM, weight_decay=DECAY),
         )
-        self.stored = 2 * self._head.centers.weight.nbytes  # centres and moments
+        self.stored = sum(it.nbytes for it in self._head.centers.tensors.values())  # centres and moments
         self._steps = 0
 
     def step(self, embeddings: Tensor, labels: Tensor) -> None:

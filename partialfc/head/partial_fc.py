@@ -6,7 +6,6 @@ work in a step, D embedding width.
 """
 
 import math
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,10 +14,11 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn.functional import normalize
 
-from partialfc.config import AnyMargin
+from partialfc.config import AnyMargin, AnyOptimizer, HeadConfig, Sgd
 from partialfc.head import margins, sampling
 from partialfc.head.centers import Centers
 from partialfc.head.cross_entropy import ChunkedCrossEntropy
+from partialfc.head.rows import rounding
 from partialfc.head.sampling import IGNORE, Work
 from partialfc.head.shard import class_range
 from partialfc.runtime import comm
@@ -42,11 +42,8 @@ class PartialFC(nn.Module):
         embedding_size: int,
         margin: AnyMargin,
         *,
-        sample_rate: float = 1.0,
-        correction: Literal["none", "log_rate"] = "none",
-        interclass_threshold: float = 0.0,
-        momentum: float = 0.9,
-        weight_decay: float = 5e-4,
+        config: HeadConfig = HeadConfig(),  # noqa: B008 - immutable
+        optim: AnyOptimizer = Sgd(),  # noqa: B008
         seed: int = 0,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
@@ -55,25 +52,33 @@ class PartialFC(nn.Module):
         super().__init__()
         self.group = group if group is not None else comm.everyone()
         self.num_classes, self.embedding_size = num_classes, embedding_size
-        self.margin, self.sample_rate, self.correction, self.seed = margin, sample_rate, correction, seed
+        self.margin, self.config, self.seed = margin, config, seed
         self.centers = Centers(
             class_range(num_classes, self.group.rank(), self.group.size()),
             embedding_size,
+            config,
+            optim,
             seed=seed,
-            momentum=momentum,
-            weight_decay=weight_decay,
             device=torch.device(device),
             dtype=dtype,
         )
-        self._cross_entropy = ChunkedCrossEntropy(self.centers, margin, interclass_threshold, self.group)
-        self._pending: Work | None = None  # of the latest forward
+        self._cross_entropy = ChunkedCrossEntropy(
+            self.centers,
+            margin,
+            interclass_threshold=config.interclass_threshold,
+            logits_budget=config.logits_budget << 20,
+            group=self.group,
+        )
+        self._pending: tuple[Work, Work] | None = (
+            None  # of the latest forward: on the host, and on the device
+        )
 
     def prepare(self, labels: Tensor, step: int) -> Work:
-        """Sample the classes of a step. labels: integers [B] of the global batch, on the host, equal on
-        every rank.
+        """Sample the classes of a step, and start to bring their rows to the device where they live elsewhere.
 
-        No communication and no device; cost O(B + S). Raises ValueError on a label that is no class and not
-        -1.
+        labels: integers [B] of the global batch, on the host, equal on every rank. No communication, and nothing
+        that waits for the device; cost O(B + S). Best called while the step before computes; steps are to be
+        taken in the order in which they were prepared. Raises ValueError on a label that is no class and not -1.
         """
         known = self._checked(labels)
         owned = self.centers.owned
@@ -84,16 +89,20 @@ class PartialFC(nn.Module):
         columns = own if rows is None else np.searchsorted(rows, own)
         drawn = margins.draw(self.margin, self.seed, step, len(known))
         valid = known != IGNORE
-        return Work(
+        work = Work(
             rows=None if rows is None else torch.from_numpy(rows),
+            host_rows=rows,
             here=torch.from_numpy(here),
             columns=torch.from_numpy(columns),
             host_columns=columns,
             valid=torch.from_numpy(valid),
             positions=torch.from_numpy(np.flatnonzero(valid)),
-            drawn=None if drawn is None else torch.from_numpy(drawn).to(self.centers.weight.dtype),
+            drawn=None if drawn is None else torch.from_numpy(drawn).to(self.centers.dtype),
             lifted=self._lifted(rows, own),
+            noise=self._noise(rows, step),
         )
+        self.centers.fetch(work)
+        return work
 
     def forward(self, embeddings: Tensor, work: Work) -> Tensor:
         """Mean loss over the valid images of the global batch; the same scalar on every rank.
@@ -102,12 +111,12 @@ class PartialFC(nn.Module):
         type. Collectives: one all-gather and one all-reduce, one more where a margin has an order; backward:
         one reduce-scatter.
         """
-        work = work.to(self.centers.weight.device)
+        on_device = self.centers.begin(work)
         with torch.autocast(embeddings.device.type, enabled=False):
-            unit = normalize(embeddings.to(self.centers.weight.dtype))
+            unit = normalize(embeddings.to(self.centers.dtype))
             everyone = comm.gather_rows(unit, self.group)  # [B, D]
-            loss = self._cross_entropy.loss(everyone, work)
-        self._pending = work
+            loss = self._cross_entropy.loss(everyone, on_device)
+        self._pending = work, on_device
         return loss
 
     @torch.no_grad()
@@ -118,10 +127,12 @@ class PartialFC(nn.Module):
         `forward` returned it, whatever factor (a loss scale) it was multiplied by before backward().
         """
         assert self._pending is not None, "update() follows forward() and backward()"
-        work, self._pending = self._pending, None
+        (work, on_device), self._pending = self._pending, None
         if finite is None:
-            finite = torch.ones((), dtype=torch.bool, device=self.centers.weight.device)
-        self._cross_entropy.update(work, rate, finite)
+            finite = torch.ones((), dtype=torch.bool, device=self.centers.device)
+        step = finite.to(self.centers.dtype) * rate
+        self._cross_entropy.update(on_device, step, finite)
+        self.centers.end(work, step, finite)
 
     def _checked(self, labels: Tensor) -> NDArray[np.int64]:
         assert labels.device.type == "cpu" and not labels.is_floating_point() and labels.dim() == 1
@@ -135,18 +146,25 @@ class PartialFC(nn.Module):
         return known
 
     def _rows(self, own: NDArray[np.int64], step: int) -> NDArray[np.int64] | None:
-        if self.sample_rate == 1:
+        if self.config.sample_rate == 1:
             return None
         owned = self.centers.owned
-        drawn = sampling.sampled(self.num_classes, self.sample_rate, self.seed, step, owned)
+        drawn = sampling.sampled(self.num_classes, self.config.sample_rate, self.seed, step, owned)
         return np.union1d(drawn - owned.start, own)
 
     def _lifted(self, rows: NDArray[np.int64] | None, own: NDArray[np.int64]) -> Tensor | None:
         """A class at work by chance stands for C / n classes; one that is in the batch, always there, for
         itself.
         """
-        if rows is None or self.correction == "none":
+        if rows is None or self.config.correction == "none":
             return None
-        share = sampling.num_strata(self.num_classes, self.sample_rate) / self.num_classes
+        share = sampling.num_strata(self.num_classes, self.config.sample_rate) / self.num_classes
         lifted = np.where(np.isin(rows, own), 0.0, -math.log(share))
-        return torch.from_numpy(lifted).to(self.centers.weight.dtype)
+        return torch.from_numpy(lifted).to(self.centers.dtype)
+
+    def _noise(self, rows: NDArray[np.int64] | None, step: int) -> Tensor | None:
+        if not self.centers.noisy:
+            return None
+        owned = self.centers.owned
+        classes = np.arange(owned.start, owned.stop) if rows is None else rows + owned.start
+        return rounding.noise_of(classes, self.seed, step)

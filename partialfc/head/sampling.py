@@ -22,6 +22,7 @@ class Work:
     """
 
     rows: Tensor | None  # [S] int64 rows of this rank's shard, ascending; None: all
+    host_rows: NDArray[np.int64] | None  # the same, always on the host
     here: Tensor  # [N] int64 positions in the global batch of the images whose class this rank owns, by class
     columns: Tensor  # [N] int64 where their classes stand among the rows at work, ascending
     host_columns: NDArray[np.int64]  # [N] the same, always on the host
@@ -29,6 +30,7 @@ class Work:
     positions: Tensor  # [number of valid images] int64: where `valid` is true
     drawn: Tensor | None  # [B] elastic margins
     lifted: Tensor | None  # [S] added to the logits of a column, for all images but those of its class
+    noise: Tensor | None  # [S] int32, for the rounding of rows to bfloat16
 
     def images_of(self, start: int, stop: int) -> slice:
         """Of `here` and `columns`: what falls on the columns from `start` to before `stop`."""

@@ -6,7 +6,7 @@ Written by torch.distributed.checkpoint, class centres as DTensors sharded by ro
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,9 @@ State = dict[str, Any]  # of tensors, maybe nested
 
 
 def sharded(rows: Tensor, num_rows: int, ranks: Ranks) -> DTensor:
-    """This rank's rows [n, D] as its part of a tensor [num_rows, D] split by Shard(0); shares memory."""
-    mesh = DeviceMesh.from_group(ranks.group, ranks.device.type)
+    """This rank's rows [n, ...] as its part of a tensor [num_rows, ...] split by Shard(0); shares memory."""
+    group = ranks.host if rows.device.type == "cpu" else ranks.group
+    mesh = DeviceMesh.from_group(group, rows.device.type)
     shape = torch.Size([num_rows, *rows.shape[1:]])
     return DTensor.from_local(rows, mesh, [Shard(0)], run_check=False, shape=shape, stride=rows.stride())
 
@@ -81,8 +82,8 @@ class Checkpoints:
             )
         return Path(resume)
 
-    def load(self, path: Path, state: State) -> tuple[int, float]:
-        """Fill the tensors of `state` in place; returns the step and the run's seconds. Equal on all ranks.
+    def load(self, path: Path, state: Callable[[int], State]) -> tuple[int, float]:
+        """Fill the tensors of state(step) in place; returns the step and the run's seconds. Equal on all ranks.
 
         AgreedError where the checkpoint is another run's, or damaged.
         """
@@ -95,7 +96,7 @@ class Checkpoints:
                         f"go on with {found}, or name another `output`"
                     )
         with _agreed(path):
-            dcp.load(state, checkpoint_id=path, process_group=self._ranks.host)
+            dcp.load(state(facts["step"]), checkpoint_id=path, process_group=self._ranks.host)
         return int(facts["step"]), float(facts["seconds"])
 
     def _publish(self, draft: Path, path: Path) -> None:

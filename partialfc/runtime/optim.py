@@ -1,11 +1,12 @@
 """The step of the parameters that every rank has a replica of: loss scale, clipping, and skips decided on the device."""
 
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from partialfc.config import OptimConfig
+from partialfc.config import AdamW, AnyOptimizer, Sgd
 from partialfc.runtime.comm import Ranks
 from partialfc.runtime.replicas import ReplicatedGradients
 
@@ -35,24 +36,18 @@ class LossScale:
 
 
 class BackboneOptimizer:
-    """SGD with momentum of the parameters of `backbone`, clipped by the norm of all gradients together."""
+    """The step of the parameters of `backbone`, clipped by the norm of all gradients together."""
 
-    def __init__(self, backbone: nn.Module, config: OptimConfig, ranks: Ranks) -> None:
+    def __init__(self, backbone: nn.Module, config: AnyOptimizer, ranks: Ranks) -> None:
         self._config, self._device = config, ranks.device
         named = {name: it for name, it in backbone.named_parameters() if it.requires_grad}
         self.gradients = ReplicatedGradients(named.values(), ranks.group)
         self.loss_scale = LossScale(enabled=config.precision == "fp16", device=ranks.device)
-        self._sgd = torch.optim.SGD(
-            named.values(),
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        self._rule = _rule(config, list(named.values()))
         # Made here and not at the first step, which may be one that is skipped.
-        self.momenta = {name: torch.zeros_like(parameter) for name, parameter in named.items()}
+        self.moments = {name: _moments(config, parameter) for name, parameter in named.items()}
         for name, parameter in named.items():
-            self._sgd.state[parameter]["momentum_buffer"] = self.momenta[name]
+            self._rule.state[parameter].update(self.moments[name])
 
     def autocast(self) -> AbstractContextManager[object]:
         """Around the backbone: computes in the recipe's precision."""
@@ -70,11 +65,32 @@ class BackboneOptimizer:
         finite = norm.isfinite() & loss.isfinite()
         clip = self._config.clip
         excess = (norm / clip).clamp_min(1.0) if clip else torch.ones_like(norm)
-        for group in self._sgd.param_groups:
+        for group in self._rule.param_groups:
             group["lr"] = rate
         # Fused optimizers divide by grad_scale, and leave everything as it is where found_inf is 1, on the device.
-        self._sgd.grad_scale = self.loss_scale.value * excess  # type: ignore[attr-defined]
-        self._sgd.found_inf = (~finite).float()  # type: ignore[attr-defined]
-        self._sgd.step()
+        self._rule.grad_scale = self.loss_scale.value * excess  # type: ignore[attr-defined]
+        self._rule.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        self._rule.step()
         self.loss_scale.update(finite)
         return norm, finite
+
+
+def _rule(config: AnyOptimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    shared: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
+    match config:
+        case Sgd():
+            return torch.optim.SGD(parameters, momentum=config.momentum, nesterov=config.nesterov, **shared)
+        case AdamW():
+            return torch.optim.AdamW(parameters, betas=config.betas, eps=config.eps, **shared)
+
+
+def _moments(config: AnyOptimizer, parameter: Tensor) -> dict[str, Tensor]:
+    match config:
+        case Sgd():
+            return {"momentum_buffer": torch.zeros_like(parameter)}
+        case AdamW():
+            return {
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+                "step": torch.zeros((), device=parameter.device),
+            }

@@ -13,12 +13,23 @@ from reference import dense_loss
 from torch import Tensor
 from waiting import NoWaiting
 
-from partialfc.config import AnyMargin, ArcFace, Combined, CosFace, ElasticArcFace, ElasticCosFace, SoftMax
+from partialfc.config import (
+    AnyMargin,
+    ArcFace,
+    Combined,
+    CosFace,
+    ElasticArcFace,
+    ElasticCosFace,
+    HeadConfig,
+    Sgd,
+    SoftMax,
+)
 from partialfc.head import PartialFC, margins, sampling
-from partialfc.head.centers import initial_centers
+from partialfc.head.centers import draw_initial
 from partialfc.runtime import comm
 
 WIDTH, RATE, MOMENTUM, DECAY, SEED = 5, 0.3, 0.9, 5e-3, 7
+SGD = Sgd(momentum=MOMENTUM, weight_decay=DECAY)
 
 
 @dataclass
@@ -64,6 +75,8 @@ OPTIONS = [
     {"sample_rate": 0.5, "correction": "log_rate"},
     {"sample_rate": 0.5, "correction": "log_rate", "interclass_threshold": 0.2},
     {"sample_rate": 1e-9},
+    {"logits_budget": 0},
+    {"sample_rate": 0.5, "logits_budget": 0, "memory": "host"},
 ]
 BATCHES = {
     "a rank without targets": ([[0, 1, 0, 1, 0, 1]], 7),
@@ -76,7 +89,9 @@ BATCHES = {
 
 def dense(case: Case) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
     """Losses, embedding gradients, and the centres and momentum after the steps."""
-    weight = initial_centers(SEED, range(case.num_classes), WIDTH, torch.float64).requires_grad_()
+    weight = torch.empty(case.num_classes, WIDTH, dtype=torch.float64)
+    draw_initial(weight, SEED, range(case.num_classes))
+    weight.requires_grad_()
     momentum = torch.zeros_like(weight)
     losses, gradients = [], []
     for step, labels in enumerate(map(torch.tensor, case.labels)):
@@ -123,12 +138,11 @@ def sharded(
         case.num_classes,
         WIDTH,
         case.margin,
+        config=HeadConfig(**case.options),
+        optim=SGD,
         seed=SEED,
-        momentum=MOMENTUM,
-        weight_decay=DECAY,
         dtype=torch.float64,
         device=device,
-        **case.options,
     )
     head._cross_entropy._chunk = case.chunk
     losses, gradients = [], []
@@ -139,7 +153,8 @@ def sharded(
         head.update(RATE)
         losses.append(loss.detach().cpu())
         gradients.append((local.grad / loss_scale).cpu())
-    return losses, gradients, head.centers.weight.cpu(), head.centers.momentum.cpu()
+    rows = head.centers.tensors
+    return losses, gradients, rows["centers"].cpu(), rows["momentum"].cpu()
 
 
 def mine(rows: Tensor) -> Tensor:
@@ -169,15 +184,15 @@ def test_sharded_is_dense(ranks, device, margin, options, world_size):
 def in_float32(scale: float, near: float, device: str) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, embedding gradients and centre updates of one step, centres and embeddings of 50 classes in float32."""
     embeddings, weight, labels = float32_batch(near)
-    head = PartialFC(50, 32, CosFace(scale=scale), momentum=0.0, weight_decay=0.0, device=device)
+    head = PartialFC(50, 32, CosFace(scale=scale), optim=Sgd(momentum=0.0, weight_decay=0.0), device=device)
     head._cross_entropy._chunk = 7
     owned = head.centers.owned
-    head.centers.weight.copy_(weight[owned.start : owned.stop])
+    centers = head.centers.tensors["centers"].copy_(weight[owned.start : owned.stop])
     local = mine(embeddings).to(device).requires_grad_()
     loss = head(local, head.prepare(labels, 0))
     loss.backward()
     head.update(1.0)
-    return loss.detach().cpu(), local.grad.cpu(), weight[owned.start : owned.stop] - head.centers.weight.cpu()
+    return loss.detach().cpu(), local.grad.cpu(), weight[owned.start : owned.stop] - centers.cpu()
 
 
 def float32_batch(near: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -243,12 +258,12 @@ def prepare_only(labels: list[int]) -> None:
 
 
 def step_that_is_not_finite(device: str) -> bool:
-    head = PartialFC(7, WIDTH, ArcFace(), sample_rate=0.5, device=device)
-    before = head.centers.weight.clone(), head.centers.momentum.clone()
+    head = PartialFC(7, WIDTH, ArcFace(), config=HeadConfig(sample_rate=0.5), device=device)
+    before = [it.clone() for it in head.centers.tensors.values()]
     embeddings = torch.full((2, WIDTH), torch.nan, device=device, requires_grad=True)
     head(embeddings, head.prepare(torch.tensor([1, 2, 3, 4]), 0)).backward()
     head.update(RATE, torch.tensor(False, device=device))
-    return all(map(torch.equal, before, (head.centers.weight, head.centers.momentum)))
+    return all(map(torch.equal, before, head.centers.tensors.values()))
 
 
 def test_a_step_that_is_not_finite_changes_no_row(ranks, device):
@@ -267,7 +282,7 @@ COLLECTIVES = [
 
 def count_collectives(margin: AnyMargin) -> tuple[int, int, int]:
     """Collectives of the head's prepare, of its forward, and of its backward and update."""
-    head = PartialFC(7, WIDTH, margin, sample_rate=0.5)
+    head = PartialFC(7, WIDTH, margin, config=HeadConfig(sample_rate=0.5))
     embeddings = torch.randn(3, WIDTH, requires_grad=True)
     with ExitStack() as stack:
         spies = [stack.enter_context(mock.patch.object(*it, wraps=getattr(*it))) for it in COLLECTIVES]
@@ -287,7 +302,7 @@ def test_collectives_of_a_step(ranks, margin):
 
 
 def step_without_waiting(margin: AnyMargin) -> None:
-    head = PartialFC(7, WIDTH, margin, sample_rate=0.5, interclass_threshold=0.5)
+    head = PartialFC(7, WIDTH, margin, config=HeadConfig(sample_rate=0.5, interclass_threshold=0.5))
     embeddings = torch.randn(2, WIDTH, requires_grad=True)
     with NoWaiting():
         with pytest.raises(AssertionError, match="waits for the device"):

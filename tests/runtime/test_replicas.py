@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from partialfc.config import OptimConfig
+from partialfc.config import Sgd
 from partialfc.runtime import comm
 from partialfc.runtime.microbatches import MicroBatches
 from partialfc.runtime.optim import BackboneOptimizer
@@ -118,7 +118,7 @@ def overflow_on_one_rank(precision: str) -> list[Tensor]:
     """Five steps of which rank 1 spoils the third; parameters, momenta and loss scale after each."""
     ranks = comm.ranks_of(DEVICE)
     backbone = network(0.0)
-    optimizer = BackboneOptimizer(backbone, OptimConfig(lr=0.1, clip=0.5, precision=precision), ranks)
+    optimizer = BackboneOptimizer(backbone, Sgd(lr=0.1, clip=0.5, precision=precision), ranks)
     after = []
     for step in range(5):
         images, _ = inputs_of(6)
@@ -128,7 +128,7 @@ def overflow_on_one_rank(precision: str) -> list[Tensor]:
             spoilt = loss * torch.inf if step == 2 and ranks.rank == 1 else loss
             (spoilt * optimizer.loss_scale.value).backward()
         optimizer.step(0.1, loss.detach())
-        state = [*backbone.parameters(), *optimizer.momenta.values()]
+        state = [*backbone.parameters(), *(it["momentum_buffer"] for it in optimizer.moments.values())]
         after.append(torch.cat([tensor.detach().flatten() for tensor in state]))
     return [*after, optimizer.loss_scale.value.clone()]
 
@@ -149,7 +149,7 @@ def steps_beside_torchs(clip: float) -> None:
     ranks = comm.ranks_of(DEVICE)
     ours = network(0.0)
     theirs = copy.deepcopy(ours)
-    optimizer = BackboneOptimizer(ours, OptimConfig(clip=clip), ranks)
+    optimizer = BackboneOptimizer(ours, Sgd(clip=clip), ranks)
     reference = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     for step in range(4):
         images, _ = inputs_of(6 + step)

@@ -1,0 +1,217 @@
+"""Where rows live: on the device, in host memory, or in files; and how a step gets those it works on.
+
+Legend: n rows of this rank, S of them at work in a step, D components.
+"""
+
+import mmap
+import os
+import tempfile
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from partialfc.head.buffers import Buffers
+from partialfc.head.sampling import Work
+
+Types = Mapping[str, torch.dtype]  # of the tensors, by name
+Advise = Callable[[NDArray[np.int64]], None]  # told which rows will be wanted
+
+
+class InPlace:
+    """Rows in the memory of the device, worked on where they are."""
+
+    def __init__(self, types: Types, shape: tuple[int, int], device: torch.device) -> None:
+        # fill_ touches the memory now: a page's first use would slow the first steps
+        self.tensors = {
+            name: torch.empty(shape, dtype=dtype, device=device).fill_(0) for name, dtype in types.items()
+        }
+
+    def fetch(self, work: Work) -> None:
+        """Nothing to do."""
+
+    def at_work(self, work: Work) -> tuple[dict[str, Tensor], Tensor | None]:
+        """The tensors [n, D] and which rows of them to work on (None: all)."""
+        return self.tensors, work.rows
+
+    def release(self, work: Work) -> None:
+        """Nothing to do."""
+
+    def settle(self) -> None:
+        """Nothing to do."""
+
+
+@dataclass
+class _Stage:
+    """The rows of one step on the device."""
+
+    rows: NDArray[np.int64]  # [S] ascending
+    slot: int  # of the two that take turns
+    fetched: Future[dict[str, Tensor]]  # [S, D] each
+
+
+class Staged:
+    """Rows in the memory of the host, brought to the device for a step, and back after it, by a thread of their own.
+
+    The thread does one thing after the other. A step that is fetched before the one before it was released
+    gets the rows that both work on from the device.
+    """
+
+    def __init__(
+        self, tensors: dict[str, Tensor], device: torch.device, advise: Advise | None = None
+    ) -> None:
+        self.tensors = tensors  # [n, D], on the host
+        self._advise = advise
+        self._device, self._on_gpu = device, device.type == "cuda"
+        self._slots = [Buffers(device), Buffers(device)]
+        self._pinned = Buffers(torch.device("cpu"), pinned=True)
+        self._copies = torch.cuda.Stream(device) if self._on_gpu else None
+        self._stages: deque[_Stage] = deque()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rows")
+        self._written: Future[None] | None = None  # the latest way back
+
+    def fetch(self, work: Work) -> None:
+        """Start to bring the rows of `work`; no more than two steps are on their way or at work at once."""
+        if len(self._stages) < 2:
+            self._start(_rows_of(work))
+
+    def at_work(self, work: Work) -> tuple[dict[str, Tensor], None]:
+        """Tensors [S, D] on the device, to be worked on in place. Steps that were fetched before and not used are
+        dropped.
+        """
+        rows = _rows_of(work)
+        while self._stages and self._stages[0].rows is not rows:
+            self._stages.popleft().fetched.result()
+        if not self._stages:
+            self._start(rows)
+        return self._stages[0].fetched.result(), None
+
+    def release(self, work: Work) -> None:
+        """The step is done: its rows go back."""
+        stage = self._stages.popleft()
+        assert stage.rows is _rows_of(work)
+        for later in self._stages:
+            _patch(later, stage)
+        done = torch.cuda.current_stream(self._device).record_event() if self._on_gpu else None
+        self.settle()
+        self._written = self._thread.submit(self._write_back, stage, done)
+
+    def settle(self) -> None:
+        """Returns when `tensors` hold what all released steps have made of them."""
+        if self._written is not None:
+            self._written.result()
+
+    def _start(self, rows: NDArray[np.int64]) -> None:
+        slot = 1 - self._stages[-1].slot if self._stages else 0
+        self._stages.append(_Stage(rows, slot, self._thread.submit(self._fetch, rows, slot)))
+
+    def _fetch(self, rows: NDArray[np.int64], slot: int) -> dict[str, Tensor]:
+        if self._advise is not None:
+            self._advise(rows)
+        index, fetched = torch.from_numpy(rows), {}
+        for name, whole in self.tensors.items():
+            shape = len(rows), whole.shape[1]
+            fetched[name] = self._slots[slot].take(name, shape, whole.dtype)
+            if self._copies is None:
+                torch.index_select(whole, 0, index, out=fetched[name])
+                continue
+            passing = self._pinned.take(name, shape, whole.dtype)
+            torch.index_select(whole, 0, index, out=passing)
+            self._copy(fetched[name], passing)
+        return fetched
+
+    def _write_back(self, stage: _Stage, done: torch.cuda.Event | None) -> None:
+        if done is not None:
+            done.synchronize()
+        index = torch.from_numpy(stage.rows)
+        for name, rows in stage.fetched.result().items():
+            if self._copies is not None:
+                passing = self._pinned.take(name, tuple(rows.shape), rows.dtype)
+                self._copy(passing, rows)
+                rows = passing
+            self.tensors[name].index_copy_(0, index, rows)
+
+    def _copy(self, target: Tensor, source: Tensor) -> None:
+        """Beside what the device computes; this thread waits for it, and no other."""
+        assert self._copies is not None
+        with torch.cuda.stream(self._copies):
+            target.copy_(source, non_blocking=True)
+        self._copies.synchronize()
+
+
+def _patch(later: _Stage, stage: _Stage) -> None:
+    """Rows that both work on: `later` gets what `stage` has made of them."""
+    _, there, here = np.intersect1d(later.rows, stage.rows, assume_unique=True, return_indices=True)
+    fetched = later.fetched.result()
+    for name, rows in stage.fetched.result().items():
+        index, target = (torch.from_numpy(it).to(rows.device, non_blocking=True) for it in (here, there))
+        fetched[name].index_copy_(0, target, rows.index_select(0, index))
+
+
+def _rows_of(work: Work) -> NDArray[np.int64]:
+    assert work.host_rows is not None, "a step on all rows has nothing to fetch"
+    return work.host_rows
+
+
+def in_host_memory(types: Types, shape: tuple[int, int], device: torch.device) -> Staged:
+    """Rows in memory that the device can copy from directly."""
+    pinned = device.type == "cuda"
+    return Staged(
+        {name: torch.zeros(shape, dtype=dtype, pin_memory=pinned) for name, dtype in types.items()}, device
+    )
+
+
+def in_files(types: Types, shape: tuple[int, int], device: torch.device, folder: Path) -> Staged:
+    """Rows in files of `folder`, one a tensor, that have no name, and end with the process.
+
+    OSError where the folder cannot be written to, or has no room for all of them.
+    """
+    files = {name: _File(folder, name, shape, dtype) for name, dtype in types.items()}
+
+    def advise(rows: NDArray[np.int64]) -> None:
+        for file in files.values():
+            file.will_need(rows)
+
+    return Staged({name: file.tensor for name, file in files.items()}, device, advise)
+
+
+class _File:
+    """A tensor of zeros [n, D] in a file."""
+
+    def __init__(self, folder: Path, name: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
+        size = max(1, shape[0] * shape[1] * dtype.itemsize)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                os.posix_fallocate(file.fileno(), 0, size)  # a full disk shows now, not weeks later
+                self._map = mmap.mmap(file.fileno(), size)
+        except OSError as error:
+            free = _free(folder)
+            raise OSError(
+                f"head.folder {folder}: {error.strerror}; wanted {size:,} bytes for {name}, {free} free"
+            ) from error
+        self._row = shape[1] * dtype.itemsize
+        self._map.madvise(mmap.MADV_RANDOM)  # no reading ahead of rows that nobody wants
+        bits = torch.frombuffer(self._map, dtype=torch.uint8)
+        self.tensor = bits[: shape[0] * self._row].view(dtype).view(shape)
+
+    def will_need(self, rows: NDArray[np.int64]) -> None:
+        """Let the system read them all at once instead of one after the other."""
+        starts = rows * self._row // mmap.PAGESIZE * mmap.PAGESIZE
+        lengths = (rows + 1) * self._row - starts
+        for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+            self._map.madvise(mmap.MADV_WILLNEED, start, length)
+
+
+def _free(folder: Path) -> str:
+    try:
+        status = os.statvfs(folder)
+    except OSError:
+        return "nothing"
+    return f"{status.f_bavail * status.f_frsize:,} bytes"
