@@ -53,7 +53,7 @@ def trained(config: Config, stop: int | None = None) -> dict[str, torch.Tensor] 
         except StoppedHere:
             return None
     state = {name: value.clone() for name, value in run.backbone.state_dict().items()}
-    return state | run.head.centers.tensors
+    return state | run.head.centers.state(run.step)[0]
 
 
 def refusal(config: Config) -> str:
@@ -80,7 +80,8 @@ def curve(output: Path) -> list[float]:
 
 def whole(states: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """The state of all ranks together; asserts that their replicas agree."""
-    shards = [name for name in ("centers", "momentum") if name in states[0]]
+    rows = ("centers", "momentum", "first_moment", "second_moment", "counts", "taken")
+    shards = [name for name in rows if name in states[0]]
     for state in states:
         for name, value in state.items():
             assert name in shards or torch.equal(value, states[0][name]), name

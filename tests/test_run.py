@@ -54,6 +54,38 @@ def test_resumed_from_a_named_checkpoint_is_the_same_too(ranks, pack, tmp_path, 
     assert_same_bits(whole(ranks.run(1, trained, config)), undisturbed[1][1])
 
 
+ROWS = {
+    "decay in files": (
+        {"unsampled": "decay", "moments": "bfloat16", "memory": "file"},
+        {"name": "sgd", "nesterov": True, "lr": 0.02},
+    ),
+    "adamw in host memory": (
+        {"centers": "bfloat16", "moments": "bfloat16", "memory": "host"},
+        {"name": "adamw", "lr": 0.002},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_of_any_kind_are_resumed_bit_for_bit(ranks, pack, tmp_path, name):
+    """Against a run that was not stopped, with its rows on the device."""
+    head, optim = ROWS[name]
+    settings = {"optim": optim, "checkpoint": {"every": 8}, "train": {"length": 20}}
+    on_device = config_of(pack, tmp_path / "device", head={**head, "memory": "device"}, **settings)
+    config = config_of(pack, tmp_path / "run", head={**head, "folder": str(tmp_path / "rows")}, **settings)
+    expected = whole(ranks.run(2, trained, on_device))
+    assert ranks.run(2, trained, config, 13) == [None, None]
+    assert_same_bits(whole(ranks.run(2, trained, config)), expected)
+    assert curve(tmp_path / "run") == curve(tmp_path / "device")
+
+
+def test_a_folder_for_rows_that_cannot_be_made_is_refused(ranks, pack, tmp_path):
+    (tmp_path / "file").write_text("")
+    head = {"memory": "file", "folder": str(tmp_path / "file/rows")}
+    config = config_of(pack, tmp_path, head=head)
+    assert_refused(ranks, 2, config, r"head.folder .*rows: Not a directory; wanted \d+ bytes for centers")
+
+
 def test_what_a_run_leaves(undisturbed):
     _, _, output = undisturbed[3]
     names = {path.name for path in output.iterdir()}
@@ -103,6 +135,8 @@ def test_verification_does_not_depend_on_the_world_size(ranks, pack, tmp_path):
     [
         ({"train": {"batch": 48}}, "made with batch 24, the recipe says 48"),
         ({"backbone": {"width": 8}}, "made with backbone .*'width': 4.* the recipe says .*'width': 8"),
+        ({"optim": {"name": "adamw"}}, "made with optim.name sgd, the recipe says adamw"),
+        ({"head": {"unsampled": "decay"}}, "made with head.unsampled hold, the recipe says decay"),
         ({"checkpoint": {"resume": "never"}}, "never, but .*step_00000030 is there; name another `output`"),
         ({"checkpoint": {"resume": "nowhere"}}, "nowhere is no checkpoint; wanted auto, never or a folder"),
     ],

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from runs import assert_refused, assert_same_bits, config_of, curve, trained, whole
 
 STEPS = 30
@@ -54,6 +55,21 @@ def test_resumed_at_the_same_world_size_is_the_same_bit_for_bit(ranks, pack, tmp
     assert ranks.run(3, trained, config(pack, tmp_path), stop + 1) == [None] * 3
     assert_same_bits(whole(ranks.run(3, trained, config(pack, tmp_path))), undisturbed[3][1])
     assert curve(tmp_path) == undisturbed[3][0]
+
+
+@pytest.mark.parametrize("optim", [{"name": "sgd"}, {"name": "adamw"}], ids=str)
+def test_rows_that_missed_steps_go_on_at_another_world_size(ranks, pack, tmp_path, optim):
+    """Each row's steps, and what it has to catch up on, move with it."""
+    sections = {
+        "optim": {**optim, "lr": 0.0005},
+        "head": {"sample_rate": 0.1, "unsampled": "decay" if optim["name"] == "sgd" else "hold"},
+    }
+    expected = whole(ranks.run(1, trained, config(pack, tmp_path / "one", **sections)))
+    assert ranks.run(3, trained, config(pack, tmp_path / "two", **sections), 12) == [None] * 3
+    found = whole(ranks.run(2, trained, config(pack, tmp_path / "two", **sections)))
+    steps = "taken" if optim["name"] == "sgd" else "counts"
+    assert torch.equal(found[steps], expected[steps]) and len(expected[steps].unique()) > 1
+    assert curve(tmp_path / "two") == pytest.approx(curve(tmp_path / "one"), rel=1e-4)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
