@@ -17,6 +17,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from partialfc import plan
 from partialfc.config import Config, load_config
 from partialfc.data.order import check_world_size, world_sizes
 from partialfc.runtime.errors import told
@@ -53,12 +54,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--id", default=str(uuid.uuid4()), help="names the job at the endpoint")
     parser.add_argument("recipe", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    options = parser.parse_args(arguments)
+    _add_plan(parser)
+    options = parser.parse_intermixed_args(arguments)
     with told():
         config = load_config(options.recipe, options.overrides)
+        if options.plan:
+            print(_planned(config, options))
+            return
         ranks = num_ranks(config, options.ranks, options.nodes)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
     sys.exit(_launched(options, ranks))
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("plan", "what a run would need, without running it")
+    group.add_argument("--plan", action="store_true", help="print memory and traffic of a rank, and stop")
+    group.add_argument("--identities", type=int, help="default: those of the recipe's pack")
+    group.add_argument("--gpus", type=int, help="over all nodes; default: the ranks of this machine")
+    group.add_argument("--gpu", choices=plan.DEVICES, default="h100")
+    group.add_argument("--gpu-memory", type=float, metavar="GIB", help="default: that of --gpu")
+
+
+def _planned(config: Config, options: argparse.Namespace) -> str:
+    gpus = options.gpus or num_ranks(config, options.ranks, options.nodes) * options.nodes
+    check_world_size(config.train.batch, config.train.micro_batch, gpus)
+    identities = options.identities or plan.identities_of(config)
+    memory = None if options.gpu_memory is None else int(options.gpu_memory * 2**30)
+    return plan.report(plan.Job(config, identities, gpus), options.gpu, memory)
 
 
 def _launched(options: argparse.Namespace, ranks: int) -> int:

@@ -48,6 +48,15 @@ def test_two_ranks_train(recipe):
     assert json.loads((recipe.parent / "output/summary.json").read_text())["steps"] == 3
 
 
+def test_a_plan_starts_nothing_and_takes_overrides_before_and_after(recipe):
+    done = launched(recipe, "train.batch=128", "--plan", "--gpus", 8, "--gpu", "a100", "head.sample_rate=0.1")
+    assert done.returncode == 0, done.stderr
+    assert "5 identities on 8 ranks: 1 on a rank" in done.stdout and "fit 80 GiB" in done.stdout
+    assert not (recipe.parent / "output").exists()
+    done = launched(recipe, "--plan", "--gpus", 5)
+    assert done.returncode == 2 and "train.batch 12 cannot be dealt out to 5 ranks" in done.stderr
+
+
 def test_bad_input_on_two_ranks_is_one_line_and_exit_code_2(recipe):
     (recipe.parent / "pack/train.rec").unlink()
     done = launched(recipe)

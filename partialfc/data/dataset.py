@@ -33,7 +33,7 @@ class RecordDataset:
     def __init__(self, folder: Path, image_size: int | None = None) -> None:
         path = _record_file(folder)
         self._records, self._size = RecordFile(path), image_size
-        self._property = _read_property(folder / "property")
+        self._property = read_property(folder / "property")
         self._keys, classes = self._images(self._pack_header())
         if not len(self._keys):
             raise CorruptRecord(f"{path}: holds no image")
@@ -137,7 +137,8 @@ def _record_file(folder: Path) -> Path:
     return others[0]
 
 
-def _read_property(path: Path) -> Property | None:
+def read_property(path: Path) -> Property | None:
+    """What the file says; None where it is not there."""
     if not path.exists():
         return None
     fields = path.read_text(encoding="utf-8", errors="replace").strip().split(",")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from partialfc.backbones import build_backbone
-from partialfc.config import IResNetTiny
+from partialfc.config import IResNet18, IResNet34, IResNet50, IResNet100, IResNet200, IResNetTiny
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,44 @@ def test_names_are_those_of_the_common_checkpoints():
     outside = {"conv1", "bn1", "prelu", "bn2", "fc", "features"}
     assert block | outside | {"layer1.0.downsample.0", "layer1.0.downsample.1"} <= names
     assert "layer2.1.downsample.0" not in names
+
+
+def published_names(depths: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the common checkpoints, written down from the published structure."""
+    shapes: dict[str, tuple[int, ...]] = {"conv1.weight": (64, 3, 3, 3), "prelu.weight": (64,)}
+    norms = {"bn1": 64, "bn2": 512, "features": 512}
+    channels = 64
+    for stage, depth in enumerate(depths, 1):
+        out = 32 << stage
+        for block in range(depth):
+            name = f"layer{stage}.{block}"
+            norms |= {f"{name}.bn1": channels, f"{name}.bn2": out, f"{name}.bn3": out}
+            shapes |= {f"{name}.conv1.weight": (out, channels, 3, 3), f"{name}.prelu.weight": (out,)}
+            shapes[f"{name}.conv2.weight"] = (out, out, 3, 3)
+            if block == 0:
+                shapes[f"{name}.downsample.0.weight"] = (out, channels, 1, 1)
+                norms[f"{name}.downsample.1"] = out
+            channels = out
+    for name, width in norms.items():
+        shapes |= {f"{name}.{part}": (width,) for part in ("weight", "bias", "running_mean", "running_var")}
+        shapes[f"{name}.num_batches_tracked"] = ()
+    return shapes | {"fc.weight": (512, 512 * 7 * 7), "fc.bias": (512,)}
+
+
+PUBLISHED = {
+    IResNet18: (2, 2, 2, 2),
+    IResNet34: (3, 4, 6, 3),
+    IResNet50: (3, 4, 14, 3),
+    IResNet100: (3, 13, 30, 3),
+    IResNet200: (6, 26, 60, 6),
+}
+
+
+@pytest.mark.parametrize(("settings", "depths"), PUBLISHED.items())
+def test_the_published_networks_have_the_published_names_and_shapes(settings, depths):
+    with torch.device("meta"):
+        state = build_backbone(settings()).state_dict()
+    assert {name: tuple(value.shape) for name, value in state.items()} == published_names(depths)
 
 
 def test_the_scale_of_the_last_normalisation_stays_one():

@@ -1,0 +1,178 @@
+"""What a run of a recipe needs of each rank, by arithmetic: nothing is built, no process group is started.
+
+Legend: W ranks, B images in the global batch, b = B / W of them on a rank, C classes, n = ceil(C / W) of them on the
+first rank, S of those at work in a step, D embedding width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from partialfc.backbones import build_backbone
+from partialfc.config import AdamW, Config, ElasticArcFace, ElasticCosFace
+from partialfc.head.centers import CENTERS, types_of
+from partialfc.head.cross_entropy import chunk_of
+from partialfc.head.rows.optimizers import row_optimizer
+from partialfc.head.sampling import num_strata
+from partialfc.head.shard import class_range
+
+Bytes = dict[str, int]  # by what they are for
+
+_FLOAT, _DOUBLE, _COUNT = 4, 8, 4
+# Live at once at the peak of a backward, beside what the forward saved: gradients of its largest activation.
+_TRANSIENT = 4
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recipe's run on `ranks` ranks."""
+
+    config: Config
+    num_classes: int
+    ranks: int
+    device: str = "cuda"  # or cpu: chunks are of another size
+
+    @property
+    def owned(self) -> int:
+        """n."""
+        return len(class_range(self.num_classes, 0, self.ranks))
+
+    @property
+    def sampled(self) -> int:
+        """S, on average: the draw's share, and what of the batch's own classes was not drawn."""
+        rate, batch = self.config.head.sample_rate, self.config.train.batch
+        if rate == 1:
+            return self.owned
+        drawn = num_strata(self.num_classes, rate) / self.ranks
+        return min(self.owned, round(drawn + (1 - rate) * min(batch, self.num_classes) / self.ranks))
+
+    @property
+    def stored(self) -> dict[str, torch.dtype]:
+        """Types of the centres and of each of their moments."""
+        head = self.config.head
+        optimizer = row_optimizer(self.config.optim, moments=head.moments != "none")
+        return types_of(head, optimizer.moments, torch.float32)
+
+    @property
+    def keeps_logits(self) -> bool:
+        """Whether they fit the budget."""
+        wanted = self.sampled * self.config.train.batch * _FLOAT
+        return wanted <= self.config.head.logits_budget << 20
+
+    def head_memory(self) -> Bytes:
+        """On the device of a rank."""
+        width, batch, kept = self.config.backbone.embedding, self.config.train.batch, self.stored
+        chunk = min(self.sampled, chunk_of(width, torch.device(self.device), torch.float32))
+        row = sum(dtype.itemsize for dtype in kept.values()) * width
+        on_device = self.config.head.memory == "device"
+        parts: Bytes = {}
+        if on_device:
+            centers = self.owned * width * kept[CENTERS].itemsize
+            parts = {"class centres": centers, "their moments": self.owned * row - centers}
+        else:
+            parts = {"rows of two steps": 2 * self.sampled * row}
+        if isinstance(self.config.optim, AdamW):
+            parts["steps of each row"] = self.owned * _COUNT
+        if self._decays:
+            parts["what rows have missed"] = self.sampled * 4 * (_DOUBLE + _FLOAT)
+        parts["logits"] = (self.sampled if self.keeps_logits else chunk) * batch * _FLOAT
+        parts["a chunk's buffers"] = chunk * (self._row_buffers(row, on_device) + 2 * batch * _FLOAT)
+        # gathered, their gradient from the classes, that times the loss's own, and a copy for the update
+        parts["embeddings"] = (4 * batch + 3 * batch // self.ranks) * width * _FLOAT
+        return parts
+
+    def host_memory(self) -> Bytes:
+        """In the host's memory, or in files, for each rank, beside the process itself."""
+        width, place = self.config.backbone.embedding, self.config.head.memory
+        row = sum(dtype.itemsize for dtype in self.stored.values()) * width
+        parts: Bytes = {}
+        if place != "device":
+            parts[f"rows ({'in head.folder' if place == 'file' else 'pinned'})"] = self.owned * row
+        if self._decays:
+            parts["steps of each row"] = self.owned * _COUNT
+        return parts
+
+    def backbone_memory(self) -> Bytes:
+        """On the device of a rank."""
+        config = self.config
+        images = config.train.micro_batch or config.train.batch // self.ranks
+        parameters, saved, largest = _traced(config, images)
+        moments = 2 if isinstance(config.optim, AdamW) else 1
+        return {
+            "backbone: parameters": parameters,
+            "backbone: gradients": parameters,
+            "backbone: moments": moments * parameters,
+            "backbone: activations, estimated": saved + _TRANSIENT * largest,
+        }
+
+    def sent(self) -> Bytes:
+        """By a rank in a step, in rings."""
+        batch, width = self.config.train.batch, self.config.backbone.embedding
+        others = (self.ranks - 1) / self.ranks
+        ordered = getattr(self.config.margin, "order", "none") != "none"
+        assert not ordered or isinstance(self.config.margin, ElasticArcFace | ElasticCosFace)
+        parts = {
+            "embeddings, gathered": others * batch * width * _FLOAT,
+            "their gradients, scattered": others * batch * width * _FLOAT,
+            "softmax": 2 * others * (2 * batch * _DOUBLE + (batch * _FLOAT if ordered else 0)),
+            "backbone's gradients": 2 * others * _traced(self.config, 2)[0],
+        }
+        return {name: round(size) for name, size in parts.items()}
+
+    def operations(self) -> int:
+        """Of the head's products in a step: logits, gradients of embeddings and of rows; logits twice if not kept."""
+        products = 3 if self.keeps_logits else 4
+        return products * 2 * self.config.train.batch * self.sampled * self.config.backbone.embedding
+
+    def traffic(self) -> int:
+        """Bytes between the device and its memory in a step of the head: rows, and passes over the logits."""
+        width = self.config.backbone.embedding
+        centers = self.stored[CENTERS].itemsize
+        moments = sum(dtype.itemsize for dtype in self.stored.values()) - centers
+        rows = self.sampled * width * (3 * centers + 2 * moments)
+        # written; scaled, exp and factor read and written; summed, weighted twice, and taken apart for the rows
+        passes = 1 + 3 * 2 + 1 + 2 + 1 + 2 + 1
+        return rows + passes * self.sampled * self.config.train.batch * _FLOAT
+
+    @property
+    def _decays(self) -> bool:
+        return self.config.head.unsampled == "decay" and self.config.head.sample_rate < 1
+
+    def _row_buffers(self, row: int, gathered: bool) -> int:
+        """Bytes for each row of a chunk: its gradient, what was gathered, what was converted, noise, copies."""
+        width, kept = self.config.backbone.embedding, self.stored
+        converted = sum(dtype != torch.float32 for dtype in kept.values())
+        buffers = 1 + converted + (2 if converted else 0)
+        if self._decays:
+            buffers += len(kept)
+        if isinstance(self.config.optim, AdamW):
+            buffers += 1
+        return buffers * width * _FLOAT + (row if gathered else 0)
+
+
+def _traced(config: Config, images: int) -> tuple[int, int, int]:
+    """Bytes of the backbone's parameters, of what its forward saves for the backward, and of the largest of that."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.optim.precision)
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage._cdata] = storage
+        return tensor
+
+    with FakeTensorMode():  # shapes and types without memory
+        backbone = build_backbone(config.backbone)
+        own = [*backbone.parameters(), *backbone.buffers()]
+        size = backbone.input_size
+        with (
+            torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+            torch.autocast("cpu", dtype, enabled=dtype is not None),
+        ):
+            backbone(torch.empty(images, 3, size, size))
+        for tensor in own:
+            saved.pop(tensor.untyped_storage()._cdata, None)
+        parameters = sum(it.nbytes for it in backbone.parameters())
+        sizes = [storage.nbytes() for storage in saved.values()]
+    return parameters, sum(sizes), max(sizes)

@@ -1,0 +1,129 @@
+"""A plan is what a run takes: the head's memory against a process that steps it; and what plans say."""
+
+import re
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from partialfc import plan
+from partialfc.config import Config, load_config
+from partialfc.head import PartialFC
+from partialfc.plan import Job
+
+RANKS = 2
+
+
+def config_of(**sections: Any) -> Config:
+    tree = {"data": {"path": "nowhere"}, "train": {"length": 1, "batch": 512}, "output": "nowhere"}
+    tree["backbone"] = {"name": "iresnet_tiny", "embedding": 256}
+    return msgspec.convert(tree | sections, Config)
+
+
+def resident(name: str) -> int:
+    return 1024 * int(re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+
+def measure(config: Config, num_classes: int, pipe: Connection) -> None:
+    """Bytes that the head of one rank of two takes at its peak, three steps long."""
+    torch.set_num_threads(1)
+    dist.init_process_group("fake", rank=0, world_size=RANKS, store=FakeStore())
+    step_head(config, 1000)  # what the first use of each operation takes
+    idle = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    step_head(config, num_classes)
+    pipe.send(resident("VmHWM") - idle)
+
+
+def step_head(config: Config, num_classes: int) -> None:
+    width, batch = config.backbone.embedding, config.train.batch
+    head = PartialFC(num_classes, width, config.margin, config=config.head, optim=config.optim)
+    ahead = head.prepare(torch.randperm(num_classes)[:batch], 0)
+    for step in range(1, 4):
+        work, ahead = ahead, head.prepare(torch.randperm(num_classes)[:batch], step)
+        embeddings = torch.randn(batch // RANKS, width, requires_grad=True)
+        head(embeddings, work).backward()
+        head.update(0.1)
+
+
+CASES = {
+    "sgd": {"head": {"sample_rate": 0.1}},
+    "all classes": {"head": {}, "backbone": {"name": "iresnet_tiny", "embedding": 64}},
+    "adamw": {"head": {"sample_rate": 0.1}, "optim": {"name": "adamw"}},
+    "bfloat16": {"head": {"sample_rate": 0.2, "centers": "bfloat16", "moments": "none"}},
+    "decay": {"head": {"sample_rate": 0.2, "unsampled": "decay"}},
+    "host": {"head": {"sample_rate": 0.2, "memory": "host"}},
+    "no budget": {"head": {"sample_rate": 0.3, "logits_budget": 0}},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_heads_memory_is_within_a_tenth_of_the_plan(name):
+    config, num_classes = config_of(**CASES[name]), 600_000
+    receiver, sender = get_context("spawn").Pipe(duplex=False)
+    process = get_context("spawn").Process(target=measure, args=(config, num_classes, sender))
+    process.start()
+    sender.close()
+    measured = receiver.recv()
+    process.join()
+    job = Job(config, num_classes, RANKS, device="cpu")
+    planned = sum(job.head_memory().values()) + sum(job.host_memory().values())
+    assert measured == pytest.approx(planned, rel=0.1)
+
+
+def test_the_largest_number_of_identities_fits_and_one_more_per_rank_does_not():
+    job = Job(config_of(head={"sample_rate": 0.1}), 1000, 8)
+    most = plan.largest(job, 4 << 30)
+    backbone = sum(job.backbone_memory().values())
+    here, more = (
+        backbone + sum(Job(job.config, number, 8).head_memory().values()) for number in (most, most + 8)
+    )
+    assert here <= 4 << 30 < more
+    assert plan.largest(job, 1 << 20) == 0
+
+
+def test_halves_of_bytes_are_halves():
+    full, half = (
+        Job(config_of(head=head), 1_000_000, 8).head_memory()
+        for head in ({}, {"centers": "bfloat16", "moments": "bfloat16"})
+    )
+    assert full["class centres"] == 1_000_000 // 8 * 256 * 4 == 2 * half["class centres"]
+    assert full["their moments"] == 2 * half["their moments"]
+
+
+def test_what_is_sent_follows_the_rings():
+    sent = Job(config_of(), 1000, 4).sent()
+    assert sent["embeddings, gathered"] == 3 * 128 * 256 * 4  # three blocks of a rank's 128
+    assert sent["softmax"] == 2 * 3 * (2 * 512 * 8) // 4
+    assert not any(Job(config_of(), 1000, 1).sent().values())
+
+
+def test_parameters_and_activations_are_those_of_the_network():
+    job = Job(config_of(backbone={"name": "iresnet50"}, train={"length": 1, "batch": 16}), 1000, 1)
+    memory = job.backbone_memory()
+    assert memory["backbone: parameters"] == 43_590_848 * 4
+    half = Job(
+        config_of(
+            backbone={"name": "iresnet50"},
+            train={"length": 1, "batch": 16},
+            optim={"name": "sgd", "precision": "bf16"},
+        ),
+        1000,
+        1,
+    ).backbone_memory()
+    activations = "backbone: activations, estimated"
+    assert 0.5 <= half[activations] / memory[activations] < 0.6
+
+
+def test_the_identities_are_those_of_the_pack(tmp_path, pack):
+    assert plan.identities_of(config_of(data={"path": str(pack)})) == 23
+    with pytest.raises(ValueError, match=r"property: not there, .*; wanted --identities N"):
+        plan.identities_of(config_of(data={"path": str(tmp_path)}))
+    built_in = load_config(Path(__file__).parents[2] / "recipes/quickstart.yaml", [f"data.path={tmp_path}"])
+    assert plan.identities_of(built_in) == 400
