@@ -1,216 +1,131 @@
-"""Times a step of the head, ours and a textbook one in turn, beside the bare products and row traffic that it needs.
+"""Times a step of the head, ours and a textbook one in turn, beside the bare products and row traffic that it needs,
+and holds the memory that it takes against the plan.
 
-The textbook head is what a paper's page says: it indexes the weight parameter with the sampled classes, lets autograd
-make a dense gradient of it, and hands that to torch.optim.SGD; embeddings are gathered as a list.
+    tools/benchmark_head.py                                                the three cases of docs/performance.md
+    tools/benchmark_head.py 4000000:0.01 --no-textbook                     ours alone
+    tools/benchmark_head.py 100000000:0.01 --one-rank --world-size 64      one rank of a large world
+    tools/benchmark_head.py 10000000:0.01 --no-textbook --memory file --folder /local/disk
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from rich.console import Console
 from rich.table import Table
+from textbook_head import MARGIN, OPTIM, RATE, Case, Floor, TextbookHead
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from partialfc.config import CosFace, HeadConfig, Sgd
+from partialfc.config import Config, DataConfig, HeadConfig, IResNetTiny, TrainConfig
 from partialfc.head import PartialFC
+from partialfc.plan import Job
+from partialfc.runtime import comm
 
-RATE, MOMENTUM, DECAY = 0.1, 0.9, 5e-4
-MARGIN = CosFace()
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is timed: C classes, a share of them sampled, b images on each of W ranks, embeddings of width D."""
-
-    num_classes: int
-    sample_rate: float
-    batch: int  # on a rank
-    width: int
-    world_size: int
-    steps: int  # timed, after the first
-    threads: int  # of a rank
-    textbook: bool  # whether to time that, too
-
-    def inputs(self, step: int, rank: int) -> tuple[Tensor, Tensor]:
-        """A rank's embeddings [b, D], and the labels [B] of the global batch."""
-        generator = torch.Generator().manual_seed(step)
-        total = self.batch * self.world_size
-        labels = torch.randint(self.num_classes, (total,), generator=generator)
-        embeddings = torch.randn(total, self.width, generator=generator)
-        return embeddings.chunk(self.world_size)[rank].clone(), labels
-
-
-class TextbookHead:
-    """Partial FC as it is usually written; a rank owns the classes [first, first + len(weight))."""
-
-    def __init__(self, case: Case, rank: int) -> None:
-        share = case.num_classes // case.world_size
-        self._first, self._world_size = rank * share, case.world_size
-        self._num_sampled = int(case.sample_rate * share)
-        self._weight = torch.nn.Parameter(torch.normal(0, 0.01, (share, case.width)))
-        self._optimizer = torch.optim.SGD([self._weight], lr=RATE, momentum=MOMENTUM, weight_decay=DECAY)
-
-    def step(self, embeddings: Tensor, labels: Tensor) -> None:
-        """Forward, backward and update with this rank's embeddings [b, D] and all labels [B]."""
-        everyone = [torch.empty_like(embeddings) for _ in range(self._world_size)]
-        dist.all_gather(everyone, embeddings.detach())
-        gathered = normalize(torch.cat(everyone)).requires_grad_()
-        owned = (labels >= self._first) & (labels < self._first + len(self._weight))
-        local = labels[owned] - self._first
-        index = self._sampled(local)
-        weight = self._weight if index is None else self._weight[index]
-        columns = local if index is None else torch.searchsorted(index, local)
-        logits = (gathered @ normalize(weight).T).clamp(-1, 1)  # [B, S]
-        here = owned.nonzero()[:, 0]
-        one_hot = torch.zeros_like(logits)
-        one_hot[here, columns] = MARGIN.margin
-        logits = (logits - one_hot) * MARGIN.scale
-        self._backward(logits, here, columns)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-
-    def _sampled(self, local: Tensor) -> Tensor | None:
-        if self._num_sampled >= len(self._weight):
-            return None
-        chance = torch.rand(len(self._weight))
-        chance[local] = 2.0
-        return chance.topk(self._num_sampled).indices.sort().values
-
-    def _backward(self, logits: Tensor, here: Tensor, columns: Tensor) -> None:
-        """Softmax over all ranks' logits, and its gradient, probability - 1 at the target."""
-        with torch.no_grad():
-            largest = logits.max(dim=1, keepdim=True).values
-            dist.all_reduce(largest, dist.ReduceOp.MAX)
-            probability = (logits - largest).exp_()
-            total = probability.sum(dim=1, keepdim=True)
-            dist.all_reduce(total)
-            probability.div_(total)
-            probability[here, columns] -= 1
-            probability.div_(len(logits))
-        logits.backward(probability)
 
 
 class OurHead:
     def __init__(self, case: Case) -> None:
         self._head = PartialFC(
-            case.num_classes,
-            case.width,
-            MARGIN,
-            config=HeadConfig(sample_rate=case.sample_rate),
-            optim=Sgd(momentum=MOMENTUM, weight_decay=DECAY),
+            case.num_classes, case.width, MARGIN, config=case.head, optim=OPTIM, device=case.device
         )
-        self.stored = sum(it.nbytes for it in self._head.centers.tensors.values())  # centres and moments
-        self._steps = 0
+        self._case, self._steps = case, 0
+        self._ahead = self._head.prepare(case.labels(0), 0)
 
     def step(self, embeddings: Tensor, labels: Tensor) -> None:
-        """Forward, backward and update with this rank's embeddings [b, D] and all labels [B]."""
-        local = embeddings.requires_grad_()
-        self._head(local, self._head.prepare(labels, self._steps)).backward()
-        self._head.update(RATE)
+        """Forward, backward and update with this rank's embeddings [b, D] and all labels [B]; prepares the next
+        step, as training does.
+        """
         self._steps += 1
-
-
-class Floor:
-    """What no head of these shapes can do without: three products, and the rows' way from memory and back."""
-
-    def __init__(self, case: Case) -> None:
-        share = case.num_classes // case.world_size
-        sampled = max(1, round(case.sample_rate * share))
-        self._rows = torch.linspace(0, share - 1, sampled).long()
-        self._weight, self._momentum = torch.ones(share, case.width), torch.ones(share, case.width)
-        self._gathered, self._moments = torch.empty(sampled, case.width), torch.empty(sampled, case.width)
-        self._embeddings = torch.randn(case.batch * case.world_size, case.width)
-        self._logits = torch.empty(len(self._embeddings), sampled)
-
-    def products(self) -> None:
-        """Logits, embeddings' gradient, rows' gradient."""
-        torch.mm(self._embeddings, self._gathered.T, out=self._logits)
-        self._logits @ self._gathered
-        torch.mm(self._logits.T, self._embeddings, out=self._moments)
-
-    def traffic(self) -> None:
-        """Rows read twice, moments read and written, rows written."""
-        for _ in range(2):
-            torch.index_select(self._weight, 0, self._rows, out=self._gathered)
-        torch.index_select(self._momentum, 0, self._rows, out=self._moments)
-        self._momentum.index_copy_(0, self._rows, self._moments)
-        self._weight.index_copy_(0, self._rows, self._gathered)
+        work, self._ahead = self._ahead, self._head.prepare(self._case.labels(self._steps), self._steps)
+        local = embeddings.requires_grad_()
+        self._head(local, work).backward()
+        self._head.update(RATE)
 
 
 def timed(function: Callable[..., None], *args: Tensor) -> float:
     """Milliseconds until every rank is through."""
-    dist.barrier()
+    through()
     began = time.perf_counter()
     function(*args)
-    dist.barrier()
+    through()
     return 1000 * (time.perf_counter() - began)
 
 
+def through() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    dist.barrier()
+
+
 def measure(case: Case, rank: int) -> Row:
-    first, extra, times = time_heads(case, rank)
-    floor = Floor(case)  # takes as much memory as ours, which is free again
-    bare = {name: [timed(getattr(floor, name)) for _ in range(5)][1:] for name in ("products", "traffic")}
-    return row_of(
-        case, first, extra, times, {name: statistics.median(values) for name, values in bare.items()}
-    )
+    row, times = time_heads(case, rank)
+    plain = case.head == HeadConfig(sample_rate=case.head.sample_rate)
+    floor = Floor(case) if plain else None  # takes as much memory as ours, which is free again
+    bare = {}
+    for name in ("products", "traffic") if floor else ():
+        bare[name] = statistics.median([timed(getattr(floor, name)) for _ in range(5)][1:])
+    return row_of(case, row, times, bare)
 
 
-def time_heads(case: Case, rank: int) -> tuple[float, int, dict[str, list[float]]]:
-    """Our first step, the bytes that ours takes beyond what it stores, and the milliseconds of the steps after."""
-    idle = resident("VmRSS")
+def time_heads(case: Case, rank: int) -> tuple[Row, dict[str, list[float]]]:
+    """What the first steps of ours took, and the milliseconds of the steps after."""
+    taken = Memory(case.device)
     ours = OurHead(case)
-    first = timed(ours.step, *case.inputs(0, rank))
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak of resident memory starts anew
-    timed(ours.step, *case.inputs(1, rank))
-    extra = resident("VmHWM") - idle - ours.stored
+    row: Row = {"first_step_ms": timed(ours.step, *inputs(case, 0, rank))}
+    timed(ours.step, *inputs(case, 1, rank))
     heads: dict[str, Any] = {"ours": ours}
+    row["resident_bytes"] = taken.peak()
     if case.textbook:
         heads["textbook"] = TextbookHead(case, rank)
-        timed(heads["textbook"].step, *case.inputs(0, rank))
+        timed(heads["textbook"].step, *inputs(case, 0, rank))
     times: dict[str, list[float]] = {name: [] for name in heads}
     for step in range(2, 2 + case.steps):
         for name, head in heads.items():
-            times[name].append(timed(head.step, *case.inputs(step, rank)))
-    return first, extra, times
+            times[name].append(timed(head.step, *inputs(case, step, rank)))
+    if not case.textbook:
+        row["resident_bytes"] = taken.peak()
+    return row | {"resident_file_bytes": taken.of_files()}, times
 
 
-def row_of(
-    case: Case, first: float, extra: int, times: dict[str, list[float]], bare: dict[str, float]
-) -> Row:
-    ours = times["ours"]
-    median = statistics.median(ours)
-    sampled = max(1, round(case.sample_rate * (case.num_classes // case.world_size)))
-    operations = 3 * 2 * case.batch * case.world_size * sampled * case.width
-    row: Row = {"case": f"{case.num_classes:,} ids, r = {case.sample_rate:g}", **dataclasses.asdict(case)}
-    row |= {
-        "ours_ms": median,
-        "ours_spread_ms": max(ours) - min(ours),
-        "first_step_ms": first,
-        "extra_bytes": extra,
-        "gflops": operations / median / 1e6,
-        "products_ms": bare["products"],
-        "traffic_ms": bare["traffic"],
-        "over_floor": median / sum(bare.values()),
-    }
-    if case.textbook:
-        row["textbook_ms"] = statistics.median(times["textbook"])
-        row["ratio"] = row["textbook_ms"] / median
-    return row
+def inputs(case: Case, step: int, rank: int) -> tuple[Tensor, Tensor]:
+    """The embeddings [b, D] of a rank, and all labels [B]."""
+    embeddings = case.embeddings(step).chunk(case.world_size)[rank]
+    return embeddings.to(case.device, copy=True), case.labels(step)
+
+
+class Memory:
+    """Of this process, from now on."""
+
+    def __init__(self, device: str) -> None:
+        self._cuda = device == "cuda"
+        if self._cuda:
+            torch.cuda.init()
+        Path("/proc/self/clear_refs").write_text(
+            "5", encoding="ascii"
+        )  # the peak of resident memory starts anew
+        self._idle, self._files = resident("VmRSS"), resident("RssFile") + resident("RssShmem")
+
+    def peak(self) -> int:
+        """Bytes of the device at most, beyond what an idle process has."""
+        return torch.cuda.max_memory_allocated() if self._cuda else resident("VmHWM") - self._idle
+
+    def of_files(self) -> int:
+        """Bytes of mapped files that are in memory now; the system takes them back when it needs to."""
+        return resident("RssFile") + resident("RssShmem") - self._files
 
 
 def resident(name: str) -> int:
@@ -219,19 +134,84 @@ def resident(name: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith(name))
 
 
+def row_of(case: Case, row: Row, times: dict[str, list[float]], bare: dict[str, float]) -> Row:
+    ours, job = times["ours"], job_of(case)
+    median = statistics.median(ours)
+    shape = {name: getattr(case, name) for name in ("num_classes", "batch", "width", "world_size", "device")}
+    stored = {
+        name: size for name, size in job.head_memory().items() if name in ("class centres", "their moments")
+    }
+    row = {
+        "case": f"{case.num_classes:,} ids, r = {case.head.sample_rate:g}",
+        **shape,
+        **{field: getattr(case.head, field) for field in ("sample_rate", "centers", "moments", "memory")},
+        **row,
+        "ours_ms": median,
+        "ours_spread_ms": max(ours) - min(ours),
+        "planned_bytes": sum(job.head_memory().values()),
+        "planned_host_bytes": sum(job.host_memory().values()),
+        "extra_bytes": row["resident_bytes"] - sum(stored.values()),
+        "gflops": job.operations() / median / 1e6,
+    }
+    if bare:
+        row |= {f"{name}_ms": value for name, value in bare.items()} | {
+            "over_floor": median / sum(bare.values())
+        }
+    if case.textbook:
+        row["textbook_ms"] = statistics.median(times["textbook"])
+        row["ratio"] = row["textbook_ms"] / median
+    return row
+
+
+def job_of(case: Case) -> Job:
+    config = Config(
+        data=DataConfig(path=""),
+        train=TrainConfig(length=1, batch=case.batch * case.world_size),
+        backbone=IResNetTiny(embedding=case.width),
+        head=case.head,
+        margin=MARGIN,
+        optim=OPTIM,
+    )
+    return Job(config, case.num_classes, case.world_size, device=case.device)
+
+
 def rank_main(case: Case, rank: int, store: str, pipe: Connection) -> None:
     torch.set_num_threads(case.threads)
     torch.manual_seed(rank)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=case.world_size)
-    pipe.send(measure(case, rank))
+    if case.device == "cuda":
+        torch.cuda.set_device(rank % torch.cuda.device_count())
+    if case.one_rank:
+        dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=case.world_size)
+    else:
+        backend = "nccl" if case.device == "cuda" else "gloo"
+        dist.init_process_group(backend, init_method=f"file://{store}", rank=rank, world_size=case.world_size)
+    with others_made_up(case):
+        pipe.send(measure(case, rank))
     dist.destroy_process_group()
+
+
+@contextmanager
+def others_made_up(case: Case) -> Iterator[None]:
+    """Where one rank runs alone: an all-gather brings random embeddings of the other ranks."""
+    if not case.one_rank:
+        yield
+        return
+    made_up = torch.nn.functional.normalize(case.embeddings(0)).to(case.device)
+
+    def gather(rows: Tensor, local: Tensor, **_: Any) -> None:
+        rows.copy_(made_up)
+        rows[: len(local)] = local
+
+    with mock.patch.object(comm, "_all_gather", gather):
+        yield
 
 
 def run(case: Case) -> Row:
     """The first rank's figures; steps end when all ranks are through, so they are all ranks'."""
     context = mp.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        pipes = [context.Pipe(duplex=False) for _ in range(case.world_size)]
+        processes = 1 if case.one_rank else case.world_size
+        pipes = [context.Pipe(duplex=False) for _ in range(processes)]
         ranks = [
             context.Process(target=rank_main, args=(case, rank, f"{folder}/store", sender))
             for rank, (_, sender) in enumerate(pipes)
@@ -242,30 +222,30 @@ def run(case: Case) -> Row:
         rows: list[Row] = [receiver.recv() for receiver, _ in pipes]
         for process in ranks:
             process.join()
-    return rows[0] | {"extra_bytes": max(row["extra_bytes"] for row in rows)}
+    return max(rows, key=lambda row: row["resident_bytes"])
+
+
+COLUMNS = {
+    "case": 1, "textbook_ms": 1, "ours_ms": 1, "ratio": 1, "ours_spread_ms": 1, "first_step_ms": 1, "products_ms": 1,
+    "traffic_ms": 1, "over_floor": 1, "gflops": 1, "resident_bytes": 1e-6, "planned_bytes": 1e-6, "extra_bytes": 1e-6,
+}  # fmt: skip
 
 
 def print_table(rows: Sequence[Row]) -> None:
     table = Table()
-    names = [
-        "case",
-        "textbook_ms",
-        "ours_ms",
-        "ratio",
-        "ours_spread_ms",
-        "first_step_ms",
-        "products_ms",
-        "traffic_ms",
-    ]
-    for name in [*names, "over_floor", "gflops", "extra MB"]:
-        table.add_column(name)
+    for name in COLUMNS:
+        table.add_column(name.replace("_bytes", ", MB").replace("_ms", ", ms").replace("_", " "))
     for row in rows:
-        cells = [row.get(name, "-") for name in [*names, "over_floor", "gflops"]] + [row["extra_bytes"] / 1e6]
-        table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells))
-    Console(width=160).print(table)
+        cells = [row.get(name, "-") for name in COLUMNS]
+        scaled = [
+            cell if isinstance(cell, str) else f"{cell * COLUMNS[name]:.4g}"
+            for name, cell in zip(COLUMNS, cells, strict=True)
+        ]
+        table.add_row(*scaled)
+    Console(width=180).print(table)
 
 
-def main() -> None:
+def options_of() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -278,19 +258,39 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="images on a rank")
     parser.add_argument("--width", type=int, default=512, help="of the embeddings")
     parser.add_argument("--world-size", type=int, default=2)
+    parser.add_argument("--one-rank", action="store_true", help="run only the first of --world-size ranks")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--steps", type=int, default=7, help="timed steps of each head")
-    parser.add_argument(
-        "--no-textbook", action="store_true", help="time ours alone, which needs half the memory"
-    )
+    parser.add_argument("--no-textbook", action="store_true", help="time ours alone, in half the memory")
+    for name in ("centers", "moments", "memory", "folder"):
+        parser.add_argument(
+            f"--{name}", default=getattr(HeadConfig(), name), help=f"as head.{name} of a recipe"
+        )
     parser.add_argument("--json", type=Path, help="write the rows there, too")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = options_of()
+    processes = 1 if options.one_rank else options.world_size
     rows = []
     for text in options.cases:
         classes, rate = text.split(":")
-        threads = max(1, len(os.sched_getaffinity(0)) // options.world_size)
-        shape = (options.batch, options.width, options.world_size, options.steps, threads)
-        rows.append(run(Case(int(classes), float(rate), *shape, textbook=not options.no_textbook)))
-    print_table(rows)
+        kept = {name: getattr(options, name) for name in ("centers", "moments", "memory", "folder")}
+        case = Case(
+            int(classes),
+            batch=options.batch,
+            width=options.width,
+            world_size=options.world_size,
+            steps=options.steps,
+            threads=max(1, len(os.sched_getaffinity(0)) // processes),
+            device=options.device,
+            head=HeadConfig(sample_rate=float(rate), **kept),
+            one_rank=options.one_rank,
+            textbook=not (options.no_textbook or options.one_rank),
+        )
+        rows.append(run(case))
+        print_table(rows[-1:])
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2), encoding="utf-8")
 

@@ -1,0 +1,130 @@
+"""What tools/benchmark_head.py times ours against: partial FC as it is usually written, and the floor of any head.
+
+The textbook head is what a paper's page says: it indexes the weight parameter with the sampled classes, lets autograd
+make a dense gradient of it, and hands that to torch.optim.SGD; embeddings are gathered as a list.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from partialfc.config import CosFace, HeadConfig, Sgd
+
+RATE = 0.1
+OPTIM = Sgd(lr=RATE, momentum=0.9, weight_decay=5e-4)
+MARGIN = CosFace()
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is timed: C classes, some of them sampled, b images on each of W ranks, embeddings of width D."""
+
+    num_classes: int
+    batch: int  # on a rank
+    width: int
+    world_size: int
+    steps: int  # timed, after the first
+    threads: int  # of a rank
+    device: str
+    head: HeadConfig
+    one_rank: bool  # run the first rank alone, with what the others would send made up
+    textbook: bool  # whether to time that, too
+
+    def labels(self, step: int) -> Tensor:
+        """[B] of the global batch, all different."""
+        total = self.batch * self.world_size
+        return torch.from_numpy(np.random.default_rng(step).choice(self.num_classes, total, replace=False))
+
+    def embeddings(self, step: int) -> Tensor:
+        """[B, D] of the global batch."""
+        generator = torch.Generator().manual_seed(step)
+        return torch.randn(self.batch * self.world_size, self.width, generator=generator)
+
+
+class TextbookHead:
+    """Partial FC as it is usually written; a rank owns the classes [first, first + len(weight))."""
+
+    def __init__(self, case: Case, rank: int) -> None:
+        share = case.num_classes // case.world_size
+        self._first, self._world_size = rank * share, case.world_size
+        self._num_sampled = int(case.head.sample_rate * share)
+        self._weight = torch.nn.Parameter(torch.normal(0, 0.01, (share, case.width), device=case.device))
+        self._optimizer = torch.optim.SGD(
+            [self._weight], lr=RATE, momentum=OPTIM.momentum, weight_decay=OPTIM.weight_decay
+        )
+
+    def step(self, embeddings: Tensor, labels: Tensor) -> None:
+        """Forward, backward and update with this rank's embeddings [b, D] and all labels [B]."""
+        labels = labels.to(embeddings.device)
+        everyone = [torch.empty_like(embeddings) for _ in range(self._world_size)]
+        dist.all_gather(everyone, embeddings.detach())
+        gathered = normalize(torch.cat(everyone)).requires_grad_()
+        owned = (labels >= self._first) & (labels < self._first + len(self._weight))
+        local = labels[owned] - self._first
+        index = self._sampled(local)
+        weight = self._weight if index is None else self._weight[index]
+        columns = local if index is None else torch.searchsorted(index, local)
+        logits = (gathered @ normalize(weight).T).clamp(-1, 1)  # [B, S]
+        here = owned.nonzero()[:, 0]
+        one_hot = torch.zeros_like(logits)
+        one_hot[here, columns] = MARGIN.margin
+        logits = (logits - one_hot) * MARGIN.scale
+        self._backward(logits, here, columns)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    def _sampled(self, local: Tensor) -> Tensor | None:
+        if self._num_sampled >= len(self._weight):
+            return None
+        chance = torch.rand(len(self._weight), device=local.device)
+        chance[local] = 2.0
+        return chance.topk(self._num_sampled).indices.sort().values
+
+    def _backward(self, logits: Tensor, here: Tensor, columns: Tensor) -> None:
+        """Softmax over all ranks' logits, and its gradient, probability - 1 at the target."""
+        with torch.no_grad():
+            largest = logits.max(dim=1, keepdim=True).values
+            dist.all_reduce(largest, dist.ReduceOp.MAX)
+            probability = (logits - largest).exp_()
+            total = probability.sum(dim=1, keepdim=True)
+            dist.all_reduce(total)
+            probability.div_(total)
+            probability[here, columns] -= 1
+            probability.div_(len(logits))
+        logits.backward(probability)
+
+
+class Floor:
+    """What no head of these shapes can do without: three products, and the rows' way from memory and back."""
+
+    def __init__(self, case: Case) -> None:
+        share = case.num_classes // case.world_size
+        sampled = max(1, round(case.head.sample_rate * share))
+        empty, shape = torch.empty, (share, case.width)
+        self._rows = torch.linspace(0, share - 1, sampled, dtype=torch.float64).long().to(case.device)
+        self._weight, self._momentum = (
+            torch.ones(shape, device=case.device),
+            torch.ones(shape, device=case.device),
+        )
+        self._gathered = empty(sampled, case.width, device=case.device)
+        self._moments = empty(sampled, case.width, device=case.device)
+        self._embeddings = torch.randn(case.batch * case.world_size, case.width, device=case.device)
+        self._logits = empty(len(self._embeddings), sampled, device=case.device)
+
+    def products(self) -> None:
+        """Logits, embeddings' gradient, rows' gradient."""
+        torch.mm(self._embeddings, self._gathered.T, out=self._logits)
+        self._logits @ self._gathered
+        torch.mm(self._logits.T, self._embeddings, out=self._moments)
+
+    def traffic(self) -> None:
+        """Rows read twice, moments read and written, rows written."""
+        for _ in range(2):
+            torch.index_select(self._weight, 0, self._rows, out=self._gathered)
+        torch.index_select(self._momentum, 0, self._rows, out=self._moments)
+        self._momentum.index_copy_(0, self._rows, self._moments)
+        self._weight.index_copy_(0, self._rows, self._gathered)
