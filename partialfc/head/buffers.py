@@ -1,13 +1,21 @@
-"""Memory that is used again in every step: fresh memory costs more than what is written to it."""
+"""Memory of the device: what is used again in every step, and what comes to it from the host."""
 
 import math
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
+def on_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """The same numbers there; the host does not wait for the device."""
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
 class Buffers:
-    """Named tensors of one device."""
+    """Named tensors of one device, used again in every step: fresh memory costs more than what is written to it."""
 
     def __init__(self, device: torch.device, *, pinned: bool = False) -> None:
         self._device, self._pinned = device, pinned

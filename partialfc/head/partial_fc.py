@@ -18,6 +18,7 @@ from partialfc.config import AnyMargin, AnyOptimizer, HeadConfig, Sgd
 from partialfc.head import margins, sampling
 from partialfc.head.centers import Centers
 from partialfc.head.cross_entropy import ChunkedCrossEntropy
+from partialfc.head.products import Products
 from partialfc.head.rows import rounding
 from partialfc.head.sampling import IGNORE, Work
 from partialfc.head.shard import class_range
@@ -59,7 +60,7 @@ class PartialFC(nn.Module):
             config,
             optim,
             seed=seed,
-            device=torch.device(device),
+            device=torch.empty(0, device=device).device,  # with its index, which other threads need
             dtype=dtype,
         )
         self._cross_entropy = ChunkedCrossEntropy(
@@ -67,6 +68,7 @@ class PartialFC(nn.Module):
             margin,
             interclass_threshold=config.interclass_threshold,
             logits_budget=config.logits_budget << 20,
+            products=Products(lower=config.products == "bfloat16"),
             group=self.group,
         )
         self._pending: tuple[Work, Work] | None = (

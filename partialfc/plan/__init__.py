@@ -38,7 +38,7 @@ def head_seconds(job: Job, device: Device) -> dict[str, float]:
     """Of a step's head at best: none of the three can be faster, and they may overlap."""
     head = sum(size for name, size in job.sent().items() if not name.startswith("backbone"))
     return {
-        "arithmetic": job.operations() / device.arithmetic,
+        "arithmetic": job.operations() / getattr(device, job.config.head.products),
         "memory traffic": job.traffic() / device.traffic,
         "network": head / (device.near if job.ranks <= MACHINE else device.far),
     }

@@ -220,6 +220,29 @@ def test_float32_is_the_dense_head_in_double(ranks, device, scale, near):
         )
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_products_of_bfloat16_factors_are_near_and_leave_the_sums_in_float32(ranks, device, world_size):
+    """A factor is off by 2^-9, a logit of scale 8 by 0.03: a loss of some 4 by about a hundredth."""
+    full, lower = (ranks.run(world_size, with_products, kind, device) for kind in ("float32", "bfloat16"))
+    for (loss, gradient, step), (near_loss, near_gradient, near_step) in zip(full, lower, strict=True):
+        assert 0 < abs(near_loss - loss) < 0.02 * loss
+        for exact, near in ((gradient, near_gradient), (step, near_step)):
+            assert 0 < (near - exact).abs().max() < 0.02 * exact.abs().max()
+            assert not torch.equal(near, near.bfloat16().float())
+
+
+def with_products(kind: str, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    embeddings, _, labels = float32_batch(0.3)
+    config = HeadConfig(sample_rate=0.5, products=kind)
+    head = PartialFC(50, 32, CosFace(scale=8.0), config=config, optim=Sgd(momentum=0.0), device=device)
+    before = head.centers.tensors["centers"].clone()
+    local = mine(embeddings).to(device).requires_grad_()
+    loss = head(local, head.prepare(labels, 0))
+    loss.backward()
+    head.update(1e-3)
+    return loss.detach().cpu(), local.grad.cpu(), (head.centers.tensors["centers"] - before).cpu()
+
+
 @pytest.mark.parametrize("chunk", [1, 3, 100])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("margin", [SoftMax(scale=300.0), ElasticArcFace(order="paper")], ids=repr)

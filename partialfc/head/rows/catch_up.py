@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from partialfc.head.buffers import on_device
+
 Steps = NDArray[np.int64]
 
 
@@ -42,9 +44,7 @@ class History:
         blocks = _blocks(starts, self.length)
         if not blocks:
             return result
-        places = torch.from_numpy(np.stack([place for _, place in blocks]))
-        if result.is_cuda:
-            places = places.pin_memory().to(result.device, non_blocking=True)
+        places = on_device(np.stack([place for _, place in blocks]), result.device)
         for (level, _), place in zip(blocks, places, strict=True):
             block = self._levels[level][place.clamp_min(0)]
             result = torch.where(place[:, None, None] < 0, self._identity, block) @ result
@@ -85,11 +85,8 @@ class CatchUp:
     def factors(self, rows: Steps) -> Tensor:
         """[S, 2, 2] float64: what (weight, momentum) of each of `rows` are to be multiplied by."""
         starts, which = np.unique(self.taken.numpy()[rows], return_inverse=True)
-        index = torch.from_numpy(which)
         products = self.history.products(starts.astype(np.int64))
-        if products.is_cuda:
-            index = index.pin_memory().to(products.device, non_blocking=True)
-        return products.index_select(0, index)
+        return products.index_select(0, on_device(which, products.device))
 
     def append(self, rows: Steps, matrix: Tensor) -> None:
         """A step was taken, in which `rows` were at work; [2, 2]: what it did to all others."""

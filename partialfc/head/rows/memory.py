@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from partialfc.head.buffers import Buffers
+from partialfc.head.buffers import Buffers, on_device
 from partialfc.head.sampling import Work
 
 Types = Mapping[str, torch.dtype]  # of the tensors, by name
@@ -150,7 +150,7 @@ def _patch(later: _Stage, stage: _Stage) -> None:
     _, there, here = np.intersect1d(later.rows, stage.rows, assume_unique=True, return_indices=True)
     fetched = later.fetched.result()
     for name, rows in stage.fetched.result().items():
-        index, target = (torch.from_numpy(it).to(rows.device, non_blocking=True) for it in (here, there))
+        index, target = (on_device(it, rows.device) for it in (here, there))
         fetched[name].index_copy_(0, target, rows.index_select(0, index))
 
 

@@ -1,0 +1,49 @@
+"""Draw what tools/benchmark_head.py measured over the number of identities: the step, and the memory beside its plan."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+
+def draw(rows: list[dict[str, Any]], picture: Path) -> None:
+    """rows: as --json wrote them; one line for each kind of stored rows."""
+    figure = Figure(figsize=(11, 3.8), layout="constrained")
+    times, memory = figure.subplots(1, 2)
+    for kind in sorted({kind_of(row) for row in rows}):
+        mine = sorted((row for row in rows if kind_of(row) == kind), key=lambda row: row["num_classes"])
+        identities = [row["num_classes"] for row in mine]
+        times.plot(identities, [row["ours_ms"] for row in mine], marker="o", label=kind)
+        measured = [row["resident_bytes"] / 1e6 for row in mine]
+        planned = [(row["planned_bytes"] + row["planned_host_bytes"]) / 1e6 for row in mine]
+        (line,) = memory.plot(identities, measured, "o", label=f"{kind}: measured")
+        memory.plot(identities, planned, "-", color=line.get_color(), label=f"{kind}: planned")
+    times.set_ylim(bottom=0)
+    times.set_title("a step of the head, ms")
+    memory.set_title("memory of a rank, MB")
+    memory.set_yscale("log")
+    for axes in (times, memory):
+        axes.set_xscale("log")
+        axes.set_xlabel("identities")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    FigureCanvasAgg(figure).print_png(str(picture))
+
+
+def kind_of(row: dict[str, Any]) -> str:
+    return f"{row['centers']} rows, {row['moments']} moments"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rows", type=Path, nargs="+", help="files that benchmark_head --json wrote")
+    parser.add_argument("--out", type=Path, required=True, help="the PNG to draw")
+    options = parser.parse_args()
+    draw([row for path in options.rows for row in json.loads(path.read_text())], options.out)
+
+
+if __name__ == "__main__":
+    main()
