@@ -64,7 +64,7 @@ class Job:
     def head_memory(self) -> Bytes:
         """On the device of a rank."""
         width, batch, kept = self.config.backbone.embedding, self.config.train.batch, self.stored
-        chunk = min(self.sampled, chunk_of(width, torch.device(self.device), torch.float32))
+        chunk = min(self.sampled, chunk_of(width, batch, self.device, _FLOAT))
         row = sum(dtype.itemsize for dtype in kept.values()) * width
         on_device = self.config.head.memory == "device"
         parts: Bytes = {}

@@ -24,7 +24,7 @@ from partialfc.config import (
     Sgd,
     SoftMax,
 )
-from partialfc.head import PartialFC, margins, sampling
+from partialfc.head import PartialFC, cross_entropy, margins, sampling
 from partialfc.head.centers import draw_initial
 from partialfc.runtime import comm
 
@@ -144,13 +144,13 @@ def sharded(
         dtype=torch.float64,
         device=device,
     )
-    head._cross_entropy._chunk = case.chunk
     losses, gradients = [], []
     for step, (embeddings, labels) in enumerate(zip(case.embeddings(), case.labels, strict=True)):
         local = mine(embeddings).to(device).requires_grad_()
-        loss = head(local, head.prepare(torch.tensor(labels), step))
-        (loss * loss_scale).backward()
-        head.update(RATE)
+        with mock.patch.object(cross_entropy, "chunk_of", return_value=case.chunk):
+            loss = head(local, head.prepare(torch.tensor(labels), step))
+            (loss * loss_scale).backward()
+            head.update(RATE)
         losses.append(loss.detach().cpu())
         gradients.append((local.grad / loss_scale).cpu())
     rows = head.centers.tensors
@@ -185,13 +185,13 @@ def in_float32(scale: float, near: float, device: str) -> tuple[Tensor, Tensor, 
     """Loss, embedding gradients and centre updates of one step, centres and embeddings of 50 classes in float32."""
     embeddings, weight, labels = float32_batch(near)
     head = PartialFC(50, 32, CosFace(scale=scale), optim=Sgd(momentum=0.0, weight_decay=0.0), device=device)
-    head._cross_entropy._chunk = 7
     owned = head.centers.owned
     centers = head.centers.tensors["centers"].copy_(weight[owned.start : owned.stop])
     local = mine(embeddings).to(device).requires_grad_()
-    loss = head(local, head.prepare(labels, 0))
-    loss.backward()
-    head.update(1.0)
+    with mock.patch.object(cross_entropy, "chunk_of", return_value=7):
+        loss = head(local, head.prepare(labels, 0))
+        loss.backward()
+        head.update(1.0)
     return loss.detach().cpu(), local.grad.cpu(), weight[owned.start : owned.stop] - centers.cpu()
 
 
@@ -337,3 +337,10 @@ def step_without_waiting(margin: AnyMargin) -> None:
 @pytest.mark.parametrize("margin", MARGINS, ids=repr)
 def test_a_step_never_waits_for_the_device(ranks, margin):
     ranks.run(2, step_without_waiting, margin)
+
+
+def test_a_chunk_is_bounded_by_its_rows_and_by_its_logits():
+    assert cross_entropy.chunk_of(512, 128, "cpu", 4) == 512
+    assert cross_entropy.chunk_of(512, 1 << 20, "cpu", 4) == 16
+    assert cross_entropy.chunk_of(512, 65536, "cuda", 4) == 1024
+    assert cross_entropy.chunk_of(1 << 30, 1 << 30, "cuda", 4) == 1
