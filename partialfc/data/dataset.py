@@ -60,7 +60,7 @@ class RecordDataset:
         header, payload = self._records[key]
         return header if key == 0 and header.flag and not len(payload) else None
 
-    def _images(self, header: Header | None) -> tuple[Integers, int | None]:
+    def _images(self, header: Header | None) -> tuple[range | Integers, int | None]:
         """The keys of the images, and the number of classes that the header names."""
         keys = self._records.keys
         if header is None:
@@ -82,8 +82,9 @@ class RecordDataset:
                 f"{path.parent / 'property'}: {self._property.num_classes} classes, "
                 f"the header of {path.name} says {classes}"
             )
-        wanted = np.arange(1, end)
-        if not np.array_equal(keys[1:end], wanted):
+        wanted = range(1, end)
+        found = keys[1:end]
+        if not (found == wanted if isinstance(found, range) else np.array_equal(found, np.arange(1, end))):
             raise CorruptRecord(
                 f"{path}: its header says images 1 to {end - 1}, its index has {_shown(keys[1:])}"
             )
@@ -151,5 +152,5 @@ def read_property(path: Path) -> Property | None:
     return Property(classes, height, width, "id2" in fields[3:])
 
 
-def _shown(keys: Integers) -> str:
-    return f"{len(keys)} more keys, {keys.min()} to {keys.max()}" if len(keys) else "none"
+def _shown(keys: range | Integers) -> str:
+    return f"{len(keys)} more keys, {keys[0]} to {keys[-1]}" if len(keys) else "none"

@@ -40,7 +40,7 @@ def test_a_folder_reads_back_in_sorted_order_with_its_jpeg_bytes(folder, tmp_pat
 def test_the_layout_is_that_of_the_ms1m_packs(folder, tmp_path):
     packing.pack_folder(folder, tmp_path / "pack", size=32)
     records = RecordFile(tmp_path / "pack/train.rec")
-    assert records.keys.tolist() == list(range(7))
+    assert records.keys == range(7)
     header, payload = records[0]
     assert header.flag == 2 and header.label.tolist() == [5, 7] and len(payload) == 0
     assert [records[key][0].label.tolist() for key in (5, 6)] == [[1, 3], [3, 5]]

@@ -1,0 +1,129 @@
+"""Where the records of a file start, by key: kept beside large files in a form that all processes of a node map.
+
+A cache is a header of 8 words (int64) and the arrays: offsets [n], and keys [n] unless they follow each other.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from partialfc.runtime.files import locked, published
+
+Integers = NDArray[np.int64]
+Build = Callable[[], tuple[Integers, Integers]]  # keys [n] and offsets [n], in any order
+
+WORTH_CACHING = 16 << 20  # bytes of the source; smaller ones are read in a second
+_MAGIC, _VERSION, _WORDS = 0x5844494346504E4F, 1, 8
+
+
+@dataclass
+class Index:
+    """Keys, ascending, and where their records start."""
+
+    keys: range | Integers  # [n]; a range where they follow each other
+    offsets: Integers  # [n]
+    cache: Path | None = None  # from which both are mapped
+
+    def find(self, key: int) -> int | None:
+        """The offset of a record; None: there is none of that key."""
+        if isinstance(self.keys, range):
+            return int(self.offsets[key - self.keys.start]) if key in self.keys else None
+        place = np.searchsorted(self.keys, key)
+        return int(self.offsets[place]) if place < len(self.keys) and self.keys[place] == key else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"cache": self.cache} if self.cache else self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        cache = state["cache"]
+        self.__dict__.update(vars(_mapped(cache)) if cache else state)
+
+
+def sorted_index(keys: Integers, offsets: Integers) -> Index:
+    """By ascending key. ValueError where a key stands twice."""
+    if len(keys) and (keys[1:] < keys[:-1]).any():
+        order = np.argsort(keys, kind="stable")
+        keys, offsets = keys[order], offsets[order]
+    repeated = keys[1:][keys[1:] == keys[:-1]]
+    if len(repeated):
+        raise ValueError(f"key {repeated[0]} stands for several records")
+    if len(keys) and int(keys[-1]) - int(keys[0]) == len(keys) - 1:
+        return Index(range(int(keys[0]), int(keys[-1]) + 1), offsets)
+    return Index(keys, offsets)
+
+
+def cached_index(sources: Sequence[Path], build: Build) -> Index:
+    """The index that `build` makes of `sources`, or what was kept of it since they last changed.
+
+    Kept beside the first of them, or where that cannot be written, in the user's cache. Of several processes
+    that want it at once one makes it.
+    """
+    if sources[0].stat().st_size < WORTH_CACHING:
+        return sorted_index(*build())
+    stamp = _stamp(sources)
+    places = [sources[0].with_name(f".{sources[0].name}.cache"), _users_cache(sources[0])]
+    if (found := _kept(places, stamp)) is not None:
+        return found
+    with locked(Path(tempfile.gettempdir(), f"partialfc-{os.getuid()}-{stamp:x}.lock")):
+        if (found := _kept(places, stamp)) is not None:
+            return found
+        made = sorted_index(*build())
+        for place in places:
+            if _keep(made, place, stamp):
+                return _mapped(place)
+    return made
+
+
+def _stamp(sources: Sequence[Path]) -> int:
+    """Another one for other files, and after any change of them."""
+    text = repr([(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in sources])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
+
+
+def _users_cache(source: Path) -> Path:
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "partialfc" / hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:32]
+
+
+def _kept(places: Sequence[Path], stamp: int) -> Index | None:
+    for place in places:
+        try:
+            header = np.fromfile(place, np.int64, _WORDS)
+            if len(header) == _WORDS and tuple(header[:3]) == (_MAGIC, _VERSION, stamp):
+                return _mapped(place)
+        except (OSError, ValueError):
+            continue  # not there, not ours to read, or cut off: it is made again
+    return None
+
+
+def _keep(index: Index, place: Path, stamp: int) -> bool:
+    """Whether it could be written."""
+    follow = isinstance(index.keys, range)
+    header = np.zeros(_WORDS, np.int64)
+    header[:6] = _MAGIC, _VERSION, stamp, len(index.offsets), index.keys[0], follow
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with published(place) as draft, draft.open("wb") as file:
+            for array in (header, index.offsets, *(() if follow else (index.keys,))):
+                np.asarray(array, np.int64).tofile(file)
+    except OSError:
+        return False
+    return True
+
+
+def _mapped(place: Path) -> Index:
+    """ValueError where the file is shorter or longer than it says."""
+    header = np.fromfile(place, np.int64, _WORDS)
+    length, first, follow = (int(word) for word in header[3:6])
+    words = np.memmap(place, np.int64, "r", offset=8 * _WORDS)
+    if len(words) != length * (1 if follow else 2):
+        raise ValueError(f"{place}: {len(words)} words, wanted {length} entries")
+    keys = range(first, first + length) if follow else words[length:]
+    return Index(keys, words[:length], place)
