@@ -105,10 +105,10 @@ def build_run(config: Config, ranks: Ranks) -> Run:
         micro_batches=_micro_batches(config, backbone, optimizer, ranks),
         loader=Loader(
             dataset,
+            config.data,
             config.augment,
             batch=config.train.batch,
             seed=config.seed,
-            workers=config.data.workers,
             ranks=ranks,
         ),
         sets=[load_pairs(path) for path in sorted(Path(config.data.path).glob("*.bin"))],

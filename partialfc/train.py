@@ -73,7 +73,14 @@ def train_step(run: Run, batch: Batch, work: Work) -> Metrics:
     norm, finite = run.optimizer.step(rate, loss)  # all ranks skip, or none
     run.head.update(rate, finite)
     run.statistics.restore_unless(finite, statistics)
-    return Metrics(loss=loss.detach(), gradient_norm=norm, finite=finite, rate=rate, waited=batch.waited)
+    return Metrics(
+        loss=loss.detach(),
+        gradient_norm=norm,
+        finite=finite,
+        rate=rate,
+        waited=batch.waited,
+        replaced=batch.replaced,
+    )
 
 
 def _due(run: Run, every: Duration) -> bool:

@@ -14,17 +14,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from partialfc.config import AugmentConfig
+from partialfc.config import AugmentConfig, DataConfig
 from partialfc.data.augment import augmented
 from partialfc.data.dataset import RecordDataset
 from partialfc.data.images import Pixels
 from partialfc.data.order import Place, RankBatches
-from partialfc.runtime import comm
+from partialfc.runtime import comm, randomness
 from partialfc.runtime.comm import Ranks
 from partialfc.runtime.errors import one_line
 
 IGNORE = -1  # the label of an image that counts for nothing
 _UNREAD = -2  # stands for the labels of a rank that could not read its images
+_REPLACEMENTS = 100  # that are tried; a pack with so many in a row is not worth training on
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Batch:
     images: Tensor  # [b, H, H, 3] uint8, of this rank, on the device
     labels: Tensor  # [B] int64, of all ranks in rank order, on the host
     waited: float  # seconds that the reading held up the rank
+    replaced: int  # images of the global batch that could not be read, and have others in their place
 
 
 @dataclass(frozen=True)
@@ -43,29 +45,31 @@ class _Unread:
     message: str
 
 
-_Sample = tuple[Pixels, int]
-_Part = tuple[Tensor, Tensor]  # images, labels
+_Sample = tuple[Pixels, int, bool]  # image, label, whether it stands in for one that cannot be read
+_Part = tuple[Tensor, Tensor, int]  # images [b, H, H, 3], labels [b], how many stand in
 
 
 class Loader:
     """Reads this rank's part of every global batch in worker processes.
 
     The labels of the next step are gathered over the host group while the current one computes; the device
-    is never waited for. An image that one rank cannot read is an AgreedError on all.
+    is never waited for. An image that one rank cannot read is an AgreedError on all, or with `on_corrupt: skip`
+    another image of the pack, the same on any rank and in every run.
     """
 
     def __init__(
         self,
         dataset: RecordDataset,
+        config: DataConfig,
         augment: AugmentConfig,
         *,
         batch: int,
         seed: int,
-        workers: int,
         ranks: Ranks,
     ) -> None:
-        self._dataset, self._augment, self._ranks = dataset, augment, ranks
-        self._batch, self._seed, self._workers = batch, seed, workers
+        self._samples = _Augmented(dataset, augment, seed, skip=config.on_corrupt == "skip")
+        self._num_samples, self._ranks = len(dataset), ranks
+        self._batch, self._seed, self._workers = batch, seed, config.workers
         self._copies = torch.cuda.Stream(ranks.device) if ranks.device.type == "cuda" else None
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
@@ -76,7 +80,7 @@ class Loader:
             began = time.perf_counter()
             part = next(reading)
             waited = time.perf_counter() - began
-            gathering = comm.start_gather(self._labels(part), self._ranks.host)
+            gathering = comm.start_gather(self._message(part), self._ranks.host)
             if ahead is not None:
                 yield self._ready(*ahead)
             ahead = part, gathering, waited
@@ -85,10 +89,10 @@ class Loader:
 
     def _reader(self, steps: range) -> DataLoader[Any]:
         mine = RankBatches(
-            self._seed, self._batch, len(self._dataset), self._ranks.rank, self._ranks.size, steps
+            self._seed, self._batch, self._num_samples, self._ranks.rank, self._ranks.size, steps
         )
         return DataLoader(
-            _Augmented(self._dataset, self._augment, self._seed),
+            self._samples,
             batch_sampler=mine,
             collate_fn=_collated,
             num_workers=self._workers,
@@ -97,18 +101,22 @@ class Loader:
             pin_memory=self._copies is not None,
         )
 
-    def _labels(self, part: _Part | _Unread) -> Tensor:
+    def _message(self, part: _Part | _Unread) -> Tensor:
+        """What all ranks are to know of this one's part: how many images stand in for others, and the labels [b]."""
         if isinstance(part, _Unread):
-            return torch.full((self._batch // self._ranks.size,), _UNREAD)
-        return part[1]
+            return torch.full((1 + self._batch // self._ranks.size,), _UNREAD)
+        _, labels, replaced = part
+        return torch.cat([torch.tensor([replaced]), labels])
 
     def _ready(self, part: _Part | _Unread, gathering: tuple[Tensor, comm.Work], waited: float) -> Batch:
-        labels, gathered = gathering
+        messages, gathered = gathering
         gathered.wait()
-        if (labels == _UNREAD).any():
+        if (messages == _UNREAD).any():
             comm.raise_first(part.message if isinstance(part, _Unread) else None, self._ranks)
         assert not isinstance(part, _Unread)
-        return Batch(self._on_device(part[0]), labels, waited)
+        messages = messages.view(self._ranks.size, -1)
+        labels, replaced = messages[:, 1:].reshape(-1), int(messages[:, 0].sum())
+        return Batch(self._on_device(part[0]), labels, waited, replaced)
 
     def _on_device(self, images: Tensor) -> Tensor:
         if self._copies is None:
@@ -124,24 +132,32 @@ class Loader:
 class _Augmented(Dataset[_Sample | _Unread]):
     """A sample as it is at its place in the run."""
 
-    def __init__(self, dataset: RecordDataset, augment: AugmentConfig, seed: int) -> None:
+    def __init__(self, dataset: RecordDataset, augment: AugmentConfig, seed: int, *, skip: bool) -> None:
         self._dataset, self._augment, self._seed = dataset, augment, seed
+        self._tries = 1 + (_REPLACEMENTS if skip else 0)
 
     def __getitem__(self, place: Place) -> _Sample | _Unread:
-        try:
-            pixels, label = self._dataset[place.sample]
-        except (ValueError, OSError) as error:
-            return _Unread(one_line(error))
-        pixels = augmented(pixels, self._augment, seed=self._seed, epoch=place.epoch, sample=place.sample)
-        return pixels, IGNORE if place.padding else label
+        sample, first_error = place.sample, ""
+        for attempt in range(self._tries):
+            try:
+                pixels, label = self._dataset[sample]
+            except (ValueError, OSError) as error:
+                first_error = first_error or one_line(error)
+                key = randomness.key(self._seed, "replacement", place.sample)
+                sample = int(randomness.below(key, np.array([attempt]), np.array([len(self._dataset)]))[0])
+                continue
+            pixels = augmented(pixels, self._augment, seed=self._seed, epoch=place.epoch, sample=place.sample)
+            return pixels, IGNORE if place.padding else label, attempt > 0
+        return _Unread(first_error)
 
 
 def _collated(samples: list[_Sample | _Unread]) -> _Part | _Unread:
     for sample in samples:
         if isinstance(sample, _Unread):
             return sample
-    pixels, labels = zip(*(sample for sample in samples if not isinstance(sample, _Unread)), strict=True)
-    return torch.from_numpy(np.stack(pixels)), torch.tensor(labels, dtype=torch.int64)
+    read = (sample for sample in samples if not isinstance(sample, _Unread))
+    pixels, labels, replaced = zip(*read, strict=True)
+    return torch.from_numpy(np.stack(pixels)), torch.tensor(labels, dtype=torch.int64), sum(replaced)
 
 
 def _use_one_thread(worker: int) -> None:

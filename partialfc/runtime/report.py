@@ -27,6 +27,7 @@ class Metrics:
     finite: Tensor  # bool: whether the step was taken
     rate: float
     waited: float  # seconds for data
+    replaced: int  # images that could not be read
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,7 @@ class Report:
             "images_per_second": len(kept) * length.batch / seconds,
             "data_wait": sum(it.waited for it in kept) / seconds,  # share of the time
             "skipped": len(kept) - int(sum(taken)),
+            "replaced": sum(it.replaced for it in kept),
         }
         self._write(line)
         for name, value in line.items():
@@ -177,6 +179,7 @@ class Report:
             f"rate {line['rate']:.3g}  norm {line['gradient_norm']:.3g}  "
             f"{line['images_per_second']:.0f} images/s  data wait {line['data_wait']:.0%}  ETA {left}"
             + (f"  {line['skipped']} steps skipped (not finite)" if line["skipped"] else "")
+            + (f"  {line['replaced']} images unreadable, others in their place" if line["replaced"] else "")
         )
 
     def _write(self, line: dict[str, Any]) -> None:

@@ -9,7 +9,9 @@ from partialfc.runtime.report import Length, Metrics, Report
 
 
 def metrics(loss: float, finite: bool = True) -> Metrics:
-    return Metrics(torch.tensor(loss), torch.tensor(1.0), torch.tensor(finite), rate=0.1, waited=0.0)
+    return Metrics(
+        torch.tensor(loss), torch.tensor(1.0), torch.tensor(finite), rate=0.1, waited=0.0, replaced=0
+    )
 
 
 def report(folder: Path, start: int = 0, every: int = 2, enabled: bool = True) -> Report:

@@ -1,0 +1,46 @@
+"""What stands in for an image that cannot be read."""
+
+import numpy as np
+
+from partialfc.config import AugmentConfig
+from partialfc.data.loader import _Augmented, _Unread
+from partialfc.data.order import Place
+
+
+class Damaged:
+    """100 samples, of which some cannot be read."""
+
+    def __init__(self, unreadable: set[int]) -> None:
+        self._unreadable = unreadable
+
+    def __len__(self) -> int:
+        return 100
+
+    def __getitem__(self, sample: int) -> tuple[np.ndarray, int]:
+        if sample in self._unreadable:
+            raise ValueError(f"sample {sample}: damaged")
+        return np.full((2, 2, 3), sample, np.uint8), sample
+
+
+def samples(unreadable: set[int], *, skip: bool) -> list:
+    reading = _Augmented(Damaged(unreadable), AugmentConfig(flip=0.0), seed=5, skip=skip)
+    return [reading[Place(0, sample, False)] for sample in range(100)]
+
+
+def test_only_what_cannot_be_read_is_replaced_by_what_can():
+    unreadable = set(range(40, 90))
+    for sample, (pixels, label, replaced) in enumerate(samples(unreadable, skip=True)):
+        assert replaced == (sample in unreadable) and (pixels == label).all()
+        assert label not in unreadable and (replaced or label == sample)
+    stand_ins = {label for _, label, replaced in samples(unreadable, skip=True) if replaced}
+    assert len(stand_ins) > 20
+
+
+def test_padding_stays_padding():
+    reading = _Augmented(Damaged({3}), AugmentConfig(), seed=5, skip=True)
+    assert reading[Place(0, 3, True)][1:] == (-1, True)
+
+
+def test_without_skip_and_where_nothing_can_be_read_the_first_error_is_told():
+    assert samples({7}, skip=False)[7] == _Unread("sample 7: damaged")
+    assert samples(set(range(100)), skip=True)[7] == _Unread("sample 7: damaged")
