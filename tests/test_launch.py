@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,40 @@ def test_bad_input_on_two_ranks_is_one_line_and_exit_code_2(recipe):
     assert done.returncode == 2
     pack = recipe.parent / "pack"
     assert done.stderr == f"error: {pack}: no .rec file; wanted train.rec\n" and not done.stdout
+
+
+def test_a_killed_data_worker_ends_all_ranks_with_the_reason(recipe):
+    """At most 30 seconds after; nothing hangs."""
+    command = [
+        sys.executable,
+        "-m",
+        "partialfc.launch",
+        str(recipe),
+        "data.workers=1",
+        "train.length=1000000",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            for line in process.stdout:
+                if line.startswith("step 200/"):
+                    break
+            ranks = [pid for pid in children(process.pid) if "partialfc.train" in command_of(pid)]
+            (worker,) = (pid for pid in children(ranks[1]) if "spawn_main" in command_of(pid))
+            os.kill(worker, signal.SIGKILL)
+            _, err = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert len(ranks) == 2 and process.returncode == 1
+    assert re.search(r"DataLoader worker \(pid.* killed by signal: Killed", err), err
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def command_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
 
 
 def test_a_defect_of_ours_is_a_traceback_and_exit_code_1(recipe):
