@@ -44,15 +44,47 @@ class RecordDataset:
         return len(self._keys)
 
     def __getitem__(self, index: int) -> tuple[Pixels, int]:
-        key = int(self._keys[index])
+        key = self.key(index)
         header, payload = self._records[key]
+        return self._decoded(key, payload, self._size), self._class(key, header)
+
+    @property
+    def path(self) -> Path:
+        """The .rec file."""
+        return self._records.path
+
+    @property
+    def dialect(self) -> str:
+        """Which tool writes such packs, by what marks them."""
+        header = self._records[self.key(0)][0]
+        labels = "one label" if header.flag == 0 else f"{header.flag} labels"
+        properties = "a property" if self._property else "no property"
+        if self._pack_header() is not None:
+            name = "rec_builder" if header.flag == 0 else "face2rec2"
+            return f"{name}: a key-0 header, {labels} an image, {properties}"
+        name = "reshuffled" if self._property else "im2rec"
+        return f"{name}: no key-0 header, {labels} an image, {properties}"
+
+    def key(self, index: int) -> int:
+        """Of image `index`'s record."""
+        return int(self._keys[index])
+
+    def label(self, index: int) -> int:
+        """The class of image `index`, which is not decoded."""
+        return self._class(self.key(index), self._records[self.key(index)][0])
+
+    def encoded(self, index: int) -> bytes:
+        """Image `index` as it stands in the pack."""
+        return bytes(self._records[self.key(index)][1])
+
+    def _class(self, key: int, header: Header) -> int:
         label = self._label(key, header)
         if not 0 <= label < self.num_classes:
             raise ValueError(
                 f"{self._records.path}, key {key}: label {label}; wanted 0 to {self.num_classes - 1}, "
                 f"as there are {self.num_classes} classes"
             )
-        return self._decoded(key, payload, self._size), label
+        return label
 
     def _pack_header(self) -> Header | None:
         """The header of the lowest key, where it is a pack's: key 0, several labels, no payload."""

@@ -1,5 +1,7 @@
 """JPEG and its like to pixels and back. Pixels are uint8 RGB [H, W, 3]."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,23 @@ def resized(pixels: Pixels, size: int) -> Pixels:
         return pixels
     method = cv2.INTER_AREA if size < min(pixels.shape[:2]) else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(pixels, (size, size), interpolation=method), np.uint8)
+
+
+def suffix(encoded: bytes) -> str:
+    """The usual end of the name of such a file; `.img` where it is none of the known ones."""
+    known = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"BM": ".bmp", b"RIFF": ".webp"}
+    return next((name for start, name in known.items() if encoded.startswith(start)), ".img")
+
+
+def write(path: Path, pixels: Pixels) -> None:
+    """An image file of the kind that the name says; ValueError where OpenCV writes no such files."""
+    try:
+        done, content = cv2.imencode(path.suffix, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
+    except cv2.error:
+        done = False
+    if not done:
+        raise ValueError(f"{path}: wanted the name of a .png or .jpg file")
+    path.write_bytes(content.tobytes())
 
 
 def encode_jpeg(pixels: Pixels, quality: int) -> bytes:

@@ -1,0 +1,107 @@
+"""What is in a pack, and its images back in folders."""
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+
+from partialfc.data import images
+from partialfc.data.dataset import RecordDataset
+from partialfc.data.images import Pixels
+from partialfc.runtime import randomness
+from partialfc.runtime.files import published
+
+_SHOWN = 256  # images of which the sizes are looked at
+_BINS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 1 << 62)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Of a pack."""
+
+    dialect: str  # who writes such packs, and what marks them
+    num_images: int
+    num_classes: int  # as the pack says
+    bytes: int  # of the .rec
+    sizes: dict[str, int]  # `height x width`: how many of the images looked at
+    per_class: NDArray[np.int64]  # [num_classes] images of each
+
+    def lines(self) -> list[str]:
+        """For people."""
+        counts = self.per_class[self.per_class > 0]
+        sizes = ", ".join(f"{size} ({number})" for size, number in sorted(self.sizes.items()))
+        lines = [
+            f"{self.dialect}",
+            f"{self.num_images:,} images of {len(counts):,} identities in {self.bytes / 1e9:.3g} GB; "
+            f"{self.num_classes:,} classes, {self.num_classes - len(counts):,} of them without an image",
+            f"sizes of {sum(self.sizes.values())} looked at: {sizes}",
+            f"images of an identity: {counts.min()} to {counts.max()}, median {np.median(counts):g}",
+        ]
+        for low, high in itertools.pairwise(_BINS):
+            number = int(((counts >= low) & (counts < high)).sum())
+            if number:
+                name = (
+                    f"{low}" if high == low + 1 else f"{low} on" if high > 1 << 60 else f"{low} to {high - 1}"
+                )
+                bar = "#" * round(40 * number / len(counts))
+                lines.append(f"  {name:>12}  {number:>10,} identities  {bar}")
+        return lines
+
+
+def summarized(folder: Path, *, progress: bool = False) -> Summary:
+    """Reads the header of every image, and decodes some. ValueError where the pack cannot be read."""
+    dataset = RecordDataset(folder)
+    per_class = np.zeros(dataset.num_classes, np.int64)
+    for sample in _tracked(range(len(dataset)), "reading", progress):
+        per_class[dataset.label(sample)] += 1
+    sizes: dict[str, int] = {}
+    for sample in _spread(len(dataset), _SHOWN):
+        height, width, _ = dataset[sample][0].shape
+        sizes[f"{height} x {width}"] = sizes.get(f"{height} x {width}", 0) + 1
+    return Summary(
+        dataset.dialect, len(dataset), dataset.num_classes, dataset.path.stat().st_size, sizes, per_class
+    )
+
+
+def contact_sheet(folder: Path, picture: Path, *, columns: int = 16, rows: int = 10, size: int = 112) -> None:
+    """A picture of images from all over the pack, the same every time; PNG or JPEG by its name."""
+    dataset = RecordDataset(folder, image_size=size)
+    sheet: Pixels = np.full((rows * size, columns * size, 3), 255, np.uint8)
+    for place, sample in enumerate(_spread(len(dataset), rows * columns)):
+        top, left = place // columns * size, place % columns * size
+        sheet[top : top + size, left : left + size] = dataset[sample][0]
+    images.write(picture, sheet)
+
+
+def unpack(folder: Path, target: Path, *, progress: bool = False) -> int:
+    """Write each image, byte for byte as it is in the pack, to target/CLASS/KEY.jpg; returns their number.
+
+    Files that are there already are left as they are, so that an interrupted call can be repeated. ValueError
+    where a record cannot be read.
+    """
+    dataset = RecordDataset(folder)
+    digits, key_digits = len(str(dataset.num_classes - 1)), len(str(len(dataset)))
+    for sample in _tracked(range(len(dataset)), "unpacking", progress):
+        content = dataset.encoded(sample)
+        identity = target / f"{dataset.label(sample):0{digits}d}"
+        path = identity / f"{dataset.key(sample):0{key_digits}d}{images.suffix(content)}"
+        if not path.exists():
+            identity.mkdir(parents=True, exist_ok=True)
+            with published(path) as draft:
+                draft.write_bytes(content)
+    return len(dataset)
+
+
+def _spread(length: int, wanted: int) -> list[int]:
+    """`wanted` of range(length), or all: a fixed choice."""
+    chosen = randomness.permuted(randomness.key(0, "shown"), np.arange(min(wanted, length)), length)
+    return sorted(chosen.tolist())
+
+
+def _tracked(samples: Iterable[int], what: str, progress: bool) -> Iterable[int]:
+    return track(samples, what, console=Console(stderr=True), disable=not progress)
