@@ -1,17 +1,17 @@
 """What happens to pixels between a pack and a network. Everything random is keyed by (seed, epoch, sample)."""
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from partialfc.config import AugmentConfig
-from partialfc.data.images import Pixels
 from partialfc.runtime import randomness
 
 
-def augmented(pixels: Pixels, config: AugmentConfig, *, seed: int, epoch: int, sample: int) -> Pixels:
-    """The image [H, W, 3] as it is seen in an epoch: a pure function of the arguments."""
-    chance = randomness.uniform(randomness.key(seed, "flip", epoch), np.array([sample]))[0]
-    return pixels[:, ::-1] if chance < config.flip else pixels
+def flipped(samples: NDArray[np.int64], config: AugmentConfig, *, seed: int, epoch: int) -> NDArray[np.bool_]:
+    """Which of `samples` [b] are mirrored in an epoch: a pure function of the arguments."""
+    chance = randomness.uniform(randomness.key(seed, "flip", epoch), samples)
+    return chance < config.flip
 
 
 def network_input(images: Tensor) -> Tensor:

@@ -28,6 +28,14 @@ def resized(pixels: Pixels, size: int) -> Pixels:
     return np.asarray(cv2.resize(pixels, (size, size), interpolation=method), np.uint8)
 
 
+def copy_to(target: Pixels, pixels: Pixels, *, mirrored: bool) -> None:
+    """Into `target` [H, W, 3], left and right exchanged where `mirrored`."""
+    if mirrored:
+        cv2.flip(pixels, 1, dst=target)
+    else:
+        np.copyto(target, pixels)
+
+
 def suffix(encoded: bytes) -> str:
     """The usual end of the name of such a file; `.img` where it is none of the known ones."""
     known = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"BM": ".bmp", b"RIFF": ".webp"}

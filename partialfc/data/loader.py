@@ -3,6 +3,7 @@
 Legend: B images in the global batch, b = B / W of them on this rank, H x H pixels.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from partialfc.config import AugmentConfig, DataConfig
-from partialfc.data.augment import augmented
+from partialfc.data.augment import flipped
 from partialfc.data.dataset import RecordDataset
-from partialfc.data.images import Pixels
+from partialfc.data.images import Pixels, copy_to
 from partialfc.data.order import Place, RankBatches
 from partialfc.runtime import comm, randomness
 from partialfc.runtime.comm import Ranks
@@ -45,7 +46,6 @@ class _Unread:
     message: str
 
 
-_Sample = tuple[Pixels, int, bool]  # image, label, whether it stands in for one that cannot be read
 _Part = tuple[Tensor, Tensor, int]  # images [b, H, H, 3], labels [b], how many stand in
 
 
@@ -94,7 +94,7 @@ class Loader:
         return DataLoader(
             self._samples,
             batch_sampler=mine,
-            collate_fn=_collated,
+            collate_fn=_as_it_is,
             num_workers=self._workers,
             multiprocessing_context="spawn" if self._workers else None,  # threads do not survive a fork
             worker_init_fn=_use_one_thread,
@@ -129,35 +129,52 @@ class Loader:
         return images
 
 
-class _Augmented(Dataset[_Sample | _Unread]):
-    """A sample as it is at its place in the run."""
+class _Augmented(Dataset[_Part | _Unread]):
+    """Samples as they are at their places in the run, a rank's part of a batch at a time."""
 
     def __init__(self, dataset: RecordDataset, augment: AugmentConfig, seed: int, *, skip: bool) -> None:
         self._dataset, self._augment, self._seed = dataset, augment, seed
         self._tries = 1 + (_REPLACEMENTS if skip else 0)
 
-    def __getitem__(self, place: Place) -> _Sample | _Unread:
-        sample, first_error = place.sample, ""
+    def __getitems__(self, places: list[Place]) -> _Part | _Unread:
+        """places: of one epoch. Everything that does not depend on pixels is done for all of them at once."""
+        samples = np.array([place.sample for place in places])
+        mirrored = flipped(samples, self._augment, seed=self._seed, epoch=places[0].epoch).tolist()
+        images, labels, replaced = None, [], 0
+        for row, place in enumerate(places):
+            read = self._read(place.sample)
+            if isinstance(read, _Unread):
+                return read
+            pixels, label, attempts = read
+            if images is None:
+                images = _shared(len(places), *pixels.shape)
+            copy_to(images[row].numpy(), pixels, mirrored=mirrored[row])
+            labels.append(IGNORE if place.padding else label)
+            replaced += attempts > 0
+        assert images is not None
+        return images, torch.tensor(labels), replaced
+
+    def _read(self, sample: int) -> tuple[Pixels, int, int] | _Unread:
+        """The image and label of a sample, or of what stands in for it; and after how many attempts."""
+        chosen, first_error = sample, ""
         for attempt in range(self._tries):
             try:
-                pixels, label = self._dataset[sample]
+                return *self._dataset[chosen], attempt
             except (ValueError, OSError) as error:
                 first_error = first_error or one_line(error)
-                key = randomness.key(self._seed, "replacement", place.sample)
-                sample = int(randomness.below(key, np.array([attempt]), np.array([len(self._dataset)]))[0])
-                continue
-            pixels = augmented(pixels, self._augment, seed=self._seed, epoch=place.epoch, sample=place.sample)
-            return pixels, IGNORE if place.padding else label, attempt > 0
+            key = randomness.key(self._seed, "replacement", sample)
+            chosen = int(randomness.below(key, np.array([attempt]), np.array([len(self._dataset)]))[0])
         return _Unread(first_error)
 
 
-def _collated(samples: list[_Sample | _Unread]) -> _Part | _Unread:
-    for sample in samples:
-        if isinstance(sample, _Unread):
-            return sample
-    read = (sample for sample in samples if not isinstance(sample, _Unread))
-    pixels, labels, replaced = zip(*read, strict=True)
-    return torch.from_numpy(np.stack(pixels)), torch.tensor(labels, dtype=torch.int64), sum(replaced)
+def _shared(*shape: int) -> Tensor:
+    """uint8 in memory that other processes map: a worker's images are written once, where the rank reads them."""
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)  # type: ignore[call-overload]
+
+
+def _as_it_is(part: Any) -> Any:
+    return part
 
 
 def _use_one_thread(worker: int) -> None:

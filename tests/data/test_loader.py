@@ -1,6 +1,7 @@
 """What stands in for an image that cannot be read."""
 
 import numpy as np
+import torch
 
 from partialfc.config import AugmentConfig
 from partialfc.data.loader import _Augmented, _Unread
@@ -23,22 +24,44 @@ class Damaged:
 
 
 def samples(unreadable: set[int], *, skip: bool) -> list:
+    """Images, labels and the number of replaced ones, of parts of one sample each."""
     reading = _Augmented(Damaged(unreadable), AugmentConfig(flip=0.0), seed=5, skip=skip)
-    return [reading[Place(0, sample, False)] for sample in range(100)]
+    return [reading.__getitems__([Place(0, sample, False)]) for sample in range(100)]
 
 
 def test_only_what_cannot_be_read_is_replaced_by_what_can():
     unreadable = set(range(40, 90))
     for sample, (pixels, label, replaced) in enumerate(samples(unreadable, skip=True)):
         assert replaced == (sample in unreadable) and (pixels == label).all()
-        assert label not in unreadable and (replaced or label == sample)
-    stand_ins = {label for _, label, replaced in samples(unreadable, skip=True) if replaced}
+        assert label.item() not in unreadable and (replaced or label == sample)
+    stand_ins = {label.item() for _, label, replaced in samples(unreadable, skip=True) if replaced}
     assert len(stand_ins) > 20
+
+
+class Gradient:
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, sample: int) -> tuple[np.ndarray, int]:
+        return np.arange(sample, sample + 12, dtype=np.uint8).reshape(2, 2, 3), sample
+
+
+def test_half_of_the_images_are_mirrored_others_in_each_epoch():
+    reading = _Augmented(Gradient(), AugmentConfig(flip=0.5), seed=5, skip=False)
+    choices = []
+    for epoch in (0, 1):
+        images, _, _ = reading.__getitems__([Place(epoch, sample, False) for sample in range(64)])
+        plain = torch.stack([torch.from_numpy(Gradient()[sample][0]) for sample in range(64)])
+        mirrored = (images != plain).flatten(1).any(1)
+        assert torch.equal(images, torch.where(mirrored[:, None, None, None], plain.flip(2), plain))
+        choices.append(mirrored)
+    assert 16 < choices[0].sum() < 48 and not torch.equal(*choices)
 
 
 def test_padding_stays_padding():
     reading = _Augmented(Damaged({3}), AugmentConfig(), seed=5, skip=True)
-    assert reading[Place(0, 3, True)][1:] == (-1, True)
+    _, labels, replaced = reading.__getitems__([Place(0, 3, True), Place(0, 4, False)])
+    assert labels.tolist() == [-1, 4] and replaced == 1
 
 
 def test_without_skip_and_where_nothing_can_be_read_the_first_error_is_told():

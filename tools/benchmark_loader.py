@@ -1,0 +1,102 @@
+"""Time the data path on a pack, step by step, in images a second of one core: reading, decoding, the whole loader; and,
+where ./test.sh --mxnet has made its environment, the usual mxnet pipeline.
+
+    tools/benchmark_loader.py PACK
+"""
+
+import argparse
+import json
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from partialfc.config import AugmentConfig, DataConfig
+from partialfc.data import RecordDataset, images
+from partialfc.data.loader import Loader
+from partialfc.runtime import comm
+
+BATCH = 128
+MXNET = Path(__file__).parents[1] / ".venv-mxnet/bin/python"
+
+
+def rate(function: Callable[[Any], Any], items: Sequence[Any]) -> float:
+    """Images a second, the best of three passes."""
+    best = 0.0
+    for _ in range(3):
+        began = time.perf_counter()
+        for item in items:
+            function(item)
+        best = max(best, len(items) / (time.perf_counter() - began))
+    return best
+
+
+def loader_rate(dataset: RecordDataset, folder: Path, workers: int, batches: int) -> float:
+    """Of the loader as training uses it, after its first batches, in which its workers start."""
+    with comm.join("cpu") as ranks:
+        config = DataConfig(path=str(folder), workers=workers)
+        loader = Loader(dataset, config, AugmentConfig(), batch=BATCH, seed=0, ranks=ranks)
+        stream, warm = loader.batches(0, batches + 8), 8
+        for _ in range(warm):
+            next(stream)
+        began = time.perf_counter()
+        count = sum(len(batch.images) for batch in stream)
+        return count / (time.perf_counter() - began)
+
+
+def usual_rate(folder: Path, count: int) -> float | None:
+    if not MXNET.exists():
+        return None
+    script = Path(__file__).with_name("usual_loader.py")
+    done = subprocess.run([MXNET, script, folder, str(count)], check=True, capture_output=True, text=True)
+    return float(done.stdout)
+
+
+def measure(folder: Path, count: int, workers: int) -> dict[str, float | None]:
+    dataset = RecordDataset(folder)
+    samples = np.random.default_rng(0).integers(0, len(dataset), count).tolist()
+    contents = [dataset.encoded(sample) for sample in samples]
+    decode = rate(images.decode, contents)
+    loader = loader_rate(dataset, folder, workers, count // BATCH * 3)
+    usual = usual_rate(folder, count)
+    return {
+        "read": rate(dataset.encoded, samples),
+        "decode": decode,
+        "read and decode": rate(dataset.__getitem__, samples),
+        f"whole loader, {workers} worker(s)": loader,
+        "loader a worker / decode": loader / max(1, workers) / decode,
+        "usual mxnet pipeline, one process": usual,
+        "loader a worker / usual": loader / max(1, workers) / usual if usual else None,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("pack", type=Path, help="folder with train.rec")
+    parser.add_argument("--images", type=int, default=8192)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    figures = measure(options.pack, options.images, options.workers)
+    table = Table("", "images/s, or a ratio")
+    for name, figure in figures.items():
+        table.add_row(name, "-" if figure is None else f"{figure:,.3g}" if figure < 100 else f"{figure:,.0f}")
+    Console().print(table)
+    if options.json:
+        row = {"case": str(options.pack), "images": options.images, **figures}
+        options.json.write_text(json.dumps([row], indent=2), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
