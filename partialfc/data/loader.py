@@ -78,7 +78,10 @@ class Loader:
         ahead = None
         for _ in range(start, stop):
             began = time.perf_counter()
-            part = next(reading)
+            try:
+                part = next(reading)
+            except (ConnectionError, EOFError) as error:  # else it is torch that says so
+                raise RuntimeError("a data worker ended while it handed over its images") from error
             waited = time.perf_counter() - began
             gathering = comm.start_gather(self._message(part), self._ranks.host)
             if ahead is not None:
