@@ -4,8 +4,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from partialfc import recipe
+from partialfc.backbones import build_backbone
 from partialfc.config import (
     AdamW,
     ArcFace,
@@ -17,6 +20,7 @@ from partialfc.config import (
     Step,
     load_config,
 )
+from partialfc.data.order import world_sizes
 
 RECIPES = sorted(Path(__file__).parents[1].glob("recipes/*.yaml"))
 MINIMAL = """
@@ -43,6 +47,16 @@ def test_every_recipe_loads_and_refuses_an_unknown_key_in_any_section(path):
         with pytest.raises(msgspec.ValidationError, match="unknown field `bogus`"):
             msgspec.convert(tree, Config)
         del section["bogus"]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_builds_its_backbone(path):
+    config = load_config(path)
+    with FakeTensorMode():  # shapes without memory
+        backbone = build_backbone(config.backbone)
+        embeddings = backbone(torch.empty(2, 3, backbone.input_size, backbone.input_size))
+    assert embeddings.shape == (2, config.backbone.embedding)
+    assert set(world_sizes(config.train.batch, config.train.micro_batch)) >= {1, 2, 4}
 
 
 def sections(node):
