@@ -76,6 +76,29 @@ def test_however_far_ahead_steps_are_prepared(ranks, device, ahead, drop):
         assert all(map(torch.equal, here, there))
 
 
+def trained_on_few_classes(options: dict[str, Any], device: str) -> list:
+    """Three classes: of four ranks, the last has none."""
+    head = PartialFC(
+        3, WIDTH, CosFace(scale=8.0), config=HeadConfig(sample_rate=0.4, **options), device=device
+    )
+    losses = []
+    for step in range(4):
+        local = inputs(step)[0].chunk(dist.get_world_size())[dist.get_rank()].to(device).requires_grad_()
+        loss = head(local, head.prepare(inputs(step)[1] % 3, step))
+        loss.backward()
+        head.update(0.3)
+        losses.append(loss.detach().cpu())
+    return losses
+
+
+@pytest.mark.parametrize("options", [{}, {"unsampled": "decay"}, {"centers": "bfloat16"}], ids=str)
+def test_a_rank_without_classes(ranks, device, tmp_path, options):
+    expected = ranks.run(4, trained_on_few_classes, options, device)
+    for kind in ("host", "file"):
+        there = options | {"memory": kind, "folder": str(tmp_path)}
+        assert ranks.run(4, trained_on_few_classes, there, device) == expected
+
+
 def test_an_unwritable_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(
