@@ -34,7 +34,7 @@ def draw(rows: list[dict[str, Any]], picture: Path) -> None:
 
 
 def kind_of(row: dict[str, Any]) -> str:
-    return f"{row['centers']} rows, {row['moments']} moments"
+    return f"{row['centers']} rows, {row['moments']} moments".replace("none", "no")
 
 
 def main() -> None:
