@@ -5,6 +5,7 @@ Legend: B images in the global batch, b = B / W of them on this rank, H x H pixe
 
 import math
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,9 @@ from partialfc.runtime.errors import one_line
 
 IGNORE = -1  # the label of an image that counts for nothing
 _UNREAD = -2  # stands for the labels of a rank that could not read its images
+_PREFETCHED = 2  # parts that a worker makes ahead
+# Parts of a worker that are alive at once: those it makes ahead, the one that is handed over, and one to be safe.
+_RING = _PREFETCHED + 2
 _REPLACEMENTS = 100  # that are tried; a pack with so many in a row is not worth training on
 
 
@@ -82,6 +86,7 @@ class Loader:
                 part = next(reading)
             except (ConnectionError, EOFError) as error:  # else it is torch that says so
                 raise RuntimeError("a data worker ended while it handed over its images") from error
+            part = _own(part)
             waited = time.perf_counter() - began
             gathering = comm.start_gather(self._message(part), self._ranks.host)
             if ahead is not None:
@@ -99,6 +104,7 @@ class Loader:
             batch_sampler=mine,
             collate_fn=_as_it_is,
             num_workers=self._workers,
+            prefetch_factor=_PREFETCHED if self._workers else None,
             multiprocessing_context="spawn" if self._workers else None,  # threads do not survive a fork
             worker_init_fn=_use_one_thread,
             pin_memory=self._copies is not None,
@@ -138,6 +144,7 @@ class _Augmented(Dataset[_Part | _Unread]):
     def __init__(self, dataset: RecordDataset, augment: AugmentConfig, seed: int, *, skip: bool) -> None:
         self._dataset, self._augment, self._seed = dataset, augment, seed
         self._tries = 1 + (_REPLACEMENTS if skip else 0)
+        self._ring: deque[Tensor] = deque(maxlen=_RING)
 
     def __getitems__(self, places: list[Place]) -> _Part | _Unread:
         """places: of one epoch. Everything that does not depend on pixels is done for all of them at once."""
@@ -150,12 +157,22 @@ class _Augmented(Dataset[_Part | _Unread]):
                 return read
             pixels, label, attempts = read
             if images is None:
-                images = _shared(len(places), *pixels.shape)
+                images = self._buffer((len(places), *pixels.shape))
             copy_to(images[row].numpy(), pixels, mirrored=mirrored[row])
             labels.append(IGNORE if place.padding else label)
             replaced += attempts > 0
         assert images is not None
         return images, torch.tensor(labels), replaced
+
+    def _buffer(self, shape: tuple[int, ...]) -> Tensor:
+        """uint8, with undefined content, in memory that the rank's process maps, too; taken again after _RING parts.
+        Fresh memory would cost a third of what decoding into it does.
+        """
+        if len(self._ring) < _RING or self._ring[0].shape != shape:
+            self._ring.append(_shared(*shape))
+        else:
+            self._ring.rotate(-1)  # the one that was taken longest ago
+        return self._ring[-1]
 
     def _read(self, sample: int) -> tuple[Pixels, int, int] | _Unread:
         """The image and label of a sample, or of what stands in for it; and after how many attempts."""
@@ -168,6 +185,13 @@ class _Augmented(Dataset[_Part | _Unread]):
             key = randomness.key(self._seed, "replacement", sample)
             chosen = int(randomness.below(key, np.array([attempt]), np.array([len(self._dataset)]))[0])
         return _Unread(first_error)
+
+
+def _own(part: _Part | _Unread) -> _Part | _Unread:
+    """A copy, as a worker writes over what it handed over before; pinned memory is a copy already."""
+    if isinstance(part, _Unread) or part[0].is_pinned() or not part[0].is_shared():
+        return part
+    return part[0].clone(), *part[1:]
 
 
 def _shared(*shape: int) -> Tensor:

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from partialfc.config import AugmentConfig
-from partialfc.data.loader import _Augmented, _Unread
+from partialfc.data.loader import _Augmented, _own, _Unread
 from partialfc.data.order import Place
 
 
@@ -26,7 +26,14 @@ class Damaged:
 def samples(unreadable: set[int], *, skip: bool) -> list:
     """Images, labels and the number of replaced ones, of parts of one sample each."""
     reading = _Augmented(Damaged(unreadable), AugmentConfig(flip=0.0), seed=5, skip=skip)
-    return [reading.__getitems__([Place(0, sample, False)]) for sample in range(100)]
+    return [_own(reading.__getitems__([Place(0, sample, False)])) for sample in range(100)]
+
+
+def test_what_a_worker_hands_over_stays_until_it_has_made_three_more():
+    reading = _Augmented(Damaged(set()), AugmentConfig(flip=0.0), seed=5, skip=False)
+    parts = [reading.__getitems__([Place(0, sample, False)])[0] for sample in range(4)]
+    assert [part.max().item() for part in parts] == [0, 1, 2, 3]
+    assert reading.__getitems__([Place(0, 4, False)])[0].data_ptr() == parts[0].data_ptr()
 
 
 def test_only_what_cannot_be_read_is_replaced_by_what_can():
