@@ -6,6 +6,7 @@ first rank that failed, and leaves it to that rank to say why.
 
 import argparse
 import logging
+import math
 import os
 import sys
 import uuid
@@ -71,11 +72,18 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--plan", action="store_true", help="print memory and traffic of a rank, and stop")
     group.add_argument("--identities", type=int, help="default: those of the recipe's pack")
     group.add_argument("--gpus", type=int, help="over all nodes; default: the ranks of this machine")
-    group.add_argument("--gpu", choices=plan.DEVICES, default="h100")
+    group.add_argument("--gpu", default="h100", help=", ".join(plan.DEVICES))
     group.add_argument("--gpu-memory", type=float, metavar="GIB", help="default: that of --gpu")
 
 
 def _planned(config: Config, options: argparse.Namespace) -> str:
+    """What to print; ValueError names an option that makes no sense."""
+    for name in ("identities", "gpus", "gpu_memory"):
+        value = getattr(options, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: wanted a number above 0")
+    if options.gpu not in plan.DEVICES:
+        raise ValueError(f"--gpu {options.gpu}: wanted one of {', '.join(plan.DEVICES)}")
     gpus = options.gpus or num_ranks(config, options.ranks, options.nodes) * options.nodes
     check_world_size(config.train.batch, config.train.micro_batch, gpus)
     identities = options.identities or plan.identities_of(config)

@@ -90,6 +90,7 @@ def build_run(config: Config, ranks: Ranks) -> Run:
         synthetic.ensure(Path(config.data.path), config.data.synthetic)
     torch.manual_seed(config.seed)  # the initial weights, the same on every rank
     backbone = build_backbone(config.backbone)
+    # torch's stubs do not know that Module.to takes a memory_format
     backbone.to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     statistics = RunningStatistics(backbone)
     optimizer = BackboneOptimizer(backbone, config.optim, ranks)
@@ -154,6 +155,7 @@ def _checkpoints(config: Config, dataset: RecordDataset, ranks: Ranks) -> Checkp
         "backbone": msgspec.to_builtins(config.backbone),
         "optim.name": msgspec.to_builtins(config.optim)["name"],
         "head.unsampled": config.head.unsampled,
+        "head.centers": config.head.centers,
         "head.moments": config.head.moments,
         "seed": config.seed,
         "batch": config.train.batch,

@@ -58,6 +58,24 @@ def test_a_plan_starts_nothing_and_takes_overrides_before_and_after(recipe):
     assert done.returncode == 2 and "train.batch 12 cannot be dealt out to 5 ranks" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--identities", "0"], "--identities 0: wanted a number above 0"),
+        (["--gpus", "-2"], "--gpus -2: wanted a number above 0"),
+        (["--gpu-memory", "nan"], "--gpu-memory nan: wanted a number above 0"),
+        (["--gpu", "b200"], "--gpu b200: wanted one of v100, a100, h100"),
+        (["data.path=nowhere"], "nowhere/property: not there, .*; wanted --identities N"),
+    ],
+)
+def test_a_plan_of_nonsense_is_refused_in_one_line(recipe, capfd, arguments, message):
+    with pytest.raises(SystemExit) as ended:
+        launch.main([str(recipe), "--plan", *arguments])
+    out, err = capfd.readouterr()
+    assert ended.value.code == 2 and not out
+    assert re.fullmatch(f"error: {message}\n", err), err
+
+
 def test_bad_input_on_two_ranks_is_one_line_and_exit_code_2(recipe):
     (recipe.parent / "pack/train.rec").unlink()
     done = launched(recipe)

@@ -134,6 +134,8 @@ def test_verification_does_not_depend_on_the_world_size(ranks, pack, tmp_path):
         ({"train": {"batch": 48}}, "made with batch 24, the recipe says 48"),
         ({"backbone": {"width": 8}}, "made with backbone .*'width': 4.* the recipe says .*'width': 8"),
         ({"optim": {"name": "adamw"}}, "made with optim.name sgd, the recipe says adamw"),
+        ({"head": {"centers": "bfloat16"}}, "made with head.centers float32, the recipe says bfloat16"),
+        ({"head": {"moments": "none"}}, "made with head.moments float32, the recipe says none"),
         ({"head": {"unsampled": "decay"}}, "made with head.unsampled hold, the recipe says decay"),
         ({"checkpoint": {"resume": "never"}}, "never, but .*step_00000030 is there; name another `output`"),
         ({"checkpoint": {"resume": "nowhere"}}, "nowhere is no checkpoint; wanted auto, never or a folder"),

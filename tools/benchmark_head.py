@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import msgspec
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from process_memory import Memory
 from rich.console import Console
 from rich.table import Table
 from textbook_head import MARGIN, OPTIM, RATE, Case, Floor, TextbookHead
@@ -33,6 +35,7 @@ from partialfc.config import Config, DataConfig, HeadConfig, IResNetTiny, TrainC
 from partialfc.head import PartialFC
 from partialfc.plan import Job
 from partialfc.runtime import comm
+from partialfc.runtime.errors import told
 
 Row = dict[str, Any]
 
@@ -107,33 +110,6 @@ def inputs(case: Case, step: int, rank: int) -> tuple[Tensor, Tensor]:
     return embeddings.to(case.device, copy=True), case.labels(step)
 
 
-class Memory:
-    """Of this process, from now on."""
-
-    def __init__(self, device: str) -> None:
-        self._cuda = device == "cuda"
-        if self._cuda:
-            torch.cuda.init()
-        Path("/proc/self/clear_refs").write_text(
-            "5", encoding="ascii"
-        )  # the peak of resident memory starts anew
-        self._idle, self._files = resident("VmRSS"), resident("RssFile") + resident("RssShmem")
-
-    def peak(self) -> int:
-        """Bytes of the device at most, beyond what an idle process has."""
-        return torch.cuda.max_memory_allocated() if self._cuda else resident("VmHWM") - self._idle
-
-    def of_files(self) -> int:
-        """Bytes of mapped files that are in memory now; the system takes them back when it needs to."""
-        return resident("RssFile") + resident("RssShmem") - self._files
-
-
-def resident(name: str) -> int:
-    """Bytes of a line of /proc/self/status."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith(name))
-
-
 def row_of(case: Case, row: Row, times: dict[str, list[float]], bare: dict[str, float]) -> Row:
     ours, job = times["ours"], job_of(case)
     median = statistics.median(ours)
@@ -144,7 +120,10 @@ def row_of(case: Case, row: Row, times: dict[str, list[float]], bare: dict[str, 
     row = {
         "case": f"{case.num_classes:,} ids, r = {case.head.sample_rate:g}",
         **shape,
-        **{field: getattr(case.head, field) for field in ("sample_rate", "centers", "moments", "memory")},
+        **{
+            field: getattr(case.head, field)
+            for field in ("sample_rate", "centers", "moments", "memory", "unsampled")
+        },
         **row,
         "ours_ms": median,
         "ours_spread_ms": max(ours) - min(ours),
@@ -225,6 +204,7 @@ def run(case: Case) -> Row:
     return max(rows, key=lambda row: row["resident_bytes"])
 
 
+KEPT = ("centers", "moments", "memory", "folder", "unsampled")
 COLUMNS = {
     "case": 1, "textbook_ms": 1, "ours_ms": 1, "ratio": 1, "ours_spread_ms": 1, "first_step_ms": 1, "products_ms": 1,
     "traffic_ms": 1, "over_floor": 1, "gflops": 1, "resident_bytes": 1e-6, "planned_bytes": 1e-6, "extra_bytes": 1e-6,
@@ -262,30 +242,43 @@ def options_of() -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--steps", type=int, default=7, help="timed steps of each head")
     parser.add_argument("--no-textbook", action="store_true", help="time ours alone, in half the memory")
-    for name in ("centers", "moments", "memory", "folder"):
-        parser.add_argument(
-            f"--{name}", default=getattr(HeadConfig(), name), help=f"as head.{name} of a recipe"
-        )
+    for name in KEPT:
+        parser.add_argument(f"--{name}", help=f"as head.{name} of a recipe")
     parser.add_argument("--json", type=Path, help="write the rows there, too")
     return parser.parse_args()
 
 
+def parsed(text: str, options: argparse.Namespace) -> tuple[int, HeadConfig]:
+    """CLASSES:RATE, and the settings of the head; ValueError where they are none."""
+    try:
+        classes, rate = text.split(":")
+        kept = {name: value for name in KEPT if (value := getattr(options, name)) is not None}
+        return int(classes), msgspec.convert({"sample_rate": float(rate), **kept}, HeadConfig)
+    except (ValueError, msgspec.ValidationError) as error:
+        raise ValueError(
+            f"case {text}: {error}; wanted CLASSES:RATE, and settings of a recipe's head"
+        ) from None
+
+
 def main() -> None:
-    options = options_of()
+    with told():
+        measured(options_of())
+
+
+def measured(options: argparse.Namespace) -> None:
     processes = 1 if options.one_rank else options.world_size
     rows = []
     for text in options.cases:
-        classes, rate = text.split(":")
-        kept = {name: getattr(options, name) for name in ("centers", "moments", "memory", "folder")}
+        classes, head = parsed(text, options)
         case = Case(
-            int(classes),
+            classes,
             batch=options.batch,
             width=options.width,
             world_size=options.world_size,
             steps=options.steps,
             threads=max(1, len(os.sched_getaffinity(0)) // processes),
             device=options.device,
-            head=HeadConfig(sample_rate=float(rate), **kept),
+            head=head,
             one_rank=options.one_rank,
             textbook=not (options.no_textbook or options.one_rank),
         )

@@ -22,6 +22,7 @@ from partialfc.config import AugmentConfig, DataConfig
 from partialfc.data import RecordDataset, images
 from partialfc.data.loader import Loader
 from partialfc.runtime import comm
+from partialfc.runtime.errors import told
 
 BATCH = 128
 MXNET = Path(__file__).parents[1] / ".venv-mxnet/bin/python"
@@ -51,11 +52,12 @@ def loader_rate(dataset: RecordDataset, folder: Path, workers: int, batches: int
         return count / (time.perf_counter() - began)
 
 
-def usual_rate(folder: Path, count: int) -> float | None:
-    if not MXNET.exists():
+def usual_rate(path: Path, keys: list[int]) -> float | None:
+    """path: the .rec; None where there is no mxnet, and where it cannot read the pack, which has no .idx."""
+    if not MXNET.exists() or not path.with_suffix(".idx").exists():
         return None
-    script = Path(__file__).with_name("usual_loader.py")
-    done = subprocess.run([MXNET, script, folder, str(count)], check=True, capture_output=True, text=True)
+    command = [str(MXNET), str(Path(__file__).with_name("usual_loader.py")), str(path), *map(str, keys)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(done.stdout)
 
 
@@ -65,7 +67,7 @@ def measure(folder: Path, count: int, workers: int) -> dict[str, float | None]:
     contents = [dataset.encoded(sample) for sample in samples]
     decode = rate(images.decode, contents)
     loader = loader_rate(dataset, folder, workers, count // BATCH * 3)
-    usual = usual_rate(folder, count)
+    usual = usual_rate(dataset.path, [dataset.key(sample) for sample in samples])
     return {
         "read": rate(dataset.encoded, samples),
         "decode": decode,
@@ -88,7 +90,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    figures = measure(options.pack, options.images, options.workers)
+    with told():
+        figures = measure(options.pack, options.images, options.workers)
     table = Table("", "images/s, or a ratio")
     for name, figure in figures.items():
         table.add_row(name, "-" if figure is None else f"{figure:,.3g}" if figure < 100 else f"{figure:,.0f}")

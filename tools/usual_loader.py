@@ -1,4 +1,4 @@
-"""The usual mxnet pipeline, timed under the real mxnet: `.venv-mxnet/bin/python tools/usual_loader.py PACK IMAGES`.
+"""The usual mxnet pipeline, timed under the real mxnet: `.venv-mxnet/bin/python tools/usual_loader.py REC KEY...`.
 
 Each sample: read_idx, unpack, mx.image.imdecode, a flip by chance, float, (x - 127.5) / 127.5, channels first. Prints
 images a second of one process.
@@ -8,9 +8,9 @@ import random
 import sys
 import time
 
-import mxnet  # type: ignore[import-not-found]
+import mxnet
 import numpy as np
-from mxnet.recordio import MXIndexedRecordIO, unpack  # type: ignore[import-not-found]
+from mxnet.recordio import MXIndexedRecordIO, unpack
 
 
 def sample(records: MXIndexedRecordIO, key: int) -> np.ndarray:
@@ -22,11 +22,9 @@ def sample(records: MXIndexedRecordIO, key: int) -> np.ndarray:
 
 
 def main() -> None:
-    folder, count = sys.argv[1], int(sys.argv[2])
-    records = MXIndexedRecordIO(f"{folder}/train.idx", f"{folder}/train.rec", "r")
-    header, _ = unpack(records.read_idx(0))
-    last = int(header.label[0]) - 1
-    keys = [random.Random(0).randint(1, last) for _ in range(count)]
+    path, keys = sys.argv[1], [int(key) for key in sys.argv[2:]]
+    count = len(keys)
+    records = MXIndexedRecordIO(path.replace(".rec", ".idx"), path, "r")
     best = 0.0
     for _ in range(3):
         began = time.perf_counter()

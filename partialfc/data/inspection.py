@@ -1,20 +1,17 @@
-"""What is in a pack, and its images back in folders."""
+"""What is in a pack: counts, sizes, and a picture of its images."""
 
 import itertools
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 
 from partialfc.data import images
 from partialfc.data.dataset import RecordDataset
 from partialfc.data.images import Pixels
+from partialfc.data.progress import tracked
 from partialfc.runtime import randomness
-from partialfc.runtime.files import published
 
 _SHOWN = 256  # images of which the sizes are looked at
 _BINS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 1 << 62)
@@ -57,7 +54,7 @@ def summarized(folder: Path, *, progress: bool = False) -> Summary:
     """Reads the header of every image, and decodes some. ValueError where the pack cannot be read."""
     dataset = RecordDataset(folder)
     per_class = np.zeros(dataset.num_classes, np.int64)
-    for sample in _tracked(range(len(dataset)), "reading", progress):
+    for sample in tracked(range(len(dataset)), "reading", shown=progress):
         per_class[dataset.label(sample)] += 1
     sizes: dict[str, int] = {}
     for sample in _spread(len(dataset), _SHOWN):
@@ -78,30 +75,7 @@ def contact_sheet(folder: Path, picture: Path, *, columns: int = 16, rows: int =
     images.write(picture, sheet)
 
 
-def unpack(folder: Path, target: Path, *, progress: bool = False) -> int:
-    """Write each image, byte for byte as it is in the pack, to target/CLASS/KEY.jpg; returns their number.
-
-    Files that are there already are left as they are, so that an interrupted call can be repeated. ValueError
-    where a record cannot be read.
-    """
-    dataset = RecordDataset(folder)
-    digits, key_digits = len(str(dataset.num_classes - 1)), len(str(len(dataset)))
-    for sample in _tracked(range(len(dataset)), "unpacking", progress):
-        content = dataset.encoded(sample)
-        identity = target / f"{dataset.label(sample):0{digits}d}"
-        path = identity / f"{dataset.key(sample):0{key_digits}d}{images.suffix(content)}"
-        if not path.exists():
-            identity.mkdir(parents=True, exist_ok=True)
-            with published(path) as draft:
-                draft.write_bytes(content)
-    return len(dataset)
-
-
 def _spread(length: int, wanted: int) -> list[int]:
     """`wanted` of range(length), or all: a fixed choice."""
     chosen = randomness.permuted(randomness.key(0, "shown"), np.arange(min(wanted, length)), length)
     return sorted(chosen.tolist())
-
-
-def _tracked(samples: Iterable[int], what: str, progress: bool) -> Iterable[int]:
-    return track(samples, what, console=Console(stderr=True), disable=not progress)

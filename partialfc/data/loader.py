@@ -3,7 +3,6 @@
 Legend: B images in the global batch, b = B / W of them on this rank, H x H pixels.
 """
 
-import math
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -169,7 +168,7 @@ class _Augmented(Dataset[_Part | _Unread]):
         Fresh memory would cost a third of what decoding into it does.
         """
         if len(self._ring) < _RING or self._ring[0].shape != shape:
-            self._ring.append(_shared(*shape))
+            self._ring.append(torch.empty(shape, dtype=torch.uint8).share_memory_())
         else:
             self._ring.rotate(-1)  # the one that was taken longest ago
         return self._ring[-1]
@@ -192,12 +191,6 @@ def _own(part: _Part | _Unread) -> _Part | _Unread:
     if isinstance(part, _Unread) or part[0].is_pinned() or not part[0].is_shared():
         return part
     return part[0].clone(), *part[1:]
-
-
-def _shared(*shape: int) -> Tensor:
-    """uint8 in memory that other processes map: a worker's images are written once, where the rank reads them."""
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)  # type: ignore[call-overload]
 
 
 def _as_it_is(part: Any) -> Any:

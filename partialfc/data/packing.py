@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from partialfc.data import images
 from partialfc.data.dataset import EXACT_FLOATS
+from partialfc.data.progress import tracked
 from partialfc.data.recordio import Header, RecordWriter
 from partialfc.runtime.files import published
 
@@ -81,11 +80,11 @@ def pack_folder(
     if not identities:
         raise ValueError(f"{source}: no folders in it; wanted one folder of images for each identity")
     files = [(label, path) for label, identity in enumerate(identities) for path in _image_files(identity)]
-    tracked = track(files, "packing", console=Console(stderr=True), disable=not progress)
+    shown = tracked(files, "packing", shown=progress)
     with ThreadPoolExecutor(
         len(os.sched_getaffinity(0))
     ) as pool:  # OpenCV decodes outside the interpreter lock
-        samples = _in_order(pool, lambda file: (file[0], _encoded(file[1], size, quality)), tracked)
+        samples = _in_order(pool, lambda file: (file[0], _encoded(file[1], size, quality)), shown)
         count = write_pack(folder, samples, num_classes=len(identities), size=size)
     return len(identities), count
 

@@ -14,7 +14,7 @@ from partialfc.config import AnyOptimizer, HeadConfig
 from partialfc.head.buffers import Buffers
 from partialfc.head.rows import memory, rounding
 from partialfc.head.rows.catch_up import CatchUp
-from partialfc.head.rows.optimizers import RowSgd, row_optimizer
+from partialfc.head.rows.optimizers import RowSgd, RowStep, row_optimizer
 from partialfc.head.sampling import Work
 from partialfc.runtime import randomness
 
@@ -157,7 +157,7 @@ class Centers:
         radial = torch.linalg.vecdot(d_unit, weight).unsqueeze(1).mul_(inverse * inverse).neg_()
         gradient = d_unit.addcmul_(weight, radial).mul_(inverse)
         count = self._count(chunk, finite) if self._optimizer.counts else None
-        self._optimizer.step(weight, gradient, moments, rate=rate, finite=finite, count=count)
+        self._optimizer.step(RowStep(weight, gradient, moments, rate, finite, count))
         self._store(CENTERS, chunk, weight)
         for name, moment in zip(self._optimizer.moments, moments, strict=True):
             self._store(name, chunk, moment)

@@ -43,8 +43,8 @@ class PartialFC(nn.Module):
         embedding_size: int,
         margin: AnyMargin,
         *,
-        config: HeadConfig = HeadConfig(),  # noqa: B008 - immutable
-        optim: AnyOptimizer = Sgd(),  # noqa: B008
+        config: HeadConfig = HeadConfig(),
+        optim: AnyOptimizer = Sgd(),
         seed: int = 0,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,

@@ -1,5 +1,6 @@
 """Whether a recipe fits, before it is run: memory of a rank, bytes sent, and the head's time at best."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,23 +25,40 @@ def identities_of(config: Config) -> int:
 
 
 def largest(job: Job, memory: int) -> int:
-    """The largest number of identities whose run fits `memory` bytes on the device of a rank; 0: none does."""
+    """The largest number of identities whose run fits `memory` bytes on the device of a rank; 0: none does.
+
+    Memory grows with identities but for one fall, where the logits no longer fit their budget and are not kept.
+    """
     backbone = sum(job.backbone_memory().values())
-    low, high = 0, _MOST
+
+    def fits(identities: int) -> bool:
+        head = replace(job, num_classes=identities).head_memory()
+        return backbone + sum(head.values()) <= memory
+
+    kept = _last(lambda identities: replace(job, num_classes=identities).keeps_logits, 0, _MOST)
+    beyond = _last(fits, kept + 1, _MOST) if kept < _MOST else kept
+    return beyond if beyond > kept else _last(fits, 0, kept)
+
+
+def _last(holds: Callable[[int], bool], low: int, high: int) -> int:
+    """The largest number of low to high for which `holds`, which does not hold again after it failed; else low - 1,
+    and 0 at the least.
+    """
+    low -= 1
     while low < high:
         middle = (low + high + 1) // 2
-        needed = backbone + sum(replace(job, num_classes=middle).head_memory().values())
-        low, high = (middle, high) if needed <= memory else (low, middle - 1)
-    return low
+        low, high = (middle, high) if holds(middle) else (low, middle - 1)
+    return max(0, low)
 
 
 def head_seconds(job: Job, device: Device) -> dict[str, float]:
-    """Of a step's head at best: none of the three can be faster, and they may overlap."""
-    head = sum(size for name, size in job.sent().items() if not name.startswith("backbone"))
+    """Seconds of a step's head at best, by what they go to: none can be faster, and they may overlap."""
+    lower = job.config.head.products == "bfloat16"
+    link = device.near if job.ranks <= MACHINE else device.far
     return {
-        "arithmetic": job.operations() / getattr(device, job.config.head.products),
+        "arithmetic": job.operations() / (device.bfloat16 if lower else device.float32),
         "memory traffic": job.traffic() / device.traffic,
-        "network": head / (device.near if job.ranks <= MACHINE else device.far),
+        "network": sum(job.sent_by_head().values()) / link,
     }
 
 
@@ -55,9 +73,10 @@ def report(job: Job, gpu: str, memory: int | None) -> str:
     ]
     if on_host := job.host_memory():
         lines += _table("beside it, on the host, MiB a rank", on_host)
-    lines += _table("sent by a rank in a step, MiB", job.sent())
+    lines += _table("sent by a rank in a step, MiB", job.sent_by_head() | job.sent_by_backbone())
     lines.append(f"the head's step on {gpu} at best, ms (no part can be faster; they may overlap)")
     lines += [f"  {name:34}{1000 * seconds:12,.2f}" for name, seconds in head_seconds(job, device).items()]
+    lines.append("not counted: the CUDA context and the workspace of cuDNN")
     lines.append(
         f"{largest(job, available):,} identities fit {available / 2**30:.0f} GiB on each of {job.ranks} ranks"
     )

@@ -4,6 +4,7 @@ Legend: W ranks, B images in the global batch, b = B / W of them on a rank, C cl
 first rank, S of those at work in a step, D embedding width.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from partialfc.backbones import build_backbone
-from partialfc.config import AdamW, Config, ElasticArcFace, ElasticCosFace
+from partialfc.config import AdamW, AnyBackbone, Config, ElasticArcFace, ElasticCosFace
 from partialfc.head.centers import CENTERS, types_of
 from partialfc.head.cross_entropy import chunk_of
 from partialfc.head.rows.optimizers import row_optimizer
@@ -23,6 +24,7 @@ Bytes = dict[str, int]  # by what they are for
 _FLOAT, _DOUBLE, _COUNT = 4, 8, 4
 # Live at once at the peak of a backward, beside what the forward saved: gradients of its largest activation.
 _TRANSIENT = 4
+_FEWEST = 2  # images that BatchNorm takes in training
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class Job:
         """On the device of a rank."""
         config = self.config
         images = config.train.micro_batch or config.train.batch // self.ranks
-        parameters, saved, largest = _traced(config, images)
+        parameters, saved, largest = _traced(config.backbone, config.optim.precision, images)
         moments = 2 if isinstance(config.optim, AdamW) else 1
         return {
             "backbone: parameters": parameters,
@@ -107,19 +109,23 @@ class Job:
             "backbone: activations, estimated": saved + _TRANSIENT * largest,
         }
 
-    def sent(self) -> Bytes:
+    def sent_by_head(self) -> Bytes:
         """By a rank in a step, in rings."""
         batch, width = self.config.train.batch, self.config.backbone.embedding
         others = (self.ranks - 1) / self.ranks
-        ordered = getattr(self.config.margin, "order", "none") != "none"
-        assert not ordered or isinstance(self.config.margin, ElasticArcFace | ElasticCosFace)
-        parts = {
-            "embeddings, gathered": others * batch * width * _FLOAT,
-            "their gradients, scattered": others * batch * width * _FLOAT,
-            "softmax": 2 * others * (2 * batch * _DOUBLE + (batch * _FLOAT if ordered else 0)),
-            "backbone's gradients": 2 * others * _traced(self.config, 2)[0],
+        margin = self.config.margin
+        ordered = isinstance(margin, ElasticArcFace | ElasticCosFace) and margin.order != "none"
+        embeddings = round(others * batch * width * _FLOAT)
+        return {
+            "embeddings, gathered": embeddings,
+            "their gradients, scattered": embeddings,
+            "softmax": round(2 * others * batch * (2 * _DOUBLE + (_FLOAT if ordered else 0))),
         }
-        return {name: round(size) for name, size in parts.items()}
+
+    def sent_by_backbone(self) -> Bytes:
+        """By a rank in a step, in rings."""
+        parameters, _, _ = _traced(self.config.backbone, self.config.optim.precision, _FEWEST)
+        return {"backbone's gradients": round(2 * (self.ranks - 1) / self.ranks * parameters)}
 
     def operations(self) -> int:
         """Of the head's products in a step: logits, gradients of embeddings and of rows; logits twice if not kept."""
@@ -152,9 +158,10 @@ class Job:
         return buffers * width * _FLOAT + (row if gathered else 0)
 
 
-def _traced(config: Config, images: int) -> tuple[int, int, int]:
+@functools.cache
+def _traced(backbone_config: AnyBackbone, precision: str, images: int) -> tuple[int, int, int]:
     """Bytes of the backbone's parameters, of what its forward saves for the backward, and of the largest of that."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.optim.precision)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     saved: dict[int, torch.UntypedStorage] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -163,7 +170,7 @@ def _traced(config: Config, images: int) -> tuple[int, int, int]:
         return tensor
 
     with FakeTensorMode():  # shapes and types without memory
-        backbone = build_backbone(config.backbone)
+        backbone = build_backbone(backbone_config)
         own = [*backbone.parameters(), *backbone.buffers()]
         size = backbone.input_size
         with (

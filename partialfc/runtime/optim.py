@@ -43,7 +43,8 @@ class BackboneOptimizer:
         named = {name: it for name, it in backbone.named_parameters() if it.requires_grad}
         self.gradients = ReplicatedGradients(named.values(), ranks.group)
         self.loss_scale = LossScale(enabled=config.precision == "fp16", device=ranks.device)
-        self._rule = _rule(config, list(named.values()))
+        # Any: torch declares neither grad_scale nor found_inf, which its fused optimizers read.
+        self._rule: Any = _rule(config, list(named.values()))
         # Made here and not at the first step, which may be one that is skipped.
         self.moments = {name: _moments(config, parameter) for name, parameter in named.items()}
         for name, parameter in named.items():
@@ -68,8 +69,8 @@ class BackboneOptimizer:
         for group in self._rule.param_groups:
             group["lr"] = rate
         # Fused optimizers divide by grad_scale, and leave everything as it is where found_inf is 1, on the device.
-        self._rule.grad_scale = self.loss_scale.value * excess  # type: ignore[attr-defined]
-        self._rule.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        self._rule.grad_scale = self.loss_scale.value * excess
+        self._rule.found_inf = (~finite).float()
         self._rule.step()
         self.loss_scale.update(finite)
         return norm, finite

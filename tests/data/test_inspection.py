@@ -6,8 +6,9 @@ import pytest
 from faces import face, write_pack
 
 from partialfc.data import RecordDataset, images, packing
-from partialfc.data.inspection import contact_sheet, summarized, unpack
+from partialfc.data.inspection import contact_sheet, summarized
 from partialfc.data.recordio import Header, RecordWriter
+from partialfc.data.unpacking import unpack
 
 
 def write_records(folder, headers, *, with_property=True):

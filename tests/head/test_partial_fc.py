@@ -213,8 +213,8 @@ def prepare_only(labels: list[int]) -> None:
     PartialFC(7, WIDTH, CosFace()).prepare(torch.tensor(labels), 0)
 
 
-def step_that_is_not_finite(device: str) -> bool:
-    head = PartialFC(7, WIDTH, ArcFace(), config=HeadConfig(sample_rate=0.5), device=device)
+def step_that_is_not_finite(options: dict[str, Any], device: str) -> bool:
+    head = PartialFC(7, WIDTH, ArcFace(), config=HeadConfig(sample_rate=0.5, **options), device=device)
     before = [it.clone() for it in head.centers.tensors.values()]
     embeddings = torch.full((2, WIDTH), torch.nan, device=device, requires_grad=True)
     head(embeddings, head.prepare(torch.tensor([1, 2, 3, 4]), 0)).backward()
@@ -222,8 +222,11 @@ def step_that_is_not_finite(device: str) -> bool:
     return all(map(torch.equal, before, head.centers.tensors.values()))
 
 
-def test_a_step_that_is_not_finite_changes_no_row(ranks, device):
-    assert ranks.run(2, step_that_is_not_finite, device) == [True, True]
+@pytest.mark.parametrize(
+    "options", [{}, {"logits_budget": 0}, {"memory": "host"}, {"centers": "bfloat16"}], ids=str
+)
+def test_a_step_that_is_not_finite_changes_no_row(ranks, device, options):
+    assert ranks.run(2, step_that_is_not_finite, options, device) == [True, True]
 
 
 COLLECTIVES = [

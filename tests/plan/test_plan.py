@@ -88,6 +88,21 @@ def test_the_largest_number_of_identities_fits_and_one_more_per_rank_does_not():
     assert plan.largest(job, 1 << 20) == 0
 
 
+@pytest.mark.parametrize("gigabytes", [1, 2, 3, 4, 6])
+def test_the_largest_number_is_found_on_either_side_of_the_budget(gigabytes):
+    """Where the logits no longer fit it, a run of more identities takes less memory."""
+    config = config_of(head={"sample_rate": 0.5, "logits_budget": 1500}, train={"length": 1, "batch": 1024})
+    job = Job(config, 1, 8)
+    backbone = sum(job.backbone_memory().values())
+    step, found = 10_007, plan.largest(job, gigabytes << 30)
+    fitting = [
+        number
+        for number in range(step, 30_000_000, step)
+        if backbone + sum(Job(config, number, 8).head_memory().values()) <= gigabytes << 30
+    ]
+    assert fitting[-1] <= found < fitting[-1] + step
+
+
 def test_halves_of_bytes_are_halves():
     full, half = (
         Job(config_of(head=head), 1_000_000, 8).head_memory()
@@ -98,10 +113,11 @@ def test_halves_of_bytes_are_halves():
 
 
 def test_what_is_sent_follows_the_rings():
-    sent = Job(config_of(), 1000, 4).sent()
+    sent = Job(config_of(), 1000, 4).sent_by_head()
     assert sent["embeddings, gathered"] == 3 * 128 * 256 * 4  # three blocks of a rank's 128
     assert sent["softmax"] == 2 * 3 * (2 * 512 * 8) // 4
-    assert not any(Job(config_of(), 1000, 1).sent().values())
+    alone = Job(config_of(), 1000, 1)
+    assert not any((alone.sent_by_head() | alone.sent_by_backbone()).values())
 
 
 def test_parameters_and_activations_are_those_of_the_network():

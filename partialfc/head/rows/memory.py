@@ -192,9 +192,8 @@ class _File:
                 os.posix_fallocate(file.fileno(), 0, size)  # a full disk shows now, not weeks later
                 self._map = mmap.mmap(file.fileno(), size)
         except OSError as error:
-            free = _free(folder)
             raise OSError(
-                f"head.folder {folder}: {error.strerror}; wanted {size:,} bytes for {name}, {free} free"
+                f"head.folder {folder}: {error.strerror}; wanted {size:,} bytes for {name}{_free(folder)}"
             ) from error
         self._row = shape[1] * dtype.itemsize
         self._map.madvise(mmap.MADV_RANDOM)  # no reading ahead of rows that nobody wants
@@ -210,8 +209,9 @@ class _File:
 
 
 def _free(folder: Path) -> str:
+    """To be added to a message: what there is, where there is such a folder."""
     try:
         status = os.statvfs(folder)
     except OSError:
-        return "nothing"
-    return f"{status.f_bavail * status.f_frsize:,} bytes"
+        return ""
+    return f", {status.f_bavail * status.f_frsize:,} bytes free"

@@ -4,7 +4,7 @@ Legend: c rows, D components. All work in place, on tensors of the type that is 
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,54 +12,38 @@ from torch import Tensor
 from partialfc.config import AdamW, AnyOptimizer, Sgd
 
 
-class RowOptimizer(Protocol):
-    """What Centers needs of an optimizer."""
+@dataclass
+class RowStep:
+    """What one step of a chunk of rows works on."""
 
-    moments: tuple[str, ...]  # names of the tensors [n, D] that it keeps beside the centres
-    counts: bool  # whether it wants to know how many steps a row has taken
-
-    def step(
-        self,
-        weight: Tensor,
-        gradient: Tensor,
-        moments: Sequence[Tensor],
-        *,
-        rate: Tensor,
-        finite: Tensor,
-        count: Tensor | None,
-    ) -> None:
-        """weight, each of moments: [c, D], updated; gradient [c, D], finite, overwritten; rate: a scalar, 0 where the
-        bool scalar `finite` is false; count: [c, 1] steps of each row, this one included.
-        """
+    weight: Tensor  # [c, D], updated
+    gradient: Tensor  # [c, D], finite, overwritten
+    moments: Sequence[Tensor]  # [c, D] each, updated
+    rate: Tensor  # a scalar, 0 where `finite` is false
+    finite: Tensor  # bool scalar: whether the step is taken
+    count: Tensor | None  # [c, 1] int32 steps of each row, this one included; of an optimizer that counts
 
 
 class RowSgd:
     """torch.optim.SGD; without its momentum where moments are not kept."""
 
-    counts = False
+    counts = False  # whether it wants to know how many steps a row has taken
 
     def __init__(self, config: Sgd, *, moments: bool) -> None:
         self._inertia = config.momentum if moments else 0.0
         self._nesterov = config.nesterov
-        self.moments = ("momentum",) if self._inertia else ()
+        self.moments = ("momentum",) if self._inertia else ()  # tensors [n, D] kept beside the centres
         self._decay = config.weight_decay
 
-    def step(
-        self,
-        weight: Tensor,
-        gradient: Tensor,
-        moments: Sequence[Tensor],
-        *,
-        rate: Tensor,
-        finite: Tensor,
-        count: Tensor | None,
-    ) -> None:
+    def step(self, rows: RowStep) -> None:
+        """weight, momentum = one step of torch.optim.SGD, dampening 0; in place."""
+        weight, gradient, rate = rows.weight, rows.gradient, rows.rate
         gradient.add_(weight, alpha=self._decay)
-        if not moments:
+        if not rows.moments:
             weight.addcmul_(gradient, -rate)
             return
-        (momentum,) = moments
-        momentum.mul_(_where(finite, self._inertia, weight)).add_(gradient.mul_(finite))
+        (momentum,) = rows.moments
+        momentum.mul_(_where(rows.finite, self._inertia, weight)).add_(gradient.mul_(rows.finite))
         if self._nesterov:
             weight.addcmul_(gradient.add_(momentum, alpha=self._inertia), -rate)
         else:
@@ -84,18 +68,11 @@ class RowAdamW:
     def __init__(self, config: AdamW) -> None:
         self._betas, self._eps, self._decay = config.betas, config.eps, config.weight_decay
 
-    def step(
-        self,
-        weight: Tensor,
-        gradient: Tensor,
-        moments: Sequence[Tensor],
-        *,
-        rate: Tensor,
-        finite: Tensor,
-        count: Tensor | None,
-    ) -> None:
+    def step(self, rows: RowStep) -> None:
+        """weight, both moments = one step of torch.optim.AdamW; in place."""
+        weight, gradient, rate, finite, count = rows.weight, rows.gradient, rows.rate, rows.finite, rows.count
         assert count is not None
-        first, second = moments
+        first, second = rows.moments
         gradient.mul_(finite)
         kept = [_where(finite, beta, weight) for beta in self._betas]
         first.mul_(kept[0]).add_(gradient, alpha=1 - self._betas[0])

@@ -1,0 +1,27 @@
+"""Packs to faces: the images of a pack as files in folders, the way back of packing."""
+
+from pathlib import Path
+
+from partialfc.data import images
+from partialfc.data.dataset import RecordDataset
+from partialfc.data.progress import tracked
+from partialfc.runtime.files import published
+
+
+def unpack(folder: Path, target: Path, *, progress: bool = False) -> int:
+    """Write each image, byte for byte as it is in the pack, to target/CLASS/KEY.jpg; returns their number.
+
+    Files that are there already are left as they are, so that an interrupted call can be repeated. ValueError
+    where a record cannot be read.
+    """
+    dataset = RecordDataset(folder)
+    digits, key_digits = len(str(dataset.num_classes - 1)), len(str(len(dataset)))
+    for sample in tracked(range(len(dataset)), "unpacking", shown=progress):
+        content = dataset.encoded(sample)
+        identity = target / f"{dataset.label(sample):0{digits}d}"
+        path = identity / f"{dataset.key(sample):0{key_digits}d}{images.suffix(content)}"
+        if not path.exists():
+            identity.mkdir(parents=True, exist_ok=True)
+            with published(path) as draft:
+                draft.write_bytes(content)
+    return len(dataset)
