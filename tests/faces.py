@@ -5,7 +5,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from partialfc.data import images, packing
+from partialfc.data import images
+from partialfc.data.packs import pairs as pair_sets
+from partialfc.data.packs import writing
 
 
 def face(identity: int, image: int, size: int = 32) -> bytes:
@@ -18,7 +20,7 @@ def face(identity: int, image: int, size: int = 32) -> bytes:
 
 def write_pack(folder: Path, classes: int, images_each: int, size: int = 32) -> None:
     samples = ((label, face(label, image, size)) for label in range(classes) for image in range(images_each))
-    packing.write_pack(folder, samples, num_classes=classes, size=size)
+    writing.write_pack(folder, samples, num_classes=classes, size=size)
 
 
 def write_pairs(path: Path, pairs: int = 20, size: int = 32) -> None:
@@ -29,4 +31,4 @@ def write_pairs(path: Path, pairs: int = 20, size: int = 32) -> None:
         for pair, match in enumerate(same)
         for side in (0, 1)
     ]
-    packing.write_pairs(path, shown, same)
+    pair_sets.write_pairs(path, shown, same)

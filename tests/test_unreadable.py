@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from runs import assert_refused, assert_same_bits, config_of, trained, whole
 
-from partialfc.data import packing
+from partialfc.data.packs.pairs import write_pairs
 from partialfc.data.recordio import RecordFile, RecordWriter
 
 
@@ -58,7 +58,7 @@ def curve_of(output: Path) -> list[float]:
 
 def test_an_image_of_a_verification_set_that_cannot_be_read_stops_all_ranks(ranks, pack, tmp_path):
     shutil.copytree(pack, tmp_path / "pack")
-    packing.write_pairs(tmp_path / "pack/bad.bin", [b"no image"] * 40, [True] * 20)
+    write_pairs(tmp_path / "pack/bad.bin", [b"no image"] * 40, [True] * 20)
     assert_refused(
         ranks, 2, config_of(tmp_path / "pack", tmp_path), "bad.bin: image 0: 8 bytes that are no image"
     )

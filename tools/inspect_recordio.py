@@ -6,7 +6,7 @@ tools/inspect_recordio.py PACK --sheet faces.png
 import argparse
 from pathlib import Path
 
-from partialfc.data.inspection import contact_sheet, summarized
+from partialfc.data.packs.inspection import contact_sheet, summarized
 from partialfc.runtime.errors import told
 
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from partialfc.data.packing import pack_pairs
+from partialfc.data.packs.pairs import pack_pairs
 from partialfc.runtime.errors import told
 
 

@@ -6,7 +6,7 @@ tools/unpack_recordio.py PACK OUT
 import argparse
 from pathlib import Path
 
-from partialfc.data.unpacking import unpack
+from partialfc.data.packs.unpacking import unpack
 from partialfc.runtime.errors import told
 
 

@@ -107,8 +107,10 @@ class RecordDataset:
                 f"{path}: its header is rounded ({last} records); wanted a `property` with the classes"
             )
         classes = last - end if last < EXACT_FLOATS or self._property is None else self._property.num_classes
-        if last >= EXACT_FLOATS:  # rounded: the images are what the classes leave of the index
-            end = len(keys) - classes
+        if (
+            last >= EXACT_FLOATS
+        ):  # rounded: the images are what the header and the identities leave of the index
+            end = len(keys) - (classes if self._has_identities() else 0)
         if self._property is not None and classes != self._property.num_classes:
             raise CorruptRecord(
                 f"{path.parent / 'property'}: {self._property.num_classes} classes, "
@@ -121,6 +123,11 @@ class RecordDataset:
                 f"{path}: its header says images 1 to {end - 1}, its index has {_shown(keys[1:])}"
             )
         return wanted, classes
+
+    def _has_identities(self) -> bool:
+        """Whether an identity record, with labels and no payload, stands at the highest key."""
+        header, payload = self._records[int(self._records.keys[-1])]
+        return bool(header.flag) and not len(payload)
 
     def _count_classes(self) -> int:
         """One more than the largest label; reads the header of every image."""

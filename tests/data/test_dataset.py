@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from faces import face, write_pack
 
-from partialfc.data import RecordDataset, dataset, images
+from partialfc.data import RecordDataset, dataset, images, recordio
 from partialfc.data.recordio import Header, RecordWriter
 
 CLASSES, EACH = 3, 2
@@ -95,6 +95,32 @@ def test_a_header_rounded_by_float32_gives_way_to_the_index(tmp_path, monkeypatc
         RecordDataset(tmp_path)
     with_property(tmp_path)
     assert_holds_the_faces(tmp_path)
+
+
+def test_a_rounded_header_without_identities(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "EXACT_FLOATS", 8)
+    write_records(tmp_path, [*records(1), (0, Header(np.array([8, 12]), 0), b"")])
+    with_property(tmp_path)
+    assert_holds_the_faces(tmp_path)
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_packs_of_more_than_two_to_the_24_images(tmp_path, monkeypatch, grouped):
+    """Their index, each image of which is the same record: N + 1 is odd and above 2^24, so that the header is rounded."""
+    count, classes = (1 << 24) + 4, 3
+    header = Header(np.array([count + 1, count + 1 + classes]), 0)
+    assert int(np.float32(count + 1)) != count + 1
+    some = [(1, Header(2.0, 1), face(2, 0)), (2, Header(np.array([1, 2]), 2), b""), (0, header, b"")]
+    write_records(tmp_path, some)
+    with_property(tmp_path)
+    _, starts = recordio._read_index(tmp_path / "train.idx")
+    image, identity, end = starts.tolist()
+    offsets = [np.array([end]), np.full(count, image), np.full(classes * grouped, identity)]
+    index = np.arange(1 + count + classes * grouped), np.concatenate(offsets)
+    monkeypatch.setattr(recordio, "_read_index", lambda path: index)
+    found = RecordDataset(tmp_path)
+    assert (len(found), found.num_classes) == (count, classes)
+    assert found.key(0) == 1 and found.key(count - 1) == count and found[count - 1][1] == 2
 
 
 def test_images_are_resized(tmp_path):

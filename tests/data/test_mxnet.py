@@ -107,7 +107,7 @@ def test_mxnet_reads_the_packs_that_we_make(tmp_path):
     assert found[8] == Record(8, [3.0, 5.0], 8, 0, b"")
     for key in range(1, 7):
         label, image = divmod(key - 1, 2)
-        assert found[key] == Record(key, float(label), key, 0, face(label, image))
+        assert found[key] == Record(key, float(label), key, label, face(label, image))
 
 
 def test_packs_of_im2rec_load(tmp_path):

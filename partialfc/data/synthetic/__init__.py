@@ -10,7 +10,9 @@ from pathlib import Path
 import msgspec
 
 from partialfc.config import SyntheticData
-from partialfc.data import images, packing
+from partialfc.data import images
+from partialfc.data.packs.pairs import write_pairs
+from partialfc.data.packs.writing import write_pack
 from partialfc.data.synthetic.photograph import photograph
 from partialfc.runtime.files import locked, published
 
@@ -49,12 +51,10 @@ def _draw(folder: Path, wanted: SyntheticData) -> None:
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=get_context("spawn")) as pool:
         draw = partial(_drawn, wanted)
         encoded = list(pool.map(draw, shown, chunksize=_CHUNK))
-        packing.write_pairs(
-            folder / "unseen.bin", encoded, [first[0] == second[0] for first, second in listed]
-        )
+        write_pairs(folder / "unseen.bin", encoded, [first[0] == second[0] for first, second in listed])
         drawn = pool.map(draw, pictures, chunksize=_CHUNK)
         samples = ((label, picture) for (label, _), picture in zip(pictures, drawn, strict=True))
-        packing.write_pack(folder, samples, num_classes=wanted.identities, size=wanted.size)
+        write_pack(folder, samples, num_classes=wanted.identities, size=wanted.size)
 
 
 def _drawn(wanted: SyntheticData, picture: Picture) -> bytes:

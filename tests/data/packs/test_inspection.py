@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 from faces import face, write_pack
 
-from partialfc.data import RecordDataset, images, packing
-from partialfc.data.inspection import contact_sheet, summarized
+from partialfc.data import RecordDataset, images
+from partialfc.data.packs import writing
+from partialfc.data.packs.inspection import contact_sheet, summarized
+from partialfc.data.packs.packing import Packing, pack
+from partialfc.data.packs.unpacking import unpack
 from partialfc.data.recordio import Header, RecordWriter
-from partialfc.data.unpacking import unpack
 
 
 def write_records(folder, headers, *, with_property=True):
@@ -51,7 +53,7 @@ def test_counts_and_sizes(tmp_path):
     samples = [
         (label, face(label, image)) for label, count in ((0, 1), (1, 3), (3, 12)) for image in range(count)
     ]
-    packing.write_pack(tmp_path, samples, num_classes=4, size=32)
+    writing.write_pack(tmp_path, samples, num_classes=4, size=32)
     summary = summarized(tmp_path)
     assert summary.per_class.tolist() == [1, 3, 0, 12] and summary.sizes == {"32 x 32": 16}
     text = "\n".join(summary.lines())
@@ -68,11 +70,11 @@ def test_counts_and_sizes(tmp_path):
 def test_what_is_unpacked_is_what_was_packed_and_packs_again(tmp_path):
     write_pack(tmp_path / "pack", 11, 3)
     assert unpack(tmp_path / "pack", tmp_path / "out") == 33
-    pack = RecordDataset(tmp_path / "pack")
+    dataset = RecordDataset(tmp_path / "pack")
     for sample in range(33):
-        path = tmp_path / f"out/{pack.label(sample):02d}/{pack.key(sample):02d}.jpg"
-        assert path.read_bytes() == pack.encoded(sample) == face(sample // 3, sample % 3)
-    packing.pack_folder(tmp_path / "out", tmp_path / "again", size=32)
+        path = tmp_path / f"out/{dataset.label(sample):02d}/{dataset.key(sample):02d}.jpg"
+        assert path.read_bytes() == dataset.encoded(sample) == face(sample // 3, sample % 3)
+    pack([tmp_path / "out"], tmp_path / "again", Packing(size=32))
     for name in ("train.rec", "train.idx", "property"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "pack" / name).read_bytes()
 

@@ -1,0 +1,164 @@
+"""From faces to a pack: sources merged, renumbered, resized where they have to be, and written."""
+
+import hashlib
+import itertools
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from partialfc.data import images
+from partialfc.data.packs.progress import tracked
+from partialfc.data.packs.sources import Face, Files, Source, opened
+from partialfc.data.packs.writing import Sample, resume_pack
+from partialfc.runtime import randomness
+
+_JPEG = b"\xff\xd8\xff"
+_AHEAD = 256  # images read ahead of the one that is written
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How images are packed."""
+
+    size: int = 112  # pixels, height and width
+    quality: int = 95  # of the JPEGs made of images that are no JPEG of that size
+    min_images: int | None = None  # identities with fewer are left out; unset, one without any is an error
+    shuffle: int | None = None  # seed of the order of the images; unset, by source, and as they stand there
+
+    def __post_init__(self) -> None:
+        bounds = (
+            ("size", 1, 1 << 15),
+            ("quality", 1, 100),
+            ("min_images", 0, 1 << 31),
+            ("shuffle", 0, 1 << 62),
+        )
+        for name, low, high in bounds:
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ValueError(f"--{name.replace('_', '-')} {value}: wanted {low} to {high}")
+
+
+def pack(
+    inputs: Sequence[Path], folder: Path, packing: Packing = Packing(), *, progress: bool = False
+) -> tuple[int, int]:
+    """Pack the sources at `inputs` into `folder`; returns the numbers of identities and of images.
+
+    What a source may be: see sources.opened. The identities of each source follow those of the source before, and
+    no two are taken for one. A JPEG of the wanted size keeps its bytes; anything else is resized and encoded.
+    A call that was interrupted is gone on with by the same call, and ends in the same bytes. progress: show a bar
+    on stderr. ValueError names an identity without images, and an image that cannot be read.
+    """
+    sources = [_renumbered(opened(path, sparse=packing.min_images is not None), packing) for path in inputs]
+    if packing.shuffle is not None:
+        sources = [_shuffled(inputs, sources, packing.shuffle)]
+    total = _total(sources)
+
+    def rest(done: int) -> Iterator[Sample]:
+        faces = itertools.islice(_merged(sources), done, None)
+        left = None if total is None else total - done
+        shown = tracked(faces, "packing", shown=progress, total=left)
+        return _in_order(lambda face: (face.label, _encoded(face, packing)), shown)
+
+    return resume_pack(folder, rest, plan=_plan(packing, [it.source for it in sources]), size=packing.size)
+
+
+@dataclass(frozen=True)
+class _Renumbered:
+    """A source with other classes for its own."""
+
+    source: Source
+    classes: dict[int, int] | None = None  # of those that are kept; unset: all, as they are
+
+    def faces(self) -> Iterator[Face]:
+        for face in self.source.faces():
+            if self.classes is None:
+                yield face
+            elif face.label in self.classes:
+                yield face._replace(label=self.classes[face.label])
+
+    def total(self) -> int | None:
+        if self.classes is None:
+            return self.source.total()
+        return sum(label in self.classes for label in self.source.labels())
+
+
+def _renumbered(source: Source, packing: Packing) -> _Renumbered:
+    """Without the identities that have too few images."""
+    if packing.min_images is None:
+        return _Renumbered(source)
+    counts = Counter(source.labels())
+    kept = sorted(label for label, count in counts.items() if count >= packing.min_images)
+    return _Renumbered(source, {label: number for number, label in enumerate(kept)})
+
+
+def _shuffled(inputs: Sequence[Path], sources: Sequence[_Renumbered], seed: int) -> _Renumbered:
+    """All images of the sources in the order of a seed."""
+    for path, it in zip(inputs, sources, strict=True):
+        if not isinstance(it.source, Files):
+            raise ValueError(
+                f"{path}: --shuffle wants folders of identities or .lst listings; this is read as a stream"
+            )
+    faces = list(_merged(sources))
+    order = randomness.permuted(randomness.key(seed, "packing"), np.arange(len(faces)), len(faces))
+    return _Renumbered(Files([faces[place] for place in order.tolist()]))
+
+
+def _merged(sources: Iterable[_Renumbered]) -> Iterator[Face]:
+    """The sources one after the other, the classes of each after those before."""
+    first = end = 0
+    for source in sources:
+        for face in source.faces():
+            label = first + face.label
+            end = max(end, label + 1)
+            yield face._replace(label=label)
+        first = end
+
+
+def _total(sources: Sequence[_Renumbered]) -> int | None:
+    totals = [source.total() for source in sources]
+    return None if None in totals else sum(total for total in totals if total is not None)
+
+
+def _plan(packing: Packing, sources: Sequence[Source]) -> str:
+    """Another one where something else would be packed."""
+    digest = hashlib.sha256(repr(packing).encode())
+    for source in sources:
+        digest.update(b"source")
+        for path in source.files():
+            facts = path.stat()
+            digest.update(repr((str(path.resolve()), facts.st_size, facts.st_mtime_ns)).encode())
+    return digest.hexdigest()
+
+
+def _encoded(face: Face, packing: Packing) -> bytes:
+    content = face.content if isinstance(face.content, bytes) else Path(face.content).read_bytes()
+    try:
+        pixels = images.decode(content)
+    except ValueError as error:
+        raise ValueError(f"{face.place}: {error}") from None
+    if content.startswith(_JPEG) and pixels.shape == (packing.size, packing.size, 3):
+        return content
+    return images.encode_jpeg(images.resized(pixels, packing.size), packing.quality)
+
+
+def _in_order(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """function(item) for each item, in their order, computed by all cores and not far ahead of who asks."""
+    waiting: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(
+        len(os.sched_getaffinity(0))
+    ) as pool:  # OpenCV decodes outside the interpreter lock
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -1,0 +1,61 @@
+"""Verification sets: the pairs of a listing as a .bin."""
+
+import math
+import pickle
+from pathlib import Path
+
+from partialfc.data import images
+from partialfc.runtime.files import published
+
+
+def write_pairs(path: Path, encoded: list[bytes], same: list[bool]) -> None:
+    """A .bin set: the pickle of (images, issame), images 2 i and 2 i + 1 being pair i."""
+    assert len(encoded) == 2 * len(same)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with published(path) as draft:
+        draft.write_bytes(pickle.dumps((encoded, same), protocol=4))
+
+
+Shown = tuple[str, int]  # a person's name and the number of the image
+
+
+def pack_pairs(listing: Path, folder: Path, path: Path) -> int:
+    """Pack the pairs of a listing in the format of LFW's pairs.txt into a .bin; returns their number.
+
+    listing: a first line of folds and pairs (or of pairs alone), then `NAME i j` for two images of one person
+    and `NAME i OTHER j` for images of two; image i of NAME is folder/NAME/NAME_0001.jpg for i = 1. ValueError
+    names a line that is neither, a number of pairs that disagrees, and an image that cannot be read.
+    """
+    lines = [line.split() for line in listing.read_text(encoding="utf-8").splitlines()]
+    while lines and not lines[-1]:
+        lines.pop()
+    if not lines or len(lines[0]) not in (1, 2) or not all(field.isdigit() for field in lines[0]):
+        raise ValueError(f"{listing}, line 1: wanted the numbers of folds and of pairs, or of pairs alone")
+    pairs = [_pair(f"{listing}, line {number}", fields) for number, fields in enumerate(lines[1:], 2)]
+    wanted = 2 * math.prod(int(field) for field in lines[0])
+    if len(pairs) != wanted:
+        raise ValueError(
+            f"{listing}: {len(pairs)} pairs, wanted {wanted} as line 1 says: as many same as different"
+        )
+    encoded = [_pair_image(folder, *shown) for pair in pairs for shown in pair]
+    write_pairs(path, encoded, [first[0] == second[0] for first, second in pairs])
+    return len(pairs)
+
+
+def _pair(place: str, fields: list[str]) -> tuple[Shown, Shown]:
+    match fields:
+        case [name, first, second] if first.isdigit() and second.isdigit():
+            return (name, int(first)), (name, int(second))
+        case [name, first, other, second] if first.isdigit() and second.isdigit():
+            return (name, int(first)), (other, int(second))
+    raise ValueError(f"{place}: {' '.join(fields)[:60]!r}, wanted NAME i j, or NAME i OTHER j")
+
+
+def _pair_image(folder: Path, name: str, number: int) -> bytes:
+    path = folder / name / f"{name}_{number:04d}.jpg"
+    content = path.read_bytes()
+    try:
+        images.decode(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return content

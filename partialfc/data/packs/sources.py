@@ -1,0 +1,250 @@
+"""What is packed, image by image: folders of faces, listings, LMDB sets and WebDataset tars. Nothing is executed."""
+
+import itertools
+import lzma
+import tarfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, Protocol
+
+import lmdb
+import msgpack
+
+from partialfc.runtime.errors import one_line
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+
+
+class Face(NamedTuple):
+    """An image that is to be packed."""
+
+    label: int  # its class, from 0
+    place: str  # where it is, for people
+    content: str | bytes  # the file's path, or the file
+
+
+class Source(Protocol):
+    """Images in a fixed order, which may be gone through repeatedly."""
+
+    def faces(self) -> Iterator[Face]:
+        """All images. ValueError names what is no image or has no class."""
+
+    def labels(self) -> Iterator[int]:
+        """The classes alone, in the same order."""
+
+    def total(self) -> int | None:
+        """How many images; None where only going through them tells."""
+
+    def files(self) -> Iterable[Path]:
+        """The files that the images depend on."""
+
+
+def opened(path: Path, *, sparse: bool) -> Source:
+    """The source at `path`, told by what is there: a .lst, a .tar or a folder of such, an LMDB, a folder of identities.
+
+    sparse: identities without images are passed over, else they are an error.
+    """
+    if not path.exists():
+        raise ValueError(f"{path}: no such file or folder")
+    if path.suffix == ".lst":
+        return listed(path)
+    if path.suffix in (".lmdb", ".mdb") or (path / "data.mdb").exists():
+        return Lmdb(path)
+    tars = [path] if path.suffix == ".tar" else sorted(path.glob("*.tar"))
+    if tars:
+        return Tars(tars)
+    if path.is_dir():
+        return identities(path, sparse=sparse)
+    raise ValueError(f"{path}: wanted a folder of identities, a .lst, an LMDB, a .tar or a folder of them")
+
+
+@dataclass(frozen=True)
+class Files:
+    """Images that are files of their own."""
+
+    found: Sequence[Face]
+
+    def faces(self) -> Iterator[Face]:
+        return iter(self.found)
+
+    def labels(self) -> Iterator[int]:
+        return (face.label for face in self.found)
+
+    def total(self) -> int | None:
+        return len(self.found)
+
+    def files(self) -> Iterable[Path]:
+        return (Path(face.place) for face in self.found)
+
+
+def identities(folder: Path, *, sparse: bool) -> Files:
+    """folder/IDENTITY/IMAGE; classes follow the sorted names of the identities, images the sorted names in them."""
+    folders = [path for path in _entries(folder) if path.is_dir()]
+    if not folders:
+        raise ValueError(f"{folder}: no folders in it; wanted one folder of images for each identity")
+    found = []
+    for label, identity in enumerate(folders):
+        images = [str(path) for path in _entries(identity) if path.suffix.lower() in SUFFIXES]
+        if not images and not sparse:
+            wanted = ", ".join(sorted(SUFFIXES))
+            raise ValueError(f"{identity}: an identity without images; wanted {wanted}, or --min-images")
+        found += [Face(label, image, image) for image in images]
+    return Files(found)
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def listed(listing: Path) -> Files:
+    """The files of a .lst, tab-separated and in its order, of either kind: im2rec's `number, label[, labels], path`,
+    or insightface's `aligned, path, label[, box]`. Paths are relative to the folder of the listing.
+    """
+    found = []
+    with listing.open(encoding="utf-8", errors="surrogateescape") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                label, path = _line(f"{listing}, line {number}", line.rstrip("\r\n").split("\t"))
+                full = str(listing.parent / path)
+                found.append(Face(label, full, full))
+    if not found:
+        raise ValueError(f"{listing}: an empty listing")
+    return Files(found)
+
+
+def _line(place: str, fields: list[str]) -> tuple[int, str]:
+    """Class and path. A path ends like an image's; im2rec's stands last."""
+    for name, label in ((fields[-1], fields[1:2]), (fields[1] if len(fields) > 2 else "", fields[2:3])):
+        if PurePosixPath(name).suffix.lower() in SUFFIXES and label:
+            return _label(place, label[0]), name
+    shown = " ".join(fields)[:60]
+    raise ValueError(f"{place}: {shown!r}, wanted number, label, path, or aligned, path, label, between tabs")
+
+
+def _label(place: str, text: str | bytes) -> int:
+    """From 0 on, and small enough for the format."""
+    try:
+        label = float(text)
+        if 0 <= label < 1 << 31 and label.is_integer():
+            return int(label)
+    except ValueError:
+        pass
+    shown = text.decode(errors="replace") if isinstance(text, bytes) else text
+    raise ValueError(f"{place}: label {shown[:40]!r}, wanted an integer from 0 to 2^31")
+
+
+@dataclass(frozen=True)
+class Tars:
+    """WebDataset shards: NAME.jpg (or another image) beside NAME.cls, its class as text. Read as a stream, in order."""
+
+    shards: Sequence[Path]
+
+    def faces(self) -> Iterator[Face]:
+        for shard in self.shards:
+            for name, parts in _grouped(shard):
+                place = f"{shard}, {name}"
+                content = next((it for suffix, it in parts.items() if suffix in SUFFIXES), None)
+                if content is None or ".cls" not in parts:
+                    found = ", ".join(sorted(parts))
+                    raise ValueError(f"{place}: {found}, wanted an image and its class in a .cls")
+                yield Face(_label(place, parts[".cls"].strip()), place, content)
+
+    def labels(self) -> Iterator[int]:
+        return (face.label for face in self.faces())
+
+    def total(self) -> int | None:
+        return None
+
+    def files(self) -> Iterable[Path]:
+        return self.shards
+
+
+def _grouped(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Neighbouring members of one name: their contents by suffix, from the name's first dot on."""
+    with _errors_of(shard), tarfile.open(shard, "r|*") as members:
+        for name, group in itertools.groupby(filter(tarfile.TarInfo.isfile, members), _without_suffix):
+            parts = {}
+            for member in group:
+                file = members.extractfile(member)
+                assert file is not None  # a regular file
+                parts[member.name[len(name) :].lower()] = file.read()
+            yield name, parts
+
+
+def _without_suffix(member: tarfile.TarInfo) -> str:
+    folder, slash, name = member.name.rpartition("/")
+    return folder + slash + name.split(".")[0]
+
+
+@contextmanager
+def _errors_of(path: Path) -> Iterator[None]:
+    """What the libraries raise on a damaged file, as a ValueError that names it."""
+    try:
+        yield
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, lmdb.Error) as error:
+        raise ValueError(f"{path}: {one_line(error)}") from None
+
+
+@dataclass(frozen=True)
+class Lmdb:
+    """A set in LMDB, a folder or a file: values msgpack [image, class], `__keys__` their keys where it is there."""
+
+    path: Path
+
+    def faces(self) -> Iterator[Face]:
+        with _errors_of(self.path), self._reading() as found:
+            for key in self._keys(found):
+                place = f"{self.path}, key {key.decode(errors='replace')}"
+                match _unpacked(place, found.get(key)):
+                    case [bytes() as content, (int() | bytes()) as label, *_]:
+                        yield Face(
+                            _label(place, str(label) if isinstance(label, int) else label), place, content
+                        )
+                    case _:
+                        raise ValueError(f"{place}: wanted msgpack of [image, class]")
+
+    def labels(self) -> Iterator[int]:
+        return (face.label for face in self.faces())
+
+    def total(self) -> int | None:
+        with _errors_of(self.path), self._reading() as found:
+            return int(found.stat()["entries"])
+
+    def files(self) -> Iterable[Path]:
+        return [self.path / "data.mdb" if self.path.is_dir() else self.path]
+
+    @contextmanager
+    def _reading(self) -> Iterator[lmdb.Transaction]:
+        is_folder = self.path.is_dir()
+        with (
+            lmdb.open(str(self.path), subdir=is_folder, readonly=True, lock=False) as environment,
+            environment.begin() as found,
+        ):
+            yield found
+
+    def _keys(self, found: lmdb.Transaction) -> Iterator[bytes]:
+        place, listed = f"{self.path}, key __keys__", found.get(b"__keys__")
+        if listed is None:
+            keys = map(bytes, found.cursor().iternext(values=False))
+            yield from (key for key in keys if not key.startswith(b"__"))
+        else:
+            for key in _unpacked(place, listed):
+                if not isinstance(key, bytes):
+                    raise ValueError(f"{place}: wanted msgpack of a list of keys")
+                yield key
+
+
+def _unpacked(place: str, value: bytes | memoryview | None) -> list[Any]:
+    """A list, or a tuple, that was packed; its text comes as bytes."""
+    if value is None:
+        raise ValueError(f"{place}: not there")
+    try:
+        found = msgpack.unpackb(value, raw=True)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise ValueError(f"{place}: no msgpack: {one_line(error)}") from None
+    if not isinstance(found, list):
+        raise ValueError(f"{place}: msgpack of {type(found).__name__}, wanted a list")
+    return found

@@ -1,0 +1,157 @@
+"""A pack as it grows: train.rec, train.idx and property, whole or not at all, and gone on with where it was cut off.
+
+While it grows everything is in OUT/.packing: `plan` (what is packed), `journal` (offset and class of each image,
+two int64) and train.rec. The journal is never ahead of the records, so whatever was killed when, its images are
+there, and what follows them is cut off.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from partialfc.data.dataset import EXACT_FLOATS
+from partialfc.data.recordio import Header, frame, mapped, pack, read_record
+from partialfc.runtime.files import locked, published
+
+Sample = tuple[int, bytes]  # class and encoded image
+
+_TOGETHER = 1024  # images between two writes to the disk
+
+
+def write_pack(
+    folder: Path, samples: Iterable[Sample], *, size: int, num_classes: int | None = None
+) -> tuple[int, int]:
+    """As resume_pack, from the beginning."""
+    shutil.rmtree(folder / ".packing", ignore_errors=True)
+    return resume_pack(folder, lambda done: samples, plan="", size=size, num_classes=num_classes)
+
+
+def resume_pack(
+    folder: Path,
+    samples: Callable[[int], Iterable[Sample]],
+    *,
+    plan: str,
+    size: int,
+    num_classes: int | None = None,
+) -> tuple[int, int]:
+    """Write train.rec, train.idx and property into `folder`; returns the numbers of classes and of images.
+
+    samples: given how many images are there already, the others, [size, size] each. plan: names what is packed; a
+    call with another one starts from the beginning. num_classes: unset, one more than the largest class.
+    The layout is that of the MS1M packs: images at keys 1..N, after them an identity record for each class, where
+    the images came by ascending class (else there are none), and at the end a key-0 header
+    [N + 1, N + 1 + num_classes]. Every image has its class in `id2`, too: float32 does not hold those from 2^24 on,
+    and then `property` says that they stand there. ValueError where there is no image, or another process at work.
+    """
+    draft = folder / ".packing"
+    draft.mkdir(parents=True, exist_ok=True)
+    with locked(draft / "lock", busy=f"{folder}: another process is packing into it"):
+        if _text(draft / "plan") != plan:
+            _start_over(draft, plan)
+        if not (draft / "whole").exists():
+            _append(draft, samples)
+            _complete(draft, size, num_classes)
+        _put_in_place(draft, folder)
+        classes, count = map(int, (draft / "whole").read_text(encoding="ascii").split())
+        (draft / "plan").unlink()  # first, so that what an interruption leaves here is started over
+        shutil.rmtree(draft)
+    return classes, count
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text(encoding="ascii") if path.exists() else None
+
+
+def _start_over(draft: Path, plan: str) -> None:
+    for path in draft.iterdir():
+        if path.name != "lock":
+            path.unlink()
+    (draft / "plan").write_text(plan, encoding="ascii")
+
+
+def _append(draft: Path, samples: Callable[[int], Iterable[Sample]]) -> None:
+    """The images that are not there yet."""
+    done, end = _cut_off(draft)
+    written: list[tuple[int, int]] = []
+    with (draft / "train.rec").open("ab") as records, (draft / "journal").open("ab") as journal:
+        for key, (label, encoded) in enumerate(samples(done), done + 1):
+            written.append((end, label))
+            end += records.write(frame(pack(Header(float(label), key, label), encoded)))
+            if len(written) == _TOGETHER:
+                _flush(records, journal, written)
+        _flush(records, journal, written)
+
+
+def _flush(records: BinaryIO, journal: BinaryIO, written: list[tuple[int, int]]) -> None:
+    for file in (records, journal):
+        if file is journal:
+            journal.write(np.array(written, "<i8").tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+    written.clear()
+
+
+def _cut_off(draft: Path) -> tuple[int, int]:
+    """Removes what is not a whole image with its entry; returns how many are left, and where they end."""
+    journal = _journal(draft)
+    end = 0
+    if len(journal):
+        end = read_record(mapped(draft / "train.rec"), int(journal[-1, 0]))[1]
+    for name, length in (("journal", journal.nbytes), ("train.rec", end)):
+        with (draft / name).open("ab") as file:
+            file.truncate(length)
+    return len(journal), end
+
+
+def _journal(draft: Path) -> NDArray[np.int64]:
+    """[n, 2]: offset and class."""
+    path = draft / "journal"
+    words = np.fromfile(path, "<i8") if path.exists() else np.empty(0, "<i8")
+    return words[: len(words) // 2 * 2].reshape(-1, 2)
+
+
+def _complete(draft: Path, size: int, num_classes: int | None) -> None:
+    """What follows the images in train.rec; the index; property."""
+    offsets, labels = _journal(draft).T
+    if not len(labels):
+        raise ValueError(f"{draft.parent}: no image to pack")
+    num_classes = int(labels.max()) + 1 if num_classes is None else num_classes
+    with (draft / "train.rec").open("ab") as records, (draft / "train.idx").open("w") as index:
+        index.writelines(f"{key}\t{offset}\n" for key, offset in enumerate(offsets.tolist(), 1))
+        for key, ends in _after_images(labels, num_classes):
+            index.write(f"{key}\t{records.tell()}\n")
+            records.write(frame(pack(Header(np.array(ends), key), b"")))
+    wide = ",id2" if num_classes > EXACT_FLOATS else ""
+    (draft / "property").write_text(f"{num_classes},{size},{size}{wide}\n", encoding="ascii")
+    for name in ("train.rec", "train.idx", "property"):
+        with (draft / name).open("rb") as file:
+            os.fsync(file.fileno())
+    with published(draft / "whole") as facts:
+        facts.write_text(f"{num_classes} {len(labels)}", encoding="ascii")
+
+
+def _after_images(labels: NDArray[np.int64], num_classes: int) -> Iterable[tuple[int, tuple[int, int]]]:
+    """Key and labels of each record that follows the images: [first, end) of each class's keys, and the header."""
+    after = len(labels) + 1
+    if (labels[1:] >= labels[:-1]).all():
+        ends = np.bincount(labels, minlength=num_classes).cumsum() + 1
+        first = 1
+        for key, end in enumerate(ends.tolist(), after):
+            yield key, (first, end)
+            first = end
+    yield 0, (after, after + num_classes)
+
+
+def _put_in_place(draft: Path, folder: Path) -> None:
+    """Instead of what stood there; `property` is there when all is."""
+    if (draft / "train.rec").exists():
+        for name in ("property", "train.idx"):
+            (folder / name).unlink(missing_ok=True)
+    for name in ("train.rec", "train.idx", "property"):
+        if (draft / name).exists():
+            (draft / name).replace(folder / name)
