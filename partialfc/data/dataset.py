@@ -31,7 +31,7 @@ class RecordDataset:
     """
 
     def __init__(self, folder: Path, image_size: int | None = None) -> None:
-        path = _record_file(folder)
+        path = record_file(folder)
         self._records, self._size = RecordFile(path), image_size
         self._property = read_property(folder / "property")
         self._keys, classes = self._images(self._pack_header())
@@ -134,12 +134,10 @@ class RecordDataset:
         return 1 + max(self._label(int(key), self._records[int(key)][0]) for key in self._keys)
 
     def _label(self, key: int, header: Header) -> int:
-        if self._property and self._property.labels_in_id2:
-            return header.id2
-        label = float(header.label[0] if isinstance(header.label, np.ndarray) else header.label)
-        if not label.is_integer():
-            raise ValueError(f"{self._records.path}, key {key}: label {label}, wanted an integer")
-        return int(label)
+        try:
+            return class_of(header, in_id2=self._property is not None and self._property.labels_in_id2)
+        except ValueError as error:
+            raise ValueError(f"{self._records.path}, key {key}: {error}") from None
 
     def _decoded(self, key: int, payload: bytes | memoryview, size: int | None) -> Pixels:
         try:
@@ -164,7 +162,18 @@ class RecordDataset:
             )
 
 
-def _record_file(folder: Path) -> Path:
+def class_of(header: Header, *, in_id2: bool) -> int:
+    """The class that an image's header names. ValueError where it is no integer."""
+    if in_id2:
+        return header.id2
+    label = float(header.label[0] if isinstance(header.label, np.ndarray) else header.label)
+    if not label.is_integer():
+        raise ValueError(f"label {label}, wanted an integer")
+    return int(label)
+
+
+def record_file(folder: Path) -> Path:
+    """The .rec of a pack. FileNotFoundError where there is none, or several that could be meant."""
     for name in ("train.rec", "file.rec"):
         if (folder / name).exists():
             return folder / name

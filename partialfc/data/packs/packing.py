@@ -2,27 +2,20 @@
 
 import hashlib
 import itertools
-import os
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
 from partialfc.data import images
-from partialfc.data.packs.progress import tracked
 from partialfc.data.packs.sources import Face, Files, Source, opened
+from partialfc.data.packs.work import in_order, tracked
 from partialfc.data.packs.writing import Sample, resume_pack
 from partialfc.runtime import randomness
 
 _JPEG = b"\xff\xd8\xff"
-_AHEAD = 256  # images read ahead of the one that is written
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -66,7 +59,7 @@ def pack(
         faces = itertools.islice(_merged(sources), done, None)
         left = None if total is None else total - done
         shown = tracked(faces, "packing", shown=progress, total=left)
-        return _in_order(lambda face: (face.label, _encoded(face, packing)), shown)
+        return in_order(lambda face: (face.label, _encoded(face, packing)), shown)
 
     return resume_pack(folder, rest, plan=_plan(packing, [it.source for it in sources]), size=packing.size)
 
@@ -148,17 +141,3 @@ def _encoded(face: Face, packing: Packing) -> bytes:
     if content.startswith(_JPEG) and pixels.shape == (packing.size, packing.size, 3):
         return content
     return images.encode_jpeg(images.resized(pixels, packing.size), packing.quality)
-
-
-def _in_order(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """function(item) for each item, in their order, computed by all cores and not far ahead of who asks."""
-    waiting: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(
-        len(os.sched_getaffinity(0))
-    ) as pool:  # OpenCV decodes outside the interpreter lock
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= _AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from partialfc.data.dataset import RecordDataset
-from partialfc.data.packs.progress import tracked
+from partialfc.data.packs.work import tracked
 from partialfc.data.packs.writing import Sample, resume_pack
 from partialfc.runtime import randomness
 
