@@ -126,9 +126,8 @@ def _plan(packing: Packing, sources: Sequence[Source]) -> str:
     digest = hashlib.sha256(repr(packing).encode())
     for source in sources:
         digest.update(b"source")
-        for path in source.files():
-            facts = path.stat()
-            digest.update(repr((str(path.resolve()), facts.st_size, facts.st_mtime_ns)).encode())
+        for fact in source.facts():
+            digest.update(fact.encode(errors="surrogateescape") + b"\n")
     return digest.hexdigest()
 
 

@@ -4,7 +4,7 @@ import itertools
 import lzma
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -38,8 +38,8 @@ class Source(Protocol):
     def total(self) -> int | None:
         """How many images; None where only going through them tells."""
 
-    def files(self) -> Iterable[Path]:
-        """The files that the images depend on."""
+    def facts(self) -> Iterator[str]:
+        """Others where the images or their classes are."""
 
 
 def opened(path: Path, *, sparse: bool) -> Source:
@@ -76,8 +76,13 @@ class Files:
     def total(self) -> int | None:
         return len(self.found)
 
-    def files(self) -> Iterable[Path]:
-        return (Path(face.place) for face in self.found)
+    def facts(self) -> Iterator[str]:
+        return (f"{face.label} {_stamp(Path(face.place))}" for face in self.found)
+
+
+def _stamp(path: Path) -> str:
+    facts = path.stat()
+    return f"{path.resolve()} {facts.st_size} {facts.st_mtime_ns}"
 
 
 def identities(folder: Path, *, sparse: bool) -> Files:
@@ -158,8 +163,8 @@ class Tars:
     def total(self) -> int | None:
         return None
 
-    def files(self) -> Iterable[Path]:
-        return self.shards
+    def facts(self) -> Iterator[str]:
+        return map(_stamp, self.shards)
 
 
 def _grouped(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -213,8 +218,8 @@ class Lmdb:
         with _errors_of(self.path), self._reading() as found:
             return int(found.stat()["entries"])
 
-    def files(self) -> Iterable[Path]:
-        return [self.path / "data.mdb" if self.path.is_dir() else self.path]
+    def facts(self) -> Iterator[str]:
+        yield _stamp(self.path / "data.mdb" if self.path.is_dir() else self.path)
 
     @contextmanager
     def _reading(self) -> Iterator[lmdb.Transaction]:

@@ -10,6 +10,7 @@ import pytest
 from faces import face
 
 from partialfc.data import RecordDataset
+from partialfc.data.packs import writing
 from partialfc.data.packs.packing import Packing, pack
 from partialfc.data.packs.sources import opened
 
@@ -149,6 +150,20 @@ def test_lmdb_sets_of_other_things(tmp_path, found, message):
     write_lmdb(tmp_path / "set.lmdb", found)
     with pytest.raises(ValueError, match=message):
         packed(tmp_path / "set.lmdb", tmp_path / "pack")
+
+
+def test_what_was_begun_is_not_gone_on_with_under_other_classes(tmp_path, monkeypatch):
+    for number, (_, content) in enumerate(SAMPLES[:4]):
+        (tmp_path / f"{number}.jpg").write_bytes(content)
+    listing = "".join(f"1\t{number}.jpg\t{{}}\n" for number in range(4))
+    (tmp_path / "a.lst").write_text(listing.format(0, 0, 1, 1))
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "_complete", None)
+        with pytest.raises(TypeError):
+            packed(tmp_path / "a.lst", tmp_path / "pack")
+    assert (tmp_path / "pack/.packing/journal").stat().st_size == 4 * 16
+    (tmp_path / "a.lst").write_text(listing.format(0, 1, 2, 2))
+    assert [label for label, _ in packed(tmp_path / "a.lst", tmp_path / "pack")] == [0, 1, 2, 2]
 
 
 def test_what_is_streamed_is_not_shuffled(tmp_path):
