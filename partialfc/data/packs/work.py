@@ -16,8 +16,11 @@ R = TypeVar("R")
 
 
 def tracked(items: Iterable[T], what: str, *, shown: bool, total: int | None = None) -> Iterable[T]:
-    """The same items, in order; with `shown`, a bar says how many are through of `total`, or of as many as there are."""
-    return track(items, what, total=total, console=Console(stderr=True), disable=not shown)
+    """The same items, in order; with `shown`, and on a terminal, a bar says how many are through of `total`, or of as
+    many as there are.
+    """
+    console = Console(stderr=True)
+    return track(items, what, total=total, console=console, disable=not (shown and console.is_terminal))
 
 
 def in_order(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:

@@ -1,5 +1,7 @@
 """Folders of images and listings of pairs become packs that read back, whatever the machine."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -141,3 +143,11 @@ def test_a_shuffled_pack_holds_the_same_images(folder, tmp_path):
 def test_nonsense_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Packing(**settings)
+
+
+def test_the_command_ends_on_a_bad_image_with_one_line(folder, tmp_path):
+    (folder / "b/01.jpg").write_bytes(b"no image")
+    tool = Path(__file__).parents[3] / "tools/pack_recordio.py"
+    done = subprocess.run([sys.executable, tool, folder, tmp_path / "pack"], capture_output=True, timeout=60)
+    message = f"error: {folder}/b/01.jpg: 8 bytes that are no image OpenCV can read\n"
+    assert (done.returncode, done.stderr.decode()) == (2, message)
