@@ -69,6 +69,7 @@ class _Renumbered:
     """A source with other classes for its own."""
 
     source: Source
+    total: int | None  # images; None where only going through them tells
     classes: dict[int, int] | None = None  # of those that are kept; unset: all, as they are
 
     def faces(self) -> Iterator[Face]:
@@ -78,19 +79,15 @@ class _Renumbered:
             elif face.label in self.classes:
                 yield face._replace(label=self.classes[face.label])
 
-    def total(self) -> int | None:
-        if self.classes is None:
-            return self.source.total()
-        return sum(label in self.classes for label in self.source.labels())
-
 
 def _renumbered(source: Source, packing: Packing) -> _Renumbered:
     """Without the identities that have too few images."""
     if packing.min_images is None:
-        return _Renumbered(source)
+        return _Renumbered(source, source.total())
     counts = Counter(source.labels())
     kept = sorted(label for label, count in counts.items() if count >= packing.min_images)
-    return _Renumbered(source, {label: number for number, label in enumerate(kept)})
+    total = sum(counts[label] for label in kept)
+    return _Renumbered(source, total, {label: number for number, label in enumerate(kept)})
 
 
 def _shuffled(inputs: Sequence[Path], sources: Sequence[_Renumbered], seed: int) -> _Renumbered:
@@ -102,7 +99,7 @@ def _shuffled(inputs: Sequence[Path], sources: Sequence[_Renumbered], seed: int)
             )
     faces = list(_merged(sources))
     order = randomness.permuted(randomness.key(seed, "packing"), np.arange(len(faces)), len(faces))
-    return _Renumbered(Files([faces[place] for place in order.tolist()]))
+    return _Renumbered(Files([faces[place] for place in order.tolist()]), len(faces))
 
 
 def _merged(sources: Iterable[_Renumbered]) -> Iterator[Face]:
@@ -117,7 +114,7 @@ def _merged(sources: Iterable[_Renumbered]) -> Iterator[Face]:
 
 
 def _total(sources: Sequence[_Renumbered]) -> int | None:
-    totals = [source.total() for source in sources]
+    totals = [source.total for source in sources]
     return None if None in totals else sum(total for total in totals if total is not None)
 
 
