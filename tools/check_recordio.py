@@ -22,15 +22,17 @@ def main() -> None:
     parser.add_argument("--against", type=Path, metavar="OTHER", help="another pack")
     options = parser.parse_args()
     with told():
-        findings = check(options.pack, progress=True)
+        if options.repair:
+            findings = repair(options.pack, options.repair, progress=True)
+        else:
+            findings = check(options.pack, progress=True)
         print(*findings.problems, sep="\n", end="\n" if findings.problems else "")
         print(
             f"{options.pack}: {findings.num_images} images that can be read, {len(findings.problems)} problems; "
             f"{findings.dialect or 'cannot be opened as it is'}"
         )
         if options.repair:
-            classes, count = repair(options.pack, options.repair, progress=True)
-            print(f"{options.repair}: {count} images of {classes} identities")
+            print(f"{options.repair}: {findings.num_images} images")
         if options.against:
             for (ours, theirs), number in sorted(
                 shared(options.pack, options.against, progress=True).items()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from partialfc.runtime.files import locked, published
+from partialfc.runtime.files import locked, published, stamp
 
 Integers = NDArray[np.int64]
 Build = Callable[[], tuple[Integers, Integers]]  # keys [n] and offsets [n], in any order
@@ -83,7 +83,7 @@ def cached_index(sources: Sequence[Path], build: Build) -> Index:
 
 def _stamp(sources: Sequence[Path]) -> int:
     """Another one for other files, and after any change of them."""
-    text = repr([(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in sources])
+    text = "\n".join(map(stamp, sources))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
 
 

@@ -1,6 +1,7 @@
 """Whether a pack is whole, what of a damaged one can be read, and whether two packs share identities."""
 
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -10,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from partialfc.data import images
-from partialfc.data.dataset import RecordDataset, class_of, read_property, record_file
-from partialfc.data.packs.work import in_order, tracked
-from partialfc.data.packs.writing import Sample, resume_pack
+from partialfc.data.dataset import Property, RecordDataset, class_of, read_property, record_file
+from partialfc.data.packs.progress import in_order, tracked
+from partialfc.data.packs.writing import Sample, plan_of, resume_pack
 from partialfc.data.recordio import MAGIC, CorruptRecord, mapped, read_record, unpack
 from partialfc.runtime.errors import one_line
 
@@ -28,51 +29,42 @@ class Findings:
     problems: list[str] = field(default_factory=list)  # a line each
 
 
-@dataclass(frozen=True)
-class _Read:
-    """A record that was looked at: an image with its class, or what is wrong with it; neither: something else."""
-
-    sample: Sample | None = None
-    problem: str | None = None
-
-
 def check(folder: Path, *, progress: bool = False) -> Findings:
     """Reads the whole .rec, whatever its index says, and decodes every image. Damage that a JPEG decoder passes over,
-    as most do with pixels that are lost, is not noticed: the format has no checksums.
+    as most do with pixels that are lost, is not noticed: the format has no checksums. ValueError or OSError where
+    there is no .rec, or its `property` is none.
     """
-    findings = Findings()
-    try:
-        findings.dialect = RecordDataset(folder).dialect
-    except (ValueError, OSError) as error:
-        findings.problems.append(one_line(error))
-    for read in _all(folder, progress):
-        findings.num_images += read.sample is not None
-        if read.problem is not None:
-            findings.problems.append(read.problem)
+    findings = _opened(folder)
+    for _ in _readable(folder, findings, progress):
+        pass
     return findings
 
 
-def repair(folder: Path, target: Path, *, progress: bool = False) -> tuple[int, int]:
+def repair(folder: Path, target: Path, *, progress: bool = False) -> Findings:
     """Write a pack of all images that can be read, in the order of the .rec, to `target`, with an index of its own;
-    returns the numbers of classes and of images. Classes stay. The damaged pack stays as it is.
+    returns what is wrong with the damaged one, which stays as it is. Classes stay. May be repeated where it was
+    interrupted. ValueError where nothing can be read, else as check.
     """
     if folder.resolve() == target.resolve():
         raise ValueError(f"{target}: wanted another folder than that of the pack")
-    path = record_file(folder)
-    facts = path.stat()
-    known = read_property(folder / "property")
-    plan = hashlib.sha256(repr((str(path.resolve()), facts.st_size, facts.st_mtime_ns)).encode()).hexdigest()
+    path, known = record_file(folder), read_property(folder / "property")
+    findings = _opened(folder)
 
     def samples(done: int) -> Iterator[Sample]:
-        readable = (read.sample for read in _all(folder, progress) if read.sample is not None)
-        for place, sample in enumerate(readable):
-            if place >= done:
-                yield sample
+        return itertools.islice(_readable(folder, findings, progress), done, None)
 
-    size = known.height if known else _first_size(samples(0), path)
-    return resume_pack(
-        target, samples, plan=plan, size=size, num_classes=known.num_classes if known else None
+    size = known.height if known else _first_size(_readable(folder, Findings(), progress), path)
+    resume_pack(
+        target, samples, plan=plan_of(path), size=size, num_classes=known.num_classes if known else None
     )
+    return findings
+
+
+def _opened(folder: Path) -> Findings:
+    try:
+        return Findings(RecordDataset(folder).dialect)
+    except (ValueError, OSError) as error:
+        return Findings(problems=[one_line(error)])
 
 
 def _first_size(samples: Iterable[Sample], path: Path) -> int:
@@ -81,48 +73,67 @@ def _first_size(samples: Iterable[Sample], path: Path) -> int:
     raise ValueError(f"{path}: no image that can be read")
 
 
-def _all(folder: Path, progress: bool) -> Iterator[_Read]:
-    path = record_file(folder)
-    known = read_property(folder / "property")
+def _readable(folder: Path, findings: Findings, progress: bool) -> Iterator[Sample]:
+    """The images that can be read; what cannot goes to `findings`."""
+    path, known = record_file(folder), read_property(folder / "property")
 
-    def looked_at(found: tuple[int, bytes | CorruptRecord]) -> _Read:
+    def looked_at(found: tuple[int, bytes | CorruptRecord]) -> Sample | str | None:
+        """An image with its class, or what is wrong with it; None: something else."""
         offset, content = found
         if isinstance(content, CorruptRecord):
-            return _Read(problem=f"{path}: {content}")
+            return f"{path}: {content}"
         try:
-            header, payload = unpack(content)
-            if not len(payload) and header.flag:  # the pack's header, or an identity
-                return _Read()
-            label = class_of(header, in_id2=known is not None and known.labels_in_id2)
-            if not 0 <= label < (known.num_classes if known else 1 << 31):
-                raise ValueError(f"label {label}, which is none of the classes")
-            images.decode(payload)
+            return _image(content, known)
         except ValueError as error:
-            return _Read(problem=f"{path}: record at byte {offset}: {error}")
-        return _Read(sample=(label, bytes(payload)))
+            return f"{path}: record at byte {offset}: {error}"
 
-    return in_order(looked_at, tracked(_records(mapped(path)), "reading", shown=progress))
+    for found in in_order(looked_at, tracked(_records(mapped(path)), "reading", shown=progress)):
+        if isinstance(found, str):
+            findings.problems.append(found)
+        elif found is not None:
+            findings.num_images += 1
+            yield found
+
+
+def _image(content: bytes, known: Property | None) -> Sample | None:
+    """None for the pack's header, or an identity. ValueError says what is wrong."""
+    header, payload = unpack(content)
+    if not len(payload) and header.flag:
+        return None
+    label = class_of(header, in_id2=known is not None and known.labels_in_id2)
+    if not 0 <= label < (known.num_classes if known else 1 << 31):
+        raise ValueError(f"label {label}, which is none of the classes")
+    images.decode(payload)
+    return label, bytes(payload)
 
 
 def _records(buffer: memoryview) -> Iterator[tuple[int, bytes | CorruptRecord]]:
     """Offset and content of every record; where none is, an error, and on with the next that is whole."""
+    words = np.frombuffer(buffer, "<u4", len(buffer) // 4)
     offset = 0
     while offset < len(buffer):
         try:
             record, end = read_record(buffer, offset)
+            if _swallows(words, offset, end, len(record)):
+                raise CorruptRecord(
+                    f"record at byte {offset}: holds the start of another; its length is wrong"
+                )
             yield offset, bytes(record)
         except CorruptRecord as error:
             yield offset, error
-            end = _next_whole(buffer, offset + 4)
+            end = _next_whole(buffer, words, offset + 4)
         offset = end
 
 
-def _next_whole(buffer: memoryview, offset: int) -> int:
+def _swallows(words: NDArray[np.uint32], offset: int, end: int, length: int) -> bool:
+    """Whether the magic stands in a record of one part, where a writer would have split it."""
+    return end - offset < length + 12 and bool((words[offset // 4 + 1 : end // 4] == MAGIC).any())
+
+
+def _next_whole(buffer: memoryview, words: NDArray[np.uint32], offset: int) -> int:
     """Where the next record starts that can be read; the end of the file where there is none."""
-    words = memoryview(buffer[: len(buffer) // 4 * 4]).cast("I")
     for start in range(offset // 4, len(words), _STRIDE):
-        found = np.flatnonzero(np.asarray(words[start : start + _STRIDE]) == MAGIC)
-        for place in found.tolist():
+        for place in np.flatnonzero(words[start : start + _STRIDE] == MAGIC).tolist():
             try:
                 read_record(buffer, 4 * (start + place))
                 return 4 * (start + place)
@@ -132,10 +143,17 @@ def _next_whole(buffer: memoryview, offset: int) -> int:
 
 
 def shared(first: Path, second: Path, *, progress: bool = False) -> Counter[tuple[int, int]]:
-    """Pairs of classes, of the `first` pack and the `second`, that have the same image, byte for byte: how many."""
-    hashes, labels = zip(*(_hashed(pack, progress) for pack in (first, second)), strict=True)
-    _, places, others = np.intersect1d(*hashes, return_indices=True)
-    return Counter(zip(labels[0][places].tolist(), labels[1][others].tolist(), strict=True))
+    """Pairs of classes, of the `first` pack and the `second`, that have the same image, byte for byte: in how many pairs
+    of images. ValueError where one of them cannot be read.
+    """
+    (hashes, labels), (others, other_labels) = (_hashed(pack, progress) for pack in (first, second))
+    order = np.argsort(others)
+    begin, end = (np.searchsorted(others, hashes, side, sorter=order) for side in ("left", "right"))
+    found: Counter[tuple[int, int]] = Counter()
+    for place in np.flatnonzero(end > begin).tolist():
+        for other in order[begin[place] : end[place]].tolist():
+            found[int(labels[place]), int(other_labels[other])] += 1
+    return found
 
 
 def _hashed(pack: Path, progress: bool) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:

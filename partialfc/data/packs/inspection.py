@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from partialfc.data import images
 from partialfc.data.dataset import RecordDataset
 from partialfc.data.images import Pixels
-from partialfc.data.packs.work import tracked
+from partialfc.data.packs.progress import tracked
 from partialfc.runtime import randomness
 
 _SHOWN = 256  # images of which the sizes are looked at

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from partialfc.data import images
+from partialfc.data.packs.progress import in_order, tracked
 from partialfc.data.packs.sources import Face, Files, Source, opened
-from partialfc.data.packs.work import in_order, tracked
 from partialfc.data.packs.writing import Sample, resume_pack
 from partialfc.runtime import randomness
 

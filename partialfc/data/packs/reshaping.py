@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from partialfc.data.dataset import RecordDataset
-from partialfc.data.packs.work import tracked
-from partialfc.data.packs.writing import Sample, resume_pack
+from partialfc.data.packs.progress import tracked
+from partialfc.data.packs.writing import Sample, plan_of, resume_pack
 from partialfc.runtime import randomness
 
 _Chosen = list[
@@ -95,7 +95,6 @@ def _size(chosen: _Chosen) -> int:
 def _plan(chosen: _Chosen) -> str:
     digest = hashlib.sha256()
     for dataset, numbers in chosen:
-        facts = dataset.path.stat()
-        digest.update(repr((str(dataset.path.resolve()), facts.st_size, facts.st_mtime_ns)).encode())
+        digest.update(plan_of(dataset.path).encode())
         digest.update(numbers.tobytes())
     return digest.hexdigest()

@@ -14,6 +14,7 @@ import lmdb
 import msgpack
 
 from partialfc.runtime.errors import one_line
+from partialfc.runtime.files import stamp
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
@@ -45,7 +46,8 @@ class Source(Protocol):
 def opened(path: Path, *, sparse: bool) -> Source:
     """The source at `path`, told by what is there: a .lst, a .tar or a folder of such, an LMDB, a folder of identities.
 
-    sparse: identities without images are passed over, else they are an error.
+    sparse: identities without images are passed over, else they are an error. ValueError where it is none of these,
+    or without images.
     """
     if not path.exists():
         raise ValueError(f"{path}: no such file or folder")
@@ -77,16 +79,13 @@ class Files:
         return len(self.found)
 
     def facts(self) -> Iterator[str]:
-        return (f"{face.label} {_stamp(Path(face.place))}" for face in self.found)
-
-
-def _stamp(path: Path) -> str:
-    facts = path.stat()
-    return f"{path.resolve()} {facts.st_size} {facts.st_mtime_ns}"
+        return (f"{face.label} {stamp(Path(face.place))}" for face in self.found)
 
 
 def identities(folder: Path, *, sparse: bool) -> Files:
-    """folder/IDENTITY/IMAGE; classes follow the sorted names of the identities, images the sorted names in them."""
+    """folder/IDENTITY/IMAGE; classes follow the sorted names of the identities, images the sorted names in them.
+    ValueError where there are no identities, or unless `sparse` one without images.
+    """
     folders = [path for path in _entries(folder) if path.is_dir()]
     if not folders:
         raise ValueError(f"{folder}: no folders in it; wanted one folder of images for each identity")
@@ -107,6 +106,7 @@ def _entries(folder: Path) -> list[Path]:
 def listed(listing: Path) -> Files:
     """The files of a .lst, tab-separated and in its order, of either kind: im2rec's `number, label[, labels], path`,
     or insightface's `aligned, path, label[, box]`. Paths are relative to the folder of the listing.
+    ValueError names a line that is neither.
     """
     found = []
     with listing.open(encoding="utf-8", errors="surrogateescape") as lines:
@@ -123,7 +123,7 @@ def listed(listing: Path) -> Files:
 def _line(place: str, fields: list[str]) -> tuple[int, str]:
     """Class and path. A path ends like an image's; im2rec's stands last."""
     for name, label in ((fields[-1], fields[1:2]), (fields[1] if len(fields) > 2 else "", fields[2:3])):
-        if PurePosixPath(name).suffix.lower() in SUFFIXES and label:
+        if PurePosixPath(name).suffix.lower() in SUFFIXES and "\0" not in name and label:
             return _label(place, label[0]), name
     shown = " ".join(fields)[:60]
     raise ValueError(f"{place}: {shown!r}, wanted number, label, path, or aligned, path, label, between tabs")
@@ -138,7 +138,7 @@ def _label(place: str, text: str | bytes) -> int:
     except ValueError:
         pass
     shown = text.decode(errors="replace") if isinstance(text, bytes) else text
-    raise ValueError(f"{place}: label {shown[:40]!r}, wanted an integer from 0 to 2^31")
+    raise ValueError(f"{place}: label {shown[:40]!r}, wanted an integer from 0 to 2^31 - 1")
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class Tars:
         return None
 
     def facts(self) -> Iterator[str]:
-        return map(_stamp, self.shards)
+        return map(stamp, self.shards)
 
 
 def _grouped(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -219,7 +219,7 @@ class Lmdb:
             return int(found.stat()["entries"])
 
     def facts(self) -> Iterator[str]:
-        yield _stamp(self.path / "data.mdb" if self.path.is_dir() else self.path)
+        yield stamp(self.path / "data.mdb" if self.path.is_dir() else self.path)
 
     @contextmanager
     def _reading(self) -> Iterator[lmdb.Transaction]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from partialfc.data import images
 from partialfc.data.dataset import RecordDataset
-from partialfc.data.packs.work import tracked
+from partialfc.data.packs.progress import tracked
 from partialfc.runtime.files import published
 
 

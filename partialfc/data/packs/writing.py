@@ -5,9 +5,11 @@ two int64) and train.rec. The journal is never ahead of the records, so whatever
 there, and what follows them is cut off.
 """
 
+import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,10 +18,11 @@ from numpy.typing import NDArray
 
 from partialfc.data.dataset import EXACT_FLOATS
 from partialfc.data.recordio import Header, frame, mapped, pack, read_record
-from partialfc.runtime.files import locked, published
+from partialfc.runtime.files import locked, published, stamp
 
 Sample = tuple[int, bytes]  # class and encoded image
 
+_SPARSEST = 1000  # classes for each image; with more, their numbers are something else
 _TOGETHER = 1024  # images between two writes to the disk
 
 
@@ -27,40 +30,59 @@ def write_pack(
     folder: Path, samples: Iterable[Sample], *, size: int, num_classes: int | None = None
 ) -> tuple[int, int]:
     """As resume_pack, from the beginning."""
-    shutil.rmtree(folder / ".packing", ignore_errors=True)
-    return resume_pack(folder, lambda done: samples, plan="", size=size, num_classes=num_classes)
+    return resume_pack(folder, lambda done: samples, plan=None, size=size, num_classes=num_classes)
 
 
 def resume_pack(
     folder: Path,
     samples: Callable[[int], Iterable[Sample]],
     *,
-    plan: str,
+    plan: str | None,
     size: int,
     num_classes: int | None = None,
 ) -> tuple[int, int]:
     """Write train.rec, train.idx and property into `folder`; returns the numbers of classes and of images.
 
     samples: given how many images are there already, the others, [size, size] each. plan: names what is packed; a
-    call with another one starts from the beginning. num_classes: unset, one more than the largest class.
+    call with another one, or none, starts from the beginning. num_classes: unset, one more than the largest class.
     The layout is that of the MS1M packs: images at keys 1..N, after them an identity record for each class, where
     the images came by ascending class (else there are none), and at the end a key-0 header
     [N + 1, N + 1 + num_classes]. Every image has its class in `id2`, too: float32 does not hold those from 2^24 on,
-    and then `property` says that they stand there. ValueError where there is no image, or another process at work.
+    and then `property` says that they stand there. ValueError where there is no image, where nearly all classes would
+    have none, or another process is at work; OSError where it cannot be written.
     """
     draft = folder / ".packing"
     draft.mkdir(parents=True, exist_ok=True)
     with locked(draft / "lock", busy=f"{folder}: another process is packing into it"):
-        if _text(draft / "plan") != plan:
-            _start_over(draft, plan)
+        plan = plan and f"{plan} {size} {num_classes}"
+        if plan is None or _text(draft / "plan") != plan:
+            _start_over(draft, plan or "")
         if not (draft / "whole").exists():
-            _append(draft, samples)
-            _complete(draft, size, num_classes)
+            with _naming(draft):
+                _append(draft, samples)
+                _complete(draft, size, num_classes)
         _put_in_place(draft, folder)
         classes, count = map(int, (draft / "whole").read_text(encoding="ascii").split())
-        (draft / "plan").unlink()  # first, so that what an interruption leaves here is started over
+        (draft / "plan").unlink()  # first, as in _start_over
         shutil.rmtree(draft)
     return classes, count
+
+
+def plan_of(path_rec: Path) -> str:
+    """Another one after any change of a pack."""
+    files = (path_rec, path_rec.with_suffix(".idx"), path_rec.with_name("property"))
+    return hashlib.sha256("\n".join(stamp(path) for path in files if path.exists()).encode()).hexdigest()
+
+
+@contextmanager
+def _naming(draft: Path) -> Iterator[None]:
+    """A full disk is an OSError without a place; here it gets one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(draft)
+        raise
 
 
 def _text(path: Path) -> str | None:
@@ -68,6 +90,7 @@ def _text(path: Path) -> str | None:
 
 
 def _start_over(draft: Path, plan: str) -> None:
+    (draft / "plan").unlink(missing_ok=True)  # first: what an interruption leaves here has none
     for path in draft.iterdir():
         if path.name != "lock":
             path.unlink()
@@ -120,7 +143,13 @@ def _complete(draft: Path, size: int, num_classes: int | None) -> None:
     offsets, labels = _journal(draft).T
     if not len(labels):
         raise ValueError(f"{draft.parent}: no image to pack")
-    num_classes = int(labels.max()) + 1 if num_classes is None else num_classes
+    if num_classes is None:
+        num_classes = int(labels.max()) + 1
+        if num_classes > _SPARSEST * len(labels):
+            raise ValueError(
+                f"{draft.parent}: class {num_classes - 1}, but {len(labels)} images; wanted classes numbered from 0, "
+                f"as --min-images 1 does"
+            )
     with (draft / "train.rec").open("ab") as records, (draft / "train.idx").open("w") as index:
         index.writelines(f"{key}\t{offset}\n" for key, offset in enumerate(offsets.tolist(), 1))
         for key, ends in _after_images(labels, num_classes):

@@ -7,7 +7,7 @@ from faces import face, write_pack
 from partialfc.data import RecordDataset
 from partialfc.data.packs.checking import check, repair, shared
 from partialfc.data.packs.writing import write_pack as write_samples
-from partialfc.data.recordio import Header, RecordWriter
+from partialfc.data.recordio import MAGIC, Header, RecordWriter
 
 IMAGES = [(label, face(label, image)) for label in range(3) for image in range(4)]
 
@@ -38,7 +38,7 @@ def test_a_whole_pack(pack, tmp_path):
     findings = check(pack)
     assert findings.num_images == 12 and not findings.problems
     assert findings.dialect.startswith("rec_builder: a key-0 header")
-    assert repair(pack, tmp_path / "out") == (3, 12)
+    assert repair(pack, tmp_path / "out") == findings
     for name in ("train.rec", "train.idx", "property"):
         assert (tmp_path / "out" / name).read_bytes() == (pack / name).read_bytes()
 
@@ -62,9 +62,24 @@ def test_a_damaged_record_is_named_and_left_out(pack, tmp_path, inside, some, me
     findings = check(pack)
     assert findings.num_images == 11 and len(findings.problems) == 1
     assert f"record at byte {at}: " in findings.problems[0] and message in findings.problems[0]
-    assert repair(pack, tmp_path / "out") == (3, 11)
+    assert repair(pack, tmp_path / "out") == findings
     assert content(tmp_path / "out") == IMAGES[:5] + IMAGES[6:] and not check(tmp_path / "out").problems
     assert (pack / "train.rec").read_bytes() == damaged and (pack / "train.idx").read_bytes() == before
+
+
+def test_a_record_that_says_it_goes_on_over_the_next_ones(pack, tmp_path):
+    begin, end = offsets(pack)[6], offsets(pack)[9]
+    overwrite(pack, begin + 4, (end - begin - 8).to_bytes(4, "little"))
+    findings = repair(pack, tmp_path / "out")
+    assert len(findings.problems) == 1 and "holds the start of another" in findings.problems[0]
+    assert content(tmp_path / "out") == IMAGES[:5] + IMAGES[6:]
+
+
+def test_a_record_of_several_parts_is_whole(tmp_path):
+    payload = IMAGES[0][1] + bytes(-len(IMAGES[0][1]) % 4) + MAGIC.to_bytes(4, "little") + b"123"
+    write_samples(tmp_path, [(0, payload), IMAGES[4]], size=32)
+    findings = check(tmp_path)
+    assert findings.num_images == 2 and not findings.problems
 
 
 def test_a_pack_that_is_cut_off(pack, tmp_path):
@@ -73,7 +88,7 @@ def test_a_pack_that_is_cut_off(pack, tmp_path):
     (pack / "property").unlink()
     findings = check(pack)
     assert findings.dialect is None and findings.num_images == 9 and len(findings.problems) == 2
-    assert repair(pack, tmp_path / "out") == (3, 9)
+    assert repair(pack, tmp_path / "out") == findings
     assert content(tmp_path / "out") == IMAGES[:9]
 
 
@@ -112,3 +127,5 @@ def test_identities_that_two_packs_share(tmp_path):
         tmp_path / "two", [(0, face(9, 0)), (4, face(7, 1)), (4, face(7, 0)), (4, face(7, 2))], size=32
     )
     assert shared(tmp_path / "one", tmp_path / "two") == {(0, 4): 2}
+    write_samples(tmp_path / "one", [(0, face(7, 0)), (1, face(8, 0)), (2, face(7, 0))], size=32)
+    assert shared(tmp_path / "one", tmp_path / "two") == {(0, 4): 1, (2, 4): 1}

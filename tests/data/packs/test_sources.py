@@ -96,6 +96,7 @@ def test_an_lmdb_without_a_list_of_keys(tmp_path):
     [
         ("a.lst", b"", "a.lst: an empty listing"),
         ("a.lst", b"0\t1\n", "line 1: '0 1', wanted number, label, path"),
+        ("a.lst", b"0\t1\tx\0.jpg\n", "line 1: '0 1 x.x00.jpg', wanted number, label, path"),
         ("a.lst", b"0\t-1\tx.jpg\n", "label '-1', wanted an integer from 0"),
         ("a.lst", b"0\tnan\tx.jpg\n", "label 'nan', wanted"),
         ("a.lst", b"0\t1.5\tx.jpg\n", "label '1.5', wanted"),

@@ -1,5 +1,6 @@
 """A pack that was cut off at any byte is gone on with, and ends in the bytes of one that was not."""
 
+import errno
 import random
 import signal
 import subprocess
@@ -100,6 +101,45 @@ def test_an_interruption_while_files_are_put_in_place(tmp_path, whole, monkeypat
 def test_two_at_once_are_refused(tmp_path):
     with locked(tmp_path / ".packing/lock"), pytest.raises(ValueError, match="another process is packing"):
         resume_pack(tmp_path, lambda done: SAMPLES, plan="a", size=32)
+
+
+def test_classes_that_are_no_numbers_from_0(tmp_path):
+    with pytest.raises(ValueError, match=r"class 2000000000, but 1 images; wanted classes numbered from 0"):
+        write_pack(tmp_path, [(2_000_000_000, face(0, 0))], size=32)
+
+
+def test_a_full_disk_is_named_and_gone_on_with(tmp_path, whole, monkeypatch):
+    def full(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(Interrupted):
+        resume_pack(tmp_path, interrupted_after(7), plan="a", size=32)
+    with monkeypatch.context() as patch:
+        patch.setattr(writing.os, "fsync", full)
+        with pytest.raises(OSError, match=r"No space left on device: '.*/.packing'"):
+            resume_pack(tmp_path, lambda done: SAMPLES[done:], plan="a", size=32)
+    begun = []
+    resume_pack(tmp_path, lambda done: begun.append(done) or SAMPLES[done:], plan="a", size=32)
+    assert begun == [6] and content(tmp_path) == whole
+
+
+def test_starting_over_that_was_interrupted_is_started_over(tmp_path, whole, monkeypatch):
+    with pytest.raises(Interrupted):
+        resume_pack(tmp_path, interrupted_after(9), plan="a", size=32)
+    unlink = Path.unlink
+
+    def failing(path, missing_ok=False):
+        if path.name == "journal":
+            raise Interrupted
+        unlink(path, missing_ok=missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", failing)
+        with pytest.raises(Interrupted):
+            resume_pack(tmp_path, lambda done: SAMPLES[done:], plan="b", size=32)
+    begun = []
+    resume_pack(tmp_path, lambda done: begun.append(done) or SAMPLES[done:], plan="a", size=32)
+    assert begun == [0] and content(tmp_path) == whole
 
 
 def test_nothing_to_pack(tmp_path):

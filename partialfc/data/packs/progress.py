@@ -1,4 +1,4 @@
-"""Work that takes long: on all cores, and with a bar on stderr."""
+"""Going through many items: on all cores, and with a bar on stderr."""
 
 import os
 from collections import deque
