@@ -35,12 +35,11 @@ def num_ranks(config: Config, wanted: int | None, nodes: int) -> int:
     devices = torch.cuda.device_count() if use_cuda else CPU_RANKS
     if devices == 0 or (wanted is not None and wanted > devices and use_cuda):
         raise ValueError(f"{wanted or 1} ranks on cuda, but torch sees {devices} GPUs on this machine")
-    train = config.train
-    fitting = [size // nodes for size in world_sizes(train.batch, train.micro_batch) if size % nodes == 0]
+    fitting = [size // nodes for size in world_sizes(config) if size % nodes == 0]
     chosen = (
         wanted if wanted is not None else max((size for size in fitting if size <= devices), default=devices)
     )
-    check_world_size(train.batch, train.micro_batch, chosen * nodes)
+    check_world_size(config, chosen * nodes)
     return chosen
 
 
@@ -85,7 +84,7 @@ def _planned(config: Config, options: argparse.Namespace) -> str:
     if options.gpu not in plan.DEVICES:
         raise ValueError(f"--gpu {options.gpu}: wanted one of {', '.join(plan.DEVICES)}")
     gpus = options.gpus or num_ranks(config, options.ranks, options.nodes) * options.nodes
-    check_world_size(config.train.batch, config.train.micro_batch, gpus)
+    check_world_size(config, gpus)
     identities = options.identities or plan.identities_of(config)
     memory = None if options.gpu_memory is None else int(options.gpu_memory * 2**30)
     return plan.report(plan.Job(config, identities, gpus), options.gpu, memory)

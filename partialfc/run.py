@@ -9,9 +9,10 @@ from torch import Tensor
 
 from partialfc.backbones import IResNet, build_backbone
 from partialfc.config import Config
-from partialfc.data import RecordDataset, order, synthetic
+from partialfc.data import RecordDataset, synthetic
 from partialfc.data.augment import network_input
 from partialfc.data.loader import Loader
+from partialfc.data.order import Order, check_world_size
 from partialfc.evaluation.pairs import Pairs, load_pairs
 from partialfc.evaluation.verify import Scores, verify
 from partialfc.head import PartialFC
@@ -30,7 +31,7 @@ class Run:
 
     config: Config
     ranks: Ranks
-    num_samples: int
+    order: Order
     backbone: IResNet
     statistics: RunningStatistics
     head: PartialFC
@@ -45,7 +46,7 @@ class Run:
     @property
     def steps_per_epoch(self) -> int:
         """Steps in which every image is seen once."""
-        return order.steps_per_epoch(self.config.train.batch, self.num_samples)
+        return self.order.steps_per_epoch
 
     @property
     def last_step(self) -> int:
@@ -85,7 +86,7 @@ class Run:
 
 def build_run(config: Config, ranks: Ranks) -> Run:
     """A fresh run, at step 0. No collectives; ValueError or OSError where recipe, data and ranks do not fit."""
-    order.check_world_size(config.train.batch, config.train.micro_batch, ranks.size)
+    check_world_size(config, ranks.size)
     if config.data.synthetic is not None:
         synthetic.ensure(Path(config.data.path), config.data.synthetic)
     torch.manual_seed(config.seed)  # the initial weights, the same on every rank
@@ -95,25 +96,20 @@ def build_run(config: Config, ranks: Ranks) -> Run:
     statistics = RunningStatistics(backbone)
     optimizer = BackboneOptimizer(backbone, config.optim, ranks)
     dataset = RecordDataset(Path(config.data.path), image_size=backbone.input_size)
+    lanes = config.data.lanes if config.data.order == "blocks" else None
+    order = Order(config.seed, config.train.batch, len(dataset), lanes)
     return Run(
         config=config,
         ranks=ranks,
-        num_samples=len(dataset),
+        order=order,
         backbone=backbone,
         statistics=statistics,
         head=_head(config, dataset.num_classes, ranks),
         optimizer=optimizer,
         micro_batches=_micro_batches(config, backbone, optimizer, ranks),
-        loader=Loader(
-            dataset,
-            config.data,
-            config.augment,
-            batch=config.train.batch,
-            seed=config.seed,
-            ranks=ranks,
-        ),
+        loader=Loader(dataset, order, config.data, config.augment, ranks),
         sets=[load_pairs(path) for path in sorted(Path(config.data.path).glob("*.bin"))],
-        checkpoints=_checkpoints(config, dataset, ranks),
+        checkpoints=_checkpoints(config, dataset.num_classes, order, ranks),
     )
 
 
@@ -148,10 +144,12 @@ def _head(config: Config, num_classes: int, ranks: Ranks) -> PartialFC:
     )
 
 
-def _checkpoints(config: Config, dataset: RecordDataset, ranks: Ranks) -> Checkpoints:
+def _checkpoints(config: Config, num_classes: int, order: Order, ranks: Ranks) -> Checkpoints:
     facts = {
-        "num_classes": dataset.num_classes,
-        "num_samples": len(dataset),
+        "num_classes": num_classes,
+        "num_samples": order.num_samples,
+        "data.order": config.data.order,
+        "data.lanes": order.lanes,
         "backbone": msgspec.to_builtins(config.backbone),
         "optim.name": msgspec.to_builtins(config.optim)["name"],
         "head.unsampled": config.head.unsampled,

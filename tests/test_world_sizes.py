@@ -43,6 +43,18 @@ def test_the_loss_curve_is_the_same_at_any_world_size(undisturbed, world_size):
     assert undisturbed[world_size][0] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_in_lanes_too_at_any_world_size_workers_and_after_any_stop(ranks, pack, tmp_path, world_size):
+    lanes = {"order": "blocks", "lanes": 12}
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    expected = whole(ranks.run(2, trained, config(pack, straight, data=lanes)))
+    assert ranks.run(2, trained, config(pack, stopped, data=lanes), 8) == [None] * 2
+    found = whole(ranks.run(world_size, trained, config(pack, stopped, data={**lanes, "workers": 2})))
+    assert curve(stopped) == pytest.approx(curve(straight), rel=1e-4)
+    if world_size == 2:
+        assert_same_bits(found, expected)
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_the_number_of_workers_changes_nothing(ranks, pack, tmp_path, undisturbed, workers):
     found = whole(ranks.run(1, trained, config(pack, tmp_path, data={"workers": workers})))

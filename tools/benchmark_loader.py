@@ -21,6 +21,7 @@ from rich.table import Table
 from partialfc.config import AugmentConfig, DataConfig
 from partialfc.data import RecordDataset, images
 from partialfc.data.loader import Loader
+from partialfc.data.order import Order
 from partialfc.runtime import comm
 from partialfc.runtime.errors import told
 
@@ -43,7 +44,7 @@ def loader_rate(dataset: RecordDataset, folder: Path, workers: int, batches: int
     """Of the loader as training uses it, after its first batches, in which its workers start."""
     with comm.join("cpu") as ranks:
         config = DataConfig(path=str(folder), workers=workers)
-        loader = Loader(dataset, config, AugmentConfig(), batch=BATCH, seed=0, ranks=ranks)
+        loader = Loader(dataset, Order(0, BATCH, len(dataset)), config, AugmentConfig(), ranks)
         stream, warm = loader.batches(0, batches + 8), 8
         for _ in range(warm):
             next(stream)

@@ -48,6 +48,11 @@ class RecordDataset:
         header, payload = self._records[key]
         return self._decoded(key, payload, self._size), self._class(key, header)
 
+    def announce(self, samples: Integers) -> None:
+        """That these [n] will be read soon: see RecordFile.announce."""
+        keys = self._keys
+        self._records.announce(keys.start + samples if isinstance(keys, range) else keys[samples])
+
     @property
     def path(self) -> Path:
         """The .rec file."""

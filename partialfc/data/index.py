@@ -38,6 +38,11 @@ class Index:
         place = np.searchsorted(self.keys, key)
         return int(self.offsets[place]) if place < len(self.keys) and self.keys[place] == key else None
 
+    def offsets_of(self, keys: Integers) -> Integers:
+        """The offsets of records that are there."""
+        places = keys - self.keys.start if isinstance(self.keys, range) else np.searchsorted(self.keys, keys)
+        return np.asarray(self.offsets[places])
+
     def __getstate__(self) -> dict[str, Any]:
         return {"cache": self.cache} if self.cache else self.__dict__
 

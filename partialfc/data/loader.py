@@ -19,7 +19,7 @@ from partialfc.config import AugmentConfig, DataConfig
 from partialfc.data.augment import flipped
 from partialfc.data.dataset import RecordDataset
 from partialfc.data.images import Pixels, copy_to
-from partialfc.data.order import Place, RankBatches
+from partialfc.data.order import Order, RankBatches, Request
 from partialfc.runtime import comm, randomness
 from partialfc.runtime.comm import Ranks
 from partialfc.runtime.errors import one_line
@@ -63,16 +63,13 @@ class Loader:
     def __init__(
         self,
         dataset: RecordDataset,
+        order: Order,
         config: DataConfig,
         augment: AugmentConfig,
-        *,
-        batch: int,
-        seed: int,
         ranks: Ranks,
     ) -> None:
-        self._samples = _Augmented(dataset, augment, seed, skip=config.on_corrupt == "skip")
-        self._num_samples, self._ranks = len(dataset), ranks
-        self._batch, self._seed, self._workers = batch, seed, config.workers
+        self._samples = _Augmented(dataset, augment, order.seed, skip=config.on_corrupt == "skip")
+        self._order, self._ranks, self._workers = order, ranks, config.workers
         self._copies = torch.cuda.Stream(ranks.device) if ranks.device.type == "cuda" else None
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
@@ -95,12 +92,10 @@ class Loader:
             yield self._ready(*ahead)
 
     def _reader(self, steps: range) -> DataLoader[Any]:
-        mine = RankBatches(
-            self._seed, self._batch, self._num_samples, self._ranks.rank, self._ranks.size, steps
-        )
         return DataLoader(
             self._samples,
-            batch_sampler=mine,
+            sampler=RankBatches(self._order, self._ranks.rank, self._ranks.size, steps),
+            batch_size=None,  # what the sampler gives is a batch
             collate_fn=_as_it_is,
             num_workers=self._workers,
             prefetch_factor=_PREFETCHED if self._workers else None,
@@ -112,7 +107,7 @@ class Loader:
     def _message(self, part: _Part | _Unread) -> Tensor:
         """What all ranks are to know of this one's part: how many images stand in for others, and the labels [b]."""
         if isinstance(part, _Unread):
-            return torch.full((1 + self._batch // self._ranks.size,), _UNREAD)
+            return torch.full((1 + self._order.batch // self._ranks.size,), _UNREAD)
         _, labels, replaced = part
         return torch.cat([torch.tensor([replaced]), labels])
 
@@ -145,8 +140,10 @@ class _Augmented(Dataset[_Part | _Unread]):
         self._tries = 1 + (_REPLACEMENTS if skip else 0)
         self._ring: deque[Tensor] = deque(maxlen=_RING)
 
-    def __getitems__(self, places: list[Place]) -> _Part | _Unread:
-        """places: of one epoch. Everything that does not depend on pixels is done for all of them at once."""
+    def __getitem__(self, request: Request) -> _Part | _Unread:
+        """The places are of one epoch. Everything that does not depend on pixels is done for all of them at once."""
+        self._dataset.announce(request.announced)
+        places = request.places
         samples = np.array([place.sample for place in places])
         mirrored = flipped(samples, self._augment, seed=self._seed, epoch=places[0].epoch).tolist()
         images, labels, replaced = None, [], 0

@@ -1,11 +1,16 @@
 """Which rank reads which sample when: pure functions of seed and step, the same list for every world size."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+from partialfc.config import Config
+from partialfc.data.index import Integers
+from partialfc.data.lanes import Lanes
 from partialfc.runtime import randomness
 
 
@@ -17,54 +22,105 @@ class Place(NamedTuple):
     padding: bool  # fills up an epoch's last batch: an image of the epoch's beginning that counts for nothing
 
 
-def check_world_size(batch: int, micro_batch: int | None, world_size: int) -> None:
-    """ValueError where W x k x micro_batch = batch has no solution for this number W of ranks; names those for which
-    it has.
+def check_world_size(config: Config, world_size: int) -> None:
+    """ValueError where W x k x micro_batch = batch has no solution for this number W of ranks, or W does not divide the
+    lanes; names those numbers that fit.
     """
-    fitting = world_sizes(batch, micro_batch)
+    train, fitting = config.train, world_sizes(config)
     if world_size not in fitting:
-        parts = "" if micro_batch is None else f" in micro-batches of {micro_batch}"
+        parts = "" if train.micro_batch is None else f" in micro-batches of {train.micro_batch}"
+        lanes = "" if config.data.order == "shuffle" else f" and data.lanes {config.data.lanes}"
         raise ValueError(
-            f"train.batch {batch}{parts} cannot be dealt out to {world_size} ranks; "
+            f"train.batch {train.batch}{parts}{lanes} cannot be dealt out to {world_size} ranks; "
             f"wanted one of {', '.join(map(str, fitting)) or 'none'}"
         )
 
 
-def world_sizes(batch: int, micro_batch: int | None) -> list[int]:
-    """The numbers W of ranks for which W x k x micro_batch = batch has a solution, ascending; maybe none.
+def world_sizes(config: Config) -> list[int]:
+    """The numbers W of ranks for which W x k x micro_batch = batch has a solution, ascending; maybe none. With
+    `data.order: blocks` they divide the lanes, too.
 
     Without micro_batch a rank's whole block is one: two images at least, as BatchNorm needs.
     """
-    if micro_batch is None:
-        return [size for size in range(1, batch // 2 + 1) if batch % size == 0]
-    total, rest = divmod(batch, micro_batch)
-    return [size for size in range(1, total + 1) if total % size == 0 and not rest]
+    batch, micro_batch = config.train.batch, config.train.micro_batch
+    parts, rest = divmod(batch, micro_batch or 1)
+    most = parts if micro_batch else batch // 2
+    dealt_out = math.gcd(parts, config.data.lanes) if config.data.order == "blocks" else parts
+    return [size for size in range(1, most + 1) if dealt_out % size == 0 and not rest]
 
 
-def steps_per_epoch(batch: int, num_samples: int) -> int:
-    """Steps in which every sample is seen once."""
-    return -(-num_samples // batch)
-
-
-def global_batch(seed: int, step: int, batch: int, num_samples: int) -> list[Place]:
-    """The B places of one step.
-
-    An epoch goes through a keyed permutation of the samples, each once; its last batch is filled up with padding.
+@dataclass(frozen=True)
+class Order:
+    """Which samples the steps of a run take: an epoch goes through all of them, each once, and its last batch is
+    filled up with padding.
     """
-    epoch, within = divmod(step, steps_per_epoch(batch, num_samples))
-    positions = within * batch + np.arange(batch)
-    order = randomness.permuted(randomness.key(seed, "order", epoch), positions % num_samples, num_samples)
-    places = zip(order.tolist(), (positions >= num_samples).tolist(), strict=True)
-    return [Place(epoch, sample, padding) for sample, padding in places]
+
+    seed: int
+    batch: int  # B
+    num_samples: int
+    lanes: int | None = None  # unset: any sample may follow any
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which every sample is seen once."""
+        return -(-self.num_samples // self.batch)
+
+    def places(self, step: int) -> list[Place]:
+        """The B places of one step."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        samples, padding = self._mixed(epoch, within) if self.lanes is None else self._laned(epoch, within)
+        both = zip(samples.tolist(), padding.tolist(), strict=True)
+        return [Place(epoch, sample, filled) for sample, filled in both]
+
+    def announced(self, step: int, *, first: bool = False) -> Integers:
+        """The samples that a disk should look for while this step is made, some of each rank's at its place of the
+        step: those of this step, or, of lanes, what they read a window later. first: of the steps that are made, so
+        that all windows that the lanes are in are announced, too.
+        """
+        epoch, within = divmod(step, self.steps_per_epoch)
+        if self.lanes is None:
+            return self._mixed(epoch, within)[0]
+        lanes, width = self._lanes(), self.batch // self.lanes
+        ahead = np.arange(-lanes.window if first else lanes.window, lanes.window + width)
+        lane = np.repeat(np.arange(self.lanes), len(ahead))
+        return lanes.read(epoch, lane, (within * width + np.tile(ahead, self.lanes)).clip(0))
+
+    def _mixed(self, epoch: int, within: int) -> tuple[Integers, NDArray[np.bool_]]:
+        """The samples of a step, and which are padding: the epoch's first ones again."""
+        positions = within * self.batch + np.arange(self.batch)
+        key = randomness.key(self.seed, "order", epoch)
+        samples = randomness.permuted(key, positions % self.num_samples, self.num_samples)
+        return samples, positions >= self.num_samples
+
+    def _laned(self, epoch: int, within: int) -> tuple[Integers, NDArray[np.bool_]]:
+        """As _mixed; B / lanes of each lane, neighbouring ranks having neighbouring lanes. Lanes are equally long but
+        for one sample, so that padding, a lane's first samples again, stands in the last step only.
+        """
+        assert self.lanes is not None
+        lanes, width = self._lanes(), self.batch // self.lanes
+        lane, slot = np.divmod(np.arange(self.batch), width)
+        place, length = within * width + slot, lanes.lengths(lane)
+        lane = np.where(length > 0, lane, self.lanes - 1)  # more lanes than samples: the last has one
+        samples = lanes.taken(epoch, lane, place % lanes.lengths(lane))
+        return samples, place >= length
+
+    def _lanes(self) -> Lanes:
+        assert self.lanes is not None
+        return Lanes(self.seed, self.lanes, self.num_samples)
+
+
+class Request(NamedTuple):
+    """What a rank is to read of one step."""
+
+    places: list[Place]
+    announced: Integers  # samples that the disk should look for meanwhile
 
 
 @dataclass(frozen=True)
 class RankBatches:
     """For each of `steps`, the block of the global batch that a rank reads: its `rank`-th of `world_size` parts."""
 
-    seed: int
-    batch: int
-    num_samples: int
+    order: Order
     rank: int
     world_size: int
     steps: range
@@ -72,8 +128,11 @@ class RankBatches:
     def __len__(self) -> int:
         return len(self.steps)
 
-    def __iter__(self) -> Iterator[list[Place]]:
-        share = self.batch // self.world_size
+    def __iter__(self) -> Iterator[Request]:
         for step in self.steps:
-            whole = global_batch(self.seed, step, self.batch, self.num_samples)
-            yield whole[self.rank * share : (self.rank + 1) * share]
+            announced = self.order.announced(step, first=step == self.steps.start)
+            yield Request(self._mine(self.order.places(step)), self._mine(announced))
+
+    def _mine(self, whole: Any) -> Any:
+        share = len(whole) // self.world_size
+        return whole[self.rank * share : (self.rank + 1) * share]

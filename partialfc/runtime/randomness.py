@@ -26,9 +26,9 @@ def key(seed: int, purpose: str, *counters: int) -> int:
     return int(state)
 
 
-def bits(key: int, index: NDArray[np.integer]) -> Words:
-    """64 random bits for each index, uint64, in index's shape."""
-    return _mix(_mix(np.uint64(key) + index.astype(np.uint64) * np.uint64(_GAMMA)))
+def bits(key: int | Words, index: NDArray[np.integer]) -> Words:
+    """64 random bits for each index, uint64, in index's shape; key: one for all, or one for each."""
+    return _mix(_mix(np.asarray(key, np.uint64) + index.astype(np.uint64) * np.uint64(_GAMMA)))
 
 
 def uniform(key: int, index: NDArray[np.integer]) -> NDArray[np.float64]:
@@ -49,23 +49,32 @@ def normal(key: int, index: NDArray[np.integer]) -> NDArray[np.float64]:
 
 
 def permuted(key: int, index: NDArray[np.integer], length: int) -> NDArray[np.int64]:
-    """Where a keyed permutation of range(length) sends each index; nothing of size `length` is stored.
+    """Where a keyed permutation of range(length) sends each index; nothing of size `length` is stored."""
+    keys, lengths = np.array([key], np.uint64), np.array([length])
+    return permuted_each(keys, index, lengths, bound=length)
 
-    A Feistel network over the next even power of two, walked on until it lands inside (Black and Rogaway
-    2002).
+
+def permuted_each(
+    keys: Words, index: NDArray[np.integer], lengths: NDArray[np.integer], *, bound: int
+) -> NDArray[np.int64]:
+    """Where a permutation of range(length) sends each index, with a key and a length for each of them.
+
+    bound: no less than any length; it is part of what is drawn. A Feistel network over the next even power of two,
+    walked on until it lands inside (Black and Rogaway 2002).
     """
-    half = max(1, ((length - 1).bit_length() + 1) // 2)
-    image = _feistel(key, index.astype(np.uint64), half)
-    while (outside := image >= length).any():
-        image[outside] = _feistel(key, image[outside], half)
+    half = max(1, ((bound - 1).bit_length() + 1) // 2)
+    keys, lengths = np.broadcast_to(keys, index.shape), np.broadcast_to(lengths, index.shape)
+    image = _feistel(keys, index.astype(np.uint64), half)
+    while (outside := image >= lengths).any():
+        image[outside] = _feistel(keys[outside], image[outside], half)
     return image.astype(np.int64)
 
 
-def _feistel(key: int, value: Words, half: int) -> Words:
+def _feistel(keys: Words, value: Words, half: int) -> Words:
     low = np.uint64((1 << half) - 1)
     left, right = value >> np.uint64(half), value & low
     for turn in range(6):
-        left, right = right, left ^ (bits(key ^ turn, right) & low)
+        left, right = right, left ^ (bits(keys ^ np.uint64(turn), right) & low)
     return left << np.uint64(half) | right
 
 

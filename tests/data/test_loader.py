@@ -5,7 +5,7 @@ import torch
 
 from partialfc.config import AugmentConfig
 from partialfc.data.loader import _Augmented, _own, _Unread
-from partialfc.data.order import Place
+from partialfc.data.order import Place, Request
 
 
 class Damaged:
@@ -17,23 +17,30 @@ class Damaged:
     def __len__(self) -> int:
         return 100
 
+    def announce(self, samples: np.ndarray) -> None:
+        pass
+
     def __getitem__(self, sample: int) -> tuple[np.ndarray, int]:
         if sample in self._unreadable:
             raise ValueError(f"sample {sample}: damaged")
         return np.full((2, 2, 3), sample, np.uint8), sample
 
 
+def request(*places: Place) -> Request:
+    return Request(list(places), np.array([place.sample for place in places]))
+
+
 def samples(unreadable: set[int], *, skip: bool) -> list:
     """Images, labels and the number of replaced ones, of parts of one sample each."""
     reading = _Augmented(Damaged(unreadable), AugmentConfig(flip=0.0), seed=5, skip=skip)
-    return [_own(reading.__getitems__([Place(0, sample, False)])) for sample in range(100)]
+    return [_own(reading[request(Place(0, sample, False))]) for sample in range(100)]
 
 
 def test_what_a_worker_hands_over_stays_until_it_has_made_three_more():
     reading = _Augmented(Damaged(set()), AugmentConfig(flip=0.0), seed=5, skip=False)
-    parts = [reading.__getitems__([Place(0, sample, False)])[0] for sample in range(4)]
+    parts = [reading[request(Place(0, sample, False))][0] for sample in range(4)]
     assert [part.max().item() for part in parts] == [0, 1, 2, 3]
-    assert reading.__getitems__([Place(0, 4, False)])[0].data_ptr() == parts[0].data_ptr()
+    assert reading[request(Place(0, 4, False))][0].data_ptr() == parts[0].data_ptr()
 
 
 def test_only_what_cannot_be_read_is_replaced_by_what_can():
@@ -49,6 +56,9 @@ class Gradient:
     def __len__(self) -> int:
         return 64
 
+    def announce(self, samples: np.ndarray) -> None:
+        pass
+
     def __getitem__(self, sample: int) -> tuple[np.ndarray, int]:
         return np.arange(sample, sample + 12, dtype=np.uint8).reshape(2, 2, 3), sample
 
@@ -57,7 +67,7 @@ def test_half_of_the_images_are_mirrored_others_in_each_epoch():
     reading = _Augmented(Gradient(), AugmentConfig(flip=0.5), seed=5, skip=False)
     choices = []
     for epoch in (0, 1):
-        images, _, _ = reading.__getitems__([Place(epoch, sample, False) for sample in range(64)])
+        images, _, _ = reading[request(*(Place(epoch, sample, False) for sample in range(64)))]
         plain = torch.stack([torch.from_numpy(Gradient()[sample][0]) for sample in range(64)])
         mirrored = (images != plain).flatten(1).any(1)
         assert torch.equal(images, torch.where(mirrored[:, None, None, None], plain.flip(2), plain))
@@ -67,7 +77,7 @@ def test_half_of_the_images_are_mirrored_others_in_each_epoch():
 
 def test_padding_stays_padding():
     reading = _Augmented(Damaged({3}), AugmentConfig(), seed=5, skip=True)
-    _, labels, replaced = reading.__getitems__([Place(0, 3, True), Place(0, 4, False)])
+    _, labels, replaced = reading[request(Place(0, 3, True), Place(0, 4, False))]
     assert labels.tolist() == [-1, 4] and replaced == 1
 
 

@@ -1,62 +1,112 @@
 """Who reads which sample when: integers."""
 
 from collections import Counter
+from pathlib import Path
 
+import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from runs import config_of
 
-from partialfc.data.order import RankBatches, check_world_size, global_batch, steps_per_epoch, world_sizes
+from partialfc.data.order import Order, RankBatches, check_world_size, world_sizes
+
+ORDERS = pytest.mark.parametrize("lanes", [None, 4, 12])
 
 
 @given(
-    batch=st.integers(1, 20), num_samples=st.integers(1, 60), epoch=st.integers(0, 3), seed=st.integers(0, 9)
+    batch=st.integers(1, 5),
+    num_samples=st.integers(1, 60),
+    epoch=st.integers(0, 3),
+    seed=st.integers(0, 9),
+    lanes=st.sampled_from([None, 1, 4, 12]),
 )
-def test_an_epoch_counts_every_sample_once(batch, num_samples, epoch, seed):
-    steps = steps_per_epoch(batch, num_samples)
-    places = [
-        place
-        for step in range(epoch * steps, (epoch + 1) * steps)
-        for place in global_batch(seed, step, batch, num_samples)
-    ]
-    assert len(places) == steps * batch and {place.epoch for place in places} == {epoch}
-    assert Counter(place.sample for place in places if not place.padding) == Counter(range(num_samples))
-    assert all(0 <= place.sample < num_samples for place in places)
+def test_an_epoch_counts_every_sample_once(batch, num_samples, epoch, seed, lanes):
+    order = Order(seed, batch * 12, num_samples, lanes)
+    steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
+    places = [order.places(step) for step in steps]
+    flat = [place for step in places for place in step]
+    assert len(flat) == len(steps) * order.batch and {place.epoch for place in flat} == {epoch}
+    assert Counter(place.sample for place in flat if not place.padding) == Counter(range(num_samples))
+    assert all(0 <= place.sample < num_samples for place in flat)
+    assert not any(place.padding for step in places[:-1] for place in step)  # in the last step only
 
 
-def test_epochs_and_seeds_have_orders_of_their_own():
+@ORDERS
+def test_epochs_and_seeds_have_orders_of_their_own(lanes):
     orders = {
-        tuple(place.sample for place in global_batch(seed, step, 50, 50))
+        tuple(place.sample for place in Order(seed, 60, 60, lanes).places(step))
         for seed in (0, 1)
         for step in (0, 1)
     }
     assert len(orders) == 4
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_the_ranks_read_the_blocks_of_one_list(world_size):
-    steps = range(3, 8)
-    parts = [RankBatches(5, 12, 31, rank, world_size, steps) for rank in range(world_size)]
+@ORDERS
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_the_ranks_read_the_blocks_of_one_list(world_size, lanes):
+    order, steps = Order(5, 12, 31, lanes), range(3, 8)
+    parts = [RankBatches(order, rank, world_size, steps) for rank in range(world_size)]
     assert [len(part) for part in parts] == [5] * world_size
-    for step, *blocks in zip(steps, *parts, strict=True):
-        assert [place for block in blocks for place in block] == global_batch(5, step, 12, 31)
+    for step, *requests in zip(steps, *parts, strict=True):
+        assert [place for request in requests for place in request.places] == order.places(step)
+
+
+@pytest.mark.parametrize("first", [0, 170])
+def test_a_rank_is_told_of_what_its_lanes_will_take_before_they_do(first):
+    order = Order(5, 24, 30_000, 12)
+    requests = list(RankBatches(order, 1, 3, range(first, first + 300)))
+    told: set[int] = set()
+    for request in requests:
+        told |= set(request.announced.tolist())
+        assert {place.sample for place in request.places if not place.padding} <= told
+    assert all(len(request.announced) == 8 for request in requests[1:])
+    assert (np.diff(requests[50].announced.reshape(4, 2)) == 1).mean() > 0.7  # two neighbours of each lane
+
+
+def config(batch: int, micro_batch: int | None, **data):
+    train = {"batch": batch, "micro_batch": micro_batch}
+    return config_of(Path("pack"), Path("output"), train=train, data=data)
 
 
 def test_world_sizes():
-    assert world_sizes(512, 64) == [1, 2, 4, 8]
-    assert world_sizes(96, 32) == [1, 3]
-    assert world_sizes(12, None) == [1, 2, 3, 4, 6]
-    assert world_sizes(100, 64) == world_sizes(1, None) == []
+    assert world_sizes(config(512, 64)) == [1, 2, 4, 8]
+    assert world_sizes(config(96, 32)) == [1, 3]
+    assert world_sizes(config(12, None)) == [1, 2, 3, 4, 6]
+    assert world_sizes(config(100, 64)) == world_sizes(config(1, None)) == []
+    assert world_sizes(config(512, 64, order="blocks", lanes=4)) == [1, 2, 4]
+    assert world_sizes(config(12, None, order="blocks", lanes=6)) == [1, 2, 3, 6]
+
+
+def test_lanes_that_do_not_divide_the_batch_are_refused():
+    with pytest.raises(
+        msgspec.ValidationError, match=r"data.lanes: 64, .* wanted a divisor of train.batch, 96"
+    ):
+        config(96, None, order="blocks")
 
 
 @pytest.mark.parametrize(
-    ("batch", "micro_batch", "world_size", "message"),
+    ("batch", "micro_batch", "data", "world_size", "message"),
     [
-        (512, 64, 3, "512 in micro-batches of 64 cannot be dealt out to 3 ranks; wanted one of 1, 2, 4, 8"),
-        (100, 64, 1, "wanted one of none"),
-        (12, None, 5, "train.batch 12 cannot be dealt out to 5 ranks; wanted one of 1, 2, 3, 4, 6"),
+        (
+            512,
+            64,
+            {},
+            3,
+            "512 in micro-batches of 64 cannot be dealt out to 3 ranks; wanted one of 1, 2, 4, 8",
+        ),
+        (100, 64, {}, 1, "wanted one of none"),
+        (12, None, {}, 5, "train.batch 12 cannot be dealt out to 5 ranks; wanted one of 1, 2, 3, 4, 6"),
+        (
+            12,
+            None,
+            {"order": "blocks", "lanes": 4},
+            3,
+            "12 and data.lanes 4 cannot .* wanted one of 1, 2, 4$",
+        ),
     ],
 )
-def test_a_batch_that_cannot_be_dealt_out_is_refused(batch, micro_batch, world_size, message):
+def test_a_batch_that_cannot_be_dealt_out_is_refused(batch, micro_batch, data, world_size, message):
     with pytest.raises(ValueError, match=message):
-        check_world_size(batch, micro_batch, world_size)
+        check_world_size(config(batch, micro_batch, **data), world_size)
