@@ -53,6 +53,25 @@ class Lanes:
         now, later = start + place, start + (place - length) % length
         return np.where(place < length, self._sequence(epoch, now), self._sequence(epoch + 1, later))
 
+    def begun(self, epoch: int, lane: Integers, place: int, width: int, *, first: bool) -> Integers:
+        """The samples that lanes begin to read while they take `width` at `place`: so many that they are a window ahead,
+        and at the end of a run. first: they have read nothing yet, and want the windows that they are in, too.
+        """
+        places = np.full(len(lane), place)
+        end = self._read_up_to(lane, places + width)
+        if first:
+            begin = np.maximum(places - self.window, 0)
+        else:  # an epoch begins where the one before, whose runs ended elsewhere, has read a window of it at least
+            begin = self._read_up_to(lane, places) if place else places + self.window
+        lengths = end - begin
+        ahead = np.arange(lengths.sum()) + np.repeat(begin - (lengths.cumsum() - lengths), lengths)
+        return self.read(epoch, np.repeat(lane, lengths), ahead)
+
+    def _read_up_to(self, lane: Integers, place: Integers) -> Integers:
+        """Where lanes have read to when they are at `place`."""
+        start = self._start(lane)
+        return -(-(start + place + self.window) // RUN) * RUN - start
+
     @property
     def _longest(self) -> int:
         return -(-self.num_samples // self.count)

@@ -142,9 +142,9 @@ class _Augmented(Dataset[_Part | _Unread]):
 
     def __getitem__(self, request: Request) -> _Part | _Unread:
         """The places are of one epoch. Everything that does not depend on pixels is done for all of them at once."""
-        self._dataset.announce(request.announced)
         places = request.places
         samples = np.array([place.sample for place in places])
+        self._dataset.announce(samples if request.announced is None else request.announced)
         mirrored = flipped(samples, self._augment, seed=self._seed, epoch=places[0].epoch).tolist()
         images, labels, replaced = None, [], 0
         for row, place in enumerate(places):

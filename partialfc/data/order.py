@@ -72,18 +72,13 @@ class Order:
         both = zip(samples.tolist(), padding.tolist(), strict=True)
         return [Place(epoch, sample, filled) for sample, filled in both]
 
-    def announced(self, step: int, *, first: bool = False) -> Integers:
-        """The samples that a disk should look for while this step is made, some of each rank's at its place of the
-        step: those of this step, or, of lanes, what they read a window later. first: of the steps that are made, so
-        that all windows that the lanes are in are announced, too.
-        """
+    def begun(self, step: int, rank: int, world_size: int, *, first: bool) -> Integers:
+        """The samples that a rank's lanes begin to read while this step is made; first: of the steps that are made."""
+        assert self.lanes is not None
         epoch, within = divmod(step, self.steps_per_epoch)
-        if self.lanes is None:
-            return self._mixed(epoch, within)[0]
-        lanes, width = self._lanes(), self.batch // self.lanes
-        ahead = np.arange(-lanes.window if first else lanes.window, lanes.window + width)
-        lane = np.repeat(np.arange(self.lanes), len(ahead))
-        return lanes.read(epoch, lane, (within * width + np.tile(ahead, self.lanes)).clip(0))
+        width = self.batch // self.lanes
+        lanes = part(np.arange(self.lanes), rank, world_size)
+        return self._lanes().begun(epoch, lanes, within * width, width, first=first)
 
     def _mixed(self, epoch: int, within: int) -> tuple[Integers, NDArray[np.bool_]]:
         """The samples of a step, and which are padding: the epoch's first ones again."""
@@ -113,7 +108,7 @@ class Request(NamedTuple):
     """What a rank is to read of one step."""
 
     places: list[Place]
-    announced: Integers  # samples that the disk should look for meanwhile
+    announced: Integers | None  # samples that the disk should look for meanwhile; None: those of the places
 
 
 @dataclass(frozen=True)
@@ -130,9 +125,15 @@ class RankBatches:
 
     def __iter__(self) -> Iterator[Request]:
         for step in self.steps:
-            announced = self.order.announced(step, first=step == self.steps.start)
-            yield Request(self._mine(self.order.places(step)), self._mine(announced))
+            yield Request(part(self.order.places(step), self.rank, self.world_size), self._announced(step))
 
-    def _mine(self, whole: Any) -> Any:
-        share = len(whole) // self.world_size
-        return whole[self.rank * share : (self.rank + 1) * share]
+    def _announced(self, step: int) -> Integers | None:
+        if self.order.lanes is None:
+            return None
+        return self.order.begun(step, self.rank, self.world_size, first=step == self.steps.start)
+
+
+def part(whole: Any, rank: int, world_size: int) -> Any:
+    """The `rank`-th of `world_size` equal parts of a sequence."""
+    share = len(whole) // world_size
+    return whole[rank * share : (rank + 1) * share]

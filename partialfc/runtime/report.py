@@ -41,6 +41,23 @@ class Length:
     seconds: float  # that the steps before `start` took
 
 
+class _Waits:
+    """Of an epoch, or of what a resumed run makes of it."""
+
+    def __init__(self) -> None:
+        self._began, self.steps, self.waited = time.perf_counter(), 0, 0.0
+
+    def add(self, waited: float) -> None:
+        """A step that waited so many seconds for its data."""
+        self.steps += 1
+        self.waited += waited
+
+    @property
+    def seconds(self) -> float:
+        """Since the epoch began, evaluation included."""
+        return time.perf_counter() - self._began
+
+
 class Report:
     """Collects the metrics of every step, and reads them from the device once every `every` steps.
 
@@ -53,6 +70,7 @@ class Report:
         self._seconds = length.seconds  # of training and evaluation, up to the newest line
         self._training_seconds = 0.0  # of the steps taken here, without evaluation
         self._line_began = time.perf_counter()
+        self._epoch = _Waits()
         self._loss: float | None = None  # mean of the newest line; None before the first
         self._verification: list[Scores] = []  # the first, and the newest
         self._files = contextlib.ExitStack()
@@ -105,8 +123,11 @@ class Report:
         if not self._enabled:
             return
         self._kept.append(metrics)
+        self._epoch.add(metrics.waited)
         if step % self._every == 0 or step == self._length.total:
             self._line(step)
+        if step % self._length.steps_per_epoch == 0:
+            self._epoch_line(step)
 
     def scores(self, step: int, scores: Scores) -> None:
         """Of a verification after `step` steps."""
@@ -167,6 +188,7 @@ class Report:
             "gradient_norm": norms[-1],
             "images_per_second": len(kept) * length.batch / seconds,
             "data_wait": sum(it.waited for it in kept) / seconds,  # share of the time
+            "longest_data_wait": max(it.waited for it in kept),  # of a step, in seconds
             "skipped": len(kept) - int(sum(taken)),
             "replaced": sum(it.replaced for it in kept),
         }
@@ -180,6 +202,22 @@ class Report:
             f"{line['images_per_second']:.0f} images/s  data wait {line['data_wait']:.0%}  ETA {left}"
             + (f"  {line['skipped']} steps skipped (not finite)" if line["skipped"] else "")
             + (f"  {line['replaced']} images unreadable, others in their place" if line["replaced"] else "")
+        )
+
+    def _epoch_line(self, step: int) -> None:
+        waits, self._epoch = self._epoch, _Waits()
+        number = step // self._length.steps_per_epoch
+        self._write(
+            {
+                "step": step,
+                "epoch_steps": waits.steps,
+                "epoch_seconds": waits.seconds,
+                "epoch_data_wait": waits.waited,
+            }
+        )
+        self._board.add_scalar("epoch/data_wait", waits.waited, step)
+        self.say(
+            f"epoch {number}: waited {waits.waited:.1f} s for data, of {waits.seconds:.0f} s in {waits.steps} steps"
         )
 
     def _write(self, line: dict[str, Any]) -> None:
