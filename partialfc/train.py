@@ -8,6 +8,7 @@ import torch
 
 from partialfc import recipe
 from partialfc.config import Config, Duration, load_config
+from partialfc.data import images
 from partialfc.data.loader import Batch
 from partialfc.head import Work
 from partialfc.run import Run, build_run
@@ -31,7 +32,12 @@ def train(config: Config, ranks: Ranks) -> Run:
         _introduce(run, report, resumed)
         if run.step == 0:
             report.scores(run.step, run.verify())
+        start = run.step
         for batch, work in _prepared(run):
+            if run.step == start:
+                report.picture(
+                    "faces/as_trained", images.sheet(batch.images.cpu().numpy(), 8, 8), run.step + 1
+                )
             report.step(run.step + 1, train_step(run, batch, work))
             run.step += 1
             if _due(run, config.evaluation.every):

@@ -1,11 +1,24 @@
-"""What happens to pixels between a pack and a network. Everything random is keyed by (seed, epoch, sample)."""
+"""What happens to pixels between a pack and a network. Everything random is keyed by (seed, epoch, sample).
 
+The strong changes are those of AdaFace (arXiv 2204.00964, section 4: crop, low resolution, photometric) and of the
+DALI pipeline of insightface (blur, grey). OpenCV makes them: of the augmentation libraries, albumentations is no longer
+maintained, and torchvision's draws belong to the process and not to the sample.
+"""
+
+import math
+from itertools import islice
+
+import cv2
 import numpy as np
+from cv2.typing import MatLike
 from numpy.typing import NDArray
 from torch import Tensor
 
 from partialfc.config import AugmentConfig
+from partialfc.data.images import Pixels
 from partialfc.runtime import randomness
+
+_METHODS = (cv2.INTER_NEAREST, cv2.INTER_LINEAR, cv2.INTER_AREA, cv2.INTER_CUBIC, cv2.INTER_LANCZOS4)
 
 
 def flipped(samples: NDArray[np.int64], config: AugmentConfig, *, seed: int, epoch: int) -> NDArray[np.bool_]:
@@ -14,6 +27,70 @@ def flipped(samples: NDArray[np.int64], config: AugmentConfig, *, seed: int, epo
     return chance < config.flip
 
 
+def changes(samples: NDArray[np.int64], *, seed: int, epoch: int) -> NDArray[np.float64]:
+    """What decides how `samples` [b] are changed in an epoch, uniform in [0, 1), for `changed`: a row for each."""
+    count = sum(1 + strengths for _, _, strengths in _CHANGES)
+    index = samples[:, None] * count + np.arange(count)
+    return randomness.uniform(randomness.key(seed, "augment", epoch), index)
+
+
+def changed(pixels: Pixels, draws: NDArray[np.float64], config: AugmentConfig) -> Pixels:
+    """An image of the same shape, with the changes that its row of `changes` brings about."""
+    numbers = iter(draws.tolist())
+    for name, change, strengths in _CHANGES:
+        chance, *rest = islice(numbers, 1 + strengths)
+        if chance < getattr(config, name):
+            pixels = np.asarray(change(pixels, *rest), np.uint8)
+    return pixels
+
+
 def network_input(images: Tensor) -> Tensor:
     """uint8 RGB [b, H, W, 3] -> float32 [b, 3, H, W] in [-1, 1], channels last in memory."""
     return (images.permute(0, 3, 1, 2).float() - 127.5) / 127.5
+
+
+def _cropped(pixels: MatLike, area: float, aspect: float, down: float, right: float) -> MatLike:
+    height, width = pixels.shape[:2]
+    cut_area = (0.2 + 0.8 * area) * height * width
+    ratio = math.exp((2 * aspect - 1) * math.log(4 / 3))  # 3:4 to 4:3
+    cut_height = min(height, round(math.sqrt(cut_area / ratio)))
+    cut_width = min(width, round(math.sqrt(cut_area * ratio)))
+    top, left = int(down * (height - cut_height + 1)), int(right * (width - cut_width + 1))
+    return cv2.resize(pixels[top : top + cut_height, left : left + cut_width], (width, height))
+
+
+def _shrunk(pixels: MatLike, side: float, down: float, up: float) -> MatLike:
+    height, width = pixels.shape[:2]
+    share = 0.2 + 0.8 * side
+    small = (max(1, round(share * width)), max(1, round(share * height)))
+    methods = [_METHODS[int(draw * len(_METHODS))] for draw in (down, up)]
+    shrunk = cv2.resize(pixels, small, interpolation=methods[0])
+    return cv2.resize(shrunk, (width, height), interpolation=methods[1])
+
+
+def _blurred(pixels: MatLike, strength: float) -> MatLike:
+    sigma = (0.5 + 1.5 * strength) * pixels.shape[0] / 112
+    return cv2.GaussianBlur(pixels, (0, 0), sigma)
+
+
+def _lit(pixels: MatLike, brightness: float, contrast: float, saturation: float) -> MatLike:
+    """Each times 0.5 to 1.5: contrast around the image's mean, saturation around each pixel's grey."""
+    grey = _greyed(pixels)
+    mean = grey.mean() * (0.5 + brightness)
+    values = (np.arange(256) * (0.5 + brightness) - mean) * (0.5 + contrast) + mean
+    more_or_less = cv2.addWeighted(pixels, 0.5 + saturation, grey, 0.5 - saturation, 0)
+    return cv2.LUT(more_or_less, values.clip(0, 255).astype(np.uint8))
+
+
+def _greyed(pixels: MatLike) -> MatLike:
+    return cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+
+
+# The key of `augment` that gives its probability, what it does, and of how many draws.
+_CHANGES = (
+    ("crop", _cropped, 4),
+    ("low_resolution", _shrunk, 3),
+    ("blur", _blurred, 1),
+    ("photometric", _lit, 3),
+    ("grey", _greyed, 0),
+)

@@ -1,5 +1,7 @@
 """JPEG and its like to pixels and back. Pixels are uint8 RGB [H, W, 3]."""
 
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -34,6 +36,20 @@ def copy_to(target: Pixels, pixels: Pixels, *, mirrored: bool) -> None:
         cv2.flip(pixels, 1, dst=target)
     else:
         np.copyto(target, pixels)
+
+
+def sheet(faces: Iterable[Pixels], columns: int, rows: int) -> Pixels:
+    """Images [H, H, 3] of one size, side by side; white where there are fewer than columns x rows."""
+    made: Pixels | None = None
+    for place, face in enumerate(islice(faces, columns * rows)):
+        size = len(face)
+        if made is None:
+            made = np.full((rows * size, columns * size, 3), 255, np.uint8)
+        top, left = place // columns * size, place % columns * size
+        made[top : top + size, left : left + size] = face
+    if made is None:
+        raise ValueError("no faces to show")
+    return made
 
 
 def suffix(encoded: bytes) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from partialfc.config import AugmentConfig, DataConfig
-from partialfc.data.augment import flipped
+from partialfc.data.augment import changed, changes, flipped
 from partialfc.data.dataset import RecordDataset
 from partialfc.data.images import Pixels, copy_to
 from partialfc.data.order import Order, RankBatches, Request
@@ -146,12 +146,15 @@ class _Augmented(Dataset[_Part | _Unread]):
         samples = np.array([place.sample for place in places])
         self._dataset.announce(samples if request.announced is None else request.announced)
         mirrored = flipped(samples, self._augment, seed=self._seed, epoch=places[0].epoch).tolist()
+        draws = changes(samples, seed=self._seed, epoch=places[0].epoch) if self._augment.strong else None
         images, labels, replaced = None, [], 0
         for row, place in enumerate(places):
             read = self._read(place.sample)
             if isinstance(read, _Unread):
                 return read
             pixels, label, attempts = read
+            if draws is not None:
+                pixels = changed(pixels, draws[row], self._augment)
             if images is None:
                 images = self._buffer((len(places), *pixels.shape))
             copy_to(images[row].numpy(), pixels, mirrored=mirrored[row])

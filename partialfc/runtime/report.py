@@ -10,7 +10,9 @@ from types import TracebackType
 from typing import Any, Self
 
 import msgspec
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from partialfc.runtime.files import published
@@ -128,6 +130,11 @@ class Report:
             self._line(step)
         if step % self._length.steps_per_epoch == 0:
             self._epoch_line(step)
+
+    def picture(self, name: str, pixels: NDArray[np.uint8], step: int) -> None:
+        """An RGB image [H, W, 3] for TensorBoard, of what step `step` works on."""
+        if self._enabled:
+            self._board.add_image(name, pixels, step, dataformats="HWC")
 
     def scores(self, step: int, scores: Scores) -> None:
         """Of a verification after `step` steps."""

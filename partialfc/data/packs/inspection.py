@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from partialfc.data import images
 from partialfc.data.dataset import RecordDataset
-from partialfc.data.images import Pixels
 from partialfc.data.packs.progress import tracked
 from partialfc.runtime import randomness
 
@@ -68,11 +67,8 @@ def summarized(folder: Path, *, progress: bool = False) -> Summary:
 def contact_sheet(folder: Path, picture: Path, *, columns: int = 16, rows: int = 10, size: int = 112) -> None:
     """A picture of images from all over the pack, the same every time; PNG or JPEG by its name."""
     dataset = RecordDataset(folder, image_size=size)
-    sheet: Pixels = np.full((rows * size, columns * size, 3), 255, np.uint8)
-    for place, sample in enumerate(_spread(len(dataset), rows * columns)):
-        top, left = place // columns * size, place % columns * size
-        sheet[top : top + size, left : left + size] = dataset[sample][0]
-    images.write(picture, sheet)
+    faces = (dataset[sample][0] for sample in _spread(len(dataset), rows * columns))
+    images.write(picture, images.sheet(faces, columns, rows))
 
 
 def _spread(length: int, wanted: int) -> list[int]:

@@ -1,0 +1,62 @@
+"""What is done to faces before they are trained on."""
+
+import numpy as np
+import pytest
+from faces import face
+
+from partialfc.config import AugmentConfig
+from partialfc.data.augment import changed, changes
+from partialfc.data.images import decode
+
+NAMES = ("crop", "low_resolution", "blur", "photometric", "grey")
+FACE = decode(face(3, 4, 112))
+
+
+def versions(config: AugmentConfig, count: int = 400, epoch: int = 0) -> list[np.ndarray]:
+    """Of one face, as if it were that of many samples."""
+    draws = changes(np.arange(count), seed=5, epoch=epoch)
+    return [changed(FACE, row, config) for row in draws]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_change_happens_as_often_as_the_recipe_says_and_differs_each_time(name):
+    assert all(np.array_equal(made, FACE) for made in versions(AugmentConfig()))
+    made = versions(AugmentConfig(**{name: 0.3}))
+    assert all(it.shape == FACE.shape and it.dtype == np.uint8 for it in made)
+    different = [it.tobytes() for it in made if not np.array_equal(it, FACE)]
+    assert 90 < len(different) < 150
+    assert len(set(different)) == 1 if name == "grey" else len(set(different)) > 40
+
+
+def test_the_draws_are_those_of_seed_epoch_and_sample():
+    samples = np.array([7, 3, 8])
+    whole = changes(np.arange(10), seed=5, epoch=1)
+    assert np.array_equal(changes(samples, seed=5, epoch=1), whole[samples])
+    assert not np.isin(changes(samples, seed=5, epoch=2), whole).any()
+    assert not np.isin(changes(samples, seed=6, epoch=1), whole).any()
+    assert len(np.unique(whole)) == whole.size
+
+
+def detail(pixels: np.ndarray) -> float:
+    return np.abs(np.diff(pixels.astype(float), axis=1)).mean()
+
+
+def test_what_each_change_does():
+    flat = [detail(it) for it in versions(AugmentConfig(blur=1.0), 50)]
+    assert max(flat) < 0.9 * detail(FACE)
+    shrunk = [detail(it) for it in versions(AugmentConfig(low_resolution=1.0), 50)]
+    assert min(shrunk) < 0.3 * detail(FACE) < max(shrunk)
+    grey = versions(AugmentConfig(grey=1.0), 1)[0]
+    assert np.array_equal(grey[..., 0], grey[..., 1]) and np.array_equal(grey[..., 0], grey[..., 2])
+    means = [it.mean() / FACE.mean() for it in versions(AugmentConfig(photometric=1.0), 200)]
+    assert 0.45 < min(means) < 0.7 and 1.3 < max(means) < 1.6
+
+
+def test_a_crop_is_a_part_of_the_image_enlarged():
+    rows, columns = np.mgrid[:112, :112].astype(np.uint8)
+    grid = np.stack([rows, columns, rows], -1)  # each pixel says where it comes from
+    for draws in changes(np.arange(200), seed=5, epoch=0):
+        made = changed(grid, draws, AugmentConfig(crop=1.0)).astype(int)
+        spans = [made[..., axis].max() - made[..., axis].min() + 1 for axis in (0, 1)]
+        assert 0.18 < spans[0] * spans[1] / 112**2 <= 1.0
+        assert (np.diff(made[..., 0], axis=0) >= 0).all() and (np.diff(made[..., 1], axis=1) >= 0).all()
