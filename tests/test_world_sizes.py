@@ -11,13 +11,14 @@ WORLD_SIZES = (1, 2, 3, 4)
 
 
 def config(pack: Path, output: Path, **sections):
-    """Everything random at once: sampling, ordered elastic margins, dropout, flips, and epochs of 3 steps.
+    """Everything random at once: sampling, ordered elastic margins, dropout, augmentation, and epochs of 3 steps.
 
     The rate is low: a network of PReLUs has kinks, and where rounding puts one activation of a million on the other
     side of its kink, the next losses differ by what that one contributes to a step.
     """
     settings = {
         "backbone": {"dropout": 0.4},
+        "augment": {"crop": 0.2, "low_resolution": 0.2, "blur": 0.2, "photometric": 0.2, "grey": 0.1},
         "optim": {"lr": 0.0005},
         "train": {"batch": 48, "micro_batch": 4, "length": STEPS},
         "checkpoint": {"every": 5, "keep": 10},
