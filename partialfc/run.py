@@ -95,7 +95,7 @@ def build_run(config: Config, ranks: Ranks) -> Run:
     backbone.to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     statistics = RunningStatistics(backbone)
     optimizer = BackboneOptimizer(backbone, config.optim, ranks)
-    dataset = RecordDataset(Path(config.data.path), image_size=backbone.input_size)
+    dataset = RecordDataset(Path(config.data.path), image_size=backbone.input_size, reader=config.data.reader)
     lanes = config.data.lanes if config.data.order == "blocks" else None
     order = Order(config.seed, config.train.batch, len(dataset), lanes)
     return Run(

@@ -25,6 +25,11 @@ def damaged(pack: Path, folder: Path, first: int = 3, last: int = 115) -> Path:
     return folder
 
 
+def test_without_mxnet_its_reader_is_refused(ranks, pack, tmp_path):
+    config = config_of(pack, tmp_path, data={"reader": "mxnet"})
+    assert_refused(ranks, 2, config, "data.reader: mxnet: No module named 'mxnet'; wanted an environment")
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_cannot_be_read_stops_all_ranks(ranks, pack, tmp_path, workers):
     config = config_of(damaged(pack, tmp_path / "pack"), tmp_path, data={"workers": workers})

@@ -5,8 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from partialfc.config import Reader
 from partialfc.data import images
 from partialfc.data.images import Pixels
+from partialfc.data.mxnet_records import MxnetRecords
 from partialfc.data.recordio import CorruptRecord, Header, Integers, RecordFile
 
 EXACT_FLOATS = 1 << 24  # the format's labels are float32: exact below this
@@ -26,13 +28,15 @@ class RecordDataset:
 
     folder: holds train.rec (or file.rec, or a single .rec of another name), with .idx and `property` where
     there are any. Reads packs with a key-0 header and without (im2rec, reshuffled ones), labels that are one
-    number or several, and tells images by key, not by flag. image_size: to which images are resized.
+    number or several, and tells images by key, not by flag. image_size: to which images are resized. reader:
+    `mxnet` reads the records by its own code.
     ValueError where the files are missing, cut off, or disagree.
     """
 
-    def __init__(self, folder: Path, image_size: int | None = None) -> None:
+    def __init__(self, folder: Path, image_size: int | None = None, *, reader: Reader = "native") -> None:
         path = record_file(folder)
-        self._records, self._size = RecordFile(path), image_size
+        self._records = RecordFile(path) if reader == "native" else MxnetRecords(path)
+        self._size = image_size
         self._property = read_property(folder / "property")
         self._keys, classes = self._images(self._pack_header())
         if not len(self._keys):

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import struct
 import subprocess
 from pathlib import Path
@@ -14,7 +15,8 @@ from faces import face, write_pack
 from partialfc.data import RecordDataset
 from partialfc.data.recordio import Header, RecordFile, RecordWriter
 
-PYTHON = Path(__file__).parents[2] / ".venv-mxnet/bin/python"
+ROOT = Path(__file__).parents[2]
+PYTHON = ROOT / ".venv-mxnet/bin/python"
 MAGIC = struct.pack("<I", 0xCED7230A)
 
 pytestmark = pytest.mark.skipif(
@@ -46,7 +48,15 @@ def records() -> list[Record]:
 
 def mxnet(task: str, folder: Path) -> None:
     script = Path(__file__).with_name("mxnet_side.py")
-    subprocess.run([PYTHON, script, task, folder], check=True, capture_output=True, timeout=120)
+    done = subprocess.run(
+        [PYTHON, script, task, folder],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def write_lines(folder: Path, some: list[Record]) -> None:
@@ -108,6 +118,38 @@ def test_mxnet_reads_the_packs_that_we_make(tmp_path):
     for key in range(1, 7):
         label, image = divmod(key - 1, 2)
         assert found[key] == Record(key, float(label), key, label, face(label, image))
+
+
+def losses(folder: Path, reader: str) -> list[float]:
+    """Of a run in mxnet's environment, with data workers."""
+    settings = [
+        f"data={{path: {folder}, workers: 2, reader: {reader}}}",
+        "device=cpu",
+        f"output={folder / reader}",
+    ]
+    backbone = "backbone={width: 4, depths: [1, 1], input_size: 32, embedding: 16}"
+    recipe = folder / "recipe.yaml"
+    recipe.write_text("data: {path: x}\ntrain: {length: 4, batch: 8}\nreport: {every: 1}\n")
+    command = [PYTHON, "-m", "partialfc.train", recipe, *settings, backbone]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},  # mxnet brings an OpenMP of its own, with its own number
+    )
+    assert done.returncode == 0, done.stderr
+    lines = map(json.loads, (folder / reader / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def test_its_reader_gives_the_same_samples_in_a_run_and_by_themselves(tmp_path):
+    write_pack(tmp_path, 5, 4)
+    mxnet("compare", tmp_path)
+    found = losses(tmp_path, "mxnet")
+    assert len(found) == 4 and found == losses(tmp_path, "native")
 
 
 def test_packs_of_im2rec_load(tmp_path):

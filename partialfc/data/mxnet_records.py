@@ -1,0 +1,39 @@
+"""Records through mxnet's own reader, where it is installed (requirements-mxnet.txt)."""
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+
+from partialfc.data.index import Integers
+from partialfc.data.recordio import CorruptRecord, Header
+
+
+class MxnetRecords:
+    """As recordio.RecordFile, by mxnet.recordio.MXIndexedRecordIO, which wants an .idx beside the .rec."""
+
+    def __init__(self, path_rec: Path) -> None:
+        try:
+            mxnet = importlib.import_module("mxnet.recordio")
+        except ImportError as error:
+            raise ValueError(
+                f"data.reader: mxnet: {error}; wanted an environment of requirements-mxnet.txt"
+            ) from None
+        path_idx = path_rec.with_suffix(".idx")
+        if not path_idx.exists():
+            raise FileNotFoundError(
+                f"data.reader: mxnet: {path_idx} is not there; the native reader does without"
+            )
+        self.path, self._unpack = path_rec, mxnet.unpack
+        self._records = mxnet.MXIndexedRecordIO(str(path_idx), str(path_rec), "r")
+        self.keys: Integers = np.array(sorted(self._records.keys), np.int64)
+
+    def __getitem__(self, key: int) -> tuple[Header, bytes]:
+        try:
+            header, payload = self._unpack(self._records.read_idx(key))
+        except (RuntimeError, TypeError) as error:  # mxnet's own, and None where the file has ended
+            raise CorruptRecord(f"{self.path}, key {key}: {error}") from None
+        return Header(header.label, header.id, header.id2, header.flag), payload
+
+    def announce(self, keys: Integers) -> None:
+        """Nothing: mxnet reads as it does."""
