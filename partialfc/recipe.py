@@ -3,6 +3,7 @@
 import difflib
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,11 +47,21 @@ def dump(settings: msgspec.Struct) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number, and a key given twice is an error."""
+    """YAML in which 1e-3 is a number, a key given twice is an error, and so is an alias: a few lines of them stand for
+    more than there is memory.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.MarkedYAMLError(
+                problem=f"an alias, *{event.anchor}; wanted the value itself", problem_mark=event.start_mark
+            )
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [str(self.construct_object(key)) for key, _ in node.value]
-        if repeated := sorted({key for key in keys if keys.count(key) > 1}):
+        keys = Counter(str(self.construct_object(key)) for key, _ in node.value)
+        if repeated := sorted(key for key, times in keys.items() if times > 1):
             raise yaml.MarkedYAMLError(problem=f"{repeated[0]} given twice", problem_mark=node.start_mark)
         return super().construct_mapping(node, deep)
 

@@ -155,7 +155,8 @@ def test_a_bad_override_is_refused_in_one_line(minimal, override, message):
         (b"data: {path: x}\nbackbone: {name: iresnet_tiny\n", "minimal.yaml, line 3: "),
         (b"\xff\xfe\xff", "minimal.yaml: "),
         (b"a: 1\na: 2", "line 1: a given twice"),
-        (b"&a [*a]", "wanted sections with keys"),
+        (b"&a [*a]", r"line 1: an alias, \*a; wanted the value itself"),
+        (b"a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", r"line 2: an alias, \*a"),
     ],
 )
 def test_a_bad_file_is_refused_in_one_line(minimal, content, message):

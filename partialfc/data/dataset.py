@@ -110,6 +110,10 @@ class RecordDataset:
         path = self._records.path
         if header.flag < 2:
             raise CorruptRecord(f"{path}: the key-0 header has {header.flag} labels, wanted 2")
+        if not 1 <= header.label[0] <= header.label[1] < np.inf:
+            raise CorruptRecord(
+                f"{path}: its header says {header.label[:2]}, wanted the ends of images and of records"
+            )
         end, last = (int(label) for label in header.label[:2])
         if last >= EXACT_FLOATS and self._property is None:
             raise CorruptRecord(
@@ -125,13 +129,11 @@ class RecordDataset:
                 f"{path.parent / 'property'}: {self._property.num_classes} classes, "
                 f"the header of {path.name} says {classes}"
             )
-        wanted = range(1, end)
-        found = keys[1:end]
-        if not (found == wanted if isinstance(found, range) else np.array_equal(found, np.arange(1, end))):
+        if end > 1 and not (end <= len(keys) and keys[end - 1] == end - 1):  # keys ascend, each once
             raise CorruptRecord(
                 f"{path}: its header says images 1 to {end - 1}, its index has {_shown(keys[1:])}"
             )
-        return wanted, classes
+        return range(1, end), classes
 
     def _has_identities(self) -> bool:
         """Whether an identity record, with labels and no payload, stands at the highest key."""

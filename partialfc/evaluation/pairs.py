@@ -1,7 +1,5 @@
 """Verification sets as the field's .bin files have them; nothing in a file is executed."""
 
-import io
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,18 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from partialfc.data.images import Encoded
-
-_ALLOWED = {
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    *(
-        (f"{core}.multiarray", name)
-        for core in ("numpy.core", "numpy._core")
-        for name in ("_reconstruct", "scalar")
-    ),
-    *((f"{core}.numeric", "_frombuffer") for core in ("numpy.core", "numpy._core")),
-    ("_codecs", "encode"),  # protocol 2 writes bytes so
-}
+from partialfc.evaluation import plain_pickle
+from partialfc.runtime.errors import one_line
 
 
 @dataclass(frozen=True)
@@ -45,24 +33,38 @@ def load_pairs(path: Path) -> Pairs:
     names a class or function beyond numpy's arrays is refused, and nothing of it runs.
     """
     try:
-        loaded = _Unpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
-    except _Refused as error:
+        content = path.read_bytes()
+        loaded = plain_pickle.load(content)
+    except plain_pickle.Refused as error:
         raise ValueError(f"{path}: {error}") from None
     except OSError:
         raise
     except Exception as error:  # a damaged pickle raises whatever its bytes lead to
-        raise ValueError(f"{path}: not a pickle of (images, issame): {error}") from None
+        raise ValueError(f"{path}: not a pickle of (images, issame): {one_line(error)[:100]}") from None
     if not (isinstance(loaded, tuple | list) and len(loaded) == 2):
         raise ValueError(f"{path}: a {type(loaded).__name__}, wanted (images, issame)")
-    images, same = (list(part) if isinstance(part, list | tuple | np.ndarray) else None for part in loaded)
-    if images is None or same is None or len(images) != 2 * len(same) or len(same) < 10:
-        found = " and ".join(str(len(part)) if part is not None else "no list" for part in (images, same))
+    images, same = loaded
+    lengths = [_length(part) for part in loaded]
+    if lengths[0] != 2 * lengths[1] or not 10 <= lengths[1] <= len(
+        content
+    ):  # an array of nothing may be of any length
+        found = " and ".join("no list" if length < 0 else str(length) for length in lengths)
         raise ValueError(
             f"{path}: {found} images and issame; wanted two images a pair, and 10 pairs at least"
         )
-    return Pairs(
-        path, [_encoded(path, place, image) for place, image in enumerate(images)], np.array(same, bool)
-    )
+    encoded = [_encoded(path, place, image) for place, image in enumerate(images)]
+    return Pairs(path, encoded, np.array([_flag(path, place, flag) for place, flag in enumerate(same)], bool))
+
+
+def _length(part: Any) -> int:
+    """-1 where it is no list."""
+    return len(part) if isinstance(part, list | tuple) or (isinstance(part, np.ndarray) and part.ndim) else -1
+
+
+def _flag(path: Path, place: int, flag: Any) -> bool:
+    if isinstance(flag, bool | np.bool_ | int | np.integer):
+        return bool(flag)
+    raise ValueError(f"{path}: issame {place} is a {type(flag).__name__}, wanted true or false")
 
 
 def _encoded(path: Path, place: int, image: Any) -> Encoded:
@@ -71,14 +73,3 @@ def _encoded(path: Path, place: int, image: Any) -> Encoded:
     ):
         return image
     raise ValueError(f"{path}: image {place} is a {type(image).__name__}, wanted bytes or a uint8 array")
-
-
-class _Refused(Exception):
-    pass
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _ALLOWED:
-            return super().find_class(module, name)
-        raise _Refused(f"names {module}.{name}; wanted bytes, numpy arrays and lists only")

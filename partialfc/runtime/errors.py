@@ -18,7 +18,11 @@ def told() -> Iterator[None]:
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, without line breaks; of the system's errors, the file first."""
+    """What an error says, without line breaks and with what cannot be printed escaped; of the system's errors, the file
+    first.
+    """
+    text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+        text = f"{error.filename}: {error.strerror}"
+    shown = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+    return shown or type(error).__name__
