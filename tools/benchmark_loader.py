@@ -6,6 +6,7 @@ where ./test.sh --mxnet has made its environment, the usual mxnet pipeline.
 
 import argparse
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -20,12 +21,14 @@ from rich.table import Table
 
 from partialfc.config import AugmentConfig, DataConfig
 from partialfc.data import RecordDataset, images
+from partialfc.data.dataset import record_file
+from partialfc.data.lanes import WINDOW
 from partialfc.data.loader import Loader
 from partialfc.data.order import Order
 from partialfc.runtime import comm
 from partialfc.runtime.errors import told
 
-BATCH = 128
+BATCH, LANES = 128, 64
 MXNET = Path(__file__).parents[1] / ".venv-mxnet/bin/python"
 
 
@@ -40,17 +43,30 @@ def rate(function: Callable[[Any], Any], items: Sequence[Any]) -> float:
     return best
 
 
-def loader_rate(dataset: RecordDataset, folder: Path, workers: int, batches: int) -> float:
+def loader_rate(dataset: RecordDataset, workers: int, batches: int, lanes: int | None = None) -> float:
     """Of the loader as training uses it, after its first batches, in which its workers start."""
     with comm.join("cpu") as ranks:
-        config = DataConfig(path=str(folder), workers=workers)
-        loader = Loader(dataset, Order(0, BATCH, len(dataset)), config, AugmentConfig(), ranks)
+        config = DataConfig(path=str(dataset.path.parent), workers=workers)
+        loader = Loader(dataset, Order(0, BATCH, len(dataset), lanes), config, AugmentConfig(), ranks)
         stream, warm = loader.batches(0, batches + 8), 8
         for _ in range(warm):
             next(stream)
         began = time.perf_counter()
         count = sum(len(batch.images) for batch in stream)
         return count / (time.perf_counter() - began)
+
+
+def cold_rates(folder: Path, workers: int, batches: int) -> dict[str, float]:
+    """As loader_rate, of both orders, each with the pack no longer in memory when it begins. Of lanes, whose windows are
+    read first, as many more batches.
+    """
+    rates = {}
+    for order, lanes in (("shuffle", None), ("blocks", LANES)):
+        with record_file(folder).open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        more = LANES * WINDOW // BATCH if lanes else 0
+        rates[f"cold, {order}"] = loader_rate(RecordDataset(folder), workers, batches + more, lanes)
+    return rates
 
 
 def usual_rate(path: Path, keys: list[int]) -> float | None:
@@ -67,7 +83,7 @@ def measure(folder: Path, count: int, workers: int) -> dict[str, float | None]:
     samples = np.random.default_rng(0).integers(0, len(dataset), count).tolist()
     contents = [dataset.encoded(sample) for sample in samples]
     decode = rate(images.decode, contents)
-    loader = loader_rate(dataset, folder, workers, count // BATCH * 3)
+    loader = loader_rate(dataset, workers, count // BATCH * 3)
     usual = usual_rate(dataset.path, [dataset.key(sample) for sample in samples])
     return {
         "read": rate(dataset.encoded, samples),
@@ -87,12 +103,20 @@ def main() -> None:
     parser.add_argument("pack", type=Path, help="folder with train.rec")
     parser.add_argument("--images", type=int, default=8192)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument(
+        "--cold", action="store_true", help="both orders, from the disk; wants a pack beyond memory"
+    )
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     options = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     with told():
-        figures = measure(options.pack, options.images, options.workers)
+        if options.cold:
+            figures: dict[str, float | None] = dict(
+                cold_rates(options.pack, options.workers, options.images // BATCH)
+            )
+        else:
+            figures = measure(options.pack, options.images, options.workers)
     table = Table("", "images/s, or a ratio")
     for name, figure in figures.items():
         table.add_row(name, "-" if figure is None else f"{figure:,.3g}" if figure < 100 else f"{figure:,.0f}")

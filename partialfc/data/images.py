@@ -30,14 +30,6 @@ def resized(pixels: Pixels, size: int) -> Pixels:
     return np.asarray(cv2.resize(pixels, (size, size), interpolation=method), np.uint8)
 
 
-def copy_to(target: Pixels, pixels: Pixels, *, mirrored: bool) -> None:
-    """Into `target` [H, W, 3], left and right exchanged where `mirrored`."""
-    if mirrored:
-        cv2.flip(pixels, 1, dst=target)
-    else:
-        np.copyto(target, pixels)
-
-
 def sheet(faces: Iterable[Pixels], columns: int, rows: int) -> Pixels:
     """Images [H, H, 3] of one size, side by side; white where there are fewer than columns x rows."""
     made: Pixels | None = None

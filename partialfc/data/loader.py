@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from partialfc.config import AugmentConfig, DataConfig
 from partialfc.data.augment import changed, changes, flipped
 from partialfc.data.dataset import RecordDataset
-from partialfc.data.images import Pixels, copy_to
+from partialfc.data.images import Pixels
 from partialfc.data.order import Order, RankBatches, Request
 from partialfc.runtime import comm, randomness
 from partialfc.runtime.comm import Ranks
@@ -49,7 +49,13 @@ class _Unread:
     message: str
 
 
-_Part = tuple[Tensor, Tensor, int]  # images [b, H, H, 3], labels [b], how many stand in
+class _Part(NamedTuple):
+    """What a worker makes of a rank's part of a batch; tensors on the host."""
+
+    images: Tensor  # [b, H, H, 3] uint8, not mirrored yet
+    labels: Tensor  # [b]
+    mirrored: Tensor  # [m] int64: the rows of `images` that are to be
+    replaced: int  # how many images stand in for others
 
 
 class Loader:
@@ -108,8 +114,7 @@ class Loader:
         """What all ranks are to know of this one's part: how many images stand in for others, and the labels [b]."""
         if isinstance(part, _Unread):
             return torch.full((1 + self._order.batch // self._ranks.size,), _UNREAD)
-        _, labels, replaced = part
-        return torch.cat([torch.tensor([replaced]), labels])
+        return torch.cat([torch.tensor([part.replaced]), part.labels])
 
     def _ready(self, part: _Part | _Unread, gathering: tuple[Tensor, comm.Work], waited: float) -> Batch:
         messages, gathered = gathering
@@ -119,16 +124,20 @@ class Loader:
         assert not isinstance(part, _Unread)
         messages = messages.view(self._ranks.size, -1)
         labels, replaced = messages[:, 1:].reshape(-1), int(messages[:, 0].sum())
-        return Batch(self._on_device(part[0]), labels, waited, replaced)
+        return Batch(self._on_device(part), labels, waited, replaced)
 
-    def _on_device(self, images: Tensor) -> Tensor:
-        if self._copies is None:
-            return images
-        with torch.cuda.stream(self._copies):
-            images = images.to(self._ranks.device, non_blocking=True)
-        compute = torch.cuda.current_stream(self._ranks.device)
-        compute.wait_stream(self._copies)
-        images.record_stream(compute)
+    def _on_device(self, part: _Part) -> Tensor:
+        """The part's images, mirrored where they are to be."""
+        images, mirrored = part.images, part.mirrored
+        if self._copies is not None:
+            with torch.cuda.stream(self._copies):
+                images = images.to(self._ranks.device, non_blocking=True)
+                mirrored = mirrored.to(self._ranks.device, non_blocking=True)
+            compute = torch.cuda.current_stream(self._ranks.device)
+            compute.wait_stream(self._copies)
+            images.record_stream(compute)
+            mirrored.record_stream(compute)
+        images[mirrored] = images[mirrored].flip(2)  # rows by number: their count is known without the device
         return images
 
 
@@ -145,9 +154,9 @@ class _Augmented(Dataset[_Part | _Unread]):
         places = request.places
         samples = np.array([place.sample for place in places])
         self._dataset.announce(samples if request.announced is None else request.announced)
-        mirrored = flipped(samples, self._augment, seed=self._seed, epoch=places[0].epoch).tolist()
+        mirrored = flipped(samples, self._augment, seed=self._seed, epoch=places[0].epoch)
         draws = changes(samples, seed=self._seed, epoch=places[0].epoch) if self._augment.strong else None
-        images, labels, replaced = None, [], 0
+        images, target, labels, replaced = None, None, [], 0
         for row, place in enumerate(places):
             read = self._read(place.sample)
             if isinstance(read, _Unread):
@@ -155,13 +164,14 @@ class _Augmented(Dataset[_Part | _Unread]):
             pixels, label, attempts = read
             if draws is not None:
                 pixels = changed(pixels, draws[row], self._augment)
-            if images is None:
+            if images is None or target is None:
                 images = self._buffer((len(places), *pixels.shape))
-            copy_to(images[row].numpy(), pixels, mirrored=mirrored[row])
+                target = images.numpy()
+            target[row] = pixels
             labels.append(IGNORE if place.padding else label)
             replaced += attempts > 0
         assert images is not None
-        return images, torch.tensor(labels), replaced
+        return _Part(images, torch.tensor(labels), torch.from_numpy(np.flatnonzero(mirrored)), replaced)
 
     def _buffer(self, shape: tuple[int, ...]) -> Tensor:
         """uint8, with undefined content, in memory that the rank's process maps, too; taken again after _RING parts.
@@ -188,9 +198,9 @@ class _Augmented(Dataset[_Part | _Unread]):
 
 def _own(part: _Part | _Unread) -> _Part | _Unread:
     """A copy, as a worker writes over what it handed over before; pinned memory is a copy already."""
-    if isinstance(part, _Unread) or part[0].is_pinned() or not part[0].is_shared():
+    if isinstance(part, _Unread) or part.images.is_pinned() or not part.images.is_shared():
         return part
-    return part[0].clone(), *part[1:]
+    return part._replace(images=part.images.clone())
 
 
 def _as_it_is(part: Any) -> Any:

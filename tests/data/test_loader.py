@@ -3,9 +3,10 @@
 import numpy as np
 import torch
 
-from partialfc.config import AugmentConfig
-from partialfc.data.loader import _Augmented, _own, _Unread
-from partialfc.data.order import Place, Request
+from partialfc.config import AugmentConfig, DataConfig
+from partialfc.data.loader import Loader, _Augmented, _own, _Unread
+from partialfc.data.order import Order, Place, Request
+from partialfc.runtime import comm
 
 
 class Damaged:
@@ -45,10 +46,10 @@ def test_what_a_worker_hands_over_stays_until_it_has_made_three_more():
 
 def test_only_what_cannot_be_read_is_replaced_by_what_can():
     unreadable = set(range(40, 90))
-    for sample, (pixels, label, replaced) in enumerate(samples(unreadable, skip=True)):
+    for sample, (pixels, label, _, replaced) in enumerate(samples(unreadable, skip=True)):
         assert replaced == (sample in unreadable) and (pixels == label).all()
         assert label.item() not in unreadable and (replaced or label == sample)
-    stand_ins = {label.item() for _, label, replaced in samples(unreadable, skip=True) if replaced}
+    stand_ins = {label.item() for _, label, _, replaced in samples(unreadable, skip=True) if replaced}
     assert len(stand_ins) > 20
 
 
@@ -63,21 +64,28 @@ class Gradient:
         return np.arange(sample, sample + 12, dtype=np.uint8).reshape(2, 2, 3), sample
 
 
-def test_half_of_the_images_are_mirrored_others_in_each_epoch():
-    reading = _Augmented(Gradient(), AugmentConfig(flip=0.5), seed=5, skip=False)
+def epochs(device: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Images and labels of two epochs of one batch each."""
+    ranks = comm.ranks_of(torch.device(device))
+    loader = Loader(
+        Gradient(), Order(5, 64, 64), DataConfig(path="", workers=0), AugmentConfig(flip=0.5), ranks
+    )
+    return [(batch.images.cpu(), batch.labels) for batch in loader.batches(0, 2)]
+
+
+def test_half_of_the_images_are_mirrored_others_in_each_epoch(ranks):
     choices = []
-    for epoch in (0, 1):
-        images, _, _ = reading[request(*(Place(epoch, sample, False) for sample in range(64)))]
-        plain = torch.stack([torch.from_numpy(Gradient()[sample][0]) for sample in range(64)])
+    for images, labels in ranks.run(1, epochs, "cpu")[0]:
+        plain = torch.stack([torch.from_numpy(Gradient()[sample][0]) for sample in labels.tolist()])
         mirrored = (images != plain).flatten(1).any(1)
         assert torch.equal(images, torch.where(mirrored[:, None, None, None], plain.flip(2), plain))
-        choices.append(mirrored)
-    assert 16 < choices[0].sum() < 48 and not torch.equal(*choices)
+        choices.append(set(labels[mirrored].tolist()))
+    assert 16 < len(choices[0]) < 48 and choices[0] != choices[1]
 
 
 def test_padding_stays_padding():
     reading = _Augmented(Damaged({3}), AugmentConfig(), seed=5, skip=True)
-    _, labels, replaced = reading[request(Place(0, 3, True), Place(0, 4, False))]
+    _, labels, _, replaced = reading[request(Place(0, 3, True), Place(0, 4, False))]
     assert labels.tolist() == [-1, 4] and replaced == 1
 
 
