@@ -51,9 +51,10 @@ def loader_rate(dataset: RecordDataset, workers: int, batches: int, lanes: int |
         stream, warm = loader.batches(0, batches + 8), 8
         for _ in range(warm):
             next(stream)
-        began = time.perf_counter()
-        count = sum(len(batch.images) for batch in stream)
-        return count / (time.perf_counter() - began)
+        began, count = time.perf_counter(), 0
+        for batch in stream:
+            count, ended = count + len(batch.images), time.perf_counter()
+        return count / (ended - began)  # what comes after the last batch is the end of the workers
 
 
 def cold_rates(folder: Path, workers: int, batches: int) -> dict[str, float]:
