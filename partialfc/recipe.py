@@ -15,30 +15,59 @@ from msgspec import inspect
 T = TypeVar("T", bound=msgspec.Struct)
 
 VARIANT = "name"  # the key that says which variant of a section is meant
+BASE = "base"  # the key that says which recipe this one changes
 
 
 def load(path: Path, overrides: Sequence[str], kind: type[T]) -> T:
     """Read the recipe at `path`, apply `a.b=c` overrides, and check the whole against the struct `kind`.
 
     `section.name=variant` starts that section anew, from the defaults of the variant, before other overrides
-    of it. A ValueError names in one line the place, what was found and what is wanted.
+    of it. A recipe's `base: FILE`, relative to the recipe, is the recipe that it changes: its own sections are laid
+    over that one's, key by key, or anew where they name another variant. A ValueError names in one line the place,
+    what was found and what is wanted.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"recipe {path}: {error.strerror if isinstance(error, OSError) else error}"
-        ) from error
-    tree = _parse(text, f"recipe {path}") or {}
-    if not isinstance(tree, dict):
-        raise ValueError(f"recipe {path}: {_shown(tree)}, wanted sections with keys")
-    _name_defaults(tree, kind)
+    tree = _tree(path, kind)
     assignments = [_assignment(override) for override in overrides]
     for keys, value in sorted(assignments, key=lambda assignment: assignment[0][-1] != VARIANT):
         _assign(tree, keys, value)
     _name_defaults(tree, kind)
     settings: T = _converted(tree, kind, str(path))
     return settings
+
+
+def _tree(path: Path, kind: type[msgspec.Struct], above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A recipe's sections over those of its base. above: the recipes that are based on this one."""
+    place = f"recipe {path}"
+    if path.resolve() in above:
+        raise ValueError(f"{place}: based on itself; wanted a `base` that leads to an end")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{place}: {error.strerror if isinstance(error, OSError) else error}") from error
+    tree = _parse(text, place) or {}
+    if not isinstance(tree, dict):
+        raise ValueError(f"{place}: {_shown(tree)}, wanted sections with keys")
+    base = tree.pop(BASE, None)
+    if base is None:
+        whole = {}
+    elif isinstance(base, str) and "\0" not in base:
+        whole = _tree(path.parent / base, kind, (*above, path.resolve()))
+    else:
+        raise ValueError(f"{place}: base: {_shown(base)}, wanted the path of a recipe")
+    _lay_over(whole, tree)
+    _name_defaults(whole, kind)
+    return whole
+
+
+def _lay_over(tree: dict[Any, Any], changes: dict[Any, Any]) -> None:
+    for key, value in changes.items():
+        old = tree.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            if VARIANT in value and value[VARIANT] != old.get(VARIANT):
+                old.clear()  # no value of the old variant survives
+            _lay_over(old, value)
+        else:
+            tree[key] = value
 
 
 def dump(settings: msgspec.Struct) -> str:

@@ -7,7 +7,8 @@ import msgspec
 import torch
 from torch import Tensor
 
-from partialfc.backbones import IResNet, build_backbone
+from partialfc.backbones import Backbone, build_backbone
+from partialfc.backbones.weights import fit, read_weights
 from partialfc.config import Config
 from partialfc.data import RecordDataset, synthetic
 from partialfc.data.augment import network_input
@@ -32,7 +33,7 @@ class Run:
     config: Config
     ranks: Ranks
     order: Order
-    backbone: IResNet
+    backbone: Backbone
     statistics: RunningStatistics
     head: PartialFC
     optimizer: BackboneOptimizer
@@ -91,8 +92,12 @@ def build_run(config: Config, ranks: Ranks) -> Run:
         synthetic.ensure(Path(config.data.path), config.data.synthetic)
     torch.manual_seed(config.seed)  # the initial weights, the same on every rank
     backbone = build_backbone(config.backbone)
+    if config.init.backbone is not None:
+        source = Path(config.init.backbone)
+        fit(backbone, read_weights(source), source)
+    layout = torch.channels_last if config.backbone.channels_last else torch.contiguous_format
     # torch's stubs do not know that Module.to takes a memory_format
-    backbone.to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    backbone.to(ranks.device, memory_format=layout)  # type: ignore[call-overload]
     statistics = RunningStatistics(backbone)
     optimizer = BackboneOptimizer(backbone, config.optim, ranks)
     dataset = RecordDataset(Path(config.data.path), image_size=backbone.input_size, reader=config.data.reader)
@@ -114,7 +119,7 @@ def build_run(config: Config, ranks: Ranks) -> Run:
 
 
 def _micro_batches(
-    config: Config, backbone: IResNet, optimizer: BackboneOptimizer, ranks: Ranks
+    config: Config, backbone: Backbone, optimizer: BackboneOptimizer, ranks: Ranks
 ) -> MicroBatches:
     def forward(images: Tensor) -> Tensor:
         with optimizer.autocast():
@@ -150,7 +155,11 @@ def _checkpoints(config: Config, num_classes: int, order: Order, ranks: Ranks) -
         "num_samples": order.num_samples,
         "data.order": config.data.order,
         "data.lanes": order.lanes,
-        "backbone": msgspec.to_builtins(config.backbone),
+        "backbone": {
+            key: value
+            for key, value in msgspec.to_builtins(config.backbone).items()
+            if key not in ("checkpointing", "channels_last", "compile")  # how it is computed
+        },
         "optim.name": msgspec.to_builtins(config.optim)["name"],
         "head.unsampled": config.head.unsampled,
         "head.centers": config.head.centers,

@@ -189,3 +189,33 @@ def test_a_section_that_names_no_variant_is_of_the_default_one(minimal):
 def test_what_adamw_cannot_do_is_refused(minimal, head, message):
     with pytest.raises(ValueError, match=message):
         load_config(minimal, ["optim.name=adamw", f"head={head}"])
+
+
+def test_a_recipe_may_say_what_differs_from_another(minimal, tmp_path):
+    (tmp_path / "sub").mkdir()
+    first = tmp_path / "sub/first.yaml"
+    first.write_text("base: ../minimal.yaml\nmargin: {margin: 0.3}\noptim: {momentum: 0.5}\noutput: first\n")
+    second = tmp_path / "sub/second.yaml"
+    second.write_text("base: first.yaml\nmargin: {name: cosface}\noptim: {name: adamw}\n")
+    config = load_config(first)
+    assert config.margin == ElasticArcFace(margin=0.3, order="paper") and config.output == "first"
+    assert config.optim == Sgd(lr=0.1, momentum=0.5) and config.schedule == load_config(minimal).schedule
+    config = load_config(second, ["train.batch=8"])
+    assert config.margin == CosFace() and config.optim == AdamW() and config.output == "first"
+    assert config.train.batch == 8 and config.train.length == "26 epochs"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("base: none.yaml", r"recipe .*none\.yaml: No such file"),
+        ("base: a.yaml", r"recipe .*a\.yaml: based on itself"),
+        ("base: [1]", r"a\.yaml: base: \[1\], wanted the path of a recipe"),
+        ('base: "x\\0"', "wanted the path of a recipe"),
+    ],
+)
+def test_a_base_that_is_none_is_refused(tmp_path, content, message):
+    (tmp_path / "a.yaml").write_text(content)
+    with pytest.raises(ValueError, match=message) as raised:
+        load_config(tmp_path / "a.yaml")
+    assert "\n" not in str(raised.value)

@@ -1,9 +1,19 @@
 """From aligned faces to embeddings."""
 
+import functools
+from typing import TypedDict
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
 from partialfc import config
 from partialfc.backbones.iresnet import IResNet
+from partialfc.backbones.mobilefacenet import MobileFaceNet
+from partialfc.backbones.vit import VisionTransformer
 
-__all__ = ["IResNet", "build_backbone"]
+__all__ = ["Backbone", "build_backbone"]
+
+Backbone = IResNet | MobileFaceNet | VisionTransformer
 
 _WIDTH = 64
 _DEPTHS: dict[type[config.IResNet], tuple[int, ...]] = {  # blocks a stage
@@ -13,20 +23,60 @@ _DEPTHS: dict[type[config.IResNet], tuple[int, ...]] = {  # blocks a stage
     config.IResNet100: (3, 13, 30, 3),
     config.IResNet200: (6, 26, 60, 6),
 }
+_TRANSFORMERS: dict[type[config.ViT], tuple[int, int]] = {  # width and depth
+    config.ViTTiny: (256, 12),
+    config.ViTSmall: (512, 12),
+    config.ViTBase: (512, 24),
+    config.ViTLarge: (768, 24),
+}
 
 
-def build_backbone(settings: config.AnyBackbone) -> IResNet:
+def build_backbone(settings: config.AnyBackbone) -> Backbone:
     """A freshly initialised network: float images [b, 3, H, W] in [-1, 1] -> float32 embeddings [b, D], not
-    normalised. Its `input_size` is the H = W it takes.
+    normalised. Its `input_size` is the H = W it takes. Its state_dict does not depend on how it is computed
+    (checkpointing, channels_last, compile).
     """
-    if isinstance(settings, config.IResNetTiny):
-        depths, width = settings.depths, settings.width
-    else:
-        depths, width = _DEPTHS[type(settings)], _WIDTH
-    return IResNet(
-        depths,
-        width=width,
-        input_size=settings.input_size,
-        embedding=settings.embedding,
-        dropout=settings.dropout,
-    )
+    backbone = _network(settings)
+    if settings.checkpointing:
+        for block in backbone.blocks:
+            # The random state is kept, and MicroBatches lets no running statistic move in a backward.
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+    if not settings.channels_last:
+        backbone.register_forward_pre_hook(_contiguous)
+    if settings.compile:
+        backbone.compile()
+    return backbone
+
+
+def _network(settings: config.AnyBackbone) -> Backbone:
+    match settings:
+        case config.MobileFaceNet():
+            return MobileFaceNet(**_shared(settings))
+        case config.ViT():
+            width, depth = _TRANSFORMERS[type(settings)]
+            return VisionTransformer(
+                width=width,
+                depth=depth,
+                patch=settings.patch,
+                drop_path=settings.drop_path,
+                mask=settings.mask,
+                **_shared(settings),
+            )
+        case config.IResNetTiny():
+            return IResNet(settings.depths, width=settings.width, **_shared(settings))
+        case config.IResNet():
+            return IResNet(_DEPTHS[type(settings)], width=_WIDTH, **_shared(settings))
+
+
+class _Shared(TypedDict):
+    input_size: int
+    embedding: int
+    dropout: float
+
+
+def _shared(settings: config.Backbone) -> _Shared:
+    return _Shared(input_size=settings.input_size, embedding=settings.embedding, dropout=settings.dropout)
+
+
+def _contiguous(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    return (inputs[0].contiguous(),)

@@ -38,6 +38,12 @@ class IResNet(nn.Sequential):
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.1)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """What a backward may compute again instead of keeping it."""
+        stages = [module for name, module in self.named_children() if name.startswith("layer")]
+        return [block for stage in stages for block in stage.children()]
+
 
 class _Block(nn.Module):
     """Two 3 x 3 convolutions between three normalisations, added to the input, or to its projection where

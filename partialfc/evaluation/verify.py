@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from partialfc.backbones import IResNet
+from partialfc.backbones import Backbone
 from partialfc.data import images
 from partialfc.data.augment import network_input
 from partialfc.data.images import Encoded
@@ -22,7 +22,7 @@ Scores = dict[str, dict[str, float]]  # of each set, by its name
 
 
 def verify(
-    backbone: IResNet,
+    backbone: Backbone,
     sets: Iterable[Pairs],
     ranks: Ranks,
     *,
@@ -46,7 +46,7 @@ def verify(
     return scores
 
 
-def _embedded(backbone: IResNet, pairs: Pairs, ranks: Ranks, *, batch: int) -> Tensor:
+def _embedded(backbone: Backbone, pairs: Pairs, ranks: Ranks, *, batch: int) -> Tensor:
     """Unit embeddings [2 P, D] of all images, on every rank.
 
     The images go through in fixed blocks of `batch`, the last one padded, dealt out to the ranks in turn:
@@ -69,7 +69,7 @@ def _embedded(backbone: IResNet, pairs: Pairs, ranks: Ranks, *, batch: int) -> T
 
 
 def _decoded(
-    pairs: Pairs, places: Sequence[int], batch: int, backbone: IResNet, pool: ThreadPoolExecutor
+    pairs: Pairs, places: Sequence[int], batch: int, backbone: Backbone, pool: ThreadPoolExecutor
 ) -> Tensor:
     """uint8 [batch, H, H, 3]: the images at `places`, then black ones."""
 

@@ -5,7 +5,9 @@ Written by torch.distributed.checkpoint, class centres as DTensors sharded by ro
 """
 
 import os
+import pickle
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
@@ -116,6 +119,28 @@ class Checkpoints:
         aside = self._folder / f".{path.name}.removed.draft"
         path.replace(aside)
         shutil.rmtree(aside)
+
+
+def read_part(path: Path, part: str) -> dict[str, Tensor]:
+    """The tensors of one part of a checkpoint's state, such as `backbone`, on the CPU; needs no process group.
+
+    ValueError where the path is no checkpoint, or damaged.
+    """
+    if not (path / _FACTS).exists():
+        raise ValueError(f"{path}: no checkpoint; wanted a folder step_*, or a run's")
+    try:
+        reader = dcp.FileSystemReader(path)
+        stored = reader.read_metadata().state_dict_metadata
+        tensors = {
+            name: torch.empty(facts.size, dtype=facts.properties.dtype)
+            for name, facts in stored.items()
+            if name.startswith(f"{part}.") and isinstance(facts, TensorStorageMetadata)
+        }
+        with warnings.catch_warnings(action="ignore"):  # that there is no process group
+            dcp.load(tensors, storage_reader=reader, no_dist=True)
+    except (CheckpointException, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path}: damaged: {' '.join(str(error).split())[:100]}") from None
+    return {name.removeprefix(f"{part}."): tensor for name, tensor in tensors.items()}
 
 
 def _read_facts(path: Path) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """The step of the parameters that every rank has a replica of: loss scale, clipping, and skips decided on the device."""
 
+import operator
 from contextlib import AbstractContextManager
+from itertools import compress
 from typing import Any
 
 import torch
@@ -78,11 +80,25 @@ class BackboneOptimizer:
 
 def _rule(config: AnyOptimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     shared: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
+    groups = _groups(config, parameters)
     match config:
         case Sgd():
-            return torch.optim.SGD(parameters, momentum=config.momentum, nesterov=config.nesterov, **shared)
+            return torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.nesterov, **shared)
         case AdamW():
-            return torch.optim.AdamW(parameters, betas=config.betas, eps=config.eps, **shared)
+            return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, **shared)
+
+
+def _groups(config: AnyOptimizer, parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
+    """Those that decay, and those that do not."""
+    if config.decayed == "all":
+        return [{"params": parameters}]
+    matrices = [
+        it.ndim > 1 and len(it) > 1 for it in parameters
+    ]  # not a ViT's positions, which are [1, N, width]
+    return [
+        {"params": list(compress(parameters, matrices))},
+        {"params": list(compress(parameters, map(operator.not_, matrices))), "weight_decay": 0.0},
+    ]
 
 
 def _moments(config: AnyOptimizer, parameter: Tensor) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from partialfc.config import Sgd
+from partialfc.config import AdamW, Sgd
 from partialfc.runtime import comm
 from partialfc.runtime.microbatches import MicroBatches
 from partialfc.runtime.optim import BackboneOptimizer
@@ -181,3 +181,24 @@ def test_statistics_of_a_step_that_is_not_finite_are_taken_back():
     assert backbone[1].running_mean.isnan().all()
     statistics.restore_unless(torch.tensor(False), kept)
     assert (backbone[1].running_mean == 0).all() and (backbone[6].running_var == 1).all()
+
+
+def decayed_only(decayed: str) -> dict[str, bool]:
+    """Which parameters shrink in a step without a gradient."""
+    ranks = comm.ranks_of(DEVICE)
+    backbone = network(0.0)
+    before = {name: it.detach().clone().abs().sum() for name, it in backbone.named_parameters()}
+    optimizer = BackboneOptimizer(backbone, AdamW(weight_decay=0.5, decayed=decayed), ranks)
+    optimizer.gradients.zero()
+    optimizer.step(0.1, torch.zeros(()))
+    return {
+        name: bool(it.abs().sum() < before[name]) for name, it in backbone.named_parameters() if before[name]
+    }
+
+
+def test_norms_biases_and_slopes_need_not_decay(ranks):
+    (everything,) = ranks.run(1, decayed_only, "all")
+    (some,) = ranks.run(1, decayed_only, "matrices")
+    shapes = {name: it.ndim for name, it in network(0.0).named_parameters()}
+    assert all(everything.values()) and 1 in {shapes[name] for name in some}
+    assert some == {name: shapes[name] > 1 for name in some}

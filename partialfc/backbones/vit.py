@@ -1,0 +1,138 @@
+"""The vision transformer as it is used for faces: small patches, no class token, all tokens projected together.
+
+Names and shapes of its state_dict are those of insightface's ViT checkpoints, and LVFace's, so that their weights load.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from partialfc.backbones.projection import Projection
+
+_HEADS, _HIDDEN = 8, 4  # attention heads; widths of a token in the MLP's hidden layer
+
+
+class VisionTransformer(nn.Module):
+    """float images [b, 3, H, W] in [-1, 1] -> float32 embeddings [b, D], not normalised.
+
+    An image is N = (H // patch)^2 tokens of `width` numbers. drop_path: the last block's probability of being left out
+    for a sample, which rises from 0 over the blocks. mask: share of tokens that are left out in training, with a
+    learnt one in their place after the blocks.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        depth: int,
+        patch: int,
+        input_size: int,
+        embedding: int,
+        dropout: float,
+        drop_path: float,
+        mask: float,
+    ) -> None:
+        super().__init__()
+        self.input_size, self._mask = input_size, mask
+        tokens = (input_size // patch) ** 2
+        self.patch_embed = _Patches(width, patch)
+        self.pos_embed = nn.Parameter(torch.zeros(1, tokens, width))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.dropout = nn.Dropout(dropout)
+        shares = [drop_path * place / max(1, depth - 1) for place in range(depth)]
+        self.blocks = nn.ModuleList([_Block(width, dropout, share) for share in shares])
+        self.norm = nn.LayerNorm(width)
+        self.feature = nn.Sequential(
+            Projection(width * tokens, width, bias=False),
+            nn.BatchNorm1d(width, eps=2e-5),
+            Projection(width, embedding, bias=False),
+            nn.BatchNorm1d(embedding, eps=2e-5),
+        )
+        self._initialize()
+
+    def _initialize(self) -> None:
+        nn.init.normal_(self.mask_token, std=0.02)
+        nn.init.normal_(self.pos_embed, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)  # cut at 100 sigmas in the field's code: not at all
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.dropout(self.patch_embed(images) + self.pos_embed)
+        kept = self._kept(tokens) if self.training and self._mask else None
+        inner = tokens if kept is None else tokens.gather(1, kept.expand(-1, -1, tokens.shape[2]))
+        for block in self.blocks:
+            inner = block(inner)
+        inner = self.norm(inner.float())
+        if kept is not None:
+            whole = self.mask_token.to(inner.dtype).expand(tokens.shape)
+            inner = whole.scatter(1, kept.expand(-1, -1, tokens.shape[2]), inner)
+        embeddings: Tensor = self.feature(inner.flatten(1))
+        return embeddings
+
+    def _kept(self, tokens: Tensor) -> Tensor:
+        """Numbers [b, kept, 1] of the tokens that stay."""
+        count = int(tokens.shape[1] * (1 - self._mask))
+        noise = torch.rand(tokens.shape[:2], device=tokens.device)
+        return noise.argsort(1)[:, :count, None]
+
+
+class _Patches(nn.Module):
+    """Images -> tokens [b, N, width], row by row."""
+
+    def __init__(self, width: int, patch: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, patch, patch)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, dropout: float, drop_path: float) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn = _Attention(width, dropout)
+        self.mlp = _Mlp(width, dropout)
+        self._drop_path = drop_path
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = tokens + self._left_out(self.attn(self.norm1(tokens)))
+        return tokens + self._left_out(self.mlp(self.norm2(tokens)))
+
+    def _left_out(self, added: Tensor) -> Tensor:
+        """Nothing for some samples, and so much more for the others (arXiv 1603.09382)."""
+        if not self.training or not self._drop_path:
+            return added
+        stays = torch.rand(added.shape[0], 1, 1, device=added.device) >= self._drop_path
+        return added * stays / (1 - self._drop_path)
+
+
+class _Attention(nn.Module):
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.proj = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        batch, count, width = tokens.shape
+        split = self.qkv(tokens).view(batch, count, 3, _HEADS, width // _HEADS).permute(2, 0, 3, 1, 4)
+        query, key, value = split.unbind()
+        mixed = functional.scaled_dot_product_attention(query, key, value)
+        out: Tensor = self.dropout(self.proj(mixed.transpose(1, 2).reshape(batch, count, width)))
+        return out
+
+
+class _Mlp(nn.Module):
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(width, _HIDDEN * width), nn.Linear(_HIDDEN * width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        inner = self.dropout(functional.relu6(self.fc1(tokens)))
+        out: Tensor = self.dropout(self.fc2(inner))
+        return out

@@ -1,0 +1,78 @@
+"""Weights of a backbone from a file: a run, a checkpoint, a .pth or .pt, or safetensors. Nothing in a file is executed; but
+of a checkpoint, whose list of contents torch.distributed.checkpoint keeps as a pickle: load those of your own only.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from partialfc.runtime import checkpoint
+from partialfc.runtime.errors import one_line
+
+_NESTED = ("state_dict_backbone", "state_dict", "backbone", "model")  # under which others keep the weights
+_LISTED = 5  # names of each kind of misfit
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Names and tensors, on the CPU. path: a run's folder (its newest checkpoint), a checkpoint, or a file.
+
+    ValueError where it is none of these or damaged, OSError where it cannot be read.
+    """
+    if path.is_dir():
+        newest = path / "checkpoints/latest"
+        return checkpoint.read_part(newest if newest.exists() else path, "backbone")
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path}: not there; wanted weights: a run, a checkpoint, .pth, .pt or .safetensors"
+        )
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    return _read_pth(path)
+
+
+def fit(backbone: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
+    """Load `weights` into `backbone`. ValueError lists every kind of misfit: missing, surplus, of another shape."""
+    own = backbone.state_dict()
+    misfits = {
+        "missing": own.keys() - weights.keys(),
+        "surplus": weights.keys() - own.keys(),
+        "of another shape": {
+            f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
+            for name in own.keys() & weights.keys()
+            if own[name].shape != weights[name].shape
+        },
+    }
+    if any(misfits.values()):
+        told = (f"{len(names)} {kind}: {_some(names)}" for kind, names in misfits.items() if names)
+        raise ValueError(f"{source}: weights of another network; {'; '.join(told)}")
+    backbone.load_state_dict(weights)
+
+
+def _some(names: set[str]) -> str:
+    return ", ".join(sorted(names)[:_LISTED]) + (" ..." if len(names) > _LISTED else "")
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path}: not safetensors: {one_line(error)[:100]}") from None
+
+
+def _read_pth(path: Path) -> dict[str, Tensor]:
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged or hostile file raises whatever its bytes lead to
+        raise ValueError(f"{path}: not weights alone: {one_line(error)[:100]}") from None
+    for name in _NESTED:
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            content = content[name]
+    if not (isinstance(content, dict) and content and all(isinstance(it, Tensor) for it in content.values())):
+        raise ValueError(f"{path}: a {type(content).__name__}, wanted names and tensors")
+    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}  # as of DDP
