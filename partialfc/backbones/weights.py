@@ -23,8 +23,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     ValueError where it is none of these or damaged, OSError where it cannot be read.
     """
     if path.is_dir():
-        newest = path / "checkpoints/latest"
-        return checkpoint.read_part(newest if newest.exists() else path, "backbone")
+        return checkpoint.read_part(newest(path), "backbone")
     if not path.exists():
         raise FileNotFoundError(
             f"{path}: not there; wanted weights: a run, a checkpoint, .pth, .pt or .safetensors"
@@ -32,6 +31,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     return _read_pth(path)
+
+
+def newest(path: Path) -> Path:
+    """The newest checkpoint of a run's folder; of anything else, itself."""
+    latest = path / "checkpoints/latest"
+    return latest.resolve() if latest.exists() else path
 
 
 def fit(backbone: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:

@@ -22,6 +22,14 @@ def decode(encoded: Encoded, size: int | None = None) -> Pixels:
     return pixels if size is None else resized(pixels, size)
 
 
+def read(path: Path, size: int | None = None) -> Pixels:
+    """As `decode`, of a file, which a ValueError names."""
+    try:
+        return decode(path.read_bytes(), size)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
 def resized(pixels: Pixels, size: int) -> Pixels:
     """[size, size, 3]; shrinking averages over areas."""
     if pixels.shape[:2] == (size, size):

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from partialfc.backbones import Backbone
 from partialfc.data import images
 from partialfc.data.augment import network_input
 from partialfc.data.images import Encoded
 from partialfc.evaluation import metrics
+from partialfc.evaluation.onnx_network import Network
 from partialfc.evaluation.pairs import Pairs
 from partialfc.runtime import comm
 from partialfc.runtime.comm import Ranks
@@ -22,7 +22,7 @@ Scores = dict[str, dict[str, float]]  # of each set, by its name
 
 
 def verify(
-    backbone: Backbone,
+    backbone: Network,
     sets: Iterable[Pairs],
     ranks: Ranks,
     *,
@@ -46,7 +46,7 @@ def verify(
     return scores
 
 
-def _embedded(backbone: Backbone, pairs: Pairs, ranks: Ranks, *, batch: int) -> Tensor:
+def _embedded(backbone: Network, pairs: Pairs, ranks: Ranks, *, batch: int) -> Tensor:
     """Unit embeddings [2 P, D] of all images, on every rank.
 
     The images go through in fixed blocks of `batch`, the last one padded, dealt out to the ranks in turn:
@@ -69,7 +69,7 @@ def _embedded(backbone: Backbone, pairs: Pairs, ranks: Ranks, *, batch: int) -> 
 
 
 def _decoded(
-    pairs: Pairs, places: Sequence[int], batch: int, backbone: Backbone, pool: ThreadPoolExecutor
+    pairs: Pairs, places: Sequence[int], batch: int, backbone: Network, pool: ThreadPoolExecutor
 ) -> Tensor:
     """uint8 [batch, H, H, 3]: the images at `places`, then black ones."""
 

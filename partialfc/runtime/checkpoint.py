@@ -121,6 +121,13 @@ class Checkpoints:
         shutil.rmtree(aside)
 
 
+def step_of(path: Path) -> int:
+    """After how many steps a checkpoint was written. ValueError where it is none."""
+    if not (path / _FACTS).exists():
+        raise ValueError(f"{path}: no checkpoint; wanted a folder step_*, or a run's")
+    return int(_read_facts(path)["step"])
+
+
 def read_part(path: Path, part: str) -> dict[str, Tensor]:
     """The tensors of one part of a checkpoint's state, such as `backbone`, on the CPU; needs no process group.
 

@@ -1,5 +1,6 @@
-"""Pictures of a run, drawn from its metrics.jsonl."""
+"""Pictures of runs, drawn from its metrics.jsonl."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,26 @@ from partialfc.runtime.files import published
 Line = dict[str, Any]
 
 
-def draw_run(metrics: Path, picture: Path) -> None:
-    """Loss, learning rate and the accuracy of every verification set over the steps, as a PNG."""
-    lines = _lines(metrics)
-    reports = [line for line in lines if "loss" in line]
-    scores = [line for line in lines if "verification" in line]
+def draw_runs(runs: Sequence[Path], picture: Path) -> None:
+    """Loss, learning rate and the accuracy of every verification set over the steps, as a PNG.
+
+    runs: their metrics.jsonl. FileNotFoundError where one is not there, ValueError where it is none.
+    """
     figure = Figure(figsize=(12, 3.2), layout="constrained")
     loss, rate, accuracy = figure.subplots(1, 3)
-    for axes, name in ((loss, "loss"), (rate, "rate")):
-        axes.plot([line["step"] for line in reports], [line[name] for line in reports])
-        axes.set_title("learning rate" if name == "rate" else name)
-    for name in sorted({name for line in scores for name in line["verification"]}):
-        _draw_accuracy(accuracy, name, [line for line in scores if name in line["verification"]])
+    loss.set_title("loss")
+    rate.set_title("learning rate")
     accuracy.set_title("10-fold accuracy, %")
+    for path in runs:
+        lines, run = _lines(path), f"{path.parent.name} " if len(runs) > 1 else ""
+        reports = [line for line in lines if "loss" in line]
+        scores = [line for line in lines if "verification" in line]
+        for axes, name in ((loss, "loss"), (rate, "rate")):
+            axes.plot([line["step"] for line in reports], [line[name] for line in reports], label=run)
+        for name in sorted({name for line in scores for name in line["verification"]}):
+            _draw_accuracy(accuracy, run, name, [line for line in scores if name in line["verification"]])
+    if len(runs) > 1:
+        loss.legend()
     _save(figure, picture)
 
 
@@ -61,12 +69,15 @@ def draw_comparison(runs: list[Path], picture: Path) -> dict[str, float]:
 
 
 def _lines(metrics: Path) -> list[Line]:
-    return [msgspec.json.decode(line) for line in metrics.read_bytes().splitlines()]
+    try:
+        return [msgspec.json.decode(line, type=Line) for line in metrics.read_bytes().splitlines()]
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"{metrics}: not the metrics of a run: {error}") from None
 
 
-def _draw_accuracy(axes: Axes, name: str, lines: list[Line]) -> None:
+def _draw_accuracy(axes: Axes, run: str, name: str, lines: list[Line]) -> None:
     values = [100 * line["verification"][name]["accuracy"] for line in lines]
-    axes.plot([line["step"] for line in lines], values, marker="o", label=f"{name}: {values[-1]:.1f}")
+    axes.plot([line["step"] for line in lines], values, marker="o", label=f"{run}{name}: {values[-1]:.1f}")
     axes.legend()
 
 

@@ -54,8 +54,7 @@ class BackboneOptimizer:
 
     def autocast(self) -> AbstractContextManager[object]:
         """Around the backbone: computes in the recipe's precision."""
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self._config.precision)
-        return torch.autocast(self._device.type, dtype, enabled=dtype is not None)
+        return autocast(self._config.precision, self._device)
 
     def step(self, rate: float, loss: Tensor) -> tuple[Tensor, Tensor]:
         """One step at learning rate `rate`, from the gradients of loss scale x loss, summed over the ranks.
@@ -76,6 +75,12 @@ class BackboneOptimizer:
         self._rule.step()
         self.loss_scale.update(finite)
         return norm, finite
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Around a network: computes in fp32, bf16 or fp16."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
 def _rule(config: AnyOptimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

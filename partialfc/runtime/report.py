@@ -168,9 +168,9 @@ class Report:
         }
         with published(self._folder / "summary.json") as draft:
             draft.write_bytes(msgspec.json.format(msgspec.json.encode(content)))
-        from partialfc.runtime.figures import draw_run  # here, as TensorBoard's
+        from partialfc.runtime.figures import draw_runs  # here, as TensorBoard's
 
-        draw_run(self._folder / "metrics.jsonl", self._folder / "figures/run.png")
+        draw_runs([self._folder / "metrics.jsonl"], self._folder / "figures/run.png")
 
     def _clock(self) -> float:
         """Seconds since the last call."""

@@ -1,0 +1,1 @@
+"""What is called from a shell: `partialfc COMMAND`, and as scripts in tools/."""

@@ -1,0 +1,65 @@
+"""Verify on .bin sets, as a run does.
+
+tools/evaluate.py output/mine                                 # the newest checkpoint, on the run's own sets
+tools/evaluate.py output/mine/checkpoints/step_00001000 lfw.bin agedb_30.bin
+tools/evaluate.py backbone.pth lfw.bin --backbone iresnet100  # weights from elsewhere
+tools/evaluate.py exported/model.onnx lfw.bin
+"""
+
+import argparse
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from partialfc.evaluation.pairs import load_pairs
+from partialfc.evaluation.recognizer import Recognizer, load
+from partialfc.evaluation.verify import Scores, verify
+from partialfc.runtime import comm
+from partialfc.runtime.errors import told
+from partialfc.runtime.files import published
+
+
+def evaluated(recognizer: Recognizer, sets: list[Path]) -> Scores:
+    """The scores of each set by its name. ValueError where there is none, or one cannot be read."""
+    if not sets and recognizer.config:
+        sets = sorted(Path(recognizer.config.data.path).glob("*.bin"))
+    if not sets:
+        raise ValueError("no verification set; wanted .bin files")
+    with comm.join(recognizer.device.type) as ranks:
+        return verify(
+            recognizer.network,
+            [load_pairs(path) for path in sets],
+            ranks,
+            batch=recognizer.batch,
+            autocast=recognizer.autocast(),
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("weights", type=Path, help="a run, a checkpoint, .pth, .pt, .safetensors or .onnx")
+    parser.add_argument("sets", type=Path, nargs="*", help=".bin files; default: those of the run's pack")
+    parser.add_argument("--backbone", help="of weights that do not say, such as iresnet100")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--json", type=Path, help="write the scores there, too")
+    options = parser.parse_args()
+    with told():
+        scores = evaluated(
+            load(options.weights, backbone=options.backbone, device=options.device), options.sets
+        )
+        names = list(next(iter(scores.values())))
+        table = Table("set", *names)
+        for name, values in scores.items():
+            table.add_row(name, *(f"{values[score]:.6g}" for score in names))
+        Console().print(table)
+        if options.json:
+            with published(options.json) as draft:
+                draft.write_bytes(msgspec.json.format(msgspec.json.encode(scores)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""Draw runs above each other: loss, learning rate, accuracy.
+
+tools/plot_run.py output/first output/second --out runs.png
+"""
+
+import argparse
+from pathlib import Path
+
+from partialfc.runtime.errors import told
+from partialfc.runtime.figures import draw_runs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", type=Path, nargs="+", help="output folders of runs")
+    parser.add_argument("--out", type=Path, required=True, help="the PNG to draw")
+    options = parser.parse_args()
+    with told():
+        draw_runs([run / "metrics.jsonl" for run in options.runs], options.out)
+
+
+if __name__ == "__main__":
+    main()

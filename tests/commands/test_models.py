@@ -1,0 +1,191 @@
+"""Evaluate, embed, compare, export and plot: what they say of a run is what the run says."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from faces import face, write_pairs
+from runs import config_of, trained, verification_of
+
+from partialfc.backbones.weights import newest
+from partialfc.evaluation.folder import embed_folder
+from partialfc.evaluation.recognizer import load
+
+ROOT = Path(__file__).parents[2]
+
+
+def called(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "partialfc.commands", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture(scope="module")
+def run(ranks, pack, tmp_path_factory) -> Path:
+    """One that is cheap, with a checkpoint inside."""
+    output = tmp_path_factory.mktemp("run")
+    ranks.run(2, trained, config_of(pack, output, checkpoint={"every": 15}))
+    return output
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("exported")
+    done = called("export", run, out / "model")
+    assert done.returncode == 0, done.stderr
+    assert "agree to a cosine of" in done.stdout and not done.stderr
+    return out / "model"
+
+
+def test_evaluate_gives_the_accuracy_of_the_checkpoint(run, tmp_path):
+    for path, step in ((run, 30), (run / "checkpoints/step_00000015", 15)):
+        done = called("evaluate", path, "--json", tmp_path / "scores.json")
+        assert done.returncode == 0, done.stderr
+        found = json.loads((tmp_path / "scores.json").read_text())
+        if step == 30:
+            assert found == verification_of(run, 30) and "unseen" in done.stdout
+        else:
+            assert found.keys() == {"unseen"}
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.safetensors"])
+def test_what_is_exported_has_the_same_accuracy(run, pack, exported, tmp_path, name):
+    done = called("evaluate", exported / name, pack / "unseen.bin", "--json", tmp_path / "scores.json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "scores.json").read_text()) == verification_of(run, 30)
+
+
+def test_weights_and_card_say_where_they_are_from(run, exported):
+    weights = safetensors.torch.load_file(exported / "model.safetensors")
+    (network,) = (load(run).network,)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in network.state_dict().items())
+    card = (exported / "README.md").read_text()
+    assert "Trained for 30 steps on 115 images of 23 identities" in card and "fingerprint" in card
+    assert f"| unseen | {verification_of(run, 30)['unseen']['accuracy']:.6g}" in card
+    assert "order: paper" in card  # the recipe
+
+
+def test_onnx_takes_any_batch_and_gives_torchs_embeddings(run, exported):
+    images = [
+        cv2.imdecode(np.frombuffer(face(1, image), np.uint8), cv2.IMREAD_COLOR_RGB) for image in range(7)
+    ]
+    for count in (1, 7):
+        found = load(exported / "model.onnx").embed(images[:count])
+        np.testing.assert_allclose(found, load(run).embed(images[:count]), atol=1e-5)
+        np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    for identity in range(3):
+        (tmp_path / f"faces/{identity}").mkdir(parents=True)
+        for image in range(5):
+            (tmp_path / f"faces/{identity}/{image}.jpg").write_bytes(face(identity, image))
+    return tmp_path / "faces"
+
+
+def test_a_folder_is_embedded_and_compared(run, folder, tmp_path):
+    done = called("embed", run, folder, tmp_path / "out.npz")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("out.npz: 15 images")
+    with np.load(tmp_path / "out.npz") as found:
+        assert found["names"].tolist() == [f"{n}/{i}.jpg" for n in range(3) for i in range(5)]
+        similarity = found["embeddings"][0] @ found["embeddings"][7]
+    done = called("compare", run, folder / "0/0.jpg", folder / "1/2.jpg")
+    assert float(done.stdout) == pytest.approx(similarity, abs=1e-4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["faces", "out.npz"]
+
+
+def test_embedding_that_was_interrupted_is_gone_on_with(run, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("partialfc.evaluation.folder._BLOCK", 4)
+    recognizer, blocks = load(run), []
+
+    def until_the_third(images):
+        blocks.append(len(images))
+        if len(blocks) == 3:
+            raise KeyboardInterrupt
+        return type(recognizer).embed(recognizer, images)
+
+    monkeypatch.setattr(recognizer, "embed", until_the_third, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        embed_folder(recognizer, run, folder, tmp_path / "out.npz")
+    assert embed_folder(recognizer, run, folder, tmp_path / "out.npz") == 15
+    assert len(blocks) == 5  # two before, two after, and the one that was interrupted
+    embed_folder(load(run), run, folder, tmp_path / "whole.npz")
+    with np.load(tmp_path / "out.npz") as found, np.load(tmp_path / "whole.npz") as expected:
+        np.testing.assert_array_equal(found["embeddings"], expected["embeddings"])
+
+
+def test_runs_are_drawn_above_each_other(run, tmp_path):
+    done = called("plot_run", run, run, "--out", tmp_path / "runs.png")
+    assert done.returncode == 0, done.stderr
+    assert cv2.imread(str(tmp_path / "runs.png")).shape == (320, 1200, 3)
+
+
+def test_the_newest_checkpoint_is_taken(run):
+    last, earlier = load(run).network, load(run / "checkpoints/step_00000015").network
+    assert not torch.equal(last.fc.weight, earlier.fc.weight)
+    assert (
+        newest(run).name == "step_00000030"
+        and newest(run / "checkpoints/step_00000015").name == "step_00000015"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "none"], "none: no run or weights; wanted a run's folder"),
+        (["evaluate", "RUN", "none.bin"], "none.bin: No such file"),
+        (["evaluate", "a.pth", "a.bin"], "a.pth: does not say of which network; wanted --backbone"),
+        (["evaluate", "a.pth", "a.bin", "--backbone", "iresnet101"], "a.pth: backbone .*iresnet101"),
+        (
+            ["evaluate", "a.pth", "a.bin", "--backbone", "iresnet18"],
+            "a.pth: weights of another network; .* missing",
+        ),
+        (["evaluate", "a.onnx", "a.bin"], "a.onnx: not ONNX"),
+        (["export", "none", "out"], "none: no run or weights"),
+        (["export", "a.pth", "out"], "a.pth: does not say of which network"),
+        (["embed", "RUN", "empty", "out.npz"], "empty: no images in it"),
+        (["embed", "RUN", "broken", "out.npz"], "broken/a.jpg: 3 bytes that are no image"),
+        (["compare", "RUN", "broken/a.jpg", "broken/a.jpg"], "broken/a.jpg: 3 bytes that are no image"),
+        (["plot_run", "none", "--out", "a.png"], "none/metrics.jsonl: No such file"),
+        (["plot_run", "broken", "--out", "a.png"], "broken/metrics.jsonl: not the metrics of a run"),
+        (["nonsense"], "partialfc nonsense: wanted one of train, pack_recordio"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"a": torch.ones(1)}, "a.pth")
+    Path("a.onnx").write_bytes(b"no network")
+    write_pairs(Path("a.bin"))
+    Path("empty").mkdir()
+    Path("broken").mkdir()
+    Path("broken/a.jpg").write_bytes(b"abc")
+    Path("broken/metrics.jsonl").write_text("{")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    done = called(*(run if argument == "RUN" else argument for argument in arguments))
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert re.search(message, done.stderr), done.stderr
+
+
+def test_a_run_without_a_checkpoint_is_refused(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    done = called("export", tmp_path / "run", tmp_path / "out")
+    assert done.returncode == 2 and "no checkpoint; wanted a folder step_*, or a run's" in done.stderr
+
+
+@pytest.mark.parametrize("tool", sorted((ROOT / "tools").glob("*.py")), ids=lambda path: path.stem)
+def test_every_tool_says_what_it_does(tool):
+    if "argparse" not in tool.read_text() and "partialfc.commands" not in tool.read_text():
+        pytest.skip("a module of another tool")
+    done = subprocess.run(
+        [sys.executable, tool, "--help"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0 and "usage:" in done.stdout

@@ -1,0 +1,6 @@
+"""`partialfc evaluate` as a script."""
+
+from partialfc.commands.models.evaluate import main
+
+if __name__ == "__main__":
+    main()

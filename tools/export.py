@@ -1,0 +1,6 @@
+"""`partialfc export` as a script."""
+
+from partialfc.commands.models.export import main
+
+if __name__ == "__main__":
+    main()
