@@ -23,7 +23,10 @@ run_job() {
   first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
   getent hosts "$first" >/dev/null || # a name that does not resolve: SLURM knows the address
     first=$(scontrol --oneliner show node "$first" | grep -oP ' NodeAddr=\K\S+')
+  # once, before every node says it
+  .venv/bin/python -m partialfc.launch --check --nodes="$SLURM_NNODES" "$@" || exit
   port=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 10000))}
+  export TORCH_CPP_LOG_LEVEL=${TORCH_CPP_LOG_LEVEL:-ERROR} # else each end of a job warns that others are gone
   exec srun --kill-on-bad-exit=1 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
     .venv/bin/python -m partialfc.launch --nodes="$SLURM_NNODES" --endpoint="$first:$port" \
     --id="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}" "$@"

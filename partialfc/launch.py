@@ -8,7 +8,9 @@ import argparse
 import logging
 import math
 import os
+import signal
 import sys
+import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,8 +23,11 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from partialfc import plan
 from partialfc.config import Config, load_config
 from partialfc.data.order import check_world_size, world_sizes
-from partialfc.runtime.errors import told
+from partialfc.runtime.errors import EXIT_CODE, told
 
+# Seconds in which the other nodes' launchers see that their ranks ended with the same error: SLURM ends those that are
+# left when the first is gone, and then gives their exit code.
+_OTHERS_END = 5
 CPU_RANKS = 2  # without GPUs: enough to show that ranks work together
 
 
@@ -54,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--id", default=str(uuid.uuid4()), help="names the job at the endpoint")
     parser.add_argument("recipe", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    parser.add_argument("--check", action="store_true", help="only check recipe and number of ranks")
     _add_plan(parser)
     options = parser.parse_intermixed_args(arguments)
     with told():
@@ -62,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(_planned(config, options))
             return
         ranks = num_ranks(config, options.ranks, options.nodes)
+    if options.check:
+        return
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
     sys.exit(_launched(options, ranks))
 
@@ -107,6 +115,9 @@ def _launched(options: argparse.Namespace, ranks: int) -> int:
         elastic_launch(config, sys.executable)(*module)
     except ChildFailedError as failure:
         code = failure.get_first_failure()[1].exitcode
+        if code == EXIT_CODE and options.nodes > 1:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # this one's exit code is known
+            time.sleep(_OTHERS_END)
         return code if code > 0 else 128 - code  # a signal, as a shell tells it
     except SignalException as received:
         return 128 + int(received.sigval)

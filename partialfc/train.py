@@ -107,7 +107,7 @@ def _introduce(run: Run, report: Report, resumed: Path | None) -> None:
     parameters = sum(parameter.numel() for parameter in run.backbone.parameters())
     report.say(
         f"{run.order.num_samples} images of {run.head.num_classes} identities, batch {run.config.train.batch} on "
-        f"{run.ranks.size} rank(s), {run.ranks.device.type}, {torch.get_num_threads()} thread(s) each; "
+        f"{run.ranks.size} rank(s) of {', '.join(comm.hosts(run.ranks))}, {run.ranks.device.type}, {torch.get_num_threads()} thread(s) each; "
         f"backbone with {parameters / 1e6:.2f} M parameters"
     )
     if resumed is not None:
