@@ -121,7 +121,7 @@ def _card(run: Path, config: Config, cosine: float) -> str:
         f"# {name}, {settings.embedding} numbers a face",
         "",
         f"Trained for {step} steps on {len(data):,} images of {data.num_classes:,} identities "
-        f"(`{folder.name}`, fingerprint {fingerprint(folder)}), with partialfc at revision {_revision()}.",
+        f"(`{folder.name}`, fingerprint {fingerprint(folder)}); exported by partialfc at revision {_revision()}.",
         "",
         f"Input `images`: float32 [batch, 3, {size}, {size}], aligned faces, RGB, (x - 127.5) / 127.5. "
         f"Output `embeddings`: float32 [batch, {settings.embedding}], to be normalised; two faces are as alike as "
