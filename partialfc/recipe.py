@@ -41,6 +41,8 @@ def _tree(path: Path, kind: type[msgspec.Struct], above: tuple[Path, ...] = ()) 
     if path.resolve() in above:
         raise ValueError(f"{place}: based on itself; wanted a `base` that leads to an end")
     try:
+        if path.exists() and not path.is_file():  # a device may never end
+            raise ValueError(f"{place}: wanted a file")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{place}: {error.strerror if isinstance(error, OSError) else error}") from error

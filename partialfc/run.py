@@ -7,7 +7,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from partialfc.backbones import Backbone, build_backbone
+from partialfc.backbones import Backbone, build_backbone, place
 from partialfc.backbones.weights import fit, read_weights
 from partialfc.config import Config
 from partialfc.data import RecordDataset, synthetic
@@ -95,9 +95,7 @@ def build_run(config: Config, ranks: Ranks) -> Run:
     if config.init.backbone is not None:
         source = Path(config.init.backbone)
         fit(backbone, read_weights(source), source)
-    layout = torch.channels_last if config.backbone.channels_last else torch.contiguous_format
-    # torch's stubs do not know that Module.to takes a memory_format
-    backbone.to(ranks.device, memory_format=layout)  # type: ignore[call-overload]
+    place(backbone, ranks.device, channels_last=config.backbone.channels_last)
     statistics = RunningStatistics(backbone)
     optimizer = BackboneOptimizer(backbone, config.optim, ranks)
     dataset = RecordDataset(Path(config.data.path), image_size=backbone.input_size, reader=config.data.reader)

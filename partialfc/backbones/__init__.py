@@ -3,6 +3,7 @@
 import functools
 from typing import TypedDict
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -11,7 +12,7 @@ from partialfc.backbones.iresnet import IResNet
 from partialfc.backbones.mobilefacenet import MobileFaceNet
 from partialfc.backbones.vit import VisionTransformer
 
-__all__ = ["Backbone", "build_backbone"]
+__all__ = ["Backbone", "build_backbone", "place"]
 
 Backbone = IResNet | MobileFaceNet | VisionTransformer
 
@@ -46,6 +47,13 @@ def build_backbone(settings: config.AnyBackbone) -> Backbone:
     if settings.compile:
         backbone.compile()
     return backbone
+
+
+def place(network: nn.Module, device: torch.device, *, channels_last: bool) -> None:
+    """Move a network to a device, in the layout that it computes in."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    # torch's stubs do not know that Module.to takes a memory_format
+    network.to(device, memory_format=layout)  # type: ignore[call-overload]
 
 
 def _network(settings: config.AnyBackbone) -> Backbone:

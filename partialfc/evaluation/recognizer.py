@@ -12,10 +12,9 @@ import numpy as np
 import safetensors
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from torch.nn.functional import normalize
 
-from partialfc.backbones import build_backbone
+from partialfc.backbones import build_backbone, place
 from partialfc.backbones.weights import fit, read_weights
 from partialfc.config import AnyBackbone, Config, load_config
 from partialfc.data.augment import network_input
@@ -58,7 +57,7 @@ def load(path: Path, *, backbone: str | None = None, device: str = "auto") -> Re
     with its usual settings, of weights that do not say. ValueError where something is missing or does not fit.
     """
     use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    place = torch.device("cuda" if use_cuda else "cpu")
+    where = torch.device("cuda" if use_cuda else "cpu")
     if path.suffix == ".onnx":
         return Recognizer(OnnxNetwork(path), torch.device("cpu"))
     config = None if path.is_file() or backbone else load_config(_recipe_of(path))
@@ -67,14 +66,8 @@ def load(path: Path, *, backbone: str | None = None, device: str = "auto") -> Re
     network = build_backbone(plain)
     fit(network, read_weights(path), path)
     network.eval()
-    _move(network, place, channels_last=settings.channels_last)
-    return Recognizer(network, place, config)
-
-
-def _move(network: nn.Module, place: torch.device, *, channels_last: bool) -> None:
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    # torch's stubs do not know that Module.to takes a memory_format
-    network.to(place, memory_format=layout)  # type: ignore[call-overload]
+    place(network, where, channels_last=settings.channels_last)
+    return Recognizer(network, where, config)
 
 
 def _recipe_of(path: Path) -> Path:
@@ -104,6 +97,6 @@ def _described(path: Path) -> dict[str, Any] | None:
     try:
         with safetensors.safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(SETTINGS)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path}: not safetensors: {error}") from None
-    return json.loads(text) if text else None
+        return json.loads(text) if text else None
+    except (safetensors.SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not safetensors of ours: {error}") from None
