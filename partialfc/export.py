@@ -15,7 +15,7 @@ import torch
 from partialfc import recipe
 from partialfc.backbones.weights import newest
 from partialfc.config import Config
-from partialfc.data import RecordDataset, images
+from partialfc.data import RecordDataset
 from partialfc.data.dataset import record_file
 from partialfc.data.images import Pixels
 from partialfc.evaluation.onnx_network import OnnxNetwork
@@ -83,7 +83,8 @@ def _faces(config: Config, size: int) -> list[Pixels]:
     """Real ones: of the first verification set, else of the pack."""
     folder = Path(config.data.path)
     for path in sorted(folder.glob("*.bin")):
-        return [images.decode(image, size) for image in load_pairs(path).images[:_CHECKED]]
+        pairs = load_pairs(path)
+        return [pairs.pixels(place, size) for place in range(min(_CHECKED, len(pairs.images)))]
     dataset = RecordDataset(folder, image_size=size)
     return [dataset[sample][0] for sample in range(min(_CHECKED, len(dataset)))]
 
@@ -98,7 +99,8 @@ def fingerprint(folder: Path) -> str:
         found.update(file.read())
     for path in (record.with_suffix(".idx"), folder / "property"):
         if path.exists():
-            found.update(hashlib.sha256(path.read_bytes()).digest())
+            with path.open("rb") as file:
+                found.update(hashlib.file_digest(file, "sha256").digest())
     return found.hexdigest()
 
 

@@ -31,7 +31,7 @@ def load(path: Path, overrides: Sequence[str], kind: type[T]) -> T:
     for keys, value in sorted(assignments, key=lambda assignment: assignment[0][-1] != VARIANT):
         _assign(tree, keys, value)
     _name_defaults(tree, kind)
-    settings: T = _converted(tree, kind, str(path))
+    settings: T = converted(tree, kind, str(path))
     return settings
 
 
@@ -42,7 +42,7 @@ def _tree(path: Path, kind: type[msgspec.Struct], above: tuple[Path, ...] = ()) 
         raise ValueError(f"{place}: based on itself; wanted a `base` that leads to an end")
     try:
         if path.exists() and not path.is_file():  # a device may never end
-            raise ValueError(f"{place}: wanted a file")
+            raise ValueError(f"{place}: a folder or a device; wanted a file")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{place}: {error.strerror if isinstance(error, OSError) else error}") from error
@@ -102,7 +102,8 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _converted(tree: Any, kind: Any, place: str) -> Any:
+def converted(tree: Any, kind: Any, place: str) -> Any:
+    """What was parsed as the struct `kind`, or one of a union; a ValueError says in one line what is wrong at `place`."""
     for leaf, value in _leaves(tree):
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{place}: {leaf}: {value} is not a finite number")

@@ -210,8 +210,8 @@ def test_a_recipe_may_say_what_differs_from_another(minimal, tmp_path):
     [
         ("base: none.yaml", r"recipe .*none\.yaml: No such file"),
         ("base: a.yaml", r"recipe .*a\.yaml: based on itself"),
-        ("base: /dev/zero", "recipe /dev/zero: wanted a file"),
-        ("base: .", "recipe .*: wanted a file"),
+        ("base: /dev/zero", "recipe /dev/zero: a folder or a device; wanted a file"),
+        ("base: .", "recipe .*: a folder or a device; wanted a file"),
         ("base: [1]", r"a\.yaml: base: \[1\], wanted the path of a recipe"),
         ('base: "x\\0"', "wanted the path of a recipe"),
     ],

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from partialfc.data.images import Encoded
+from partialfc.data import images
+from partialfc.data.images import Encoded, Pixels
 from partialfc.evaluation import plain_pickle
 from partialfc.runtime.errors import one_line
 
@@ -24,6 +25,13 @@ class Pairs:
     def name(self) -> str:
         """The file's, without .bin."""
         return self.path.stem
+
+    def pixels(self, place: int, size: int) -> Pixels:
+        """Image `place`, uint8 RGB [size, size, 3]. ValueError names one that cannot be read."""
+        try:
+            return images.decode(self.images[place], size)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: image {place}: {error}") from None
 
 
 def load_pairs(path: Path) -> Pairs:
@@ -43,16 +51,15 @@ def load_pairs(path: Path) -> Pairs:
         raise ValueError(f"{path}: not a pickle of (images, issame): {one_line(error)[:100]}") from None
     if not (isinstance(loaded, tuple | list) and len(loaded) == 2):
         raise ValueError(f"{path}: a {type(loaded).__name__}, wanted (images, issame)")
-    images, same = loaded
+    faces, same = loaded
     lengths = [_length(part) for part in loaded]
-    if lengths[0] != 2 * lengths[1] or not 10 <= lengths[1] <= len(
-        content
-    ):  # an array of nothing may be of any length
+    most = len(content)  # an array of nothing may be of any length
+    if lengths[0] != 2 * lengths[1] or not 10 <= lengths[1] <= most:
         found = " and ".join("no list" if length < 0 else str(length) for length in lengths)
         raise ValueError(
             f"{path}: {found} images and issame; wanted two images a pair, and 10 pairs at least"
         )
-    encoded = [_encoded(path, place, image) for place, image in enumerate(images)]
+    encoded = [_encoded(path, place, image) for place, image in enumerate(faces)]
     return Pairs(path, encoded, np.array([_flag(path, place, flag) for place, flag in enumerate(same)], bool))
 
 

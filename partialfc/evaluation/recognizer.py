@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import normalize
 
+from partialfc import recipe
 from partialfc.backbones import build_backbone, place
 from partialfc.backbones.weights import fit, read_weights
 from partialfc.config import AnyBackbone, Config, load_config
@@ -84,10 +85,8 @@ def _settings(path: Path, name: str | None) -> AnyBackbone:
     known = {"name": name} if name else _described(path)
     if known is None:
         raise ValueError(f"{path}: does not say of which network; wanted --backbone, such as iresnet100")
-    try:
-        return msgspec.convert(known, AnyBackbone)  # type: ignore[arg-type]
-    except msgspec.ValidationError as error:
-        raise ValueError(f"{path}: backbone {known}: {error}") from None
+    settings: AnyBackbone = recipe.converted(known, AnyBackbone, f"{path}: backbone")
+    return settings
 
 
 def _described(path: Path) -> dict[str, Any] | None:

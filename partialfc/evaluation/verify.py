@@ -11,7 +11,6 @@ from torch.nn.functional import normalize
 
 from partialfc.data import images
 from partialfc.data.augment import network_input
-from partialfc.data.images import Encoded
 from partialfc.evaluation import metrics
 from partialfc.evaluation.onnx_network import Network
 from partialfc.evaluation.pairs import Pairs
@@ -74,16 +73,9 @@ def _decoded(
     """uint8 [batch, H, H, 3]: the images at `places`, then black ones."""
 
     def decode(place: int) -> images.Pixels:
-        return _decode(pairs.images[place], backbone.input_size, f"{pairs.path}: image {place}")
+        return pairs.pixels(place, backbone.input_size)
 
     block = np.zeros((batch, backbone.input_size, backbone.input_size, 3), np.uint8)
     for row, pixels in enumerate(pool.map(decode, places)):
         block[row] = pixels
     return torch.from_numpy(block)
-
-
-def _decode(encoded: Encoded, size: int, place: str) -> images.Pixels:
-    try:
-        return images.decode(encoded, size)
-    except ValueError as error:
-        raise ValueError(f"{place}: {error}") from None

@@ -144,7 +144,10 @@ def test_the_newest_checkpoint_is_taken(run):
         (["evaluate", "none"], "none: no run or weights; wanted a run's folder"),
         (["evaluate", "RUN", "none.bin"], "none.bin: No such file"),
         (["evaluate", "a.pth", "a.bin"], "a.pth: does not say of which network; wanted --backbone"),
-        (["evaluate", "a.pth", "a.bin", "--backbone", "iresnet101"], "a.pth: backbone .*iresnet101"),
+        (
+            ["evaluate", "a.pth", "a.bin", "--backbone", "iresnet101"],
+            "a.pth: backbone: name: 'iresnet101', wanted one of iresnet100, .* did you mean iresnet100",
+        ),
         (
             ["evaluate", "a.pth", "a.bin", "--backbone", "iresnet18"],
             "a.pth: weights of another network; .* missing",
@@ -181,10 +184,15 @@ def test_a_run_without_a_checkpoint_is_refused(run, tmp_path):
     assert done.returncode == 2 and "no checkpoint; wanted a folder step_*, or a run's" in done.stderr
 
 
-@pytest.mark.parametrize("tool", sorted((ROOT / "tools").glob("*.py")), ids=lambda path: path.stem)
+MAINS = [
+    path
+    for path in sorted((ROOT / "tools").glob("*.py"))
+    if "argparse" in path.read_text() or "partialfc.commands" in path.read_text()
+]
+
+
+@pytest.mark.parametrize("tool", MAINS, ids=lambda path: path.stem)
 def test_every_tool_says_what_it_does(tool):
-    if "argparse" not in tool.read_text() and "partialfc.commands" not in tool.read_text():
-        pytest.skip("a module of another tool")
     done = subprocess.run(
         [sys.executable, tool, "--help"], capture_output=True, text=True, timeout=60, check=False
     )

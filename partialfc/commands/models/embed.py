@@ -6,8 +6,8 @@ tools/embed.py output/mine faces/ embeddings.npz      # -> names [n], embeddings
 import argparse
 from pathlib import Path
 
+from partialfc.commands.models.options import add_network, network_of
 from partialfc.evaluation.folder import embed_folder
-from partialfc.evaluation.recognizer import load
 from partialfc.runtime.errors import told
 
 
@@ -15,14 +15,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("weights", type=Path, help="a run, a checkpoint, .pth, .pt, .safetensors or .onnx")
+    add_network(parser)
     parser.add_argument("folder", type=Path, help="of aligned faces")
     parser.add_argument("out", type=Path, help="the .npz file")
-    parser.add_argument("--backbone", help="of weights that do not say, such as iresnet100")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     options = parser.parse_args()
     with told():
-        recognizer = load(options.weights, backbone=options.backbone, device=options.device)
+        recognizer = network_of(options)
         count = embed_folder(recognizer, options.weights, options.folder, options.out, progress=True)
         print(f"{options.out}: {count} images")
 

@@ -13,8 +13,9 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from partialfc.commands.models.options import add_network, network_of
 from partialfc.evaluation.pairs import load_pairs
-from partialfc.evaluation.recognizer import Recognizer, load
+from partialfc.evaluation.recognizer import Recognizer
 from partialfc.evaluation.verify import Scores, verify
 from partialfc.runtime import comm
 from partialfc.runtime.errors import told
@@ -41,16 +42,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("weights", type=Path, help="a run, a checkpoint, .pth, .pt, .safetensors or .onnx")
+    add_network(parser)
     parser.add_argument("sets", type=Path, nargs="*", help=".bin files; default: those of the run's pack")
-    parser.add_argument("--backbone", help="of weights that do not say, such as iresnet100")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--json", type=Path, help="write the scores there, too")
     options = parser.parse_args()
     with told():
-        scores = evaluated(
-            load(options.weights, backbone=options.backbone, device=options.device), options.sets
-        )
+        scores = evaluated(network_of(options), options.sets)
         names = list(next(iter(scores.values())))
         table = Table("set", *names)
         for name, values in scores.items():
