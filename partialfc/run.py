@@ -7,8 +7,8 @@ import msgspec
 import torch
 from torch import Tensor
 
-from partialfc.backbones import Backbone, build_backbone, place
-from partialfc.backbones.weights import fit, read_weights
+from partialfc.backbones import Backbone, build_backbone, place, plain
+from partialfc.backbones.weights import AVERAGE, BACKBONE, fit, read_weights
 from partialfc.config import Config
 from partialfc.data import RecordDataset, synthetic
 from partialfc.data.augment import network_input
@@ -22,7 +22,7 @@ from partialfc.runtime.checkpoint import Checkpoints
 from partialfc.runtime.comm import Ranks
 from partialfc.runtime.microbatches import MicroBatches
 from partialfc.runtime.optim import BackboneOptimizer
-from partialfc.runtime.replicas import RunningStatistics
+from partialfc.runtime.replicas import MovingAverage, RunningStatistics
 from partialfc.runtime.schedule import in_steps
 
 
@@ -35,6 +35,7 @@ class Run:
     order: Order
     backbone: Backbone
     statistics: RunningStatistics
+    average: MovingAverage[Backbone] | None  # of the backbone; then this is what is used
     head: PartialFC
     optimizer: BackboneOptimizer
     micro_batches: MicroBatches
@@ -56,13 +57,14 @@ class Run:
 
     def verify(self) -> Scores:
         """The scores of every verification set, the same on every rank."""
-        self.statistics.average(self.ranks.group)
+        self._agree()
         batch = self.config.evaluation.batch
-        return verify(self.backbone, self.sets, self.ranks, batch=batch, autocast=self.optimizer.autocast())
+        used = self.average.network if self.average else self.backbone
+        return verify(used, self.sets, self.ranks, batch=batch, autocast=self.optimizer.autocast())
 
     def save(self, seconds: float) -> None:
         """A checkpoint of the present step, which the run reached in `seconds`."""
-        self.statistics.average(self.ranks.group)
+        self._agree()
         self.checkpoints.save(self.step, self._state(self.step), seconds)
 
     def restore(self, path: Path) -> None:
@@ -70,12 +72,19 @@ class Run:
         self.step, self.seconds = self.checkpoints.load(path, self._state)
         self.head.centers.loaded(self.step)
 
+    def _agree(self) -> None:
+        """The running statistics are the same on every rank."""
+        self.statistics.average(self.ranks.group)
+        if self.average:
+            self.average.average(self.ranks.group)
+
     def _state(self, step: int) -> checkpoint.State:
         """After `step` steps: all tensors that the next step depends on; everything random is a function of seed and step."""
         shards, shared = self.head.centers.state(step)
         scale = self.optimizer.loss_scale
-        return {
-            "backbone": self.backbone.state_dict(),
+        average = {AVERAGE: self.average.network.state_dict()} if self.average else {}
+        return average | {
+            BACKBONE: self.backbone.state_dict(),
             "backbone_moments": self.optimizer.moments,
             "loss_scale": {"value": scale.value, "streak": scale.streak},
             "rows": {
@@ -107,6 +116,7 @@ def build_run(config: Config, ranks: Ranks) -> Run:
         order=order,
         backbone=backbone,
         statistics=statistics,
+        average=_average(config, backbone, ranks),
         head=_head(config, dataset.num_classes, ranks),
         optimizer=optimizer,
         micro_batches=_micro_batches(config, backbone, optimizer, ranks),
@@ -114,6 +124,15 @@ def build_run(config: Config, ranks: Ranks) -> Run:
         sets=[load_pairs(path) for path in sorted(Path(config.data.path).glob("*.bin"))],
         checkpoints=_checkpoints(config, dataset.num_classes, order, ranks),
     )
+
+
+def _average(config: Config, backbone: Backbone, ranks: Ranks) -> MovingAverage[Backbone] | None:
+    if not config.optim.ema:
+        return None
+    with torch.random.fork_rng(devices=[]):  # its initial weights are not used
+        network = build_backbone(plain(config.backbone))
+    place(network, ranks.device, channels_last=config.backbone.channels_last)
+    return MovingAverage(backbone, network, config.optim.ema)
 
 
 def _micro_batches(
@@ -159,6 +178,7 @@ def _checkpoints(config: Config, num_classes: int, order: Order, ranks: Ranks) -
             if key not in ("checkpointing", "channels_last", "compile")  # how it is computed
         },
         "optim.name": msgspec.to_builtins(config.optim)["name"],
+        "optim.ema": "kept" if config.optim.ema else "not kept",
         "head.unsampled": config.head.unsampled,
         "head.centers": config.head.centers,
         "head.moments": config.head.moments,

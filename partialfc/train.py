@@ -79,6 +79,8 @@ def train_step(run: Run, batch: Batch, work: Work) -> Metrics:
     norm, finite = run.optimizer.step(rate, loss)  # all ranks skip, or none
     run.head.update(rate, finite)
     run.statistics.restore_unless(finite, statistics)
+    if run.average:
+        run.average.update(step, finite)
     return Metrics(
         loss=loss.detach(),
         gradient_norm=norm,

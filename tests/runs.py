@@ -53,6 +53,8 @@ def trained(config: Config, stop: int | None = None) -> dict[str, torch.Tensor] 
         except StoppedHere:
             return None
     state = {name: value.clone() for name, value in run.backbone.state_dict().items()}
+    if run.average:
+        state |= {f"average {name}": it.clone() for name, it in run.average.network.state_dict().items()}
     return state | run.head.centers.state(run.step)[0]
 
 

@@ -59,7 +59,7 @@ ROWS = {
     ),
     "adamw in host memory": (
         {"centers": "bfloat16", "moments": "bfloat16", "memory": "host"},
-        {"name": "adamw", "lr": 0.002},
+        {"name": "adamw", "lr": 0.002, "ema": 0.9},
     ),
 }
 

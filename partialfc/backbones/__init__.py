@@ -3,6 +3,7 @@
 import functools
 from typing import TypedDict
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -12,7 +13,7 @@ from partialfc.backbones.iresnet import IResNet
 from partialfc.backbones.mobilefacenet import MobileFaceNet
 from partialfc.backbones.vit import VisionTransformer
 
-__all__ = ["Backbone", "build_backbone", "place"]
+__all__ = ["Backbone", "build_backbone", "place", "plain"]
 
 Backbone = IResNet | MobileFaceNet | VisionTransformer
 
@@ -47,6 +48,11 @@ def build_backbone(settings: config.AnyBackbone) -> Backbone:
     if settings.compile:
         backbone.compile()
     return backbone
+
+
+def plain(settings: config.AnyBackbone) -> config.AnyBackbone:
+    """Those of the same network where it is only used: nothing that training computes otherwise."""
+    return msgspec.structs.replace(settings, checkpointing=False, compile=False)
 
 
 def place(network: nn.Module, device: torch.device, *, channels_last: bool) -> None:

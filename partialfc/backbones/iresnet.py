@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from partialfc.backbones.projection import Projection
 
+_NARROW = 16  # channels that oneDNN works on at once, at most
+
 
 class IResNet(nn.Sequential):
     """float images [b, 3, H, W] in [-1, 1] -> float32 embeddings [b, D], not normalised.
@@ -66,9 +68,18 @@ class _Block(nn.Module):
 
 
 def _downsample(channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
-    )
+    kind = nn.Conv2d if channels >= _NARROW else _NarrowDownsample
+    return nn.Sequential(kind(channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
+
+
+class _NarrowDownsample(nn.Conv2d):
+    """The pixels that a stride keeps are picked first. Of few channels last in memory, oneDNN's backward of a strided
+    1 x 1 convolution writes past its memory (uxlfoundation/oneDNN, issue 6035).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        rows, columns = self.stride
+        return nn.functional.conv2d(input[:, :, ::rows, ::columns], self.weight)
 
 
 def _stage(channels: int, out_channels: int, depth: int) -> nn.Sequential:

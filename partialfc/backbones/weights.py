@@ -13,17 +13,22 @@ from torch import Tensor, nn
 from partialfc.runtime import checkpoint
 from partialfc.runtime.errors import one_line
 
+# The parts of a run's checkpoint: the weights as they are trained, and their moving average where the run keeps one.
+BACKBONE, AVERAGE = "backbone", "average"
+
 _NESTED = ("state_dict_backbone", "state_dict", "backbone", "model")  # under which others keep the weights
 _LISTED = 5  # names of each kind of misfit
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Names and tensors, on the CPU. path: a run's folder (its newest checkpoint), a checkpoint, or a file.
+    """Names and tensors, on the CPU. path: a run's folder (its newest checkpoint), a checkpoint, or a file. Of a run that
+    keeps a moving average, these are the averages.
 
     ValueError where it is none of these or damaged, OSError where it cannot be read.
     """
     if path.is_dir():
-        return checkpoint.read_part(newest(path), "backbone")
+        checkpointed = newest(path)
+        return checkpoint.read_part(checkpointed, AVERAGE) or checkpoint.read_part(checkpointed, BACKBONE)
     if not path.exists():
         raise FileNotFoundError(
             f"{path}: not there; wanted weights: a run, a checkpoint, .pth, .pt or .safetensors"

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import safetensors
 import torch
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import normalize
 
 from partialfc import recipe
-from partialfc.backbones import build_backbone, place
+from partialfc.backbones import build_backbone, place, plain
 from partialfc.backbones.weights import fit, read_weights
 from partialfc.config import AnyBackbone, Config, load_config
 from partialfc.data.augment import network_input
@@ -63,8 +62,7 @@ def load(path: Path, *, backbone: str | None = None, device: str = "auto") -> Re
         return Recognizer(OnnxNetwork(path), torch.device("cpu"))
     config = None if path.is_file() or backbone else load_config(_recipe_of(path))
     settings = config.backbone if config else _settings(path, backbone)
-    plain = msgspec.structs.replace(settings, checkpointing=False, compile=False)
-    network = build_backbone(plain)
+    network = build_backbone(plain(settings))
     fit(network, read_weights(path), path)
     network.eval()
     place(network, where, channels_last=settings.channels_last)

@@ -106,6 +106,7 @@ class Job:
             "backbone: parameters": parameters,
             "backbone: gradients": parameters,
             "backbone: moments": moments * parameters,
+            **({"backbone: moving average, and its change": 2 * parameters} if config.optim.ema else {}),
             "backbone: activations, estimated": saved + _TRANSIENT * largest,
         }
 

@@ -1,4 +1,5 @@
-"""What every rank has a replica of: gradients, summed over the ranks, and running statistics, averaged.
+"""What every rank has a replica of: gradients, summed over the ranks, running statistics, averaged, and the network's
+moving average.
 
 The buckets are the same in every step of every run. DistributedDataParallel lays them out anew after its
 first step, also after the first step of a resumed run, which changes the order of summation and with it the
@@ -7,12 +8,15 @@ last bits.
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup, Work
 
 from partialfc.runtime import comm
+
+Network = TypeVar("Network", bound=nn.Module)
 
 _BUCKET_BYTES = 25 << 20
 
@@ -124,3 +128,38 @@ class RunningStatistics:
     def average(self, group: ProcessGroup) -> None:
         """The mean over the ranks, on every rank: as if one process had seen all micro-batches."""
         comm.sum_(self._flat, group).div_(group.size())
+
+
+class MovingAverage(Generic[Network]):
+    """Of a network's parameters and running statistics over the steps, kept in a second network, `network`.
+
+    average += (1 - d) (present - average) after every step, with d = min(decay, (1 + step) / (10 + step)): the first
+    steps' weights are soon forgotten (as in TensorFlow's ExponentialMovingAverage).
+
+    of: what is averaged, its running statistics already in a RunningStatistics. network: another of the same kind, in
+    the same place; begins as a copy.
+    """
+
+    def __init__(self, of: Network, network: Network, decay: float) -> None:
+        network.load_state_dict(of.state_dict())
+        network.requires_grad_(False).eval()
+        self.network = network
+        self._statistics = RunningStatistics(network)
+        self._decay = decay
+        self._present, self._averages = _averaged(of), _averaged(network)
+
+    def update(self, step: int, finite: Tensor) -> None:
+        """After step `step`, counted from 0; nothing changes where `finite`, a bool scalar on the device, is false."""
+        share = finite.float() * (1 - min(self._decay, (1 + step) / (10 + step)))
+        change = torch._foreach_sub(self._present, self._averages)
+        torch._foreach_mul_(change, share)
+        torch._foreach_add_(self._averages, change)
+
+    def average(self, group: ProcessGroup) -> None:
+        """The running statistics' mean over the ranks, as of RunningStatistics."""
+        self._statistics.average(group)
+
+
+def _averaged(network: nn.Module) -> list[Tensor]:
+    buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
+    return [parameter.detach() for parameter in network.parameters()] + buffers

@@ -17,6 +17,20 @@ def test_embeddings_of_any_width_and_input_size(width, size, depths):
     assert backbone.input_size == size
 
 
+@pytest.mark.parametrize("width", [4, 8, 12, 16])
+def test_narrow_projections_have_the_right_gradient_in_channels_last(width):
+    """torch's own kernel writes past its memory below 8 or 16 channels: wrong gradients, or the process ends."""
+    images = torch.randn(24, width, 32, 32, generator=torch.Generator().manual_seed(1))
+    for _ in range(20):
+        projection = build_backbone(IResNetTiny(width=width)).layer2[0].downsample[0]
+        gradients = []
+        for layout in (torch.channels_last, torch.contiguous_format):
+            projection.to(memory_format=layout).zero_grad()
+            projection(images.to(memory_format=layout)).square().sum().backward()
+            gradients.append(projection.weight.grad)
+        torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-3 * float(gradients[1].abs().max()))
+
+
 def test_names_are_those_of_the_common_checkpoints():
     state = build_backbone(IResNetTiny(depths=(1, 2), dropout=0.4)).state_dict()
     names = {name.rpartition(".")[0] for name in state}

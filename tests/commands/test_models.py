@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 from faces import face, write_pairs
-from runs import config_of, trained, verification_of
+from runs import assert_refused, config_of, trained, verification_of
 
 from partialfc.backbones.weights import newest
 from partialfc.evaluation.folder import embed_folder
@@ -53,6 +53,19 @@ def test_evaluate_gives_the_accuracy_of_the_checkpoint(run, tmp_path):
             assert found == verification_of(run, 30) and "unseen" in done.stdout
         else:
             assert found.keys() == {"unseen"}
+
+
+def test_of_a_run_with_a_moving_average_that_is_used(ranks, pack, tmp_path):
+    config = config_of(pack, tmp_path / "run", optim={"ema": 0.9}, train={"length": 12})
+    (state,) = ranks.run(1, trained, config)
+    used = load(tmp_path / "run").network.state_dict()
+    assert all(torch.equal(tensor, state[f"average {name}"]) for name, tensor in used.items())
+    assert not torch.equal(used["fc.weight"], state["fc.weight"])
+    done = called("evaluate", tmp_path / "run", "--json", tmp_path / "scores.json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "scores.json").read_text()) == verification_of(tmp_path / "run", 12)
+    other = config_of(pack, tmp_path / "run", train={"length": 12})
+    assert_refused(ranks, 1, other, "made with optim.ema kept, the recipe says not kept")
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.safetensors"])

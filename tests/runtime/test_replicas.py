@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from partialfc.config import AdamW, Sgd
 from partialfc.runtime import comm
 from partialfc.runtime.microbatches import MicroBatches
 from partialfc.runtime.optim import BackboneOptimizer
-from partialfc.runtime.replicas import ReplicatedGradients, RunningStatistics
+from partialfc.runtime.replicas import MovingAverage, ReplicatedGradients, RunningStatistics
 
 DEVICE = torch.device("cpu")
 
@@ -202,3 +203,39 @@ def test_norms_biases_and_slopes_need_not_decay(ranks):
     shapes = {name: it.ndim for name, it in network(0.0).named_parameters()}
     assert all(everything.values()) and 1 in {shapes[name] for name in some}
     assert some == {name: shapes[name] > 1 for name in some}
+
+
+def averages_beside_torchs() -> None:
+    """Of a network that trains on; the third step is not taken. The running statistics differ between the ranks."""
+    ranks, taken = comm.ranks_of(DEVICE), 0
+    ours, decay = network(0.0, torch.float64), 0.3
+    statistics = RunningStatistics(ours)
+    average = MovingAverage(ours, network(0.0, torch.float64), decay)
+    theirs = AveragedModel(ours, avg_fn=lambda old, new, _: old + (1 - now) * (new - old), use_buffers=True)
+    theirs.update_parameters(ours)  # the first call copies
+    for step in range(6):
+        ours(inputs_of(8, torch.float64)[0] * (ranks.rank + 1))
+        for parameter in ours.parameters():
+            parameter.data.add_(step)
+        average.update(step, torch.tensor(step != 2))
+        now = min(decay, (1 + step) / (10 + step))
+        if step != 2:
+            taken += now < decay
+            theirs.update_parameters(ours)
+        if step == 3:
+            statistics.average(ranks.group)
+            average.average(ranks.group)
+    assert taken == 2  # steps 0 and 1
+    average.average(ranks.group)
+    expected = dict(theirs.module.named_parameters())
+    for name, tensor in average.network.named_parameters():
+        torch.testing.assert_close(tensor, expected[name].detach())
+    for name, tensor in average.network.named_buffers():
+        if tensor.is_floating_point():
+            mean = comm.sum_(theirs.module.get_buffer(name).clone(), ranks.group) / ranks.size
+            torch.testing.assert_close(tensor, mean)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_a_moving_average_is_torchs_with_a_warm_up(ranks, world_size):
+    ranks.run(world_size, averages_beside_torchs)
