@@ -15,15 +15,17 @@ from partialfc.data.augment import network_input
 from partialfc.data.loader import Loader
 from partialfc.data.order import Order, check_world_size
 from partialfc.evaluation.pairs import Pairs, load_pairs
-from partialfc.evaluation.verify import Scores, verify
+from partialfc.evaluation.verify import Similarities, verify
 from partialfc.head import PartialFC
-from partialfc.runtime import checkpoint
+from partialfc.monitoring.observed import Observed
+from partialfc.runtime import checkpoint, comm
 from partialfc.runtime.checkpoint import Checkpoints
 from partialfc.runtime.comm import Ranks
 from partialfc.runtime.microbatches import MicroBatches
 from partialfc.runtime.optim import BackboneOptimizer
 from partialfc.runtime.replicas import MovingAverage, RunningStatistics
 from partialfc.runtime.schedule import in_steps
+from partialfc.runtime.usage import peak_memory
 
 
 @dataclass
@@ -55,12 +57,17 @@ class Run:
         """How many steps the run has."""
         return in_steps(self.config.train.length, self.steps_per_epoch)
 
-    def verify(self) -> Scores:
-        """The scores of every verification set, the same on every rank."""
+    def verify(self) -> Similarities:
+        """Of the pairs of every verification set, the same on every rank."""
         self._agree()
         batch = self.config.evaluation.batch
         used = self.average.network if self.average else self.backbone
         return verify(used, self.sets, self.ranks, batch=batch, autocast=self.optimizer.autocast())
+
+    def observe(self) -> Observed:
+        """A closer look at the step under way, after its backward and before the head's update; nothing waits."""
+        memory = comm.of_each_rank(peak_memory(self.ranks.device), self.ranks.group, self.ranks.device)
+        return Observed(self.step + 1, self.head.observe(), memory)
 
     def save(self, seconds: float) -> None:
         """A checkpoint of the present step, which the run reached in `seconds`."""
@@ -80,7 +87,7 @@ class Run:
 
     def _state(self, step: int) -> checkpoint.State:
         """After `step` steps: all tensors that the next step depends on; everything random is a function of seed and step."""
-        shards, shared = self.head.centers.state(step)
+        shards, shared = self.head.state(step)
         scale = self.optimizer.loss_scale
         average = {AVERAGE: self.average.network.state_dict()} if self.average else {}
         return average | {

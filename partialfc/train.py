@@ -11,12 +11,14 @@ from partialfc.config import Config, Duration, load_config
 from partialfc.data import images
 from partialfc.data.loader import Batch
 from partialfc.head import Work
+from partialfc.monitoring.report import Report
+from partialfc.monitoring.steps import Length, Metrics
 from partialfc.run import Run, build_run
 from partialfc.runtime import comm, schedule
 from partialfc.runtime.comm import Ranks
 from partialfc.runtime.errors import told
 from partialfc.runtime.files import published
-from partialfc.runtime.report import Length, Metrics, Report
+from partialfc.runtime.usage import section
 
 
 def train(config: Config, ranks: Ranks) -> Run:
@@ -31,19 +33,21 @@ def train(config: Config, ranks: Ranks) -> Run:
     with report:
         _introduce(run, report, resumed)
         if run.step == 0:
-            report.scores(run.step, run.verify())
+            with report.aside():
+                report.verified(run.step, run.sets, run.verify())
         start = run.step
         for batch, work in _prepared(run):
             if run.step == start:
-                report.picture(
-                    "faces/as_trained", images.sheet(batch.images.cpu().numpy(), 8, 8), run.step + 1
-                )
+                with report.aside():
+                    faces = images.sheet(batch.images.cpu().numpy(), 8, 8)
+                    report.picture("faces/as_trained", faces, run.step + 1)
             report.step(run.step + 1, train_step(run, batch, work))
             run.step += 1
-            if _due(run, config.evaluation.every):
-                report.scores(run.step, run.verify())
-            if _due(run, config.checkpoint.every):
-                run.save(report.seconds)
+            with report.aside():
+                if _due(run, config.evaluation.every):
+                    report.verified(run.step, run.sets, run.verify())
+                if _due(run, config.checkpoint.every):
+                    run.save(report.seconds)
         report.summary(run.step)
     return run
 
@@ -52,9 +56,11 @@ def _prepared(run: Run) -> Iterator[tuple[Batch, Work]]:
     """The batches of the run, each with the head's work, which is prepared while the step before is taken: so rows
     that live outside the device are there in time.
     """
-    ahead = None
-    for step, batch in enumerate(run.loader.batches(run.step, run.last_step), run.step):
-        work = run.head.prepare(batch.labels, step)  # all B labels, on the host
+    ahead, batches = None, run.loader.batches(run.step, run.last_step)
+    for step in range(run.step, run.last_step):
+        with section("data"):
+            batch = next(batches)
+            work = run.head.prepare(batch.labels, step)  # all B labels, on the host
         if ahead is not None:
             yield ahead
         ahead = batch, work
@@ -71,16 +77,22 @@ def train_step(run: Run, batch: Batch, work: Work) -> Metrics:
         config.schedule, step, peak=config.optim.lr, total=run.last_step, steps_per_epoch=run.steps_per_epoch
     )
     statistics = run.statistics.kept()
-    embeddings = run.micro_batches.forward(batch.images, step)  # [b, D]: this rank's images
-    loss = run.head(embeddings, work)  # over all B images, the same on every rank
-    (loss * run.optimizer.loss_scale.value).backward()
+    with section("backbone"):
+        embeddings = run.micro_batches.forward(batch.images, step)  # [b, D]: this rank's images
+    with section("head"):
+        loss = run.head(embeddings, work)  # over all B images, the same on every rank
+        (loss * run.optimizer.loss_scale.value).backward()
     assert embeddings.grad is not None
-    run.micro_batches.backward(batch.images, step, embeddings.grad)
-    norm, finite = run.optimizer.step(rate, loss)  # all ranks skip, or none
-    run.head.update(rate, finite)
-    run.statistics.restore_unless(finite, statistics)
-    if run.average:
-        run.average.update(step, finite)
+    with section("backbone"):
+        run.micro_batches.backward(batch.images, step, embeddings.grad)
+    with section("optimizer"):
+        norm, finite = run.optimizer.step(rate, loss)  # all ranks skip, or none
+        run.statistics.restore_unless(finite, statistics)
+        if run.average:
+            run.average.update(step, finite)
+    observed = run.observe() if _looked_at(run) else None
+    with section("head"):
+        run.head.update(rate, finite)
     return Metrics(
         loss=loss.detach(),
         gradient_norm=norm,
@@ -88,7 +100,14 @@ def train_step(run: Run, batch: Batch, work: Work) -> Metrics:
         rate=rate,
         waited=batch.waited,
         replaced=batch.replaced,
+        observed=observed,
     )
+
+
+def _looked_at(run: Run) -> bool:
+    """Whether the step under way is."""
+    done = run.step + 1
+    return done % run.config.report.histograms == 0 or done == run.last_step
 
 
 def _due(run: Run, every: Duration) -> bool:
@@ -102,7 +121,9 @@ def _report(run: Run) -> Report:
         with published(output / "recipe.yaml") as draft:
             draft.write_text(recipe.dump(run.config), encoding="utf-8")
     length = Length(run.step, run.last_step, run.steps_per_epoch, run.config.train.batch, run.seconds)
-    return Report(output, length, every=run.config.report.every, enabled=run.ranks.first)
+    return Report(
+        output, length, every=run.config.report.every, device=run.ranks.device, enabled=run.ranks.first
+    )
 
 
 def _introduce(run: Run, report: Report, resumed: Path | None) -> None:

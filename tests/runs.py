@@ -55,7 +55,7 @@ def trained(config: Config, stop: int | None = None) -> dict[str, torch.Tensor] 
     state = {name: value.clone() for name, value in run.backbone.state_dict().items()}
     if run.average:
         state |= {f"average {name}": it.clone() for name, it in run.average.network.state_dict().items()}
-    return state | run.head.centers.state(run.step)[0]
+    return state | run.head.state(run.step)[0]
 
 
 def refusal(config: Config) -> str:
@@ -82,7 +82,7 @@ def curve(output: Path) -> list[float]:
 
 def whole(states: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """The state of all ranks together; asserts that their replicas agree."""
-    rows = ("centers", "momentum", "first_moment", "second_moment", "counts", "taken")
+    rows = ("centers", "momentum", "first_moment", "second_moment", "counts", "taken", "met")
     shards = [name for name in rows if name in states[0]]
     for state in states:
         for name, value in state.items():

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
+from partialfc.monitoring.figures import draw_comparison
 from partialfc.runtime.errors import told
-from partialfc.runtime.figures import draw_comparison
 
 
 def main() -> None:

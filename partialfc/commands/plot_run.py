@@ -6,8 +6,8 @@ tools/plot_run.py output/first output/second --out runs.png
 import argparse
 from pathlib import Path
 
+from partialfc.monitoring.figures import draw_runs
 from partialfc.runtime.errors import told
-from partialfc.runtime.figures import draw_runs
 
 
 def main() -> None:

@@ -6,18 +6,18 @@ from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from partialfc.data import images
 from partialfc.data.augment import network_input
-from partialfc.evaluation import metrics
 from partialfc.evaluation.onnx_network import Network
 from partialfc.evaluation.pairs import Pairs
 from partialfc.runtime import comm
 from partialfc.runtime.comm import Ranks
 
-Scores = dict[str, dict[str, float]]  # of each set, by its name
+Similarities = dict[str, NDArray[np.float64]]  # [P] of each set's pairs, by its name
 
 
 def verify(
@@ -27,22 +27,22 @@ def verify(
     *,
     batch: int,
     autocast: AbstractContextManager[object],
-) -> Scores:
-    """`metrics.scores` of each set by its name, the same on every rank.
+) -> Similarities:
+    """Of the pairs of each set, the same on every rank.
 
     The similarity of two images is the cosine of their embeddings, each the sum over the image and its mirror
     image. AgreedError where an image cannot be read.
     """
     was_training = backbone.training
     backbone.eval()
-    scores = {}
+    found = {}
     with torch.no_grad(), autocast:
         for pairs in sets:
             embeddings = _embedded(backbone, pairs, ranks, batch=batch)
             similarity = (embeddings[0::2] * embeddings[1::2]).sum(1).double().cpu().numpy()
-            scores[pairs.name] = metrics.scores(similarity, pairs.same)
+            found[pairs.name] = similarity
     backbone.train(was_training)
-    return scores
+    return found
 
 
 def _embedded(backbone: Network, pairs: Pairs, ranks: Ranks, *, batch: int) -> Tensor:

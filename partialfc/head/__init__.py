@@ -1,6 +1,6 @@
 """The classifier split across ranks."""
 
-from partialfc.head.partial_fc import PartialFC
+from partialfc.head.partial_fc import Observation, PartialFC
 from partialfc.head.sampling import Work
 
-__all__ = ["PartialFC", "Work"]
+__all__ = ["Observation", "PartialFC", "Work"]

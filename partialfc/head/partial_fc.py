@@ -6,6 +6,7 @@ work in a step, D embedding width.
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,6 +24,16 @@ from partialfc.head.rows import rounding
 from partialfc.head.sampling import IGNORE, Work
 from partialfc.head.shard import class_range
 from partialfc.runtime import comm
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Of a step's global batch, on the device, the same on every rank."""
+
+    target: Tensor  # [B] cosine of an image with its own class's centre; -inf where it is ignored
+    nearest: Tensor  # [B] largest cosine with another centre at work; -inf where there is none
+    margins: Tensor | None  # [B] elastic margins, in the order of their drawing
+    never_positive: Tensor  # [W] of each rank's classes, those that no batch has held so far
 
 
 class PartialFC(nn.Module):
@@ -71,6 +82,7 @@ class PartialFC(nn.Module):
             products=Products(lower=config.products == "bfloat16"),
             group=self.group,
         )
+        self._met = torch.zeros(len(self.centers.owned), dtype=torch.uint8)  # 1: was in a batch; on the host
         self._pending: tuple[Work, Work] | None = (
             None  # of the latest forward: on the host, and on the device
         )
@@ -118,6 +130,7 @@ class PartialFC(nn.Module):
             unit = normalize(embeddings.to(self.centers.dtype))
             everyone = comm.gather_rows(unit, self.group)  # [B, D]
             loss = self._cross_entropy.loss(everyone, on_device)
+        self._met[work.host_columns if work.host_rows is None else work.host_rows[work.host_columns]] = 1
         self._pending = work, on_device
         return loss
 
@@ -135,6 +148,23 @@ class PartialFC(nn.Module):
         step = finite.to(self.centers.dtype) * rate
         self._cross_entropy.update(on_device, step, finite)
         self.centers.end(work, step, finite)
+
+    @torch.no_grad()
+    def observe(self) -> Observation:
+        """What the latest forward saw; called after backward() and before update(). One more look at the rows at work,
+        and two small collectives; nothing waits for the device.
+        """
+        assert self._pending is not None, "observe() follows forward() and backward()"
+        work = self._pending[1]
+        target, nearest = self._cross_entropy.cosines(work)
+        never_positive = len(self._met) - int(np.count_nonzero(self._met.numpy()))
+        everyones = comm.of_each_rank(never_positive, self.group, self.centers.device)
+        return Observation(target, nearest, work.drawn, everyones)
+
+    def state(self, length: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """As the centres', with the classes that batches have held."""
+        shards, shared = self.centers.state(length)
+        return shards | {"met": self._met}, shared
 
     def _checked(self, labels: Tensor) -> NDArray[np.int64]:
         assert labels.device.type == "cpu" and not labels.is_floating_point() and labels.dim() == 1

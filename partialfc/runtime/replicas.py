@@ -52,9 +52,7 @@ class ReplicatedGradients:
         self._summing = False
         self._missing = [0] * len(self._buckets)  # what backward did not reach has its gradient, too
         self._start_complete()
-        for work in self._started:
-            work.wait()
-        self._started.clear()
+        comm.wait(self._started)
 
     def norm(self) -> Tensor:
         """The Euclidean norm of all gradients together, a scalar on the device."""

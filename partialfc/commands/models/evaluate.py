@@ -14,28 +14,27 @@ from rich.console import Console
 from rich.table import Table
 
 from partialfc.commands.models.options import add_network, network_of
+from partialfc.evaluation.metrics import scores
 from partialfc.evaluation.pairs import load_pairs
 from partialfc.evaluation.recognizer import Recognizer
-from partialfc.evaluation.verify import Scores, verify
+from partialfc.evaluation.verify import verify
 from partialfc.runtime import comm
 from partialfc.runtime.errors import told
 from partialfc.runtime.files import published
 
 
-def evaluated(recognizer: Recognizer, sets: list[Path]) -> Scores:
+def evaluated(recognizer: Recognizer, sets: list[Path]) -> dict[str, dict[str, float]]:
     """The scores of each set by its name. ValueError where there is none, or one cannot be read."""
     if not sets and recognizer.config:
         sets = sorted(Path(recognizer.config.data.path).glob("*.bin"))
     if not sets:
         raise ValueError("no verification set; wanted .bin files")
+    loaded = [load_pairs(path) for path in sets]
     with comm.join(recognizer.device.type) as ranks:
-        return verify(
-            recognizer.network,
-            [load_pairs(path) for path in sets],
-            ranks,
-            batch=recognizer.batch,
-            autocast=recognizer.autocast(),
+        similarities = verify(
+            recognizer.network, loaded, ranks, batch=recognizer.batch, autocast=recognizer.autocast()
         )
+    return {pairs.name: scores(similarities[pairs.name], pairs.same) for pairs in loaded}
 
 
 def main() -> None:
@@ -47,15 +46,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the scores there, too")
     options = parser.parse_args()
     with told():
-        scores = evaluated(network_of(options), options.sets)
-        names = list(next(iter(scores.values())))
+        found = evaluated(network_of(options), options.sets)
+        names = list(next(iter(found.values())))
         table = Table("set", *names)
-        for name, values in scores.items():
+        for name, values in found.items():
             table.add_row(name, *(f"{values[score]:.6g}" for score in names))
         Console().print(table)
         if options.json:
             with published(options.json) as draft:
-                draft.write_bytes(msgspec.json.format(msgspec.json.encode(scores)))
+                draft.write_bytes(msgspec.json.format(msgspec.json.encode(found)))
 
 
 if __name__ == "__main__":

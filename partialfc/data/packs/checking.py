@@ -32,11 +32,15 @@ class Findings:
 def check(folder: Path, *, progress: bool = False) -> Findings:
     """Reads the whole .rec, whatever its index says, and decodes every image. Damage that a JPEG decoder passes over,
     as most do with pixels that are lost, is not noticed: the format has no checksums. ValueError or OSError where
-    there is no .rec, or its `property` is none.
+    there is no .rec, or its `property` is none, or no image can be read.
     """
     findings = _opened(folder)
     for _ in _readable(folder, findings, progress):
         pass
+    if not findings.num_images:
+        raise ValueError(
+            f"{record_file(folder)}: no image that can be read; {'; '.join(findings.problems[:1])}"
+        )
     return findings
 
 
@@ -53,9 +57,13 @@ def repair(folder: Path, target: Path, *, progress: bool = False) -> Findings:
     def samples(done: int) -> Iterator[Sample]:
         return itertools.islice(_readable(folder, findings, progress), done, None)
 
-    size = known.height if known else _first_size(_readable(folder, Findings(), progress), path)
+    first = _first_size(_readable(folder, Findings(), progress), path)
     resume_pack(
-        target, samples, plan=plan_of(path), size=size, num_classes=known.num_classes if known else None
+        target,
+        samples,
+        plan=plan_of(path),
+        size=known.height if known else first,
+        num_classes=known.num_classes if known else None,
     )
     return findings
 

@@ -1,0 +1,65 @@
+"""metrics.jsonl: one JSON object a line, and what a run goes by of them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from partialfc.runtime.files import published
+
+Scores = Mapping[str, Mapping[str, float]]  # of each verification set, by its name
+Line = dict[str, Any]  # with "step": the number of steps taken
+
+
+class History:
+    """What an earlier part of the run wrote stays, up to the step that the run goes on from.
+
+    start: that step; 0 for a fresh run, which keeps nothing.
+    """
+
+    def __init__(self, path: Path, start: int) -> None:
+        self.loss: float | None = None  # newest; None before the first
+        self.verification: list[Scores] = []  # the first, and the newest
+        self.best: dict[str, tuple[float, int]] = {}  # of each set: accuracy, and after how many steps
+        lines = path.read_bytes().splitlines() if path.exists() and start else []
+        earlier = [line for line in map(_parsed, lines) if line and line["step"] <= start]
+        for line in earlier:
+            self._note(line)
+        with published(path) as draft:
+            draft.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in earlier))
+        self._file = path.open("ab")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def write(self, line: Line) -> None:
+        """At once in the file."""
+        self._note(line)
+        self._file.write(msgspec.json.encode(line) + b"\n")
+        self._file.flush()
+
+    def _note(self, line: Line) -> None:
+        self.loss = line.get("loss", self.loss)
+        scores: Scores | None = line.get("verification")
+        if scores is None:
+            return
+        self.verification = [*self.verification[:1], scores]
+        for name, values in scores.items():
+            if name not in self.best or values["accuracy"] > self.best[name][0]:
+                self.best[name] = values["accuracy"], line["step"]
+
+
+def _parsed(line: bytes) -> Line | None:
+    """None for a line that a killed process left half written."""
+    try:
+        parsed: Line = msgspec.json.decode(line)
+    except msgspec.DecodeError:
+        return None
+    return parsed

@@ -1,0 +1,54 @@
+"""A closer look at one step: how compact the classes are, what the margin worked with, what each rank has taken."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from partialfc.head import Observation
+from partialfc.monitoring.board import Board
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Tensors on the device, the same on every rank."""
+
+    step: int  # the number of steps with this one
+    head: Observation
+    memory: Tensor  # [W] bytes, the most that each rank has taken so far
+
+
+def show(observed: Observed, board: Board) -> dict[str, Any]:
+    """Put it on the board, and return a line of numbers: angles in degrees, memory in bytes. Waits for the device.
+
+    target_angle and target_angle_std: between the images and their own classes' centres, how compact the classes are
+    (ElasticFace, arXiv 2109.09416, compares losses by it); nearest_angle: to the nearest other centre at work.
+    """
+    target, nearest = _finite(observed.head.target), _finite(observed.head.nearest)
+    board.histogram(observed.step, "cosine/target", target)
+    board.histogram(observed.step, "cosine/nearest_negative", nearest)
+    if observed.head.margins is not None:
+        board.histogram(observed.step, "margin/drawn", _finite(observed.head.margins))
+    memory: list[float] = observed.memory.tolist()
+    board.group(observed.step, "memory", {f"rank_{rank}": taken / 2**30 for rank, taken in enumerate(memory)})
+    line: dict[str, Any] = {}
+    if len(target):
+        line |= {"target_angle": _degrees(target).mean(), "target_angle_std": _degrees(target).std()}
+    if len(nearest):
+        line["nearest_angle"] = _degrees(nearest).mean()
+    line = {name: float(value) for name, value in line.items()} | {
+        "never_positive": int(observed.head.never_positive.sum())
+    }
+    board.numbers(observed.step, line)
+    return {"step": observed.step, **line, "memory": [int(taken) for taken in memory]}
+
+
+def _finite(values: Tensor) -> NDArray[np.float64]:
+    known = values.double().cpu().numpy()
+    return known[np.isfinite(known)]
+
+
+def _degrees(cosine: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.degrees(np.arccos(np.clip(cosine, -1, 1)))

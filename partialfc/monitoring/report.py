@@ -1,0 +1,205 @@
+"""What a run says: the terminal, the log, metrics.jsonl, TensorBoard, summary.json. Silent on all ranks but the first."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+import torch
+
+from partialfc.data.images import Pixels
+from partialfc.evaluation import metrics
+from partialfc.evaluation.pairs import Pairs
+from partialfc.evaluation.verify import Similarities
+from partialfc.monitoring.board import Board
+from partialfc.monitoring.history import History, Scores
+from partialfc.monitoring.observed import show
+from partialfc.monitoring.steps import Length, Metrics, columns_of, line_of, speed_of, told
+from partialfc.monitoring.terminal import Terminal
+from partialfc.runtime import usage
+from partialfc.runtime.files import published
+
+
+class _Waits:
+    """Of an epoch, or of what a resumed run makes of it."""
+
+    def __init__(self) -> None:
+        self._began, self.steps, self.waited = time.perf_counter(), 0, 0.0
+
+    def add(self, waited: float) -> None:
+        """A step that waited so many seconds for its data."""
+        self.steps += 1
+        self.waited += waited
+
+    @property
+    def seconds(self) -> float:
+        """Since the epoch began, evaluation included."""
+        return time.perf_counter() - self._began
+
+
+class Report:
+    """Collects the metrics of every step, and reads them from the device once every `every` steps.
+
+    What an earlier part of the run wrote stays, up to the step that it is resumed from.
+    """
+
+    def __init__(
+        self, folder: Path, length: Length, *, every: int, device: torch.device, enabled: bool
+    ) -> None:
+        self._folder, self._length, self._every, self._enabled = folder, length, every, enabled
+        self._kept: list[Metrics] = []
+        self._began = self._since = time.perf_counter()  # of the run here; of the steps, or since an aside
+        self._line_seconds = 0.0  # of the steps since the newest line, up to the latest aside
+        self._training_seconds = 0.0  # of the steps taken here, up to the newest line
+        self._epoch = _Waits()
+        self._files = contextlib.ExitStack()
+        if enabled:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._open(device)
+
+    def _open(self, device: torch.device) -> None:
+        self._history = self._files.enter_context(History(self._folder / "metrics.jsonl", self._length.start))
+        self._log = self._files.enter_context((self._folder / "log.txt").open("a", encoding="utf-8"))
+        self._board = self._files.enter_context(Board(self._folder / "tensorboard", self._length.start))
+        self._timeline = self._files.enter_context(usage.measured(device))
+        self._terminal = Terminal(self._length.start, self._length.total)
+        self._files.callback(self._terminal.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._files.close()
+
+    @property
+    def seconds(self) -> float:
+        """What the run took so far, its earlier parts included."""
+        return self._length.seconds + time.perf_counter() - self._began
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Around what is no step: its time does not count as the steps'."""
+        self._line_seconds += time.perf_counter() - self._since
+        with self._timeline.paused() if self._enabled else contextlib.nullcontext():
+            yield
+        self._since = time.perf_counter()
+
+    def say(self, text: str) -> None:
+        """A line to the terminal and the log."""
+        if self._enabled:
+            self._terminal.say(text)
+            self._keep(text)
+
+    def step(self, step: int, metrics: Metrics) -> None:
+        """After the step that makes it `step` steps."""
+        if not self._enabled:
+            return
+        self._kept.append(metrics)
+        self._epoch.add(metrics.waited)
+        if step % self._every == 0 or step == self._length.total:
+            self._line(step)
+        if step % self._length.steps_per_epoch == 0:
+            self._epoch_line(step)
+
+    def picture(self, name: str, pixels: Pixels, step: int) -> None:
+        """For TensorBoard, of what step `step` works on."""
+        if self._enabled:
+            self._board.picture(step, name, pixels)
+
+    def verified(self, step: int, sets: Sequence[Pairs], similarities: Similarities) -> None:
+        """A verification after `step` steps."""
+        if not self._enabled:
+            return
+        self.scores(
+            step, {pairs.name: metrics.scores(similarities[pairs.name], pairs.same) for pairs in sets}
+        )
+        if sets:
+            from partialfc.monitoring import verified  # here: matplotlib, as TensorBoard
+
+            self._board.picture(step, "verification/roc", verified.roc(sets, similarities))
+            for pairs in sets:
+                picture = verified.hardest(pairs, similarities[pairs.name])
+                self._board.picture(step, f"verification/hardest_pairs_of_{pairs.name}", picture)
+
+    def scores(self, step: int, scores: Scores) -> None:
+        """Of a verification after `step` steps."""
+        if not self._enabled:
+            return
+        if scores:
+            self._history.write({"step": step, "verification": scores})
+        for name, values in scores.items():
+            best, best_step = self._history.best[name]
+            self._board.group(step, name, {**values, "accuracy_best": best})
+            self._terminal.verified(name, values["accuracy"], best, best_step)
+            self.say(
+                f"step {step}  {name}: accuracy {values['accuracy']:.2%} +- {values['accuracy_std']:.2%}, "
+                f"AUC {values['auc']:.4f}, TAR@FAR 1e-3 {values['tar@far=1e-3']:.2%}, "
+                f"1e-4 {values['tar@far=1e-4']:.2%}"
+                + (f"; best {best:.2%} at step {best_step}" if best_step < step else "")
+            )
+
+    def summary(self, step: int) -> None:
+        """The end: summary.json, and the run's picture."""
+        if not self._enabled:
+            return
+        taken = step - self._length.start
+        verification = self._history.verification or [{}]
+        content = {
+            "steps": step,
+            "seconds": self.seconds,
+            "images_per_second": taken * self._length.batch / self._training_seconds if taken else None,
+            "loss": self._history.loss,
+            "verification_before": verification[0],
+            "verification": verification[-1],
+            "verification_best": {
+                name: {"accuracy": accuracy, "step": at}
+                for name, (accuracy, at) in self._history.best.items()
+            },
+        }
+        with published(self._folder / "summary.json") as draft:
+            draft.write_bytes(msgspec.json.format(msgspec.json.encode(content)))
+        from partialfc.monitoring.figures import draw_runs  # here: matplotlib, as TensorBoard
+
+        draw_runs([self._folder / "metrics.jsonl"], self._folder / "figures/run.png")
+
+    def _line(self, step: int) -> None:
+        kept, self._kept = self._kept, []
+        line = line_of(step, kept, self._length)
+        spent = self._timeline.read()
+        now = time.perf_counter()
+        seconds = self._line_seconds + now - self._since
+        self._line_seconds, self._since = 0.0, now
+        self._training_seconds += seconds
+        line |= speed_of(kept, self._length, seconds, spent)
+        self._history.write(line)
+        self._board.numbers(step, line)
+        self._board.group(step, "time", line["milliseconds"])
+        left = (self._length.total - step) * seconds / len(kept)
+        text = told(line, self._length, left)
+        self._terminal.steps(step, text, columns_of(line), left)
+        self._keep(text)
+        for observed in (it.observed for it in kept if it.observed is not None):
+            self._history.write(show(observed, self._board))
+
+    def _epoch_line(self, step: int) -> None:
+        waits, self._epoch = self._epoch, _Waits()
+        number = step // self._length.steps_per_epoch
+        line = {
+            "step": step,
+            "epoch_steps": waits.steps,
+            "epoch_seconds": waits.seconds,
+            "epoch_data_wait": waits.waited,
+        }
+        self._history.write(line)
+        self._board.numbers(step, line)
+        self.say(
+            f"epoch {number}: waited {waits.waited:.1f} s for data, of {waits.seconds:.0f} s in {waits.steps} steps"
+        )
+
+    def _keep(self, text: str) -> None:
+        print(time.strftime("%F %T"), text, file=self._log, flush=True)

@@ -1,0 +1,92 @@
+"""The numbers of some steps: what one brings, and the line that a few of them make."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from torch import Tensor
+
+from partialfc.monitoring.history import Line
+from partialfc.monitoring.observed import Observed
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Of one step; the tensors are scalars on the device, the same on every rank."""
+
+    loss: Tensor
+    gradient_norm: Tensor  # of the backbone, before clipping
+    finite: Tensor  # bool: whether the step was taken
+    rate: float
+    waited: float  # seconds for data
+    replaced: int  # images that could not be read
+    observed: Observed | None = None  # where the step was looked at more closely
+
+
+@dataclass(frozen=True)
+class Length:
+    """How far a run goes, and how far it has come."""
+
+    start: int  # the step it goes on from
+    total: int  # steps
+    steps_per_epoch: int
+    batch: int  # images a step, over all ranks
+    seconds: float  # that the steps before `start` took
+
+
+def line_of(step: int, steps: Sequence[Metrics], length: Length) -> Line:
+    """The newest `steps`, up to number `step`, without what takes a clock. Waits for the device, once."""
+    values = torch.stack([torch.stack([it.loss, it.gradient_norm, it.finite.float()]) for it in steps])
+    losses, norms, taken = values.double().T.tolist()
+    return {
+        "step": step,
+        "epoch": step / length.steps_per_epoch,
+        "loss": sum(losses) / len(steps),
+        "rate": steps[-1].rate,
+        "gradient_norm": norms[-1],
+        "skipped": len(steps) - int(sum(taken)),
+        "replaced": sum(it.replaced for it in steps),
+        "longest_data_wait": max(it.waited for it in steps),  # seconds, of one step
+    }
+
+
+def speed_of(steps: Sequence[Metrics], length: Length, seconds: float, spent: Mapping[str, float]) -> Line:
+    """What took `seconds`, of which the sections of the steps took those `spent`."""
+    parts = {**spent, "other": seconds - sum(spent.values())}
+    return {
+        "images_per_second": len(steps) * length.batch / seconds,
+        "data_wait": sum(it.waited for it in steps) / seconds,  # share of the time
+        "milliseconds": {name: 1000 * part / len(steps) for name, part in parts.items()},  # of a step
+    }
+
+
+def columns_of(line: Line) -> dict[str, str]:
+    """A line's numbers for people, by their titles."""
+    return {
+        "epoch": f"{line['epoch']:.2f}",
+        "loss": f"{line['loss']:.4f}",
+        "rate": f"{line['rate']:.3g}",
+        "norm": f"{line['gradient_norm']:.3g}",
+        "images/s": f"{line['images_per_second']:.0f}",
+        "data wait": f"{line['data_wait']:.0%}",
+    }
+
+
+def told(line: Line, length: Length, seconds_left: float) -> str:
+    """A line of the log."""
+    shown = columns_of(line)
+    speed = f"{shown.pop('images/s')} images/s"
+    wait = f"data wait {shown.pop('data wait')}"
+    parts = [
+        f"step {line['step']}/{length.total}",
+        *(f"{name} {text}" for name, text in shown.items()),
+        speed,
+        wait,
+    ]
+    parts.append(f"ETA {timedelta(seconds=round(seconds_left))}")
+    if line["skipped"]:
+        parts.append(f"{line['skipped']} steps skipped (not finite)")
+    if line["replaced"]:
+        parts.append(f"{line['replaced']} images unreadable, others in their place")
+    return "  ".join(parts)

@@ -1,0 +1,106 @@
+"""What a run takes: the time of its steps, by section, and memory. A GPU's time is measured on the GPU, by events that
+nobody waits for.
+"""
+
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+
+import torch
+
+
+class Timeline:
+    """The time between marks, each piece owned by the innermost section that is open."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._open: list[str] = []
+        self._paused = False
+        self._marks: list[tuple[str | None, float | torch.cuda.Event]] = []  # the owner from there on
+
+    def enter(self, name: str) -> None:
+        """A section begins, maybe inside another."""
+        self._open.append(name)
+        self._mark()
+
+    def leave(self) -> None:
+        """The innermost section ends."""
+        self._open.pop()
+        self._mark()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around what is no part of a step: nothing is measured."""
+        self._paused = True
+        yield
+        self._paused = False
+
+    def read(self) -> dict[str, float]:
+        """Seconds of each section since the last call, between steps; waits for the device to come to the last mark."""
+        marks, self._marks = self._marks, []
+        if marks and isinstance(marks[-1][1], torch.cuda.Event):
+            marks[-1][1].synchronize()
+        seconds: dict[str, float] = {}
+        for (owner, begin), (_, end) in pairwise(marks):
+            if owner is not None:
+                seconds[owner] = seconds.get(owner, 0.0) + _between(begin, end)
+        return seconds
+
+    def _mark(self) -> None:
+        if self._paused:
+            return
+        owner = self._open[-1] if self._open else None
+        if self._on_gpu:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append((owner, event))
+        else:
+            self._marks.append((owner, time.perf_counter()))
+
+
+def _between(begin: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
+    if isinstance(begin, torch.cuda.Event):
+        assert isinstance(end, torch.cuda.Event)
+        return begin.elapsed_time(end) / 1000
+    assert not isinstance(end, torch.cuda.Event)
+    return end - begin
+
+
+# Of the run under way in this process. No argument hands it down: collectives in a backward are called by autograd, on a
+# GPU in a thread of its own.
+_timeline: Timeline | None = None
+
+
+@contextmanager
+def measured(device: torch.device) -> Iterator[Timeline]:
+    """Around the steps whose sections are to be timed; one at a time."""
+    global _timeline
+    assert _timeline is None
+    _timeline = Timeline(device)
+    try:
+        yield _timeline
+    finally:
+        _timeline = None
+
+
+@contextmanager
+def section(name: str) -> Iterator[None]:
+    """Around a part of a step; costs nothing where nobody measures."""
+    timeline = _timeline
+    if timeline is None:
+        yield
+        return
+    timeline.enter(name)
+    try:
+        yield
+    finally:
+        timeline.leave()
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that this process has taken so far, of a GPU as torch counts it, else of the host's memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10

@@ -1,0 +1,166 @@
+"""What a run says, and what of it survives a resume."""
+
+import json
+from pathlib import Path
+
+import torch
+from runs import CLASSES, config_of, trained, whole
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from partialfc.monitoring.report import Report
+from partialfc.monitoring.steps import Length, Metrics
+
+
+def metrics(loss: float, finite: bool = True) -> Metrics:
+    return Metrics(
+        torch.tensor(loss), torch.tensor(1.0), torch.tensor(finite), rate=0.1, waited=0.5, replaced=0
+    )
+
+
+def report(folder: Path, start: int = 0, every: int = 2, enabled: bool = True) -> Report:
+    length = Length(start, 6, 3, 8, seconds=100.0 * (start > 0))
+    return Report(folder, length, every=every, device=torch.device("cpu"), enabled=enabled)
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def scores(accuracy: float) -> dict[str, dict[str, float]]:
+    names = ("accuracy_std", "auc", "tar@far=1e-3", "tar@far=1e-4")
+    return {"lfw": {"accuracy": accuracy, **dict.fromkeys(names, 0.5)}}
+
+
+def run(folder: Path, start: int, stop: int) -> None:
+    with report(folder, start) as written:
+        if start == 0:
+            written.scores(0, scores(0.5))
+        for step in range(start + 1, stop + 1):
+            written.step(step, metrics(float(step), finite=step != 3))
+        written.scores(stop, scores(0.5 + stop / 100))
+        written.summary(stop)
+
+
+def test_lines_hold_means_and_skips_and_the_last_step_always_has_one(tmp_path):
+    run(tmp_path, 0, 6)
+    found = lines(tmp_path)
+    assert [line["step"] for line in found if "epoch_steps" not in line] == [0, 2, 4, 6, 6]
+    assert [line["loss"] for line in found if "loss" in line] == [1.5, 3.5, 5.5]
+    assert [line["skipped"] for line in found if "loss" in line] == [0, 1, 0]
+    assert [line["epoch"] for line in found if "loss" in line] == [2 / 3, 4 / 3, 2.0]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["loss"] == 5.5 and summary["steps"] == 6
+    assert summary["verification_before"]["lfw"]["accuracy"] == 0.5
+    assert summary["verification"]["lfw"]["accuracy"] == 0.56
+    assert "1 steps skipped" in (tmp_path / "log.txt").read_text()
+
+
+def test_the_wait_for_data_is_told_of_steps_and_summed_over_epochs(tmp_path):
+    run(tmp_path, 0, 6)
+    run(tmp_path, 5, 6)
+    found = [line for line in lines(tmp_path) if "epoch_steps" in line]
+    assert [(line["step"], line["epoch_steps"], line["epoch_data_wait"]) for line in found] == [
+        (3, 3, 1.5),
+        (6, 1, 0.5),  # of an epoch that was begun by another run
+    ]
+    assert {line["longest_data_wait"] for line in lines(tmp_path) if "loss" in line} == {0.5}
+    assert "epoch 1: waited 1.5 s for data" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_resumed_run_keeps_what_was_before_its_step_and_drops_the_rest(tmp_path):
+    run(tmp_path, 0, 5)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 1, "los')  # a process killed while it wrote
+    run(tmp_path, 2, 6)
+    assert [line["step"] for line in lines(tmp_path) if "epoch_steps" not in line] == [0, 2, 4, 6, 6]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["verification_before"]["lfw"]["accuracy"] == 0.5 and summary["seconds"] > 100
+
+
+def test_a_run_from_the_start_keeps_nothing(tmp_path):
+    run(tmp_path, 0, 4)
+    with report(tmp_path):
+        assert lines(tmp_path) == []
+
+
+def test_other_ranks_write_nothing(tmp_path):
+    with report(tmp_path / "none", enabled=False) as silent:
+        silent.say("x")
+        silent.scores(0, scores(0.5))
+        silent.step(2, metrics(1.0))
+        silent.summary(2)
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_best_so_far_is_told_and_survives_a_resume(tmp_path):
+    run(tmp_path, 0, 5)
+    with report(tmp_path, 4) as written:
+        for step in (5, 6):
+            written.step(step, metrics(1.0))
+        written.scores(6, scores(0.4))
+        written.summary(6)
+    assert "lfw: accuracy 40.00%" in (tmp_path / "log.txt").read_text()
+    assert "; best 50.00% at step 0" in (tmp_path / "log.txt").read_text()
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["verification_best"] == {"lfw": {"accuracy": 0.5, "step": 0}}
+    assert summary["verification"]["lfw"]["accuracy"] == 0.4
+
+
+def board_of(folder: Path) -> EventAccumulator:
+    found = EventAccumulator(str(folder / "tensorboard"), {"scalars": 0, "images": 0, "histograms": 0})
+    found.Reload()
+    return found
+
+
+def test_tensorboard_shows_a_run(ranks, pack, tmp_path):
+    config = config_of(
+        pack, tmp_path, report={"every": 2, "histograms": 4}, evaluation={"every": 5}, train={"length": 10}
+    )
+    ranks.run(2, trained, config)
+    board = board_of(tmp_path)
+    steps = {tag: [it.step for it in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
+    every, looks, evaluations = [2, 4, 6, 8, 10], [4, 8, 10], [0, 5, 10]
+    for tag in ("train/loss", "train/rate", "train/gradient_norm", "speed/images_per_second"):
+        assert steps[tag] == every
+    for part in ("data", "backbone", "head", "communication", "optimizer", "other"):
+        assert steps[f"time/{part}"] == every
+    for tag in (
+        "memory/rank_0",
+        "memory/rank_1",
+        "angle/target_angle",
+        "angle/target_angle_std",
+        "classes/never_positive",
+    ):
+        assert steps[tag] == looks
+    for tag in ("unseen/accuracy", "unseen/accuracy_best", "unseen/auc"):
+        assert steps[tag] == evaluations
+    assert {
+        tag: [it.step for it in board.Histograms(tag)] for tag in board.Tags()["histograms"]
+    } == dict.fromkeys(("cosine/target", "cosine/nearest_negative", "margin/drawn"), looks)
+    images = {tag: [it.step for it in board.Images(tag)] for tag in board.Tags()["images"]}
+    assert images == {
+        "faces/as_trained": [1],
+        "verification/roc": evaluations,
+        "verification/hardest_pairs_of_unseen": evaluations,
+    }
+
+
+def test_the_parts_of_the_time_are_a_steps_and_numbers_of_a_look_are_right(ranks, pack, tmp_path):
+    config = config_of(
+        pack, tmp_path, report={"every": 2, "histograms": 1}, head={"sample_rate": 1.0}, train={"length": 4}
+    )
+    state = whole(ranks.run(2, trained, config))
+    found = lines(tmp_path)
+    for line in (line for line in found if "loss" in line):
+        in_all = 1000 * 24 / line["images_per_second"]
+        assert abs(sum(line["milliseconds"].values()) - in_all) < 1e-6 * in_all
+        assert min(line["milliseconds"].values()) > 0
+    looks = [line for line in found if "never_positive" in line]
+    never_positive = [line["never_positive"] for line in looks]
+    assert [line["step"] for line in looks] == [1, 2, 3, 4]
+    assert (
+        CLASSES > never_positive[0] > never_positive[1] >= never_positive[3] == int((state["met"] == 0).sum())
+    )
+    for line in looks:
+        assert 0 < line["target_angle"] < 180 and 0 < line["nearest_angle"] < line["target_angle"]
+        assert len(line["memory"]) == 2 and min(line["memory"]) > 50 << 20

@@ -1,0 +1,47 @@
+"""The pictures of a verification show what is hard."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faces import write_pairs
+
+from partialfc.evaluation.pairs import Pairs, load_pairs
+from partialfc.monitoring import verified
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Pairs:
+    write_pairs(tmp_path / "lfw.bin", 40)
+    return load_pairs(tmp_path / "lfw.bin")
+
+
+def test_the_hardest_pairs_are_the_least_alike_of_one_person_and_the_most_alike_of_two(pairs, monkeypatch):
+    similarity = np.random.default_rng(0).permutation(np.linspace(-1, 1, len(pairs.same)))
+    drawn = []
+    monkeypatch.setattr(verified, "_draw_pair", lambda axes, of, place, shown: drawn.append((place, shown)))
+    verified.hardest(pairs, similarity)
+    same, other = np.flatnonzero(pairs.same), np.flatnonzero(~pairs.same)
+    expected = [*same[np.argsort(similarity[same])][:12], *other[np.argsort(-similarity[other])][:12]]
+    assert [place for place, _ in drawn] == expected
+    assert [shown for _, shown in drawn] == similarity[expected].tolist()
+
+
+def test_their_faces_are_seen(pairs):
+    picture = verified.hardest(pairs, np.linspace(-1, 1, len(pairs.same)))
+    assert picture.shape == (600, 1200, 3) and picture.dtype == np.uint8
+    assert (picture < 250).any(axis=2).mean() > 0.4  # of the area; without faces it is white
+
+
+def test_fewer_pairs_than_places(tmp_path):
+    write_pairs(tmp_path / "few.bin", 10)
+    few = load_pairs(tmp_path / "few.bin")
+    assert verified.hardest(few, np.zeros(len(few.same))).shape == (600, 1200, 3)
+
+
+def test_roc_of_several_sets_even_of_one_kind_of_pairs(pairs):
+    similarity = np.where(pairs.same, 0.9, 0.1)
+    only_same = Pairs(pairs.path, pairs.images, np.ones_like(pairs.same))
+    for sets in ([pairs], [pairs, only_same]):
+        picture = verified.roc(sets, {pairs.name: similarity})
+        assert picture.shape == (480, 640, 3) and len(np.unique(picture)) > 10
