@@ -181,7 +181,8 @@ class Report:
         self._board.group(step, "time", line["milliseconds"])
         left = (self._length.total - step) * seconds / len(kept)
         text = told(line, self._length, left)
-        self._terminal.steps(step, text, columns_of(line), left)
+        trouble = bool(line["skipped"] or line["replaced"])
+        self._terminal.steps(step, text, columns_of(line), left, stays=trouble)
         self._keep(text)
         for observed in (it.observed for it in kept if it.observed is not None):
             self._history.write(show(observed, self._board))

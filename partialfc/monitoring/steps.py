@@ -53,7 +53,7 @@ def line_of(step: int, steps: Sequence[Metrics], length: Length) -> Line:
 
 def speed_of(steps: Sequence[Metrics], length: Length, seconds: float, spent: Mapping[str, float]) -> Line:
     """What took `seconds`, of which the sections of the steps took those `spent`."""
-    parts = {**spent, "other": seconds - sum(spent.values())}
+    parts = {**spent, "other": max(0.0, seconds - sum(spent.values()))}
     return {
         "images_per_second": len(steps) * length.batch / seconds,
         "data_wait": sum(it.waited for it in steps) / seconds,  # share of the time

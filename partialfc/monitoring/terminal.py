@@ -39,11 +39,13 @@ class Terminal:
         else:
             print(text, flush=True)
 
-    def steps(self, step: int, text: str, numbers: Mapping[str, str], seconds_left: float) -> None:
-        """How far it is: a line, or the display's numbers."""
+    def steps(
+        self, step: int, text: str, numbers: Mapping[str, str], seconds_left: float, *, stays: bool = False
+    ) -> None:
+        """How far it is: a line, or the display's numbers. stays: the line is not to be missed."""
         self._step, self._numbers, self._ends = step, numbers, time.monotonic() + seconds_left
-        if not self._console.is_terminal:
-            print(text, flush=True)
+        if stays or not self._console.is_terminal:
+            self.say(text)
 
     def verified(self, name: str, accuracy: float, best: float, best_step: int) -> None:
         """The newest accuracy of a verification set, and the best so far."""

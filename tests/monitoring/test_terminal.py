@@ -13,6 +13,7 @@ from partialfc.monitoring.terminal import Terminal
 terminal = Terminal(0, 40)
 terminal.say("first [bold]line")
 terminal.steps(10, "step 10/40 as a line", {"loss": "3.25", "rate": "0.1"}, 60.0)
+terminal.steps(20, "step 20/40, 1 step skipped", {"loss": "3.25", "rate": "0.1"}, 30.0, stays=True)
 terminal.verified("lfw", 0.955, 0.97, 5)
 terminal.say("last line")
 terminal.close()
@@ -49,8 +50,12 @@ def on_a_terminal() -> str:
 
 def test_a_terminal_gets_a_display_below_the_lines_that_stay():
     written = on_a_terminal()
-    assert "first [bold]line" in written and "step 10/40 as a line" not in written
+    assert (
+        "first [bold]line" in written
+        and "1 step skipped" in written
+        and "step 10/40 as a line" not in written
+    )
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written)
-    assert re.search(r"step 10/40 .* 0:0[01]:\d\d", shown) and "3.25" in shown
+    assert re.search(r"step 20/40 .* 0:00:\d\d", shown) and "3.25" in shown
     assert re.search(r"lfw +95.50% +97.00% +5", shown)
     assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l")  # the cursor is back

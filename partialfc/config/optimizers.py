@@ -1,0 +1,65 @@
+"""`optim:` and `schedule:` of a recipe, a variant for each `name`."""
+
+from typing import Literal
+
+from partialfc.config.types import Duration, Fraction, NonNegative, Positive, Probability, Settings
+
+
+class Optimizer(Settings, frozen=True):
+    """Of the backbone and of the class centres."""
+
+    lr: Positive  # used as it is, whatever the batch
+    weight_decay: NonNegative
+    decayed: Literal["all", "matrices"] = "all"  # matrices: not norms, biases and slopes of the backbone
+    clip: NonNegative = 5.0  # largest norm of the backbone's gradient; 0: any
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the backbone
+    ema: Probability = 0.0  # decay of a moving average of the backbone, which then is what is used; 0: none
+
+
+class Sgd(Optimizer, frozen=True, tag="sgd", tag_field="name"):
+    """As torch.optim.SGD."""
+
+    lr: Positive = 0.1
+    momentum: Probability = 0.9
+    nesterov: bool = False
+    weight_decay: NonNegative = 5e-4
+
+    def __post_init__(self) -> None:
+        if self.nesterov and not self.momentum:
+            raise ValueError("optim.nesterov: wants a momentum above 0")
+
+
+class AdamW(Optimizer, frozen=True, tag="adamw", tag_field="name"):
+    """As torch.optim.AdamW; a class centre counts its own steps."""
+
+    lr: Positive = 1e-3
+    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 1e-2
+
+
+AnyOptimizer = Sgd | AdamW
+
+
+class Polynomial(Settings, frozen=True, tag="polynomial", tag_field="name"):
+    """(1 - progress) ** power, down to 0 at the end."""
+
+    warmup: Duration = 0  # linear, from 0 to the full rate
+    power: Positive = 2.0
+
+
+class Cosine(Settings, frozen=True, tag="cosine", tag_field="name"):
+    """Half a cosine, down to 0 at the end."""
+
+    warmup: Duration = 0
+
+
+class Step(Settings, frozen=True, tag="step", tag_field="name"):
+    """Multiplied by `factor` at each of `at`."""
+
+    at: tuple[Duration, ...]
+    factor: Fraction = 0.1
+    warmup: Duration = 0
+
+
+AnySchedule = Polynomial | Cosine | Step
