@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+import cv2
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -14,12 +14,12 @@ from partialfc.evaluation.pairs import Pairs
 
 _LEAST_RATE = 1e-5  # false accept rates below are not drawn
 _COLUMNS, _ROWS = 6, 2  # pairs of each kind
-_SIDE = 112  # pixels of a face
+_SIDE, _GAP, _LABEL = 96, 8, 24  # pixels: of a face, between pairs, of the line above one
 
 
 def roc(sets: Sequence[Pairs], similarities: Mapping[str, NDArray[np.float64]]) -> Pixels:
     """The true accept rate of each set over the false accept rate, which is logarithmic."""
-    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.8))
     axes = figure.subplots()
     for pairs in sets:
         false, true = metrics.roc(similarities[pairs.name], pairs.same)
@@ -34,28 +34,37 @@ def roc(sets: Sequence[Pairs], similarities: Mapping[str, NDArray[np.float64]]) 
 
 
 def hardest(pairs: Pairs, similarity: NDArray[np.float64]) -> Pixels:
-    """The pairs of one person that are least alike, and those of two that are most alike, each with its similarity."""
+    """The pairs of one person that are least alike, and those of two that are most alike, each under its similarity."""
     order = np.argsort(similarity, kind="stable")
     kinds = {
         "one person, least alike": order[pairs.same[order]],
         "two persons, most alike": order[::-1][~pairs.same[order[::-1]]],
     }
-    figure = Figure(figsize=(12, 6), layout="constrained")
-    parts = figure.subfigures(2, 1)
-    assert isinstance(parts, np.ndarray)
-    for part, (title, places) in zip(parts, kinds.items(), strict=True):
-        part.suptitle(title)
-        axes = list(part.subplots(_ROWS, _COLUMNS).flat)
-        for one in axes:
-            one.set_axis_off()
-        for one, place in zip(axes, places, strict=False):
-            _draw_pair(one, pairs, int(place), float(similarity[place]))
-    return _drawn(figure)
+    parts = []
+    for title, places in kinds.items():
+        cells = [_cell(pairs, int(place), float(similarity[place])) for place in places[: _COLUMNS * _ROWS]]
+        cells += [np.full((_LABEL + _SIDE + _GAP, 2 * _SIDE + _GAP, 3), 255, np.uint8)] * (
+            _COLUMNS * _ROWS - len(cells)
+        )
+        rows = [np.hstack(cells[first : first + _COLUMNS]) for first in range(0, len(cells), _COLUMNS)]
+        parts += [_text(title, rows[0].shape[1], height=40, scale=0.7), *rows]
+    return np.vstack(parts)
 
 
-def _draw_pair(axes: Axes, pairs: Pairs, place: int, similarity: float) -> None:
-    axes.imshow(np.hstack([pairs.pixels(2 * place, _SIDE), pairs.pixels(2 * place + 1, _SIDE)]))
-    axes.set_title(f"{similarity:.3f}", fontsize="small")
+def _cell(pairs: Pairs, place: int, similarity: float) -> Pixels:
+    """A pair side by side, its similarity above, white around."""
+    faces = np.hstack([pairs.pixels(2 * place + side, _SIDE) for side in (0, 1)])
+    labelled = np.vstack([_text(f"{similarity:.3f}", faces.shape[1], height=_LABEL, scale=0.45), faces])
+    return np.pad(labelled, ((0, _GAP), (0, _GAP), (0, 0)), constant_values=255)
+
+
+def _text(text: str, width: int, *, height: int, scale: float) -> Pixels:
+    """Black on white, centred."""
+    strip = np.full((height, width, 3), 255, np.uint8)
+    (length, tall), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
+    corner = (width - length) // 2, (height + tall) // 2
+    cv2.putText(strip, text, corner, cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), 1, cv2.LINE_AA)
+    return strip
 
 
 def _drawn(figure: Figure) -> Pixels:
