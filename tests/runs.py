@@ -2,15 +2,19 @@
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import msgspec
+import numpy as np
 import torch
 
 from partialfc import train
 from partialfc.config import Config
+from partialfc.monitoring import figures, verified
 from partialfc.runtime import comm
 
 CLASSES, IMAGES, SIZE = 23, 5, 32  # 115 images: the last batch of an epoch is filled up
@@ -35,19 +39,35 @@ def config_of(pack: Path, output: Path, **sections: dict[str, Any]) -> Config:
     return msgspec.convert({**tree, "output": str(output), "seed": 3, "device": "cpu"}, Config)
 
 
+@contextmanager
+def no_pictures() -> Iterator[None]:
+    dot = np.zeros((1, 1, 3), np.uint8)
+    with (
+        mock.patch.object(verified, "roc", return_value=dot),
+        mock.patch.object(verified, "hardest", return_value=dot),
+        mock.patch.object(figures, "draw_runs"),
+    ):
+        yield
+
+
 class StoppedHere(Exception):
     pass
 
 
-def trained(config: Config, stop: int | None = None) -> dict[str, torch.Tensor] | None:
-    """What a rank ends with: backbone and centres. With `stop`: nothing, the run dies before that step."""
+def trained(
+    config: Config, stop: int | None = None, pictures: bool = False
+) -> dict[str, torch.Tensor] | None:
+    """What a rank ends with: backbone and centres. With `stop`: nothing, the run dies before that step.
+
+    pictures: whether the run draws any, which takes half of the time of runs so small.
+    """
 
     def step_or_die(run, batch, work, step=train.train_step):
         if run.step == stop:
             raise StoppedHere
         return step(run, batch, work)
 
-    with mock.patch.object(train, "train_step", step_or_die):
+    with mock.patch.object(train, "train_step", step_or_die), nullcontext() if pictures else no_pictures():
         try:
             run = train.train(config, comm.ranks_of(torch.device(config.device)))
         except StoppedHere:

@@ -28,7 +28,7 @@ def undisturbed(ranks, pack, tmp_path_factory):
     runs = {}
     for world_size in (1, 3):
         config = config_of(pack, tmp_path_factory.mktemp("undisturbed"), checkpoint={"every": 15})
-        state = whole(ranks.run(world_size, trained, config))
+        state = whole(ranks.run(world_size, trained, config, None, True))
         runs[world_size] = curve(Path(config.output)), state, Path(config.output)
     return runs
 

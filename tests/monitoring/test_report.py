@@ -116,7 +116,7 @@ def test_tensorboard_shows_a_run(ranks, pack, tmp_path):
     config = config_of(
         pack, tmp_path, report={"every": 2, "histograms": 4}, evaluation={"every": 5}, train={"length": 10}
     )
-    ranks.run(2, trained, config)
+    ranks.run(2, trained, config, None, True)
     board = board_of(tmp_path)
     steps = {tag: [it.step for it in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
     every, looks, evaluations = [2, 4, 6, 8, 10], [4, 8, 10], [0, 5, 10]
@@ -137,6 +137,10 @@ def test_tensorboard_shows_a_run(ranks, pack, tmp_path):
     assert {
         tag: [it.step for it in board.Histograms(tag)] for tag in board.Tags()["histograms"]
     } == dict.fromkeys(("cosine/target", "cosine/nearest_negative", "margin/drawn"), looks)
+    assert (tmp_path / "figures/run.png").stat().st_size > 10_000
+    assert {(it.width, it.height) for it in board.Images("verification/hardest_pairs_of_unseen")} == {
+        (1200, 592)
+    }
     images = {tag: [it.step for it in board.Images(tag)] for tag in board.Tags()["images"]}
     assert images == {
         "faces/as_trained": [1],
