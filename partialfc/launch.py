@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -121,6 +122,8 @@ def _launched(options: argparse.Namespace, ranks: int) -> int:
         return code if code > 0 else 128 - code  # a signal, as a shell tells it
     except SignalException as received:
         return 128 + int(received.sigval)
+    finally:
+        Console().show_cursor()  # on a terminal: a rank that was killed could not end its display
     return 0
 
 
