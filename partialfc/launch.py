@@ -10,6 +10,7 @@ import math
 import os
 import signal
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -102,18 +103,10 @@ def _planned(config: Config, options: argparse.Namespace) -> str:
 def _launched(options: argparse.Namespace, ranks: int) -> int:
     """The exit code of the run."""
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the rank that failed says why
-    config = LaunchConfig(
-        min_nodes=options.nodes,
-        max_nodes=options.nodes,
-        nproc_per_node=ranks,
-        run_id=options.id,
-        rdzv_backend="c10d",
-        rdzv_endpoint=options.endpoint,
-        max_restarts=0,
-    )
     module = ["-m", "partialfc.train", str(options.recipe), *options.overrides]
     try:
-        elastic_launch(config, sys.executable)(*module)
+        with tempfile.TemporaryDirectory() as folder:
+            elastic_launch(_elastic(options, ranks, folder), sys.executable)(*module)
     except ChildFailedError as failure:
         code = failure.get_first_failure()[1].exitcode
         if code == EXIT_CODE and options.nodes > 1:
@@ -125,6 +118,20 @@ def _launched(options: argparse.Namespace, ranks: int) -> int:
     finally:
         Console().show_cursor()  # on a terminal: a rank that was killed could not end its display
     return 0
+
+
+def _elastic(options: argparse.Namespace, ranks: int, folder: str) -> LaunchConfig:
+    """folder: of what the agent writes for itself, which else stays behind."""
+    return LaunchConfig(
+        min_nodes=options.nodes,
+        max_nodes=options.nodes,
+        nproc_per_node=ranks,
+        run_id=options.id,
+        rdzv_backend="c10d",
+        rdzv_endpoint=options.endpoint,
+        max_restarts=0,
+        logs_specs=DefaultLogsSpecs(log_dir=folder),
+    )
 
 
 if __name__ == "__main__":

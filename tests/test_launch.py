@@ -42,11 +42,14 @@ def launched(*arguments: object, path: Path | None = None) -> subprocess.Complet
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
 
 
-def test_two_ranks_train(recipe):
+def test_two_ranks_train(recipe, tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     done = launched(recipe, "report.every=1")
     assert done.returncode == 0, done.stderr
     assert "on 2 rank(s)" in done.stdout and "step 3/3" in done.stdout and not done.stderr
     assert json.loads((recipe.parent / "output/summary.json").read_text())["steps"] == 3
+    assert not list((tmp_path / "temporary").glob("torchelastic*"))  # what the agent wrote is gone
 
 
 def test_a_plan_starts_nothing_and_takes_overrides_before_and_after(recipe):
