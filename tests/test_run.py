@@ -229,7 +229,7 @@ def test_a_step_never_waits_for_the_device(ranks, pack, tmp_path, precision, mic
     ranks.run(
         2,
         step_without_waiting,
-        config_of(pack, tmp_path, train=train_section, optim={"precision": precision}),
+        config_of(pack, tmp_path, train=train_section, optim={"precision": precision, "ema": 0.9}),
     )
 
 
