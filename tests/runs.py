@@ -14,7 +14,7 @@ import torch
 
 from partialfc import train
 from partialfc.config import Config
-from partialfc.monitoring import figures, verified
+from partialfc.monitoring import figures, verification
 from partialfc.runtime import comm
 
 CLASSES, IMAGES, SIZE = 23, 5, 32  # 115 images: the last batch of an epoch is filled up
@@ -43,8 +43,8 @@ def config_of(pack: Path, output: Path, **sections: dict[str, Any]) -> Config:
 def no_pictures() -> Iterator[None]:
     dot = np.zeros((1, 1, 3), np.uint8)
     with (
-        mock.patch.object(verified, "roc", return_value=dot),
-        mock.patch.object(verified, "hardest", return_value=dot),
+        mock.patch.object(verification, "roc", return_value=dot),
+        mock.patch.object(verification, "hardest", return_value=dot),
         mock.patch.object(figures, "draw_runs"),
     ):
         yield

@@ -119,11 +119,11 @@ class Report:
             step, {pairs.name: metrics.scores(similarities[pairs.name], pairs.same) for pairs in sets}
         )
         if sets:
-            from partialfc.monitoring import verified  # here: matplotlib, as TensorBoard
+            from partialfc.monitoring import verification  # here: matplotlib, as TensorBoard
 
-            self._board.picture(step, "verification/roc", verified.roc(sets, similarities))
+            self._board.picture(step, "verification/roc", verification.roc(sets, similarities))
             for pairs in sets:
-                picture = verified.hardest(pairs, similarities[pairs.name])
+                picture = verification.hardest(pairs, similarities[pairs.name])
                 self._board.picture(step, f"verification/hardest_pairs_of_{pairs.name}", picture)
 
     def scores(self, step: int, scores: Scores) -> None:
