@@ -44,14 +44,25 @@ def test_the_loss_curve_is_the_same_at_any_world_size(undisturbed, world_size):
     assert undisturbed[world_size][0] == pytest.approx(expected, rel=1e-4)
 
 
+LANES = {"order": "blocks", "lanes": 12}
+
+
+@pytest.fixture(scope="module")
+def in_lanes(ranks, pack, tmp_path_factory):
+    """The loss curve and the final state of a run of 2 ranks that was not stopped."""
+    output = tmp_path_factory.mktemp("lanes")
+    state = whole(ranks.run(2, trained, config(pack, output, data=LANES)))
+    return curve(output), state
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_in_lanes_too_at_any_world_size_workers_and_after_any_stop(ranks, pack, tmp_path, world_size):
-    lanes = {"order": "blocks", "lanes": 12}
-    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-    expected = whole(ranks.run(2, trained, config(pack, straight, data=lanes)))
-    assert ranks.run(2, trained, config(pack, stopped, data=lanes), 8) == [None] * 2
-    found = whole(ranks.run(world_size, trained, config(pack, stopped, data={**lanes, "workers": 2})))
-    assert curve(stopped) == pytest.approx(curve(straight), rel=1e-4)
+def test_in_lanes_too_at_any_world_size_workers_and_after_any_stop(
+    ranks, pack, tmp_path, in_lanes, world_size
+):
+    losses, expected = in_lanes
+    assert ranks.run(2, trained, config(pack, tmp_path, data=LANES), 8) == [None] * 2
+    found = whole(ranks.run(world_size, trained, config(pack, tmp_path, data={**LANES, "workers": 2})))
+    assert curve(tmp_path) == pytest.approx(losses, rel=1e-4)
     if world_size == 2:
         assert_same_bits(found, expected)
 
