@@ -1,6 +1,7 @@
 """What a run says, and what of it survives a resume."""
 
 import json
+import time
 from pathlib import Path
 
 import torch
@@ -168,3 +169,19 @@ def test_the_parts_of_the_time_are_a_steps_and_numbers_of_a_look_are_right(ranks
     for line in looks:
         assert 0 < line["target_angle"] < 180 and 0 < line["nearest_angle"] < line["target_angle"]
         assert len(line["memory"]) == 2 and min(line["memory"]) > 50 << 20
+
+
+def test_the_time_of_what_is_aside_is_not_the_steps(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    with report(tmp_path) as written:
+        for step in (1, 2):
+            now[0] += 1
+            written.step(step, metrics(1.0))
+            with written.aside():  # between two lines, and at one
+                now[0] += 100
+        now[0] += 3
+        for step in (3, 4):
+            written.step(step, metrics(1.0))
+        assert written.seconds == 205
+    assert [line["images_per_second"] for line in lines(tmp_path) if "loss" in line] == [8, 16 / 3]
