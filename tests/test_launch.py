@@ -100,7 +100,7 @@ def test_a_killed_data_worker_ends_all_ranks_with_the_reason(recipe):
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             for line in process.stdout:
-                if line.startswith("step 200/"):
+                if line.startswith("step 20/"):
                     break
             ranks = [pid for pid in children(process.pid) if "partialfc.train" in command_of(pid)]
             (worker,) = (pid for pid in children(ranks[1]) if "spawn_main" in command_of(pid))
