@@ -145,6 +145,16 @@ def test_a_checkpoint_of_another_run_is_refused(ranks, pack, undisturbed, change
     assert_refused(ranks, 2, config_of(pack, undisturbed[3][2], **change), message)
 
 
+def test_a_checkpoint_of_an_earlier_version_is_refused(ranks, pack, tmp_path, undisturbed):
+    shutil.copytree(undisturbed[1][2], tmp_path, symlinks=True, dirs_exist_ok=True)
+    path = tmp_path / "checkpoints/step_00000030/run.json"
+    facts = json.loads(path.read_text())
+    del facts["optim.ema"]
+    path.write_text(json.dumps(facts))
+    message = "step_00000030: of an earlier version, which did not write optim.ema; name another `output`"
+    assert_refused(ranks, 2, config_of(pack, tmp_path), message)
+
+
 def test_a_damaged_checkpoint_is_named(ranks, pack, tmp_path, undisturbed):
     shutil.copytree(undisturbed[1][2], tmp_path, symlinks=True, dirs_exist_ok=True)
     next((tmp_path / "checkpoints/step_00000030").glob("*.distcp")).unlink()

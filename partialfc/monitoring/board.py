@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,12 +50,8 @@ class Board:
         self._writer = SummaryWriter(str(folder), purge_step=start + 1)
         self._writer.add_custom_scalars(_CHARTS)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Everything is on the disk."""
         self._writer.close()
 
     def numbers(self, step: int, line: Mapping[str, float]) -> None:

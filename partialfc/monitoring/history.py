@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 
@@ -31,19 +30,15 @@ class History:
             draft.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in earlier))
         self._file = path.open("ab")
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-
     def write(self, line: Line) -> None:
         """At once in the file."""
         self._note(line)
         self._file.write(msgspec.json.encode(line) + b"\n")
         self._file.flush()
+
+    def close(self) -> None:
+        """Nothing is written any more."""
+        self._file.close()
 
     def _note(self, line: Line) -> None:
         self.loss = line.get("loss", self.loss)

@@ -1,8 +1,8 @@
 """What a run says: the terminal, the log, metrics.jsonl, TensorBoard, summary.json. Silent on all ranks but the first."""
 
-import contextlib
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -55,18 +55,18 @@ class Report:
         self._line_seconds = 0.0  # of the steps since the newest line, up to the latest aside
         self._training_seconds = 0.0  # of the steps taken here, up to the newest line
         self._epoch = _Waits()
-        self._files = contextlib.ExitStack()
+        self._files = ExitStack()
         if enabled:
             folder.mkdir(parents=True, exist_ok=True)
             self._open(device)
 
     def _open(self, device: torch.device) -> None:
-        self._history = self._files.enter_context(History(self._folder / "metrics.jsonl", self._length.start))
-        self._log = self._files.enter_context((self._folder / "log.txt").open("a", encoding="utf-8"))
-        self._board = self._files.enter_context(Board(self._folder / "tensorboard", self._length.start))
-        self._timeline = self._files.enter_context(usage.measured(device))
-        self._terminal = Terminal(self._length.start, self._length.total)
-        self._files.callback(self._terminal.close)
+        start, enter = self._length.start, self._files.enter_context
+        self._history = enter(closing(History(self._folder / "metrics.jsonl", start)))
+        self._log = enter((self._folder / "log.txt").open("a", encoding="utf-8"))
+        self._board = enter(closing(Board(self._folder / "tensorboard", start)))
+        self._timeline = enter(usage.measured(device))
+        self._terminal = enter(closing(Terminal(start, self._length.total)))
 
     def __enter__(self) -> Self:
         return self
@@ -81,11 +81,11 @@ class Report:
         """What the run took so far, its earlier parts included."""
         return self._length.seconds + time.perf_counter() - self._began
 
-    @contextlib.contextmanager
+    @contextmanager
     def aside(self) -> Iterator[None]:
         """Around what is no step: its time does not count as the steps'."""
         self._line_seconds += time.perf_counter() - self._since
-        with self._timeline.paused() if self._enabled else contextlib.nullcontext():
+        with self._timeline.paused() if self._enabled else nullcontext():
             yield
         self._since = time.perf_counter()
 

@@ -93,6 +93,10 @@ class Checkpoints:
         with comm.together(self._ranks):
             facts = _read_facts(path)
             for name, wanted in self._facts.items():
+                if name not in facts:
+                    raise ValueError(
+                        f"checkpoint {path}: of an earlier version, which did not write {name}; name another `output`"
+                    )
                 if (found := facts.get(name)) != wanted:
                     raise ValueError(
                         f"checkpoint {path}: made with {name} {found}, the recipe says {wanted}; "
