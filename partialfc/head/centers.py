@@ -101,7 +101,7 @@ class Centers:
         if self._optimizer.counts:
             shards["counts"] = self._counts
         if self._catch_up is not None:
-            shards["taken"] = self._catch_up.taken
+            shards["taken"] = torch.from_numpy(self._catch_up.taken)
             shared["history"] = self._catch_up.history.steps(length)
         return shards, shared
 
@@ -116,12 +116,13 @@ class Centers:
 
     def begin(self, work: Work) -> Work:
         """Start a step on `work`; returns it on the device."""
-        tensors, rows = self._memory.at_work(work)
+        on_device = work.to(self.device)
+        tensors, rows = self._memory.at_work(on_device)
         factors = None
         if self._catch_up is not None:
             assert work.host_rows is not None
             factors = self._catch_up.factors(work.host_rows).to(self.dtype)
-        self._step = _Step(tensors, rows, work.to(self.device), factors)
+        self._step = _Step(tensors, rows, on_device, factors)
         return self._step.work
 
     def read(self, chunk: slice) -> Tensor:
@@ -225,8 +226,8 @@ class Centers:
             values = self._take(f"stored {name}", shape, stored.dtype).copy_(values)  # exact by now
         if step.rows is not None:
             stored.index_copy_(0, step.rows[chunk], values)
-        elif (part := stored[chunk]).data_ptr() != values.data_ptr():  # else it was worked on in place
-            part.copy_(values)
+        elif stored.dtype != self.dtype or step.factors is not None:  # else it was worked on in place
+            stored[chunk].copy_(values)
 
     def _take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return self._buffers.take(name, shape, dtype)

@@ -82,7 +82,7 @@ class PartialFC(nn.Module):
             products=Products(lower=config.products == "bfloat16"),
             group=self.group,
         )
-        self._met = torch.zeros(len(self.centers.owned), dtype=torch.uint8)  # 1: was in a batch; on the host
+        self._met = np.zeros(len(self.centers.owned), np.uint8)  # 1: was in a batch
         self._pending: tuple[Work, Work] | None = (
             None  # of the latest forward: on the host, and on the device
         )
@@ -157,14 +157,14 @@ class PartialFC(nn.Module):
         assert self._pending is not None, "observe() follows forward() and backward()"
         work = self._pending[1]
         target, nearest = self._cross_entropy.cosines(work)
-        never_positive = len(self._met) - int(np.count_nonzero(self._met.numpy()))
+        never_positive = len(self._met) - int(np.count_nonzero(self._met))
         everyones = comm.of_each_rank(never_positive, self.group, self.centers.device)
         return Observation(target, nearest, work.drawn, everyones)
 
     def state(self, length: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """As the centres', with the classes that batches have held."""
         shards, shared = self.centers.state(length)
-        return shards | {"met": self._met}, shared
+        return shards | {"met": torch.from_numpy(self._met)}, shared
 
     def _checked(self, labels: Tensor) -> NDArray[np.int64]:
         assert labels.device.type == "cpu" and not labels.is_floating_point() and labels.dim() == 1

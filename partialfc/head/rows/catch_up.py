@@ -80,18 +80,18 @@ class CatchUp:
 
     def __init__(self, num_rows: int, device: torch.device) -> None:
         self.history = History(device)
-        self.taken = torch.zeros(num_rows, dtype=torch.int32)  # steps that a row has taken; on the host
+        self.taken = np.zeros(num_rows, np.int32)  # steps that a row has taken
 
     def factors(self, rows: Steps) -> Tensor:
         """[S, 2, 2] float64: what (weight, momentum) of each of `rows` are to be multiplied by."""
-        starts, which = np.unique(self.taken.numpy()[rows], return_inverse=True)
+        starts, which = np.unique(self.taken[rows], return_inverse=True)
         products = self.history.products(starts.astype(np.int64))
         return products.index_select(0, on_device(which, products.device))
 
     def append(self, rows: Steps, matrix: Tensor) -> None:
         """A step was taken, in which `rows` were at work; [2, 2]: what it did to all others."""
         self.history.append(matrix)
-        self.taken.numpy()[rows] = self.history.length
+        self.taken[rows] = self.history.length
 
 
 def _trailing_ones(number: int) -> int:
