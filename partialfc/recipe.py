@@ -12,6 +12,8 @@ import msgspec
 import yaml
 from msgspec import inspect
 
+from partialfc.errors import InputError
+
 T = TypeVar("T", bound=msgspec.Struct)
 
 VARIANT = "name"  # the key that says which variant of a section is meant
@@ -23,7 +25,7 @@ def load(path: Path, overrides: Sequence[str], kind: type[T]) -> T:
 
     `section.name=variant` starts that section anew, from the defaults of the variant, before other overrides
     of it. A recipe's `base: FILE`, relative to the recipe, is the recipe that it changes: its own sections are laid
-    over that one's, key by key, or anew where they name another variant. A ValueError names in one line the place,
+    over that one's, key by key, or anew where they name another variant. An InputError names in one line the place,
     what was found and what is wanted.
     """
     tree = _tree(path, kind)
@@ -39,23 +41,23 @@ def _tree(path: Path, kind: type[msgspec.Struct], above: tuple[Path, ...] = ()) 
     """A recipe's sections over those of its base. above: the recipes that are based on this one."""
     place = f"recipe {path}"
     if path.resolve() in above:
-        raise ValueError(f"{place}: based on itself; wanted a `base` that leads to an end")
+        raise InputError(f"{place}: based on itself; wanted a `base` that leads to an end")
     try:
         if path.exists() and not path.is_file():  # a device may never end
-            raise ValueError(f"{place}: a folder or a device; wanted a file")
+            raise InputError(f"{place}: a folder or a device; wanted a file")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{place}: {error.strerror if isinstance(error, OSError) else error}") from error
+        raise InputError(f"{place}: {error.strerror if isinstance(error, OSError) else error}") from error
     tree = _parse(text, place) or {}
     if not isinstance(tree, dict):
-        raise ValueError(f"{place}: {_shown(tree)}, wanted sections with keys")
+        raise InputError(f"{place}: {_shown(tree)}, wanted sections with keys")
     base = tree.pop(BASE, None)
     if base is None:
         whole = {}
     elif isinstance(base, str) and "\0" not in base:
         whole = _tree(path.parent / base, kind, (*above, path.resolve()))
     else:
-        raise ValueError(f"{place}: base: {_shown(base)}, wanted the path of a recipe")
+        raise InputError(f"{place}: base: {_shown(base)}, wanted the path of a recipe")
     _lay_over(whole, tree)
     _name_defaults(whole, kind)
     return whole
@@ -103,16 +105,16 @@ _Loader.add_implicit_resolver(
 
 
 def converted(tree: Any, kind: Any, place: str) -> Any:
-    """What was parsed as the struct `kind`, or one of a union; a ValueError says in one line what is wrong at `place`."""
+    """What was parsed as the struct `kind`, or one of a union; an InputError says in one line what is wrong at `place`."""
     for leaf, value in _leaves(tree):
         if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{place}: {leaf}: {value} is not a finite number")
+            raise InputError(f"{place}: {leaf}: {value} is not a finite number")
     try:
         return msgspec.convert(tree, kind)
     except msgspec.ValidationError as error:
-        if type(error.__cause__) is ValueError:  # a struct's own check, which names its keys
-            raise ValueError(f"{place}: {error.__cause__}") from error
-        raise ValueError(f"{place}: {_explained(str(error), tree, kind)}") from error
+        if type(error.__cause__) is InputError:  # a struct's own check, which names its keys
+            raise InputError(f"{place}: {error.__cause__}") from error
+        raise InputError(f"{place}: {_explained(str(error), tree, kind)}") from error
 
 
 def _parse(text: str, place: str) -> Any:
@@ -120,15 +122,15 @@ def _parse(text: str, place: str) -> Any:
         return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ValueError(f"{place}{line}: {error.problem}") from error
+        raise InputError(f"{place}{line}: {error.problem}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{place}: not YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"{place}: not YAML: {' '.join(str(error).split())}") from error
 
 
 def _assignment(override: str) -> tuple[list[str], Any]:
     path, equals, text = override.partition("=")
     if not equals or not path:
-        raise ValueError(f"override {override!r}: wanted section.key=value")
+        raise InputError(f"override {override!r}: wanted section.key=value")
     return path.split("."), _parse(text, f"override {override!r}")
 
 
@@ -139,7 +141,7 @@ def _assign(tree: dict[str, Any], keys: list[str], value: Any) -> None:
             tree[name] = {}
         tree = tree[name]
         if not isinstance(tree, dict):
-            raise ValueError(f"override {'.'.join(keys)}: {'.'.join(sections[: position + 1])} is no section")
+            raise InputError(f"override {'.'.join(keys)}: {'.'.join(sections[: position + 1])} is no section")
     if key == VARIANT and tree.get(VARIANT) != value:
         tree.clear()  # no value of the old variant survives
     tree[key] = value

@@ -14,9 +14,11 @@ from partialfc.data import RecordDataset, synthetic
 from partialfc.data.augment import network_input
 from partialfc.data.loader import Loader
 from partialfc.data.order import Order, check_world_size
+from partialfc.errors import InputError
 from partialfc.evaluation.pairs import Pairs, load_pairs
 from partialfc.evaluation.verify import Similarities, verify
-from partialfc.head import PartialFC
+from partialfc.head import HeadStep, PartialFC
+from partialfc.head.rows.catch_up import MAX_STEPS
 from partialfc.monitoring.observed import Observed
 from partialfc.runtime import checkpoint, comm
 from partialfc.runtime.checkpoint import Checkpoints
@@ -26,6 +28,8 @@ from partialfc.runtime.optim import BackboneOptimizer
 from partialfc.runtime.replicas import MovingAverage, RunningStatistics
 from partialfc.runtime.schedule import in_steps
 from partialfc.runtime.usage import peak_memory
+
+_LAYOUT = 2  # of a checkpoint's tensors: their names and shapes
 
 
 @dataclass
@@ -64,20 +68,21 @@ class Run:
         used = self.average.network if self.average else self.backbone
         return verify(used, self.sets, self.ranks, batch=batch, autocast=self.optimizer.autocast())
 
-    def observe(self) -> Observed:
-        """A closer look at the step under way, after its backward and before the head's update; nothing waits."""
+    def observe(self, step: HeadStep) -> Observed:
+        """A closer look at a step between its forward and the head's update; nothing waits."""
         memory = comm.of_each_rank(peak_memory(self.ranks.device), self.ranks.group, self.ranks.device)
-        return Observed(self.step + 1, self.head.observe(), memory)
+        return Observed(self.step + 1, self.head.observe(step), memory)
 
     def save(self, seconds: float) -> None:
         """A checkpoint of the present step, which the run reached in `seconds`."""
         self._agree()
-        self.checkpoints.save(self.step, self._state(self.step), seconds)
+        self.checkpoints.save(self.step, self._state(), seconds)
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint."""
-        self.step, self.seconds = self.checkpoints.load(path, self._state)
-        self.head.centers.loaded(self.step)
+        state = self._state()
+        self.step, self.seconds = self.checkpoints.load(path, state)
+        self.head.load_state_dict(state["head"])
 
     def _agree(self) -> None:
         """The running statistics are the same on every rank."""
@@ -85,19 +90,15 @@ class Run:
         if self.average:
             self.average.average(self.ranks.group)
 
-    def _state(self, step: int) -> checkpoint.State:
-        """After `step` steps: all tensors that the next step depends on; everything random is a function of seed and step."""
-        shards, shared = self.head.state(step)
+    def _state(self) -> checkpoint.State:
+        """All tensors that the next step depends on; everything random is a function of seed and step."""
         scale = self.optimizer.loss_scale
         average = {AVERAGE: self.average.network.state_dict()} if self.average else {}
         return average | {
             BACKBONE: self.backbone.state_dict(),
             "backbone_moments": self.optimizer.moments,
             "loss_scale": {"value": scale.value, "streak": scale.streak},
-            "rows": {
-                name: checkpoint.sharded(it, self.head.num_classes, self.ranks) for name, it in shards.items()
-            },
-            "head": shared,
+            "head": self.head.state_dict(),
         }
 
 
@@ -117,6 +118,8 @@ def build_run(config: Config, ranks: Ranks) -> Run:
     dataset = RecordDataset(Path(config.data.path), image_size=backbone.input_size, reader=config.data.reader)
     lanes = config.data.lanes if config.data.order == "blocks" else None
     order = Order(config.seed, config.train.batch, len(dataset), lanes)
+    if config.head.unsampled == "decay" and in_steps(config.train.length, order.steps_per_epoch) > MAX_STEPS:
+        raise InputError(f"head.unsampled: decay takes runs of up to {MAX_STEPS:,} steps; wanted hold")
     return Run(
         config=config,
         ranks=ranks,
@@ -175,6 +178,7 @@ def _head(config: Config, num_classes: int, ranks: Ranks) -> PartialFC:
 
 def _checkpoints(config: Config, num_classes: int, order: Order, ranks: Ranks) -> Checkpoints:
     facts = {
+        "layout": _LAYOUT,
         "num_classes": num_classes,
         "num_samples": order.num_samples,
         "data.order": config.data.order,

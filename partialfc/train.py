@@ -10,7 +10,7 @@ from partialfc import recipe
 from partialfc.config import Config, Duration, load_config
 from partialfc.data import images
 from partialfc.data.loader import Batch
-from partialfc.head import Work
+from partialfc.head import HeadStep
 from partialfc.monitoring.report import Report
 from partialfc.monitoring.steps import Length, Metrics
 from partialfc.run import Run, build_run
@@ -36,12 +36,12 @@ def train(config: Config, ranks: Ranks) -> Run:
             with report.aside():
                 report.verified(run.step, run.sets, run.verify())
         start = run.step
-        for batch, work in _prepared(run):
+        for batch, step in _prepared(run):
             if run.step == start:
                 with report.aside():
                     faces = images.sheet(batch.images.cpu().numpy(), 8, 8)
                     report.picture("faces/as_trained", faces, run.step + 1)
-            report.step(run.step + 1, train_step(run, batch, work))
+            report.step(run.step + 1, train_step(run, batch, step))
             run.step += 1
             with report.aside():
                 if _due(run, config.evaluation.every):
@@ -52,52 +52,56 @@ def train(config: Config, ranks: Ranks) -> Run:
     return run
 
 
-def _prepared(run: Run) -> Iterator[tuple[Batch, Work]]:
-    """The batches of the run, each with the head's work, which is prepared while the step before is taken: so rows
+def _prepared(run: Run) -> Iterator[tuple[Batch, HeadStep]]:
+    """The batches of the run, each with the head's step, which is prepared while the step before is taken: so rows
     that live outside the device are there in time.
     """
     ahead, batches = None, run.loader.batches(run.step, run.last_step)
-    for step in range(run.step, run.last_step):
+    for number in range(run.step, run.last_step):
         with section("data"):
             batch = next(batches)
-            work = run.head.prepare(batch.labels, step)  # all B labels, on the host
+            step = run.head.prepare(batch.labels, number)  # all B labels, on the host
         if ahead is not None:
             yield ahead
-        ahead = batch, work
+        ahead = batch, step
     if ahead is not None:
         yield ahead
 
 
-def train_step(run: Run, batch: Batch, work: Work) -> Metrics:
-    """One optimizer step over one global batch, whose labels were prepared as `work`; queues work and never waits
+def train_step(run: Run, batch: Batch, step: HeadStep) -> Metrics:
+    """One optimizer step over one global batch, with whose labels `step` was prepared; queues work and never waits
     for the device.
     """
-    config, step = run.config, run.step
-    rate = schedule.rate(
-        config.schedule, step, peak=config.optim.lr, total=run.last_step, steps_per_epoch=run.steps_per_epoch
+    config, number = run.config, run.step
+    lr = schedule.rate(
+        config.schedule,
+        number,
+        peak=config.optim.lr,
+        total=run.last_step,
+        steps_per_epoch=run.steps_per_epoch,
     )
-    statistics = run.statistics.kept()
+    statistics, loss_scale = run.statistics.kept(), run.optimizer.loss_scale.value.clone()
     with section("backbone"):
-        embeddings = run.micro_batches.forward(batch.images, step)  # [b, D]: this rank's images
+        embeddings = run.micro_batches.forward(batch.images, number)  # [b, D]: this rank's images
     with section("head"):
-        loss = run.head(embeddings, work)  # over all B images, the same on every rank
-        (loss * run.optimizer.loss_scale.value).backward()
+        loss = run.head(embeddings, step)  # over all B images, the same on every rank
+        (loss * loss_scale).backward()
     assert embeddings.grad is not None
     with section("backbone"):
-        run.micro_batches.backward(batch.images, step, embeddings.grad)
+        run.micro_batches.backward(batch.images, number, embeddings.grad)
     with section("optimizer"):
-        norm, finite = run.optimizer.step(rate, loss)  # all ranks skip, or none
+        norm, finite = run.optimizer.step(lr, loss)  # all ranks skip, or none
         run.statistics.restore_unless(finite, statistics)
         if run.average:
-            run.average.update(step, finite)
-    observed = run.observe() if _looked_at(run) else None
+            run.average.update(number, finite)
+    observed = run.observe(step) if _looked_at(run) else None
     with section("head"):
-        run.head.update(rate, finite)
+        run.head.update(step, lr, finite, loss_scale)
     return Metrics(
         loss=loss.detach(),
         gradient_norm=norm,
         finite=finite,
-        rate=rate,
+        rate=lr,
         waited=batch.waited,
         replaced=batch.replaced,
         observed=observed,

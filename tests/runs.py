@@ -11,6 +11,7 @@ from unittest import mock
 import msgspec
 import numpy as np
 import torch
+from torch.distributed.tensor import DTensor
 
 from partialfc import train
 from partialfc.config import Config
@@ -62,10 +63,10 @@ def trained(
     pictures: whether the run draws any, which takes half of the time of runs so small.
     """
 
-    def step_or_die(run, batch, work, step=train.train_step):
+    def step_or_die(run, batch, step, train_step=train.train_step):
         if run.step == stop:
             raise StoppedHere
-        return step(run, batch, work)
+        return train_step(run, batch, step)
 
     with mock.patch.object(train, "train_step", step_or_die), nullcontext() if pictures else no_pictures():
         try:
@@ -75,7 +76,12 @@ def trained(
     state = {name: value.clone() for name, value in run.backbone.state_dict().items()}
     if run.average:
         state |= {f"average {name}": it.clone() for name, it in run.average.network.state_dict().items()}
-    return state | run.head.state(run.step)[0]
+    return state | {name: local_rows(value) for name, value in run.head.state_dict().items()}
+
+
+def local_rows(value: torch.Tensor) -> torch.Tensor:
+    """This rank's part of what a head saves."""
+    return value.to_local() if isinstance(value, DTensor) else value
 
 
 def refusal(config: Config) -> str:
@@ -102,7 +108,7 @@ def curve(output: Path) -> list[float]:
 
 def whole(states: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """The state of all ranks together; asserts that their replicas agree."""
-    rows = ("centers", "momentum", "first_moment", "second_moment", "counts", "taken", "met")
+    rows = ("centers", "momentum", "first_moment", "second_moment", "counts", "last_step", "seen_classes")
     shards = [name for name in rows if name in states[0]]
     for state in states:
         for name, value in state.items():

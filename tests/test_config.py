@@ -1,5 +1,6 @@
 """Recipes: strict, with overrides, and errors that say what to do."""
 
+import math
 from pathlib import Path
 
 import msgspec
@@ -15,12 +16,14 @@ from partialfc.config import (
     Config,
     CosFace,
     ElasticArcFace,
+    HeadConfig,
     Polynomial,
     Sgd,
     Step,
     load_config,
 )
 from partialfc.data.order import world_sizes
+from partialfc.errors import InputError
 
 RECIPES = sorted(Path(__file__).parents[1].glob("recipes/*.yaml"))
 MINIMAL = """
@@ -224,3 +227,22 @@ def test_a_base_that_is_none_is_refused(tmp_path, content, message):
     with pytest.raises(ValueError, match=message) as raised:
         load_config(tmp_path / "a.yaml")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: HeadConfig(sample_rate=7), r"HeadConfig.sample_rate: expected float <= 1.0; found 7"),
+        (lambda: CosFace(margin=-3), r"CosFace.margin: expected float >= 0.0; found -3"),
+        (lambda: CosFace(scale=math.nan), r"CosFace.scale: .*; found nan"),
+        (lambda: CosFace(margin=math.inf), r"CosFace.margin: expected a finite number; found inf"),
+        (lambda: HeadConfig(centers="float16"), "HeadConfig.centers: wanted one of float32, bfloat16; found 'float16'"),
+        (lambda: Sgd(momentum="0.9"), "Sgd.momentum: expected float, got str; found '0.9'"),
+        (lambda: Sgd(momentum=0, nesterov=True), "optim.nesterov: wants a momentum above 0"),
+        (lambda: HeadConfig(memory="host"), "head.memory: host brings the sampled rows"),
+        (lambda: AdamW(betas=(0.9, 1.0)), r"AdamW.betas: expected float < 1.0 - at \$\[1\]; found \(0.9, 1.0\)"),
+    ],
+)  # fmt: skip
+def test_settings_made_in_python_are_checked_as_those_of_a_recipe(make, message):
+    with pytest.raises(InputError, match=message):
+        make()

@@ -270,3 +270,9 @@ def test_an_overflow_on_one_rank_skips_the_step_on_all(ranks, pack, tmp_path, pr
     for taken, scale, before, after in ranks.run(2, overflow_on_one_rank, config):
         assert not taken and (scale == 1 if precision == "fp32" else scale < 2**16)
         assert_same_bits(after, before)
+
+
+def test_a_run_too_long_to_catch_up_on_is_refused(ranks, pack, tmp_path):
+    sections = {"head": {"sample_rate": 0.3, "unsampled": "decay"}, "train": {"length": 5_000_000}}
+    message = r"head.unsampled: decay takes runs of up to 4,194,304 steps; wanted hold"
+    assert_refused(ranks, 1, config_of(pack, tmp_path, **sections), message)

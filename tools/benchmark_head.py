@@ -53,10 +53,10 @@ class OurHead:
         step, as training does.
         """
         self._steps += 1
-        work, self._ahead = self._ahead, self._head.prepare(self._case.labels(self._steps), self._steps)
+        step, self._ahead = self._ahead, self._head.prepare(self._case.labels(self._steps), self._steps)
         local = embeddings.requires_grad_()
-        self._head(local, work).backward()
-        self._head.update(RATE)
+        self._head(local, step).backward()
+        self._head.update(step, RATE)
 
 
 def timed(function: Callable[..., None], *args: Tensor) -> float:

@@ -49,9 +49,11 @@ from partialfc.config.optimizers import (
     Sgd,
     Step,
 )
-from partialfc.config.types import Chance, Count, Duration, Fraction, Natural, Seed, Settings
+from partialfc.config.types import IGNORE, Chance, Count, Duration, Fraction, Natural, Seed, Settings
+from partialfc.errors import InputError
 
 __all__ = [
+    "IGNORE",
     "AdamW",
     "AngularMargin",
     "AnyBackbone",
@@ -164,10 +166,11 @@ class HeadConfig(Settings, frozen=True):
     products: Literal["float32", "bfloat16"] = "float32"  # bfloat16: of the factors; sums stay in float32
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.memory == "file" and self.folder is None:
-            raise ValueError("head.memory: file, but head.folder does not say where")
+            raise InputError("head.memory: file, but head.folder does not say where")
         if self.memory != "device" and self.sample_rate == 1:
-            raise ValueError(
+            raise InputError(
                 f"head.memory: {self.memory} brings the sampled rows to the device; with head.sample_rate: 1 "
                 "these are all; wanted a rate below 1, or head.memory: device"
             )
@@ -225,19 +228,20 @@ class Config(Settings, frozen=True):
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.data.order == "blocks" and self.train.batch % self.data.lanes:
-            raise ValueError(
+            raise InputError(
                 f"data.lanes: {self.data.lanes}, which take equal parts of a batch; "
                 f"wanted a divisor of train.batch, {self.train.batch}"
             )
         if not isinstance(self.optim, AdamW):
             return
         if self.head.unsampled == "decay":
-            raise ValueError(
+            raise InputError(
                 "head.unsampled: decay needs optim.name: sgd, whose skipped steps are one product; AdamW's are not"
             )
         if self.head.moments == "none":
-            raise ValueError("head.moments: none needs optim.name: sgd; AdamW is its moments")
+            raise InputError("head.moments: none needs optim.name: sgd; AdamW is its moments")
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from partialfc.config.types import Duration, Fraction, NonNegative, Positive, Probability, Settings
+from partialfc.errors import InputError
 
 
 class Optimizer(Settings, frozen=True):
@@ -25,8 +26,9 @@ class Sgd(Optimizer, frozen=True, tag="sgd", tag_field="name"):
     weight_decay: NonNegative = 5e-4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.nesterov and not self.momentum:
-            raise ValueError("optim.nesterov: wants a momentum above 0")
+            raise InputError("optim.nesterov: wants a momentum above 0")
 
 
 class AdamW(Optimizer, frozen=True, tag="adamw", tag_field="name"):

@@ -1,8 +1,15 @@
 """The kinds of values that settings have, and what every section of a recipe is."""
 
-from typing import Annotated
+import functools
+import math
+from typing import Annotated, Any, Literal, get_args, get_origin
 
+import msgspec
 from msgspec import Meta, Struct
+
+from partialfc.errors import InputError
+
+IGNORE = -1  # the label of an image that counts for nothing: padding, or of unknown identity
 
 Natural = Annotated[int, Meta(ge=0)]
 Count = Annotated[int, Meta(ge=1)]
@@ -18,4 +25,33 @@ Duration = Natural | Annotated[str, Meta(pattern=r"^\d+(\.\d+)? epochs?$")]  # s
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A section of a recipe: immutable, keyword-only, and a key it does not declare is an error."""
+    """A section of a recipe: immutable, keyword-only, and a key it does not declare is an error.
+
+    One that is made in Python is checked as one of a recipe is: an InputError says what was found and what is wanted.
+    """
+
+    def __post_init__(self) -> None:
+        for name, kind in _kinds(type(self)):
+            value = getattr(self, name)
+            try:
+                msgspec.convert(value, kind)
+            except msgspec.ValidationError as error:
+                problem = _problem(kind, error)
+            else:
+                if not isinstance(value, float) or math.isfinite(value):
+                    continue
+                problem = "expected a finite number"
+            raise InputError(f"{type(self).__name__}.{name}: {problem}; found {value!r}")
+
+
+@functools.cache
+def _kinds(settings: type[Settings]) -> list[tuple[str, Any]]:
+    """The type of each key."""
+    return [(field.name, field.type) for field in msgspec.structs.fields(settings)]
+
+
+def _problem(kind: Any, error: msgspec.ValidationError) -> str:
+    if get_origin(kind) is Literal:
+        return f"wanted one of {', '.join(map(str, get_args(kind)))}"
+    problem = str(error).replace("`", "")
+    return problem[0].lower() + problem[1:]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from partialfc.config import AugmentConfig, DataConfig
+from partialfc.config import IGNORE, AugmentConfig, DataConfig
 from partialfc.data.augment import changed, changes, flipped
 from partialfc.data.dataset import RecordDataset
 from partialfc.data.images import Pixels
@@ -24,7 +24,6 @@ from partialfc.runtime import comm, randomness
 from partialfc.runtime.comm import Ranks
 from partialfc.runtime.errors import one_line
 
-IGNORE = -1  # the label of an image that counts for nothing
 _UNREAD = -2  # stands for the labels of a rank that could not read its images
 _PREFETCHED = 2  # parts that a worker makes ahead
 # Parts of a worker that are alive at once: those it makes ahead, the one that is handed over, and one to be safe.

@@ -1,6 +1,6 @@
 """The classifier split across ranks."""
 
 from partialfc.head.partial_fc import Observation, PartialFC
-from partialfc.head.sampling import Work
+from partialfc.head.step import HeadStep
 
-__all__ = ["Observation", "PartialFC", "Work"]
+__all__ = ["HeadStep", "Observation", "PartialFC"]

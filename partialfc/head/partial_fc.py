@@ -1,12 +1,14 @@
 """PartialFC: softmax over class centres that are split across ranks, on the classes a step works on.
 
 "Partial FC" (arXiv 2010.05222) and "Killing Two Birds with One Stone" (2203.15565).
-Legend: W ranks, B images in the global batch, b = B / W of them on this rank, C classes, S of this rank's at
-work in a step, D embedding width.
+Legend: W ranks, B images in the global batch, b = B / W of them on this rank, C classes, n of them on this rank, S of
+those active in a step, D embedding width.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Literal, NoReturn, Self
 
 import numpy as np
 import torch
@@ -15,37 +17,49 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn.functional import normalize
 
-from partialfc.config import AnyMargin, AnyOptimizer, HeadConfig, Sgd
-from partialfc.head import margins, sampling
+from partialfc.config import IGNORE, AnyMargin, AnyOptimizer, HeadConfig, Sgd
+from partialfc.head import sampling
+from partialfc.head.active import ActiveClasses
+from partialfc.head.active_rows import ActiveRows
 from partialfc.head.centers import Centers
-from partialfc.head.cross_entropy import ChunkedCrossEntropy
-from partialfc.head.products import Products
+from partialfc.head.losses import loss_of
+from partialfc.head.matmul import Matmul
 from partialfc.head.rows import rounding
-from partialfc.head.sampling import IGNORE, Work
+from partialfc.head.saved import Saved
 from partialfc.head.shard import class_range
+from partialfc.head.softmax import ShardedSoftmax
+from partialfc.head.step import HeadStep
 from partialfc.runtime import comm
 
 
 @dataclass(frozen=True)
 class Observation:
-    """Of a step's global batch, on the device, the same on every rank."""
+    """What a closer look at a step finds in its global batch; on the device, the same on every rank."""
 
     target: Tensor  # [B] cosine of an image with its own class's centre; -inf where it is ignored
-    nearest: Tensor  # [B] largest cosine with another centre at work; -inf where there is none
-    margins: Tensor | None  # [B] elastic margins, in the order of their drawing
+    nearest: Tensor  # [B] largest cosine with another active centre; -inf where there is none
+    margins: Tensor | None  # [B] drawn margins, in the order of their drawing
     never_positive: Tensor  # [W] of each rank's classes, those that no batch has held so far
 
 
 class PartialFC(nn.Module):
-    """The classification head of a training run, sharded over `group` (default: all ranks).
+    """The classification head of a training run, sharded over `group` (default: all ranks, or this process alone).
 
-        work = head.prepare(labels, step)   # on the host, ahead of time
-        loss = head(embeddings, work)       # the same scalar on every rank
-        loss.backward()                     # the embeddings' gradient; the centres are untouched
-        head.update(rate, finite)           # the centres
+        step = head.prepare(labels, number)  # labels of the global batch, on the host; may be done ahead of time
+        loss = head(embeddings, step)        # this rank's embeddings; the same scalar on every rank
+        loss.backward()                      # the embeddings' gradient; the centres are untouched
+        head.update(step, lr)                # the centres
 
-    The loss is the mean over the global batch, and an embedding's gradient is that of this loss: parameters that
-    every rank has a copy of *sum* their gradients over the ranks. (DistributedDataParallel takes their mean.)
+    The loss is the mean over the global batch. A rank's embeddings get the gradient of this loss, so that parameters
+    which every rank has a replica of *sum* their gradients over the ranks. DistributedDataParallel and FSDP take the
+    mean of the ranks' gradients instead: say `backbone_gradients="mean"`, and the embeddings' gradient is multiplied
+    by W, which makes that mean the same sum. Lightning's strategies of these names are the same two.
+
+    A loss that is weighted before backward(), such as `0.1 * loss`, moves backbone and centres a tenth, as it would move
+    any parameter. A loss that was multiplied against the underflow of fp16 is told to `update`, as `loss_scale`.
+
+    The class centres are no parameters: `update` is their optimizer. They are in `state_dict()`, as DTensors where there
+    is a process group, which torch.distributed.checkpoint saves and loads at any number of ranks.
     """
 
     def __init__(
@@ -60,13 +74,16 @@ class PartialFC(nn.Module):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         group: ProcessGroup | None = None,
+        backbone_gradients: Literal["sum", "mean"] = "sum",
     ) -> None:
         super().__init__()
-        self.group = group if group is not None else comm.everyone()
+        self.group = group if group is not None else comm.default_group()
         self.num_classes, self.embedding_size = num_classes, embedding_size
         self.margin, self.config, self.seed = margin, config, seed
+        rank, self._world_size = comm.place_in(self.group)
+        self._gradient_factor = self._world_size if backbone_gradients == "mean" else 1
         self.centers = Centers(
-            class_range(num_classes, self.group.rank(), self.group.size()),
+            class_range(num_classes, rank, self._world_size),
             embedding_size,
             config,
             optim,
@@ -74,100 +91,215 @@ class PartialFC(nn.Module):
             device=torch.empty(0, device=device).device,  # with its index, which other threads need
             dtype=dtype,
         )
-        self._cross_entropy = ChunkedCrossEntropy(
-            self.centers,
-            margin,
+        self._loss = loss_of(margin)
+        self._loss.state = {name: it.to(self.centers.device) for name, it in self._loss.state.items()}
+        self._softmax = ShardedSoftmax(
+            self._loss,
+            width=embedding_size,
             interclass_threshold=config.interclass_threshold,
             logits_budget=config.logits_budget << 20,
-            products=Products(lower=config.products == "bfloat16"),
+            matmul=Matmul(bf16_inputs=config.products == "bfloat16"),
             group=self.group,
+            device=self.centers.device,
+            dtype=dtype,
         )
-        self._met = np.zeros(len(self.centers.owned), np.uint8)  # 1: was in a batch
-        self._pending: tuple[Work, Work] | None = (
-            None  # of the latest forward: on the host, and on the device
-        )
+        self._seen_classes = np.zeros(len(self.centers.owned), np.uint8)  # 1: was in a batch
+        self._steps = np.zeros((), np.int64)
+        self._due: HeadStep | None = None  # the step whose update comes next
 
-    def prepare(self, labels: Tensor, step: int) -> Work:
-        """Sample the classes of a step, and start to bring their rows to the device where they live elsewhere.
+    @property
+    def steps(self) -> int:
+        """How many steps the centres have taken, skipped ones included."""
+        return int(self._steps)
 
-        labels: integers [B] of the global batch, on the host, equal on every rank. No communication, and nothing
-        that waits for the device; cost O(B + S). Best called while the step before computes; steps are to be
+    def gather_labels(self, local: Tensor) -> Tensor:
+        """The labels [B] of the global batch, int64 on the host, from this rank's [b]; the same b on every rank.
+
+        For loops that know their own rank's labels only. One all-gather; where the group is NCCL's, the host waits
+        for the device.
+        """
+        if local.dim() != 1 or local.is_floating_point():
+            raise ValueError(f"labels: found {_described(local)}; wanted integers [b] of this rank")
+        everyones = comm.gather_rows(local.to(self.centers.device, torch.int64), self.group)
+        return everyones.cpu()
+
+    def prepare(self, labels: Tensor, number: int) -> HeadStep:
+        """Sample the classes of step `number`, and start to bring their rows to the device where they live elsewhere.
+
+        labels: integers [B] of the global batch, on the host, equal on every rank; -1 is ignored. No communication, and
+        nothing that waits for the device; cost O(B + S). Best called while the step before computes; steps are to be
         taken in the order in which they were prepared. Raises ValueError on a label that is no class and not -1.
         """
         known = self._checked(labels)
         owned = self.centers.owned
-        here = np.flatnonzero((known >= owned.start) & (known < owned.stop))
-        here = here[np.argsort(known[here], kind="stable")]
-        own = known[here] - owned.start  # [N] local rows
-        rows = self._rows(own, step)
-        columns = own if rows is None else np.searchsorted(rows, own)
-        drawn = margins.draw(self.margin, self.seed, step, len(known))
+        positions = np.flatnonzero((known >= owned.start) & (known < owned.stop))
+        positions = positions[np.argsort(known[positions], kind="stable")]
+        targets = known[positions] - owned.start  # [N] local rows
+        rows = self._sampled_rows(targets, number)
+        slots = targets if rows is None else np.searchsorted(rows, targets)
+        drawn = self._loss.draw(self.seed, number, len(known))
         valid = known != IGNORE
-        work = Work(
+        classes = ActiveClasses(
             rows=None if rows is None else torch.from_numpy(rows),
             host_rows=rows,
-            here=torch.from_numpy(here),
-            columns=torch.from_numpy(columns),
-            host_columns=columns,
+            target_positions=torch.from_numpy(positions),
+            target_slots=torch.from_numpy(slots),
+            host_target_slots=slots,
             valid=torch.from_numpy(valid),
-            positions=torch.from_numpy(np.flatnonzero(valid)),
-            drawn=None if drawn is None else torch.from_numpy(drawn).to(self.centers.dtype),
-            lifted=self._lifted(rows, own),
-            noise=self._noise(rows, step),
+            valid_positions=torch.from_numpy(np.flatnonzero(valid)),
+            drawn_margins=None if drawn is None else torch.from_numpy(drawn).to(self.centers.dtype),
+            logit_correction=self._logit_correction(rows, targets),
+            noise=self._noise(rows, number),
         )
-        self.centers.fetch(work)
-        return work
+        self.centers.prefetch(classes)
+        return HeadStep(number, len(known), classes)
 
-    def forward(self, embeddings: Tensor, work: Work) -> Tensor:
+    def forward(self, embeddings: Tensor, step: HeadStep) -> Tensor:
         """Mean loss over the valid images of the global batch; the same scalar on every rank.
 
-        embeddings: this rank's [b, D], not normalised, of any floating type; computed on in the centres'
-        type. Collectives: one all-gather and one all-reduce, one more where a margin has an order; backward:
-        one reduce-scatter.
+        embeddings: this rank's [b, D], not normalised, of any floating type; computed on in the centres' type. Without
+        gradient (under torch.no_grad(), or of embeddings that want none) `step` stays as it was, and may be forwarded
+        again. Raises RuntimeError where another step's update is due. Collectives: one all-gather and one all-reduce,
+        one more where the loss needs all target cosines; backward: one reduce-scatter.
         """
-        on_device = self.centers.begin(work)
+        self._check_embeddings(embeddings, step)
+        keep = torch.is_grad_enabled() and embeddings.requires_grad
+        if keep:
+            step.check_open("forward()")
+            self._check_nothing_due(f"forward() of step {step.number}")
+            rows = self.centers.activate(step.classes)
+        else:
+            rows = self.centers.look_at(step.classes)
         with torch.autocast(embeddings.device.type, enabled=False):
-            unit = normalize(embeddings.to(self.centers.dtype))
-            everyone = comm.gather_rows(unit, self.group)  # [B, D]
-            loss = self._cross_entropy.loss(everyone, on_device)
-        self._met[work.host_columns if work.host_rows is None else work.host_rows[work.host_columns]] = 1
-        self._pending = work, on_device
+            everyones, norms = self._gathered(embeddings.to(self.centers.dtype))
+            if not keep:
+                return self._softmax.forward(everyones, norms, rows, keep=False)[0]
+            loss: Tensor = _Loss.apply(everyones, norms, self._softmax, rows, step)
+        self._see(step.classes)
+        self._due = step
         return loss
 
     @torch.no_grad()
-    def update(self, rate: float, finite: Tensor | None = None) -> None:
-        """After backward(): one optimizer step, at learning rate `rate`, of the rows at work, and of no others.
+    def update(
+        self,
+        step: HeadStep,
+        lr: float,
+        finite: Tensor | None = None,
+        loss_scale: float | Tensor = 1.0,
+    ) -> None:
+        """After backward(): take one optimizer step, at learning rate `lr`, of the active rows, and of no others.
 
-        finite: a bool scalar on the device; where false nothing changes. The rows' gradient is that of the loss as
-        `forward` returned it, whatever factor (a loss scale) it was multiplied by before backward().
+        finite: a bool scalar on the device; where false nothing changes. loss_scale: what the loss was multiplied by
+        against underflow (GradScaler.get_scale() before its update()); it is divided out of the rows' gradient. The
+        scratch memory of the step is free again. Raises RuntimeError where forward() or backward() is still to come.
         """
-        assert self._pending is not None, "update() follows forward() and backward()"
-        (work, on_device), self._pending = self._pending, None
+        device = self.centers.device
+        flight, gradient = step.end("update()")
+        self._due = None
         if finite is None:
-            finite = torch.ones((), dtype=torch.bool, device=self.centers.device)
-        step = finite.to(self.centers.dtype) * rate
-        self._cross_entropy.update(on_device, step, finite)
-        self.centers.end(work, step, finite)
+            finite = torch.ones((), dtype=torch.bool, device=device)
+        weight = gradient.to(self.centers.dtype) / loss_scale
+        masked_lr = finite.to(self.centers.dtype) * lr
+        self._softmax.update(flight.softmax, flight.rows, weight, masked_lr, finite)
+        self.centers.release(step.classes, masked_lr, finite)
+        self._steps += 1
+
+    def discard(self, step: HeadStep) -> None:
+        """Give up a step that was prepared or forwarded: no row changes, and its memory is free again."""
+        step.discard()
+        self.centers.drop(step.classes)
+        if self._due is step:
+            self._due = None
 
     @torch.no_grad()
-    def observe(self) -> Observation:
-        """What the latest forward saw; called after backward() and before update(). One more look at the rows at work,
-        and two small collectives; nothing waits for the device.
-        """
-        assert self._pending is not None, "observe() follows forward() and backward()"
-        work = self._pending[1]
-        target, nearest = self._cross_entropy.cosines(work)
-        never_positive = len(self._met) - int(np.count_nonzero(self._met))
-        everyones = comm.of_each_rank(never_positive, self.group, self.centers.device)
-        return Observation(target, nearest, work.drawn, everyones)
+    def observe(self, step: HeadStep) -> Observation:
+        """A closer look at a step between its forward and its update; changes nothing.
 
-    def state(self, length: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """As the centres', with the classes that batches have held."""
-        shards, shared = self.centers.state(length)
-        return shards | {"met": torch.from_numpy(self._met)}, shared
+        One more pass over the active rows, and two small collectives; nothing waits for the device.
+        """
+        flight = step.seen("observe()")
+        target, nearest = self._softmax.cosines(flight.softmax, flight.rows)
+        never_positive = len(self._seen_classes) - int(np.count_nonzero(self._seen_classes))
+        everyones = comm.of_each_rank(never_positive, self.group, self.centers.device)
+        return Observation(target, nearest, flight.rows.classes.drawn_margins, everyones)
+
+    def _saved(self) -> Saved:
+        """All that the next step depends on, sharing memory."""
+        shards, replicated = self.centers.state()
+        shards["seen_classes"] = torch.from_numpy(self._seen_classes)
+        replicated["steps"] = torch.from_numpy(self._steps)
+        replicated |= {f"loss_{name}": value for name, value in self._loss.state.items()}
+        return Saved(shards, replicated, self.num_classes, self.group)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        destination |= {f"{prefix}{name}": value for name, value in self._saved().tensors().items()}
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        self._check_nothing_due("load_state_dict()")
+        given = {name.removeprefix(prefix): it for name, it in state_dict.items() if name.startswith(prefix)}
+        saved = self._saved()
+        names = saved.tensors().keys()
+        missing_keys += [f"{prefix}{name}" for name in names - given.keys()]
+        unexpected_keys += [f"{prefix}{name}" for name in given.keys() - names] if strict else []
+        error_msgs += saved.load({name: it for name, it in given.items() if name in names})
+        self.centers.loaded(self.steps)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Called by to(), cuda(), half(), double() and their kin, which cannot move or convert a head."""
+        here = torch.empty(0, dtype=self.centers.dtype, device=self.centers.device)
+        if (there := fn(here)).device != here.device or there.dtype != here.dtype:
+            raise RuntimeError(
+                f"a PartialFC stays as it was made, {here.dtype} on {here.device}; found {there.dtype} on "
+                f"{there.device}: make it with PartialFC(..., device=..., dtype=...), and load_state_dict()"
+            )
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        """Called by copy.deepcopy and pickle."""
+        raise RuntimeError(
+            "a PartialFC is not copied or pickled: make another, and load_state_dict(head.state_dict())"
+        )
+
+    def _gathered(self, embeddings: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Everyone's embeddings [B, D], at length 1; and the norms [B] that they had, where the loss needs them."""
+        unit, norms = normalize(embeddings), None
+        if self._loss.needs_norms:
+            unit = torch.cat(
+                [unit, torch.linalg.vector_norm(embeddings.detach(), dim=1, keepdim=True)], dim=1
+            )
+        everyones = comm.gather_rows(unit, self.group, gradient_factor=self._gradient_factor)
+        if self._loss.needs_norms:
+            everyones, norms = everyones[:, :-1].contiguous(), everyones.detach()[:, -1].contiguous()
+        return everyones, norms
+
+    def _check_nothing_due(self, call: str) -> None:
+        if self._due is not None:
+            raise RuntimeError(f"{call}: update() or discard() of step {self._due.number} comes first")
+
+    def _check_embeddings(self, embeddings: Tensor, step: HeadStep) -> None:
+        local, width = step.batch // self._world_size, self.embedding_size
+        good = embeddings.is_floating_point() and embeddings.device == self.centers.device
+        if not good or tuple(embeddings.shape) != (local, width) or step.batch % self._world_size:
+            raise ValueError(
+                f"embeddings: found {_described(embeddings)}; wanted floats [{local}, {width}] on "
+                f"{self.centers.device}, since step {step.number} was prepared with {step.batch} labels for "
+                f"{self._world_size} rank(s); labels are those of the global batch, see gather_labels()"
+            )
 
     def _checked(self, labels: Tensor) -> NDArray[np.int64]:
-        assert labels.device.type == "cpu" and not labels.is_floating_point() and labels.dim() == 1
+        if labels.device.type != "cpu" or labels.is_floating_point() or labels.dim() != 1 or not len(labels):
+            raise ValueError(
+                f"labels: found {_described(labels)}; wanted integers [B] of the global batch, on cpu"
+            )
         known = labels.numpy().astype(np.int64)
         wrong = np.flatnonzero((known < IGNORE) | (known >= self.num_classes))
         if len(wrong):
@@ -177,26 +309,55 @@ class PartialFC(nn.Module):
             )
         return known
 
-    def _rows(self, own: NDArray[np.int64], step: int) -> NDArray[np.int64] | None:
+    def _see(self, classes: ActiveClasses) -> None:
+        slots = classes.host_target_slots
+        self._seen_classes[slots if classes.host_rows is None else classes.host_rows[slots]] = 1
+
+    def _sampled_rows(self, targets: NDArray[np.int64], number: int) -> NDArray[np.int64] | None:
         if self.config.sample_rate == 1:
             return None
         owned = self.centers.owned
-        drawn = sampling.sampled(self.num_classes, self.config.sample_rate, self.seed, step, owned)
-        return np.union1d(drawn - owned.start, own)
+        drawn = sampling.sampled(self.num_classes, self.config.sample_rate, self.seed, number, owned)
+        return np.union1d(drawn - owned.start, targets)
 
-    def _lifted(self, rows: NDArray[np.int64] | None, own: NDArray[np.int64]) -> Tensor | None:
-        """A class at work by chance stands for C / n classes; one that is in the batch, always there, for
-        itself.
-        """
+    def _logit_correction(self, rows: NDArray[np.int64] | None, targets: NDArray[np.int64]) -> Tensor | None:
+        """A class that is active by chance stands for C / n classes; one of the batch, which always is, for itself."""
         if rows is None or self.config.correction == "none":
             return None
         share = sampling.num_strata(self.num_classes, self.config.sample_rate) / self.num_classes
-        lifted = np.where(np.isin(rows, own), 0.0, -math.log(share))
-        return torch.from_numpy(lifted).to(self.centers.dtype)
+        correction = np.where(np.isin(rows, targets), 0.0, -math.log(share))
+        return torch.from_numpy(correction).to(self.centers.dtype)
 
-    def _noise(self, rows: NDArray[np.int64] | None, step: int) -> Tensor | None:
+    def _noise(self, rows: NDArray[np.int64] | None, number: int) -> Tensor | None:
         if not self.centers.noisy:
             return None
         owned = self.centers.owned
         classes = np.arange(owned.start, owned.stop) if rows is None else rows + owned.start
-        return rounding.noise_of(classes, self.seed, step)
+        return rounding.noise_of(classes, self.seed, number)
+
+
+class _Loss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        embeddings: Tensor,
+        norms: Tensor | None,
+        softmax: ShardedSoftmax,
+        rows: ActiveRows,
+        step: HeadStep,
+    ) -> Tensor:
+        value, gradient, left = softmax.forward(embeddings, norms, rows, keep=True)
+        step.begin(rows, left)
+        ctx.step = step
+        ctx.save_for_backward(gradient)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        ctx.step.add_gradient(grads[0])
+        return gradient * grads[0], None, None, None, None
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} on {tensor.device}"

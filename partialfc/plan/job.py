@@ -12,12 +12,15 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from partialfc.backbones import build_backbone
-from partialfc.config import AdamW, AnyBackbone, Config, ElasticArcFace, ElasticCosFace
-from partialfc.head.centers import CENTERS, types_of
-from partialfc.head.cross_entropy import chunk_of
+from partialfc.config import AdamW, AnyBackbone, Config
+from partialfc.head.active_rows import CENTERS
+from partialfc.head.centers import types_of
+from partialfc.head.losses import loss_of
+from partialfc.head.rows.catch_up import MAX_STEPS
 from partialfc.head.rows.optimizers import row_optimizer
 from partialfc.head.sampling import num_strata
 from partialfc.head.shard import class_range
+from partialfc.head.softmax import chunk_of
 
 Bytes = dict[str, int]  # by what they are for
 
@@ -79,6 +82,7 @@ class Job:
             parts["steps of each row"] = self.owned * _COUNT
         if self._decays:
             parts["what rows have missed"] = self.sampled * 4 * (_DOUBLE + _FLOAT)
+            parts["learning rates of all steps"] = MAX_STEPS * _FLOAT
         parts["logits"] = (self.sampled if self.keeps_logits else chunk) * batch * _FLOAT
         parts["a chunk's buffers"] = chunk * (self._row_buffers(row, on_device) + 2 * batch * _FLOAT)
         # gathered, their gradient from the classes, that times the loss's own, and a copy for the update
@@ -114,13 +118,12 @@ class Job:
         """By a rank in a step, in rings."""
         batch, width = self.config.train.batch, self.config.backbone.embedding
         others = (self.ranks - 1) / self.ranks
-        margin = self.config.margin
-        ordered = isinstance(margin, ElasticArcFace | ElasticCosFace) and margin.order != "none"
-        embeddings = round(others * batch * width * _FLOAT)
+        loss = loss_of(self.config.margin)
+        embeddings = round(others * batch * (width + loss.needs_norms) * _FLOAT)
         return {
             "embeddings, gathered": embeddings,
             "their gradients, scattered": embeddings,
-            "softmax": round(2 * others * batch * (2 * _DOUBLE + (_FLOAT if ordered else 0))),
+            "softmax": round(2 * others * batch * (2 * _DOUBLE + _FLOAT * loss.needs_cosines)),
         }
 
     def sent_by_backbone(self) -> Bytes:

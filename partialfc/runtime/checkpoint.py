@@ -8,7 +8,7 @@ import os
 import pickle
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,6 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard
 
 from partialfc.runtime import comm
 from partialfc.runtime.comm import AgreedError, Ranks
@@ -29,14 +27,6 @@ _FACTS = "run.json"
 _LATEST = "latest"
 
 State = dict[str, Any]  # of tensors, maybe nested
-
-
-def sharded(rows: Tensor, num_rows: int, ranks: Ranks) -> DTensor:
-    """This rank's rows [n, ...] as its part of a tensor [num_rows, ...] split by Shard(0); shares memory."""
-    group = ranks.host if rows.device.type == "cpu" else ranks.group
-    mesh = DeviceMesh.from_group(group, rows.device.type)
-    shape = torch.Size([num_rows, *rows.shape[1:]])
-    return DTensor.from_local(rows, mesh, [Shard(0)], run_check=False, shape=shape, stride=rows.stride())
 
 
 class Checkpoints:
@@ -85,8 +75,8 @@ class Checkpoints:
             )
         return Path(resume)
 
-    def load(self, path: Path, state: Callable[[int], State]) -> tuple[int, float]:
-        """Fill the tensors of state(step) in place; returns the step and the run's seconds. Equal on all ranks.
+    def load(self, path: Path, state: State) -> tuple[int, float]:
+        """Fill the tensors of `state` in place; returns the step and the run's seconds. Equal on all ranks.
 
         AgreedError where the checkpoint is another run's, or damaged.
         """
@@ -103,7 +93,7 @@ class Checkpoints:
                         f"go on with {found}, or name another `output`"
                     )
         with _agreed(path):
-            dcp.load(state(facts["step"]), checkpoint_id=path, process_group=self._ranks.host)
+            dcp.load(state, checkpoint_id=path, process_group=self._ranks.host)
         return int(facts["step"]), float(facts["seconds"])
 
     def _publish(self, draft: Path, path: Path) -> None:

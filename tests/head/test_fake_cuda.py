@@ -28,11 +28,12 @@ def crossings(world_size: int, margin: AnyMargin, options: dict[str, Any]) -> li
     with fake_cuda(world_size) as fake, mock.patch.object(centers, "draw_initial"):
         with fake:
             head = PartialFC(CLASSES, WIDTH, margin, config=HeadConfig(**options), optim=optim, device=DEVICE)
-        work = head.prepare(labels, 0)
-        with fake, Crossings() as found, torch.no_grad():
-            head(torch.empty(BATCH // world_size, WIDTH, device=DEVICE), work)
-            head.observe()
-            head.update(0.1)
+        step = head.prepare(labels, 0)
+        with fake, Crossings() as found:
+            loss = head(torch.empty(BATCH // world_size, WIDTH, device=DEVICE, requires_grad=True), step)
+            head.observe(step)
+            step.add_gradient(torch.ones_like(loss))  # a backward cannot run on such tensors
+            head.update(step, 0.1)
     assert found.launches
     return found.found
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from partialfc.config import CosFace, ElasticArcFace, HeadConfig, Sgd
-from partialfc.head import PartialFC, cross_entropy, sampling
+from partialfc.head import PartialFC, sampling, softmax
 
 CLASSES, WIDTH, SEED = 11, 5, 7
 LABELS = [[0, 6, 3, -1, 2, 2], [5, -1, 1, 4, 6, 0], [0, 0, 9, 9, -1, 6]]
@@ -40,21 +40,21 @@ def steps(options: dict[str, Any], device: str, look: bool) -> list[dict[str, An
         device=device,
     )
     found = []
-    with mock.patch.object(cross_entropy, "chunk_of", return_value=2):  # classes at once
-        for step, labels in enumerate(LABELS):
-            work = head.prepare(torch.tensor(labels), step)
-            loss = head(mine(images(step)).to(device).requires_grad_(), work)
+    with mock.patch.object(softmax, "chunk_of", return_value=2):  # classes at once
+        for number, labels in enumerate(LABELS):
+            step = head.prepare(torch.tensor(labels), number)
+            loss = head(mine(images(number)).to(device).requires_grad_(), step)
             loss.backward()
-            count = head._cross_entropy.num_classes(head._pending[1])
-            seen = {"centers": head.centers.pick(torch.arange(count, device=device)).cpu()}
+            rows = step.seen("test").rows
+            seen = {"centers": rows.gather_targets(torch.arange(rows.num_active, device=device)).cpu()}
             if look:
-                observed = head.observe()
+                observed = head.observe(step)
                 seen |= {"target": observed.target.cpu(), "nearest": observed.nearest.cpu()}
                 seen |= {
                     "never_positive": int(observed.never_positive.sum()),
                     "margins": observed.margins.cpu(),
                 }
-            head.update(0.3)
+            head.update(step, 0.3)
             found.append(seen | {"after": head.centers.tensors["centers"].clone().cpu()})
     return found
 
@@ -91,11 +91,9 @@ def test_looking_changes_nothing(ranks, device, options):
 
 def one_class(device: str) -> tuple[float, float]:
     head = PartialFC(1, WIDTH, CosFace(), device=device, dtype=torch.float64)
-    loss = head(
-        mine(images(0)).to(device).requires_grad_(), head.prepare(torch.zeros(6, dtype=torch.int64), 0)
-    )
-    loss.backward()
-    observed = head.observe()
+    step = head.prepare(torch.zeros(6, dtype=torch.int64), 0)
+    head(mine(images(0)).to(device).requires_grad_(), step)
+    observed = head.observe(step)
     assert observed.margins is None
     return float(observed.target.max()), float(observed.nearest.max())
 

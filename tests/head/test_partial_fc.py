@@ -25,8 +25,9 @@ from partialfc.config import (
     Sgd,
     SoftMax,
 )
-from partialfc.head import PartialFC, cross_entropy, margins, sampling
+from partialfc.head import PartialFC, sampling, softmax
 from partialfc.head.centers import draw_initial
+from partialfc.head.losses import loss_of
 from partialfc.runtime import comm
 
 WIDTH, RATE, MOMENTUM, DECAY, SEED = 5, 0.3, 0.9, 5e-3, 7
@@ -98,7 +99,7 @@ def dense(case: Case) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
     for step, labels in enumerate(map(torch.tensor, case.labels)):
         embeddings = case.embeddings()[step].requires_grad_()
         at_work, lifted = sampled(case, labels, step)
-        drawn = margins.draw(case.margin, SEED, step, len(labels))
+        drawn = loss_of(case.margin).draw(SEED, step, len(labels))
         drawn = None if drawn is None else torch.from_numpy(drawn)
         loss = dense_loss(
             embeddings,
@@ -146,12 +147,13 @@ def sharded(
         device=device,
     )
     losses, gradients = [], []
-    for step, (embeddings, labels) in enumerate(zip(case.embeddings(), case.labels, strict=True)):
+    for number, (embeddings, labels) in enumerate(zip(case.embeddings(), case.labels, strict=True)):
         local = mine(embeddings).to(device).requires_grad_()
-        with mock.patch.object(cross_entropy, "chunk_of", return_value=case.chunk):
-            loss = head(local, head.prepare(torch.tensor(labels), step))
+        with mock.patch.object(softmax, "chunk_of", return_value=case.chunk):
+            step = head.prepare(torch.tensor(labels), number)
+            loss = head(local, step)
             (loss * loss_scale).backward()
-            head.update(RATE)
+            head.update(step, RATE, loss_scale=loss_scale)
         losses.append(loss.detach().cpu())
         gradients.append((local.grad / loss_scale).cpu())
     rows = head.centers.tensors
@@ -217,8 +219,9 @@ def step_that_is_not_finite(options: dict[str, Any], device: str) -> bool:
     head = PartialFC(7, WIDTH, ArcFace(), config=HeadConfig(sample_rate=0.5, **options), device=device)
     before = [it.clone() for it in head.centers.tensors.values()]
     embeddings = torch.full((2, WIDTH), torch.nan, device=device, requires_grad=True)
-    head(embeddings, head.prepare(torch.tensor([1, 2, 3, 4]), 0)).backward()
-    head.update(RATE, torch.tensor(False, device=device))
+    step = head.prepare(torch.tensor([1, 2, 3, 4]), 0)
+    head(embeddings, step).backward()
+    head.update(step, RATE, torch.tensor(False, device=device))
     return all(map(torch.equal, before, head.centers.tensors.values()))
 
 
@@ -245,12 +248,12 @@ def count_collectives(margin: AnyMargin) -> tuple[int, int, int]:
     embeddings = torch.randn(3, WIDTH, requires_grad=True)
     with ExitStack() as stack:
         spies = [stack.enter_context(mock.patch.object(*it, wraps=getattr(*it))) for it in COLLECTIVES]
-        work = head.prepare(torch.tensor([0, 1, 2, 3, 4, 5]), 0)
+        step = head.prepare(torch.tensor([0, 1, 2, 3, 4, 5]), 0)
         prepared = sum(spy.call_count for spy in spies)
-        loss = head(embeddings, work)
+        loss = head(embeddings, step)
         forward = sum(spy.call_count for spy in spies) - prepared
         loss.backward()
-        head.update(RATE)
+        head.update(step, RATE)
         return prepared, forward, sum(spy.call_count for spy in spies) - prepared - forward
 
 
@@ -266,8 +269,9 @@ def step_without_waiting(margin: AnyMargin) -> None:
     with NoWaiting():
         with pytest.raises(AssertionError, match="waits for the device"):
             embeddings.sum().item()
-        head(embeddings, head.prepare(torch.tensor([1, 2, -1, 4]), 0)).backward()
-        head.update(RATE, embeddings.grad.isfinite().all())
+        step = head.prepare(torch.tensor([1, 2, -1, 4]), 0)
+        head(embeddings, step).backward()
+        head.update(step, RATE, embeddings.grad.isfinite().all())
 
 
 @pytest.mark.parametrize("margin", MARGINS, ids=repr)
@@ -276,7 +280,7 @@ def test_a_step_never_waits_for_the_device(ranks, margin):
 
 
 def test_a_chunk_is_bounded_by_its_rows_and_by_its_logits():
-    assert cross_entropy.chunk_of(512, 128, "cpu", 4) == 512
-    assert cross_entropy.chunk_of(512, 1 << 20, "cpu", 4) == 16
-    assert cross_entropy.chunk_of(512, 65536, "cuda", 4) == 1024
-    assert cross_entropy.chunk_of(1 << 30, 1 << 30, "cuda", 4) == 1
+    assert softmax.chunk_of(512, 128, "cpu", 4) == 512
+    assert softmax.chunk_of(512, 1 << 20, "cpu", 4) == 16
+    assert softmax.chunk_of(512, 65536, "cuda", 4) == 1024
+    assert softmax.chunk_of(1 << 30, 1 << 30, "cuda", 4) == 1

@@ -9,7 +9,7 @@ from reference import dense_loss
 from torch import Tensor
 
 from partialfc.config import CosFace, HeadConfig, Sgd
-from partialfc.head import PartialFC, cross_entropy
+from partialfc.head import PartialFC, softmax
 
 
 def in_float32(scale: float, near: float, device: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -19,10 +19,11 @@ def in_float32(scale: float, near: float, device: str) -> tuple[Tensor, Tensor, 
     owned = head.centers.owned
     centers = head.centers.tensors["centers"].copy_(weight[owned.start : owned.stop])
     local = mine(embeddings).to(device).requires_grad_()
-    with mock.patch.object(cross_entropy, "chunk_of", return_value=7):
-        loss = head(local, head.prepare(labels, 0))
+    with mock.patch.object(softmax, "chunk_of", return_value=7):
+        step = head.prepare(labels, 0)
+        loss = head(local, step)
         loss.backward()
-        head.update(1.0)
+        head.update(step, 1.0)
     return loss.detach().cpu(), local.grad.cpu(), weight[owned.start : owned.stop] - centers.cpu()
 
 
@@ -68,7 +69,8 @@ def with_products(kind: str, device: str) -> tuple[Tensor, Tensor, Tensor]:
     head = PartialFC(50, 32, CosFace(scale=8.0), config=config, optim=Sgd(momentum=0.0), device=device)
     before = head.centers.tensors["centers"].clone()
     local = mine(embeddings).to(device).requires_grad_()
-    loss = head(local, head.prepare(labels, 0))
+    step = head.prepare(labels, 0)
+    loss = head(local, step)
     loss.backward()
-    head.update(1e-3)
+    head.update(step, 1e-3)
     return loss.detach().cpu(), local.grad.cpu(), (head.centers.tensors["centers"] - before).cpu()

@@ -45,11 +45,11 @@ def step_head(config: Config, num_classes: int) -> None:
     width, batch = config.backbone.embedding, config.train.batch
     head = PartialFC(num_classes, width, config.margin, config=config.head, optim=config.optim)
     ahead = head.prepare(torch.randperm(num_classes)[:batch], 0)
-    for step in range(1, 4):
-        work, ahead = ahead, head.prepare(torch.randperm(num_classes)[:batch], step)
+    for number in range(1, 4):
+        step, ahead = ahead, head.prepare(torch.randperm(num_classes)[:batch], number)
         embeddings = torch.randn(batch // RANKS, width, requires_grad=True)
-        head(embeddings, work).backward()
-        head.update(0.1)
+        head(embeddings, step).backward()
+        head.update(step, 0.1)
 
 
 CASES = {

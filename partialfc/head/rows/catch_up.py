@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from partialfc.head.buffers import on_device
+from partialfc.head.rows.optimizers import RowSgd
+
+MAX_STEPS = 1 << 22  # of a run that catches up: 16 MiB of learning rates
 
 Steps = NDArray[np.int64]
 
@@ -50,15 +53,11 @@ class History:
             result = torch.where(place[:, None, None] < 0, self._identity, block) @ result
         return result
 
-    def steps(self, length: int) -> Tensor:
-        """The matrices of the first `length` steps, [length, 2, 2], to be saved, or filled before `loaded()`."""
-        self._room(0, max(1, length))
-        return self._levels[0][:length]
-
-    def loaded(self, length: int) -> None:
-        """After steps(length) was filled."""
-        self.length, level = length, 0
-        while (count := length >> level + 1) > 0:
+    def fill(self, matrices: Tensor) -> None:
+        """Begin anew, with the matrices [t, 2, 2] of the first t steps."""
+        self.length, level = len(matrices), 0
+        self._levels = [matrices]
+        while (count := self.length >> level + 1) > 0:
             below = self._levels[level]
             self._room(level + 1, count)
             torch.matmul(
@@ -76,22 +75,36 @@ class History:
 
 
 class CatchUp:
-    """Which rows [n] are how many steps behind, and what that makes of them."""
+    """Which rows [n] are how many steps behind, and what that makes of them.
 
-    def __init__(self, num_rows: int, device: torch.device) -> None:
-        self.history = History(device)
-        self.taken = np.zeros(num_rows, np.int32)  # steps that a row has taken
+    What is saved has the same shapes after any number of steps: `last_step`, and the learning rates of all steps.
+    """
+
+    def __init__(self, num_rows: int, optimizer: RowSgd, device: torch.device, dtype: torch.dtype) -> None:
+        self._optimizer, self._history = optimizer, History(device)
+        self.last_step = np.zeros(
+            num_rows, np.int32
+        )  # the number of steps with the latest that a row took part in
+        self.learning_rates = torch.zeros(
+            MAX_STEPS, dtype=dtype, device=device
+        )  # nan where a step was skipped
 
     def factors(self, rows: Steps) -> Tensor:
         """[S, 2, 2] float64: what (weight, momentum) of each of `rows` are to be multiplied by."""
-        starts, which = np.unique(self.taken[rows], return_inverse=True)
-        products = self.history.products(starts.astype(np.int64))
+        starts, which = np.unique(self.last_step[rows], return_inverse=True)
+        products = self._history.products(starts.astype(np.int64))
         return products.index_select(0, on_device(which, products.device))
 
-    def append(self, rows: Steps, matrix: Tensor) -> None:
-        """A step was taken, in which `rows` were at work; [2, 2]: what it did to all others."""
-        self.history.append(matrix)
-        self.taken[rows] = self.history.length
+    def append(self, rows: Steps, lr: Tensor, finite: Tensor) -> None:
+        """Note a step at the learning rate `lr`, skipped where `finite` is false, in which `rows` were active."""
+        step = self._history.length
+        self.learning_rates[step] = torch.where(finite, lr, torch.nan)
+        self._history.append(self._optimizer.transitions(self.learning_rates[step : step + 1])[0])
+        self.last_step[rows] = self._history.length
+
+    def loaded(self, steps: int) -> None:
+        """Take in that `last_step` and `learning_rates` were filled with those of `steps` steps."""
+        self._history.fill(self._optimizer.transitions(self.learning_rates[:steps]))
 
 
 def _trailing_ones(number: int) -> int:

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from partialfc.head.active import ActiveClasses
 from partialfc.head.buffers import Buffers, on_device
-from partialfc.head.sampling import Work
 
 Types = Mapping[str, torch.dtype]  # of the tensors, by name
 Advise = Callable[[NDArray[np.int64]], None]  # told which rows will be wanted
@@ -33,17 +33,27 @@ class InPlace:
             name: torch.empty(shape, dtype=dtype, device=device).fill_(0) for name, dtype in types.items()
         }
 
-    def fetch(self, work: Work) -> None:
+    def prefetch(self, classes: ActiveClasses) -> None:
         """Nothing to do."""
 
-    def at_work(self, work: Work) -> tuple[dict[str, Tensor], Tensor | None]:
-        """The tensors [n, D] and which rows of them to work on (None: all)."""
-        return self.tensors, work.rows
+    def activate(
+        self, classes: ActiveClasses, on_device: ActiveClasses
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """The tensors [n, D] and which rows of them to work on (None: all). on_device: the same classes there."""
+        return self.tensors, on_device.rows
 
-    def release(self, work: Work) -> None:
+    look_at = activate
+
+    def release(self, classes: ActiveClasses) -> None:
         """Nothing to do."""
 
-    def settle(self) -> None:
+    def drop(self, classes: ActiveClasses) -> None:
+        """Nothing to do."""
+
+    def forget(self) -> None:
+        """Nothing to do."""
+
+    def wait_for_writeback(self) -> None:
         """Nothing to do."""
 
 
@@ -76,48 +86,67 @@ class Staged:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rows")
         self._written: Future[None] | None = None  # the latest way back
 
-    def fetch(self, work: Work) -> None:
-        """Start to bring the rows of `work`; no more than two steps are on their way or at work at once."""
+    def prefetch(self, classes: ActiveClasses) -> None:
+        """Start to bring the rows of `classes`; no more than two steps are on their way or active at once."""
         if len(self._stages) < 2:
-            self._start(_rows_of(work))
+            self._start(_rows_of(classes))
 
-    def at_work(self, work: Work) -> tuple[dict[str, Tensor], None]:
-        """Tensors [S, D] on the device, to be worked on in place. Steps that were fetched before and not used are
+    def activate(self, classes: ActiveClasses, on_device: ActiveClasses) -> tuple[dict[str, Tensor], None]:
+        """Tensors [S, D] on the device, to be worked on in place. Steps that were prefetched before and not used are
         dropped.
         """
-        rows = _rows_of(work)
+        rows = _rows_of(classes)
         while self._stages and self._stages[0].rows is not rows:
             self._stages.popleft().fetched.result()
         if not self._stages:
             self._start(rows)
         return self._stages[0].fetched.result(), None
 
-    def release(self, work: Work) -> None:
-        """The step is done: its rows go back."""
+    def look_at(self, classes: ActiveClasses, on_device: ActiveClasses) -> tuple[dict[str, Tensor], None]:
+        """Tensors [S, D] on the device, to be read only; what is on its way or active stays so."""
+        rows = _rows_of(classes)
+        for stage in self._stages:
+            if stage.rows is rows:
+                return stage.fetched.result(), None
+        return self._thread.submit(self._fetch, rows, Buffers(self._device)).result(), None
+
+    def release(self, classes: ActiveClasses) -> None:
+        """Write the rows of a step that is done back."""
         stage = self._stages.popleft()
-        assert stage.rows is _rows_of(work)
+        assert stage.rows is _rows_of(classes)
         for later in self._stages:
             _patch(later, stage)
         done = torch.cuda.current_stream(self._device).record_event() if self._on_gpu else None
-        self.settle()
+        self.wait_for_writeback()
         self._written = self._thread.submit(self._write_back, stage, done)
 
-    def settle(self) -> None:
-        """Returns when `tensors` hold what all released steps have made of them."""
+    def drop(self, classes: ActiveClasses) -> None:
+        """Forget the rows of a step that is not taken."""
+        self._stages = deque(stage for stage in self._stages if stage.rows is not _rows_of(classes))
+        if self._on_gpu:  # nothing is fetched into the memory that a forward may still read
+            self._thread.submit(torch.cuda.current_stream(self._device).record_event().synchronize)
+
+    def forget(self) -> None:
+        """Drop what was fetched before the tensors were filled anew."""
+        while self._stages:
+            self._stages.popleft().fetched.result()
+
+    def wait_for_writeback(self) -> None:
+        """Return when `tensors` hold what all released steps have made of them."""
         if self._written is not None:
             self._written.result()
 
     def _start(self, rows: NDArray[np.int64]) -> None:
         slot = 1 - self._stages[-1].slot if self._stages else 0
-        self._stages.append(_Stage(rows, slot, self._thread.submit(self._fetch, rows, slot)))
+        self._stages.append(_Stage(rows, slot, self._thread.submit(self._fetch, rows, self._slots[slot])))
 
-    def _fetch(self, rows: NDArray[np.int64], slot: int) -> dict[str, Tensor]:
+    def _fetch(self, rows: NDArray[np.int64], target: Buffers) -> dict[str, Tensor]:
         if self._advise is not None:
             self._advise(rows)
         index, fetched = torch.from_numpy(rows), {}
         for name, whole in self.tensors.items():
             shape = len(rows), whole.shape[1]
-            fetched[name] = self._slots[slot].take(name, shape, whole.dtype)
+            fetched[name] = target.take(name, shape, whole.dtype)
             if self._copies is None:
                 torch.index_select(whole, 0, index, out=fetched[name])
                 continue
@@ -154,9 +183,9 @@ def _patch(later: _Stage, stage: _Stage) -> None:
         fetched[name].index_copy_(0, target, rows.index_select(0, index))
 
 
-def _rows_of(work: Work) -> NDArray[np.int64]:
-    assert work.host_rows is not None, "a step on all rows has nothing to fetch"
-    return work.host_rows
+def _rows_of(classes: ActiveClasses) -> NDArray[np.int64]:
+    assert classes.host_rows is not None, "a step on all rows has nothing to fetch"
+    return classes.host_rows
 
 
 def in_host_memory(types: Types, shape: tuple[int, int], device: torch.device) -> Staged:

@@ -13,13 +13,13 @@ from partialfc.config import AdamW, AnyOptimizer, Sgd
 
 
 @dataclass
-class RowStep:
-    """What one step of a chunk of rows works on."""
+class RowUpdate:
+    """What one optimizer step of a chunk of rows works on."""
 
     weight: Tensor  # [c, D], updated
     gradient: Tensor  # [c, D], finite, overwritten
     moments: Sequence[Tensor]  # [c, D] each, updated
-    rate: Tensor  # a scalar, 0 where `finite` is false
+    lr: Tensor  # a scalar, 0 where `finite` is false
     finite: Tensor  # bool scalar: whether the step is taken
     count: Tensor | None  # [c, 1] int32 steps of each row, this one included; of an optimizer that counts
 
@@ -30,33 +30,33 @@ class RowSgd:
     counts = False  # whether it wants to know how many steps a row has taken
 
     def __init__(self, config: Sgd, *, moments: bool) -> None:
-        self._inertia = config.momentum if moments else 0.0
+        self._momentum = config.momentum if moments else 0.0
         self._nesterov = config.nesterov
-        self.moments = ("momentum",) if self._inertia else ()  # tensors [n, D] kept beside the centres
+        self.moments = ("momentum",) if self._momentum else ()  # tensors [n, D] kept beside the centres
         self._decay = config.weight_decay
 
-    def step(self, rows: RowStep) -> None:
+    def step(self, rows: RowUpdate) -> None:
         """weight, momentum = one step of torch.optim.SGD, dampening 0; in place."""
-        weight, gradient, rate = rows.weight, rows.gradient, rows.rate
+        weight, gradient, lr = rows.weight, rows.gradient, rows.lr
         gradient.add_(weight, alpha=self._decay)
         if not rows.moments:
-            weight.addcmul_(gradient, -rate)
+            weight.addcmul_(gradient, -lr)
             return
         (momentum,) = rows.moments
-        momentum.mul_(_where(rows.finite, self._inertia, weight)).add_(gradient.mul_(rows.finite))
+        momentum.mul_(_where(rows.finite, self._momentum, weight)).add_(gradient.mul_(rows.finite))
         if self._nesterov:
-            weight.addcmul_(gradient.add_(momentum, alpha=self._inertia), -rate)
+            weight.addcmul_(gradient.add_(momentum, alpha=self._momentum), -lr)
         else:
-            weight.addcmul_(momentum, -rate)
+            weight.addcmul_(momentum, -lr)
 
-    def transition(self, rate: Tensor, finite: Tensor) -> Tensor:
-        """What a step without a gradient does to (weight, momentum): [2, 2] float64."""
-        one, rate = torch.ones_like(rate, dtype=torch.float64), rate.double()
-        decay, inertia = self._decay * one, self._inertia * one
-        through, passed = (1 + self._inertia, self._inertia) if self._nesterov else (1.0, 1.0)
-        rows = [1 - rate * decay * through, -rate * inertia * passed, decay, inertia]
-        identity = torch.eye(2, dtype=torch.float64, device=rate.device)
-        return torch.where(finite, torch.stack(rows).view(2, 2), identity)
+    def transitions(self, learning_rates: Tensor) -> Tensor:
+        """What steps without a gradient do to (weight, momentum): [t, 2, 2] float64; learning_rates [t], nan: skipped."""
+        lr = learning_rates.double()
+        decay, momentum = torch.full_like(lr, self._decay), torch.full_like(lr, self._momentum)
+        through, passed = (1 + self._momentum, self._momentum) if self._nesterov else (1.0, 1.0)
+        rows = [1 - lr * decay * through, -lr * momentum * passed, decay, momentum]
+        identity = torch.eye(2, dtype=torch.float64, device=lr.device)
+        return torch.where(lr.isnan()[:, None, None], identity, torch.stack(rows, dim=1).view(-1, 2, 2))
 
 
 class RowAdamW:
@@ -68,9 +68,9 @@ class RowAdamW:
     def __init__(self, config: AdamW) -> None:
         self._betas, self._eps, self._decay = config.betas, config.eps, config.weight_decay
 
-    def step(self, rows: RowStep) -> None:
+    def step(self, rows: RowUpdate) -> None:
         """weight, both moments = one step of torch.optim.AdamW; in place."""
-        weight, gradient, rate, finite, count = rows.weight, rows.gradient, rows.rate, rows.finite, rows.count
+        weight, gradient, lr, finite, count = rows.weight, rows.gradient, rows.lr, rows.finite, rows.count
         assert count is not None
         first, second = rows.moments
         gradient.mul_(finite)
@@ -81,11 +81,14 @@ class RowAdamW:
         tiny = torch.finfo(weight.dtype).tiny
         bias, square = ((1 - beta ** count.double()).clamp_min(tiny).to(weight.dtype) for beta in self._betas)
         denominator = torch.sqrt(second, out=gradient).div_(square.sqrt()).add_(self._eps)
-        weight.mul_(1 - rate * self._decay)
-        weight.addcdiv_(first * (-rate / bias), denominator)
+        weight.mul_(1 - lr * self._decay)
+        weight.addcdiv_(first * (-lr / bias), denominator)
 
 
-def row_optimizer(config: AnyOptimizer, *, moments: bool) -> RowSgd | RowAdamW:
+RowOptimizer = RowSgd | RowAdamW
+
+
+def row_optimizer(config: AnyOptimizer, *, moments: bool) -> RowOptimizer:
     """The rows' part of a recipe's optimizer."""
     return RowSgd(config, moments=moments) if isinstance(config, Sgd) else RowAdamW(config)
 

@@ -4,7 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from partialfc.config import Sgd
 from partialfc.head.rows.catch_up import CatchUp, History
+from partialfc.head.rows.optimizers import RowSgd
 
 CPU = torch.device("cpu")
 
@@ -39,15 +41,12 @@ def test_products_are_those_of_the_single_steps():
 def test_products_after_loading():
     steps = matrices(130)
     for length in (0, 1, 2, 63, 64, 65, 100):
-        saved, again = History(CPU), History(CPU)
-        for matrix in steps[:length]:
-            saved.append(matrix)
-        again.steps(length).copy_(saved.steps(length))
-        again.loaded(length)
-        assert_right(again, steps[:length])
+        history = History(CPU)
+        history.fill(torch.stack(list(steps))[:length])
+        assert_right(history, steps[:length])
         for matrix in steps[length:]:
-            again.append(matrix)
-        assert_right(again, steps)
+            history.append(matrix)
+        assert_right(history, steps)
 
 
 def test_products_of_many_steps_stay_right():
@@ -62,8 +61,26 @@ def test_products_of_many_steps_stay_right():
 
 
 def test_each_row_is_caught_up_from_its_own_last_step():
-    catch_up, steps = CatchUp(5, CPU), matrices(4)
-    for rows, matrix in zip(([0, 1], [1, 4], [0], [3]), steps, strict=True):
-        catch_up.append(np.array(rows), matrix)
+    optimizer = RowSgd(Sgd(momentum=0.9, nesterov=True, weight_decay=0.1), moments=True)
+    catch_up, rates = CatchUp(5, optimizer, CPU, torch.float64), torch.tensor([0.3, 0.2, 0.4, 0.1])
+    for number, rows in enumerate(([0, 1], [1, 4], [0], [3])):
+        catch_up.append(np.array(rows), rates[number].double(), torch.tensor(number != 2))
+    steps = optimizer.transitions(rates.double())
+    steps[2] = torch.eye(2)  # it was skipped
     expected = torch.stack([product(steps[last:]) for last in (3, 2, 0, 4, 2)])
     torch.testing.assert_close(catch_up.factors(np.arange(5)), expected)
+
+
+def test_a_step_without_gradient_is_that_of_torch():
+    rates = torch.tensor([0.3, 0.2, 0.4], dtype=torch.float64)
+    for nesterov in (False, True):
+        weight = torch.nn.Parameter(torch.tensor([1.5, -0.5], dtype=torch.float64))
+        torchs = torch.optim.SGD([weight], momentum=0.9, nesterov=nesterov, weight_decay=0.1)
+        torchs.state[weight]["momentum_buffer"] = torch.tensor([0.2, 0.7], dtype=torch.float64)
+        state = torch.stack([weight.detach(), torchs.state[weight]["momentum_buffer"]]).clone()
+        for rate in rates.tolist():
+            weight.grad, torchs.param_groups[0]["lr"] = torch.zeros_like(weight), rate
+            torchs.step()
+        optimizer = RowSgd(Sgd(momentum=0.9, nesterov=nesterov, weight_decay=0.1), moments=True)
+        found = product(optimizer.transitions(rates)) @ state
+        torch.testing.assert_close(found[0], weight.detach())

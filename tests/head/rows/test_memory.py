@@ -31,17 +31,18 @@ def trained(options: dict[str, Any], optim: AnyOptimizer, device: str, ahead: in
     head = PartialFC(
         CLASSES, WIDTH, CosFace(scale=8.0), config=HeadConfig(**options), optim=optim, device=device
     )
-    works, losses = {}, []
-    for step in range(12):
-        for coming in range(step, min(12, step + ahead + 1)):
-            if coming not in works:
-                works[coming] = head.prepare(inputs(coming)[1], coming)
-        if step == drop:
+    steps, losses = {}, []
+    for number in range(12):
+        for coming in range(number, min(12, number + ahead + 1)):
+            if coming not in steps:
+                steps[coming] = head.prepare(inputs(coming)[1], coming)
+        if number == drop:
             continue
-        local = inputs(step)[0].chunk(dist.get_world_size())[dist.get_rank()].to(device).requires_grad_()
-        loss = head(local, works[step])
+        local = inputs(number)[0].chunk(dist.get_world_size())[dist.get_rank()].to(device).requires_grad_()
+        loss = head(local, steps[number])
         loss.backward()
-        head.update(0.3 if isinstance(optim, Sgd) else 0.01, torch.tensor(step != 5, device=device))
+        lr = 0.3 if isinstance(optim, Sgd) else 0.01
+        head.update(steps[number], lr, torch.tensor(number != 5, device=device))
         losses.append(loss.detach().cpu())
     return [*losses, *(rows.cpu().clone() for rows in head.centers.tensors.values())]
 
@@ -82,11 +83,12 @@ def trained_on_few_classes(options: dict[str, Any], device: str) -> list:
         3, WIDTH, CosFace(scale=8.0), config=HeadConfig(sample_rate=0.4, **options), device=device
     )
     losses = []
-    for step in range(4):
-        local = inputs(step)[0].chunk(dist.get_world_size())[dist.get_rank()].to(device).requires_grad_()
-        loss = head(local, head.prepare(inputs(step)[1] % 3, step))
+    for number in range(4):
+        local = inputs(number)[0].chunk(dist.get_world_size())[dist.get_rank()].to(device).requires_grad_()
+        step = head.prepare(inputs(number)[1] % 3, number)
+        loss = head(local, step)
         loss.backward()
-        head.update(0.3)
+        head.update(step, 0.3)
         losses.append(loss.detach().cpu())
     return losses
 

@@ -77,14 +77,15 @@ def ours(
 ) -> dict[str, Tensor]:
     """This rank's rows after as many steps; before step `save`, its state moves to a new head."""
     head = new_head(optim, dtype, device, options)
-    for step in range(steps):
-        if step == save:
-            head = moved(head, new_head(optim, dtype, device, options), step)
-        embeddings, labels = inputs(step)
+    for number in range(steps):
+        if number == save:
+            head = moved(head, new_head(optim, dtype, device, options))
+        embeddings, labels = inputs(number)
         local = embeddings.chunk(dist.get_world_size())[dist.get_rank()]
         local = local.to(device, dtype).requires_grad_()
-        head(local, head.prepare(labels, step)).backward()
-        head.update(rate_of(step, optim), torch.tensor(step != SKIPPED, device=device))
+        step = head.prepare(labels, number)
+        head(local, step).backward()
+        head.update(step, rate_of(number, optim), torch.tensor(number != SKIPPED, device=device))
     rows = {name: rows.cpu() for name, rows in head.centers.tensors.items()}
     if (catch_up := head.centers._catch_up) is not None:  # rows are stored as they were last at work
         factors = catch_up.factors(np.arange(len(rows["centers"]))).to(dtype).cpu()
@@ -93,12 +94,8 @@ def ours(
     return rows
 
 
-def moved(old: PartialFC, new: PartialFC, step: int) -> PartialFC:
-    for saved, loaded in zip(old.centers.state(step), new.centers.state(step), strict=True):
-        assert saved.keys() == loaded.keys()
-        for name, tensor in loaded.items():
-            tensor.copy_(saved[name])
-    new.centers.loaded(step)
+def moved(old: PartialFC, new: PartialFC) -> PartialFC:
+    new.load_state_dict(old.state_dict())
     return new
 
 
@@ -208,8 +205,9 @@ def skipped_first_step(device: str) -> bool:
     head = new_head(OPTIMIZERS["adamw"], torch.float32, device, {"sample_rate": 0.5})
     before = [rows.clone() for rows in head.centers.tensors.values()]
     embeddings, labels = inputs(0)
-    head(embeddings.to(device, torch.float32).requires_grad_(), head.prepare(labels, 0)).backward()
-    head.update(0.1, torch.tensor(False, device=device))
+    step = head.prepare(labels, 0)
+    head(embeddings.to(device, torch.float32).requires_grad_(), step).backward()
+    head.update(step, 0.1, torch.tensor(False, device=device))
     return all(map(torch.equal, before, head.centers.tensors.values()))
 
 

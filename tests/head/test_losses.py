@@ -19,8 +19,9 @@ from partialfc.config import (
     ElasticCosFace,
     SoftMax,
 )
-from partialfc.head import margins
-from partialfc.head.margins import angles
+from partialfc.head.losses import loss_of
+from partialfc.head.losses.elastic import assign
+from partialfc.head.softmax import angles
 
 EXACT = [
     SoftMax(),
@@ -36,7 +37,7 @@ EXACT = [
 
 def of_angle(margin: AnyMargin, angle: Tensor) -> tuple[Tensor, Tensor]:
     drawn = torch.full_like(angle, 0.4) if "Elastic" in type(margin).__name__ else None
-    return margins.target(margin, angle, drawn)
+    return loss_of(margin).targets(angle, drawn)
 
 
 @pytest.mark.parametrize("margin", EXACT, ids=repr)
@@ -76,7 +77,7 @@ def embedding_gradient(margin: AnyMargin, image: Tensor, center: Tensor) -> Tens
     """The gradient of the target logit by the raw embedding, through the angle as the head computes it."""
     image = image.requires_grad_()
     unit, center = normalize(image), normalize(center)
-    _, slope = margins.target(margin, angles(unit.detach(), center), None)
+    _, slope = loss_of(margin).targets(angles(unit.detach(), center), None)
     return torch.autograd.grad(unit, image, slope[:, None] * center)[0]
 
 
@@ -114,20 +115,20 @@ def test_embedding_gradient_is_finite_and_small_at_the_ends(margin, opposite):
 @pytest.mark.parametrize("kind", [ElasticArcFace, ElasticCosFace])
 def test_draws_are_normal_and_keyed_by_seed_and_step(kind):
     margin = kind(margin=0.4, sigma=0.02)
-    drawn = margins.draw(margin, 3, 5, 20_000)
+    drawn = loss_of(margin).draw(3, 5, 20_000)
     assert stats.kstest((drawn - 0.4) / 0.02, "norm").pvalue > 1e-3
-    assert np.array_equal(drawn[:8], margins.draw(margin, 3, 5, 8))
-    assert not np.isin(drawn, margins.draw(margin, 3, 6, 20_000)).any()
-    assert not np.isin(drawn, margins.draw(margin, 4, 5, 20_000)).any()
-    assert margins.draw(ArcFace(), 3, 5, 8) is None
+    assert np.array_equal(drawn[:8], loss_of(margin).draw(3, 5, 8))
+    assert not np.isin(drawn, loss_of(margin).draw(3, 6, 20_000)).any()
+    assert not np.isin(drawn, loss_of(margin).draw(4, 5, 20_000)).any()
+    assert loss_of(ArcFace()).draw(3, 5, 8) is None
 
 
 def test_paper_gives_the_farthest_sample_the_largest_margin_and_released_does_not():
     generator = torch.Generator().manual_seed(0)
     cosine, drawn = torch.rand(2, 512, dtype=torch.float64, generator=generator)
-    paper, released = (margins.assign(drawn, cosine, order) for order in ("paper", "released"))
+    paper, released = (assign(drawn, cosine, order) for order in ("paper", "released"))
     assert torch.equal(paper[cosine.argsort()], drawn.sort(descending=True).values)
     assert abs(np.corrcoef(released, cosine)[0, 1]) < 0.15  # in effect shuffled
-    assert torch.equal(margins.assign(drawn, cosine, "none"), drawn)
+    assert torch.equal(assign(drawn, cosine, "none"), drawn)
     for order, found in (("paper", paper), ("released", released)):
         assert torch.equal(found, ordered(ElasticArcFace(order=order), cosine, drawn))

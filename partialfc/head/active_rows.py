@@ -1,0 +1,141 @@
+"""The rows that one step works on: read chunk by chunk, and updated chunk by chunk.
+
+Legend: S active rows, c of them in a chunk, N targets, D embedding width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from partialfc.head.active import ActiveClasses
+from partialfc.head.buffers import Buffers
+from partialfc.head.rows import rounding
+from partialfc.head.rows.optimizers import RowOptimizer, RowUpdate
+
+CENTERS = "centers"  # the name of their tensor, beside those of their moments
+
+
+@dataclass(frozen=True)
+class Storage:
+    """What the rows of all steps have in common."""
+
+    optimizer: RowOptimizer
+    width: int
+    dtype: torch.dtype  # that is computed in
+    counts: Tensor  # [n] int32 steps that each row has taken; empty where the optimizer does not count
+    rounding_columns: dict[str, Tensor]  # [D] int32, of each tensor that is stored in bfloat16
+    scratch: Buffers
+
+
+class ActiveRows:
+    """The active rows of one step: centres and moments.
+
+    tensors: [n, D] each, or [S, D] where they were brought to the device; index: [S] which of their rows, None: all;
+    classes: on the device; factors: [S, 2, 2] of weight and momentum, by the steps that a row has missed.
+    """
+
+    def __init__(
+        self,
+        tensors: dict[str, Tensor],
+        index: Tensor | None,
+        classes: ActiveClasses,
+        factors: Tensor | None,
+        storage: Storage,
+    ) -> None:
+        self._tensors, self._index, self.classes, self._factors = tensors, index, classes, factors
+        self._storage = storage
+        self.num_active = len(tensors[CENTERS] if index is None else index)  # S
+
+    def read_chunk(self, chunk: slice) -> Tensor:
+        """Centres [c, D] of a chunk, to be read only, until the next call."""
+        weight = self._load(CENTERS, chunk)
+        if self._factors is None:
+            return weight
+        return self._caught_up(weight, self._moments(chunk), chunk)[0]
+
+    def gather_targets(self, slots: Tensor) -> Tensor:
+        """Centres [N, D] that stand at `slots`, a copy."""
+        index = slots if self._index is None else self._index.index_select(0, slots)
+        weight = self._tensors[CENTERS].index_select(0, index).to(self._storage.dtype)
+        if self._factors is None:
+            return weight
+        factors = self._factors.index_select(0, slots)
+        weight = weight * factors[:, 0, 0, None]
+        for momentum in (self._tensors[name] for name in self._storage.optimizer.moments):
+            weight.addcmul_(momentum.index_select(0, index).to(self._storage.dtype), factors[:, 0, 1, None])
+        return weight
+
+    def update_chunk(self, chunk: slice, d_unit: Tensor, inverse: Tensor, lr: Tensor, finite: Tensor) -> None:
+        """Take one optimizer step of a chunk, or none where `finite` is false.
+
+        d_unit [c, D]: the loss's gradient by the centres at length 1, finite, and overwritten; inverse [c, 1]:
+        1 / their lengths; lr: a scalar, 0 where `finite` is false.
+        """
+        weight, moments = self._load(CENTERS, chunk), self._moments(chunk)
+        if self._factors is not None:
+            weight, moments = self._caught_up(weight, moments, chunk)
+        # Scaling to length 1 lets through only what is at right angles to the row.
+        radial = torch.linalg.vecdot(d_unit, weight).unsqueeze(1).mul_(inverse * inverse).neg_()
+        gradient = d_unit.addcmul_(weight, radial).mul_(inverse)
+        optimizer = self._storage.optimizer
+        count = self._count(chunk, finite) if optimizer.counts else None
+        optimizer.step(RowUpdate(weight, gradient, moments, lr, finite, count))
+        self._store(CENTERS, chunk, weight)
+        for name, moment in zip(optimizer.moments, moments, strict=True):
+            self._store(name, chunk, moment)
+
+    def _load(self, name: str, chunk: slice) -> Tensor:
+        """A chunk of a tensor in the type that is computed in: itself where it can be."""
+        stored = self._tensors[name]
+        if self._index is None:
+            part = stored[chunk]
+        else:
+            index = self._index[chunk]
+            part = self._scratch(f"stored {name}", len(index), stored.dtype)
+            torch.index_select(stored, 0, index, out=part)
+        if part.dtype == self._storage.dtype:
+            return part
+        return self._scratch(name, len(part), self._storage.dtype).copy_(part)
+
+    def _moments(self, chunk: slice) -> list[Tensor]:
+        return [self._load(name, chunk) for name in self._storage.optimizer.moments]
+
+    def _caught_up(self, weight: Tensor, moments: list[Tensor], chunk: slice) -> tuple[Tensor, list[Tensor]]:
+        """Weight, and momentum if there is one, after the steps that the rows have missed; copies."""
+        assert self._factors is not None
+        dtype, part = self._storage.dtype, self._factors[chunk].unsqueeze(-1)  # [c, 2, 2, 1]
+        later = torch.mul(weight, part[:, 0, 0], out=self._scratch("later weight", len(weight), dtype))
+        if not moments:
+            return later, []
+        (momentum,) = moments
+        later.addcmul_(momentum, part[:, 0, 1])
+        later_momentum = torch.mul(
+            momentum, part[:, 1, 1], out=self._scratch("later momentum", len(weight), dtype)
+        )
+        return later, [later_momentum.addcmul_(weight, part[:, 1, 0])]
+
+    def _count(self, chunk: slice, finite: Tensor) -> Tensor:
+        """[c, 1] steps that the rows have taken, with this one."""
+        rows, counts = self.classes.rows, self._storage.counts
+        index = slice(chunk.start, chunk.stop) if rows is None else rows[chunk]
+        count = counts[index] + finite.to(torch.int32)
+        counts[index] = count
+        return count.unsqueeze(1)
+
+    def _store(self, name: str, chunk: slice, values: Tensor) -> None:
+        stored, storage = self._tensors[name], self._storage
+        if stored.dtype == torch.bfloat16:
+            assert self.classes.noise is not None
+            values = values.to(torch.float32)
+            rounding.round_(
+                values, self.classes.noise[chunk], storage.rounding_columns[name], storage.scratch
+            )
+            values = self._scratch(f"stored {name}", len(values), stored.dtype).copy_(values)  # exact by now
+        if self._index is not None:
+            stored.index_copy_(0, self._index[chunk], values)
+        elif stored.dtype != storage.dtype or self._factors is not None:  # else it was worked on in place
+            stored[chunk].copy_(values)
+
+    def _scratch(self, name: str, rows: int, dtype: torch.dtype) -> Tensor:
+        return self._storage.scratch.take(name, (rows, self._storage.width), dtype)

@@ -1,0 +1,54 @@
+"""What every loss is: a margin that lowers the target's logit, so that its class has to be learnt by more."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a loss may know of the global batch of B images, V of them valid; on the device, the same on every rank."""
+
+    valid_positions: Tensor  # [V] int64
+    drawn: Tensor | None  # [B] what `draw` gave
+    cosines: Tensor | None  # [B] of the images with their own classes' centres; for a loss that needs them
+    norms: Tensor | None  # [B] of the embeddings, without gradient; for a loss that needs them
+
+
+class Loss:
+    """A softmax loss with a margin: what becomes of the target's cosine. Nothing else asks which loss it is.
+
+    scale: s, of every logit. Where a loss has a state, `state` holds it: tensors that are the same on every rank, and
+    are saved. A loss with another target overrides `targets`, and what else it needs.
+    """
+
+    needs_cosines = False  # whether Batch.cosines is filled: one more collective, of [B]
+    needs_norms = False  # whether Batch.norms is filled: they travel with the embeddings
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+        self.max_logit = scale  # no logit is above it; decides whether exp(logit) fits as it is
+        self.state: State = {}
+
+    def draw(self, seed: int, step: int, batch: int) -> NDArray[np.float64] | None:
+        """What is drawn for the global batch, float64 [B], keyed by (seed, step, position); None: nothing."""
+        return None
+
+    def next_state(self, batch: Batch) -> State:
+        """The state with this batch seen; it is what `margins` works with, and is kept when the step is taken."""
+        return {}
+
+    def margins(self, batch: Batch, state: State) -> Tensor | None:
+        """What each image's target works with, [B]; None where it is the same for all images."""
+        return None
+
+    def targets(self, angle: Tensor, margins: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The target's logit / s, and its derivative by the cosine, both [N].
+
+        angle [N]: in radians, between an embedding and its own class's centre; margins [N]: of the same images.
+        """
+        raise NotImplementedError

@@ -1,0 +1,61 @@
+"""What a head saves: tensors with a row for each of this rank's classes, and tensors that all ranks have alike."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from partialfc.head.shard import class_range
+from partialfc.runtime import comm
+from partialfc.runtime.comm import Group
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Tensors that share memory with the head's."""
+
+    shards: dict[str, Tensor]  # [n, ...] rows of this rank's classes
+    replicated: dict[str, Tensor]
+    num_classes: int
+    group: Group
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of them by name, those with a row for each class as DTensors [C, ...] where there is a process group."""
+        sharded = {name: comm.sharded(it, self.num_classes, self.group) for name, it in self.shards.items()}
+        return sharded | self.replicated
+
+    def load(self, given: Mapping[str, Any]) -> list[str]:
+        """Copy the tensors of a state_dict into these; returns what does not fit, a sentence each.
+
+        A row for each class may be given as a DTensor that is split as these are, or as the whole tensor [C, ...].
+        """
+        errors = []
+        for name, value in given.items():
+            mine = self.shards.get(name)
+            part = value if mine is None else self._part(value)
+            target = self.replicated[name] if mine is None else mine
+            if not isinstance(part, Tensor) or part.shape != target.shape:
+                found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                errors.append(
+                    f"{name}: found {found}; wanted {self._wanted(name, target)}; torch.distributed.checkpoint "
+                    "loads what another number of ranks has saved"
+                )
+            elif part.data_ptr() != target.data_ptr():  # else it was filled in place
+                target.copy_(part)
+        return errors
+
+    def _part(self, value: Any) -> Any:
+        """This rank's rows of a value."""
+        local = comm.local_rows(value)
+        if local is not None:
+            return local
+        if not isinstance(value, Tensor) or value.dim() == 0 or len(value) != self.num_classes:
+            return None
+        rank, world_size = comm.place_in(self.group)
+        owned = class_range(self.num_classes, rank, world_size)
+        return value[owned.start : owned.stop]
+
+    def _wanted(self, name: str, target: torch.Tensor) -> list[int]:
+        return [self.num_classes, *target.shape[1:]] if name in self.shards else list(target.shape)

@@ -1,0 +1,260 @@
+"""Softmax cross-entropy with a margin, over classes that are split between ranks and worked on chunk by chunk.
+
+Legend: B images in the global batch, N of them with a class of this rank, S active classes on this rank, c of them in
+a chunk, D width, s the scale.
+
+A chunk's rows are read twice in a step: forward, for their logits and for their part of the sum of exp(z) w, of
+which the embeddings' gradient is made; and after the backward, for their own gradient and step. The exponentials
+[S, B] are kept in between where they fit a budget, else computed again.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from partialfc.head.active import ActiveClasses
+from partialfc.head.active_rows import ActiveRows
+from partialfc.head.buffers import Buffers
+from partialfc.head.losses import Batch, Loss, State
+from partialfc.head.matmul import Matmul
+from partialfc.runtime import comm
+from partialfc.runtime.comm import Group
+
+# At most, of a chunk's rows and of its logits: what stays in a core's cache, or fills a GPU.
+_ROWS_BYTES = {"cpu": 1 << 20, "cuda": 64 << 20}
+_LOGITS_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
+_UNSHIFTED_SCALE = 64.0  # up to here exp(z), and its sum over any number of classes, fit float32 as they are
+
+
+@dataclass
+class Softmax:
+    """What a forward leaves for the rows' gradient: residual = exp(z - shift) * factor, `targets` at the targets."""
+
+    shift: Tensor  # [B]
+    factor: Tensor  # [B]
+    targets: Tensor  # [N]
+    embeddings: Tensor  # [B, D], unit
+    exponentials: Tensor | None  # [S, B], where they are kept
+    inverse: Tensor | None  # [S, 1] of the rows' lengths, where the exponentials are kept
+    loss_state: State  # of the loss, once the step is taken
+
+
+class ShardedSoftmax:
+    """The loss over one head's classes; keeps its memory from step to step."""
+
+    def __init__(
+        self,
+        loss: Loss,
+        *,
+        width: int,
+        interclass_threshold: float,
+        logits_budget: int,  # bytes
+        matmul: Matmul,
+        group: Group,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self._loss, self._width, self._group = loss, width, group
+        self._threshold, self._budget = interclass_threshold, logits_budget
+        self._matmul, self._device, self._dtype = matmul, device, dtype
+        self._kept, self._scratch = Buffers(device), Buffers(device)
+
+    def forward(
+        self, embeddings: Tensor, norms: Tensor | None, rows: ActiveRows, *, keep: bool
+    ) -> tuple[Tensor, Tensor, Softmax]:
+        """The loss, its gradient [B, D] by the embeddings from this rank's classes, and what is left for the rows'.
+
+        The loss is the mean over the valid images of -log softmax(logits)[target], the same scalar on every rank.
+        embeddings: [B, D] of length 1; norms: [B] that they had. Negatives with a cosine above the threshold (0:
+        none) are left out. One all-reduce of [2, B] doubles (one more of [B] where the loss needs all cosines).
+        keep: False where no backward follows.
+        """
+        classes, scale = rows.classes, self._loss.max_logit
+        left = self._left(embeddings, rows.num_active, keep)
+        centers, logit, slope = self._targets(left, norms, rows)  # [N, D], [N], [N]
+        self._find_shift(left, rows)
+        total, weighted = self._accumulate(left, rows)  # [B] double, [B, D]
+        shift = left.shift.double()  # what follows goes below float32's smallest number
+        logit = logit.double() * self._loss.scale
+        # No logit is above s by more than log(1 / r), and doubles hold exp(z - s): no maximum is exchanged.
+        total.mul_((shift - scale).exp()).index_add_(0, classes.target_positions, (logit - scale).exp())
+        own = torch.zeros_like(total).index_copy_(0, classes.target_positions, logit)
+        total, own = comm.sum_(torch.stack([total, own]), self._group)
+        lse = total.log() + scale  # [B]
+        num_valid = max(1, len(classes.valid_positions))
+        share = classes.valid.double() * (self._loss.scale / num_valid)
+        # Far below 80 where this rank has an exponential above 0; where it has none, inf times 0 would be nan.
+        left.factor = (share * (shift - lse).clamp_max(80.0).exp()).to(embeddings.dtype)
+        lse_targets, share_targets = lse[classes.target_positions], share[classes.target_positions]
+        left.targets = (share_targets * torch.expm1(logit - lse_targets) * slope.double()).to(
+            embeddings.dtype
+        )
+        gradient = weighted.mul_(left.factor[:, None])
+        gradient.index_add_(0, classes.target_positions, centers * left.targets[:, None])
+        losses = torch.where(classes.valid, lse - own, 0.0)
+        return (losses.sum() / num_valid).to(embeddings.dtype), gradient, left
+
+    def update(self, left: Softmax, rows: ActiveRows, weight: Tensor, lr: Tensor, finite: Tensor) -> None:
+        """Take one optimizer step of the rows, by `weight` times the gradient of the loss that `left` is of.
+
+        weight, lr: scalars, lr 0 in a step that is to change nothing, as the bool scalar `finite` says.
+        """
+        classes = rows.classes
+        embeddings = torch.where(finite, left.embeddings, 0.0)
+        factor, targets = left.factor * weight, left.targets * weight
+        for chunk, images in self._chunks(rows):
+            if left.exponentials is not None and left.inverse is not None:
+                exponentials, inverse = left.exponentials[chunk], left.inverse[chunk]
+            else:
+                exponentials, inverse = self._negatives(left, rows, rows.read_chunk(chunk), chunk, images)
+            residual = exponentials.mul_(factor)  # [c, B]
+            residual[_places(classes, chunk, images)] = targets[images]
+            residual = torch.where(finite, residual, 0.0)
+            d_unit = self._take("d_unit", (chunk.stop - chunk.start, self._width))
+            self._matmul.into(d_unit, residual, embeddings)
+            rows.update_chunk(chunk, d_unit, inverse, lr, finite)
+        for name, value in left.loss_state.items():
+            self._loss.state[name].copy_(torch.where(finite, value, self._loss.state[name]))
+
+    def cosines(self, left: Softmax, rows: ActiveRows) -> tuple[Tensor, Tensor]:
+        """Of every image [B]: the cosine with its own class's centre, and the largest with another active one; -inf where
+        there is none. The same on every rank. One all-reduce of [2, B]. Changes nothing.
+        """
+        classes, embeddings = rows.classes, left.embeddings
+        found = embeddings.new_full((2, len(embeddings)), -torch.inf)
+        for chunk, images in self._chunks(rows):
+            cosine = torch.nn.functional.normalize(rows.read_chunk(chunk)) @ embeddings.T  # [c, B]
+            own = _places(classes, chunk, images)
+            found[0, classes.target_positions[images]] = cosine[own]
+            cosine[own] = _scalar(-torch.inf, cosine)
+            torch.maximum(found[1], cosine.amax(dim=0), out=found[1])
+        target, nearest = comm.max_(found, self._group)
+        return target, nearest
+
+    def _left(self, embeddings: Tensor, num_active: int, keep: bool) -> Softmax:
+        shape = num_active, len(embeddings)
+        fits = keep and shape[0] * shape[1] * self._dtype.itemsize <= self._budget
+        nothing = embeddings.new_empty(0)
+        return Softmax(
+            shift=torch.zeros_like(embeddings[:, 0]),
+            factor=nothing,
+            targets=nothing,
+            embeddings=embeddings,
+            exponentials=self._kept.take("exponentials", shape, self._dtype) if fits else None,
+            inverse=self._kept.take("inverse", (num_active, 1), self._dtype) if fits else None,
+            loss_state={},
+        )
+
+    def _targets(
+        self, left: Softmax, norms: Tensor | None, rows: ActiveRows
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The targets' centres at length 1, [N, D], their logits / s, and the derivatives by the cosine, [N]."""
+        classes, embeddings = rows.classes, left.embeddings
+        centers = torch.nn.functional.normalize(rows.gather_targets(classes.target_slots))
+        angle = angles(embeddings.index_select(0, classes.target_positions), centers)
+        cosines = self._everyones(angle.cos(), classes) if self._loss.needs_cosines else None
+        batch = Batch(classes.valid_positions, classes.drawn_margins, cosines, norms)
+        left.loss_state = self._loss.next_state(batch)
+        margins = self._loss.margins(batch, left.loss_state)
+        if margins is not None:
+            margins = margins.index_select(0, classes.target_positions)
+        logit, slope = self._loss.targets(angle, margins)
+        return centers, logit, slope
+
+    def _everyones(self, cosine: Tensor, classes: ActiveClasses) -> Tensor:
+        """The target cosines [B] of the whole batch, from this rank's [N]."""
+        alone = cosine.new_zeros(len(classes.valid)).index_copy_(0, classes.target_positions, cosine)
+        return comm.sum_(alone, self._group)
+
+    def _find_shift(self, left: Softmax, rows: ActiveRows) -> None:
+        """Set what is taken off an image's logits before exp: the largest negative's on this rank, or 0 if any fits."""
+        if self._loss.max_logit <= _UNSHIFTED_SCALE:
+            return
+        left.shift.fill_(-self._loss.max_logit)
+        for chunk, images in self._chunks(rows):
+            logits, _ = self._logits(left, rows, rows.read_chunk(chunk), chunk)
+            logits[_places(rows.classes, chunk, images)] = _scalar(-torch.inf, logits)
+            torch.maximum(left.shift, logits.amax(dim=0), out=left.shift)
+
+    def _accumulate(self, left: Softmax, rows: ActiveRows) -> tuple[Tensor, Tensor]:
+        """Sums over the negatives of exp(z - shift), [B] double, and of exp(z - shift) w, [B, D]."""
+        embeddings = left.embeddings
+        total = torch.zeros(len(embeddings), dtype=torch.float64, device=embeddings.device)
+        weighted = torch.zeros_like(embeddings)
+        for chunk, images in self._chunks(rows):
+            weight = rows.read_chunk(chunk)  # [c, D]
+            exponentials, inverse = self._negatives(left, rows, weight, chunk, images)
+            total += exponentials.sum(dim=0)
+            scaled = self._take("scaled", tuple(exponentials.shape))
+            torch.mul(exponentials, inverse, out=scaled)
+            self._matmul.added_to(weighted, scaled.T, weight)
+        return total, weighted
+
+    def _negatives(
+        self, left: Softmax, rows: ActiveRows, weight: Tensor, chunk: slice, images: slice
+    ) -> tuple[Tensor, Tensor]:
+        """exp(z - shift) [c, B] of a chunk, 0 at the targets; and 1 / the rows' lengths, [c, 1]."""
+        exponentials, inverse = self._logits(left, rows, weight, chunk)
+        if self._loss.max_logit > _UNSHIFTED_SCALE:
+            exponentials.sub_(left.shift)
+        exponentials.exp_()
+        exponentials[_places(rows.classes, chunk, images)] = _scalar(0.0, exponentials)
+        return exponentials, inverse
+
+    def _logits(self, left: Softmax, rows: ActiveRows, weight: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
+        """[c, B] of a chunk, the targets' without their margin, in the memory of its exponentials; and 1 / lengths."""
+        size, scale = chunk.stop - chunk.start, self._loss.scale
+        if left.exponentials is not None and left.inverse is not None:
+            logits, inverse = left.exponentials[chunk], left.inverse[chunk]
+        else:
+            logits = self._take("exponentials", (size, len(left.embeddings)))
+            inverse = self._take("inverse", (size, 1))
+        torch.linalg.vector_norm(weight, dim=1, keepdim=True, out=inverse)
+        inverse.clamp_min_(torch.finfo(weight.dtype).tiny).reciprocal_()
+        self._matmul.into(logits, weight, left.embeddings.T)
+        if self._threshold:
+            logits.mul_(inverse)
+            logits.masked_fill_(logits > self._threshold, -torch.inf).mul_(scale)
+        else:
+            logits.mul_(inverse * scale)
+        correction = rows.classes.logit_correction
+        return logits if correction is None else logits.add_(correction[chunk, None]), inverse
+
+    def _chunks(self, rows: ActiveRows) -> Iterator[tuple[slice, slice]]:
+        """Of the S active classes, and of the N images whose class is among a chunk's."""
+        batch = len(rows.classes.valid)
+        size = chunk_of(self._width, batch, self._device.type, self._dtype.itemsize)
+        for start in range(0, rows.num_active, size):
+            stop = min(start + size, rows.num_active)
+            yield slice(start, stop), rows.classes.targets_of(start, stop)
+
+    def _take(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        return self._scratch.take(name, shape, self._dtype)
+
+
+def chunk_of(width: int, batch: int, device: str, itemsize: int) -> int:
+    """How many classes are worked on at once: [c, width] rows, [c, batch] logits. device: its type."""
+    rows, logits = _ROWS_BYTES[device] // (width * itemsize), _LOGITS_BYTES[device] // (batch * itemsize)
+    return max(1, min(rows, logits))
+
+
+def angles(embeddings: Tensor, centers: Tensor) -> Tensor:
+    """The angle [N], in radians, between unit vectors [N, D] and [N, D].
+
+    2 atan2(|x - w|, |x + w|) is right near 0 and pi, where a single-precision cosine is +-1 within 3e-4.
+    """
+    apart = torch.linalg.vector_norm(embeddings - centers, dim=1)
+    together = torch.linalg.vector_norm(embeddings + centers, dim=1)
+    return 2 * torch.atan2(apart, together)
+
+
+def _places(classes: ActiveClasses, chunk: slice, images: slice) -> tuple[Tensor, Tensor]:
+    """Where the targets of a chunk stand in its [c, B] logits."""
+    return classes.target_slots[images] - chunk.start, classes.target_positions[images]
+
+
+def _scalar(value: float, like: Tensor) -> Tensor:
+    """On the device: of a Python number, a write by index makes a scalar on the host, and waits for its way there."""
+    return torch.full((), value, dtype=like.dtype, device=like.device)

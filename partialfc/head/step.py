@@ -1,0 +1,97 @@
+"""One step of the head: all that is in flight between its labels and the update of its rows, and where it stands."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from torch import Tensor
+
+from partialfc.head.active import ActiveClasses
+from partialfc.head.active_rows import ActiveRows
+from partialfc.head.softmax import Softmax
+
+
+class Stage(Enum):
+    """How far a step has come."""
+
+    PREPARED = "prepared"
+    FORWARD = "forward"
+    BACKWARD = "backward"
+    UPDATED = "updated"
+    DISCARDED = "discarded"
+
+
+@dataclass
+class InFlight:
+    """What a forward leaves for the backward and the update."""
+
+    rows: ActiveRows
+    softmax: Softmax
+    gradient: Tensor | None = None  # of what backward() was called on by the loss: a scalar on the device
+
+
+class HeadStep:
+    """One step of a PartialFC, made by its `prepare`; owns all that is in flight, and refuses a wrong order.
+
+    A RuntimeError says which call comes first. `number` is the step's number, which keys all that is drawn.
+    """
+
+    def __init__(self, number: int, batch: int, classes: ActiveClasses) -> None:
+        self.number, self.batch = number, batch  # batch: B images, over all ranks
+        self.classes = classes
+        self._stage = Stage.PREPARED
+        self._in_flight: InFlight | None = None
+
+    @property
+    def stage(self) -> Stage:
+        """How far the step has come."""
+        return self._stage
+
+    def begin(self, rows: ActiveRows, softmax: Softmax) -> None:
+        """Take over what a forward with gradient has made."""
+        self.check_open("forward()")
+        self._in_flight, self._stage = InFlight(rows, softmax), Stage.FORWARD
+
+    def add_gradient(self, gradient: Tensor) -> None:
+        """Note the gradient that reached the loss in a backward; more than one add up, as they do in `.grad`."""
+        flight = self._in_flight
+        if flight is not None:
+            flight.gradient = gradient if flight.gradient is None else flight.gradient + gradient
+            self._stage = Stage.BACKWARD
+
+    def check_open(self, call: str) -> None:
+        """RuntimeError unless the step is prepared and no more."""
+        if self._stage is Stage.FORWARD or self._stage is Stage.BACKWARD:
+            raise RuntimeError(
+                f"{call} of step {self.number} for the second time: update() or discard() comes first"
+            )
+        self._check_alive(call)
+
+    def seen(self, call: str) -> InFlight:
+        """What the forward left; RuntimeError where there was none."""
+        self._check_alive(call)
+        if self._in_flight is None:
+            raise RuntimeError(
+                f"{call} of step {self.number}: loss = head(embeddings, step) comes first, with embeddings that want "
+                "a gradient (embeddings.requires_grad_() where the backbone is frozen)"
+            )
+        return self._in_flight
+
+    def end(self, call: str) -> tuple[InFlight, Tensor]:
+        """Give up what is in flight, for the update: that, and the loss's gradient."""
+        flight = self.seen(call)
+        if flight.gradient is None:
+            raise RuntimeError(f"{call} of step {self.number}: loss.backward() comes first")
+        self._in_flight, self._stage = None, Stage.UPDATED
+        return flight, flight.gradient
+
+    def discard(self) -> InFlight | None:
+        """Give up what is in flight, if there is any; the step cannot be used any more."""
+        self._check_alive("discard()")
+        flight, self._in_flight, self._stage = self._in_flight, None, Stage.DISCARDED
+        return flight
+
+    def _check_alive(self, call: str) -> None:
+        if self._stage is Stage.UPDATED or self._stage is Stage.DISCARDED:
+            raise RuntimeError(
+                f"{call} of step {self.number}, which was {self._stage.value}: prepare() makes a new step"
+            )
