@@ -318,7 +318,7 @@ class PartialFC(nn.Module):
             return None
         owned = self.centers.owned
         drawn = sampling.sampled(self.num_classes, self.config.sample_rate, self.seed, number, owned)
-        return np.union1d(drawn - owned.start, targets)
+        return sampling.with_targets(drawn - owned.start, targets)
 
     def _logit_correction(self, rows: NDArray[np.int64] | None, targets: NDArray[np.int64]) -> Tensor | None:
         """A class that is active by chance stands for C / n classes; one of the batch, which always is, for itself."""

@@ -25,7 +25,21 @@ def sampled(num_classes: int, rate: float, seed: int, step: int, owned: range) -
         (_in_arc(num_classes, count, key, start, stop) + turn) % num_classes
         for start, stop in _unturned(owned, turn, num_classes)
     ]
-    return np.sort(np.concatenate(pieces)) if pieces else np.empty(0, np.int64)
+    # stable: of two ascending pieces, it merges them
+    return np.sort(np.concatenate(pieces), kind="stable") if pieces else np.empty(0, np.int64)
+
+
+def with_targets(drawn: NDArray[np.int64], targets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The union of two ascending lists, the first without repeats: ascending, without repeats.
+
+    (np.union1d hashes: 80 ms for 125 thousand, on the host that should run ahead of the device.)
+    """
+    new = targets[np.flatnonzero(np.diff(targets, prepend=-1))]
+    places = np.searchsorted(drawn, new)
+    if len(drawn):
+        absent = (places == len(drawn)) | (drawn.take(places, mode="clip") != new)
+        new, places = new[absent], places[absent]
+    return np.insert(drawn, places, new)
 
 
 def _unturned(owned: range, turn: int, num_classes: int) -> list[tuple[int, int]]:

@@ -5,7 +5,8 @@ a chunk, D width, s the scale.
 
 A chunk's rows are read twice in a step: forward, for their logits and for their part of the sum of exp(z) w, of
 which the embeddings' gradient is made; and after the backward, for their own gradient and step. The exponentials
-[S, B] are kept in between where they fit a budget, else computed again.
+[S, B] are kept in between where they fit a budget, else computed again. What each needs of a norm, of the softmax's
+denominator and of the scale is multiplied into rows [c, D] and embeddings [B, D], and never into [c, B].
 """
 
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from torch import Tensor
 from partialfc.head.active import ActiveClasses
 from partialfc.head.active_rows import ActiveRows
 from partialfc.head.buffers import Buffers
+from partialfc.head.chunk import accumulate, exponentials, logits, row_gradients, unit_rows, without_targets
 from partialfc.head.losses import Batch, Loss, State
 from partialfc.head.matmul import Matmul
 from partialfc.runtime import comm
@@ -30,12 +32,16 @@ _UNSHIFTED_SCALE = 64.0  # up to here exp(z), and its sum over any number of cla
 
 @dataclass
 class Softmax:
-    """What a forward leaves for the rows' gradient: residual = exp(z - shift) * factor, `targets` at the targets."""
+    """What a forward leaves for the rows' gradient.
 
-    shift: Tensor  # [B]
+    The loss's derivative by a negative's cosine is exp(z - shift) * factor, by a target's it is `targets`.
+    """
+
+    embeddings: Tensor  # [B, D], at length 1
+    scaled: Tensor  # [B, D], at length s
+    shift: Tensor | None  # [B] taken off the logits before exp; None: 0
     factor: Tensor  # [B]
     targets: Tensor  # [N]
-    embeddings: Tensor  # [B, D], unit
     exponentials: Tensor | None  # [S, B], where they are kept
     inverse: Tensor | None  # [S, 1] of the rows' lengths, where the exponentials are kept
     loss_state: State  # of the loss, once the step is taken
@@ -57,9 +63,13 @@ class ShardedSoftmax:
         dtype: torch.dtype,
     ) -> None:
         self._loss, self._width, self._group = loss, width, group
-        self._threshold, self._budget = interclass_threshold, logits_budget
+        self._budget = logits_budget
         self._matmul, self._device, self._dtype = matmul, device, dtype
+        self._largest = (
+            interclass_threshold * loss.scale if interclass_threshold else None
+        )  # of a negative's logit
         self._kept, self._scratch = Buffers(device), Buffers(device)
+        self._zero, self._lowest = torch.tensor([0.0, -torch.inf], dtype=dtype, device=device)
 
     def forward(
         self, embeddings: Tensor, norms: Tensor | None, rows: ActiveRows, *, keep: bool
@@ -74,9 +84,10 @@ class ShardedSoftmax:
         classes, scale = rows.classes, self._loss.max_logit
         left = self._left(embeddings, rows.num_active, keep)
         centers, logit, slope = self._targets(left, norms, rows)  # [N, D], [N], [N]
-        self._find_shift(left, rows)
+        left.shift = self._shift(left, rows)
         total, weighted = self._accumulate(left, rows)  # [B] double, [B, D]
-        shift = left.shift.double()  # what follows goes below float32's smallest number
+        # What follows goes below float32's smallest number.
+        shift = torch.zeros_like(total) if left.shift is None else left.shift.double()
         logit = logit.double() * self._loss.scale
         # No logit is above s by more than log(1 / r), and doubles hold exp(z - s): no maximum is exchanged.
         total.mul_((shift - scale).exp()).index_add_(0, classes.target_positions, (logit - scale).exp())
@@ -101,19 +112,24 @@ class ShardedSoftmax:
 
         weight, lr: scalars, lr 0 in a step that is to change nothing, as the bool scalar `finite` says.
         """
-        classes = rows.classes
-        embeddings = torch.where(finite, left.embeddings, 0.0)
-        factor, targets = left.factor * weight, left.targets * weight
+        classes, skipped = rows.classes, ~finite
+        pulls = left.embeddings * (left.factor * weight)[:, None]
+        of_targets = left.embeddings.index_select(0, classes.target_positions)
+        target_pulls = of_targets * (left.targets * weight)[:, None]  # [N, D]
         for chunk, images in self._chunks(rows):
             if left.exponentials is not None and left.inverse is not None:
-                exponentials, inverse = left.exponentials[chunk], left.inverse[chunk]
+                kept, inverse = left.exponentials[chunk], left.inverse[chunk]
             else:
-                exponentials, inverse = self._negatives(left, rows, rows.read_chunk(chunk), chunk, images)
-            residual = exponentials.mul_(factor)  # [c, B]
-            residual[_places(classes, chunk, images)] = targets[images]
-            residual = torch.where(finite, residual, 0.0)
-            d_unit = self._take("d_unit", (chunk.stop - chunk.start, self._width))
-            self._matmul.into(d_unit, residual, embeddings)
+                _, kept, inverse = self._negatives(left, rows, chunk, images)
+            d_unit = row_gradients(
+                kept,
+                pulls,
+                classes.target_slots[images] - chunk.start,
+                target_pulls[images],
+                skipped=skipped,
+                matmul=self._matmul,
+                out=self._take("d_unit", (chunk.stop - chunk.start, self._width)),
+            )
             rows.update_chunk(chunk, d_unit, inverse, lr, finite)
         for name, value in left.loss_state.items():
             self._loss.state[name].copy_(torch.where(finite, value, self._loss.state[name]))
@@ -128,7 +144,7 @@ class ShardedSoftmax:
             cosine = torch.nn.functional.normalize(rows.read_chunk(chunk)) @ embeddings.T  # [c, B]
             own = _places(classes, chunk, images)
             found[0, classes.target_positions[images]] = cosine[own]
-            cosine[own] = _scalar(-torch.inf, cosine)
+            without_targets(cosine, own, self._lowest)
             torch.maximum(found[1], cosine.amax(dim=0), out=found[1])
         target, nearest = comm.max_(found, self._group)
         return target, nearest
@@ -138,10 +154,11 @@ class ShardedSoftmax:
         fits = keep and shape[0] * shape[1] * self._dtype.itemsize <= self._budget
         nothing = embeddings.new_empty(0)
         return Softmax(
-            shift=torch.zeros_like(embeddings[:, 0]),
+            embeddings=embeddings,
+            scaled=embeddings * self._loss.scale,
+            shift=None,
             factor=nothing,
             targets=nothing,
-            embeddings=embeddings,
             exponentials=self._kept.take("exponentials", shape, self._dtype) if fits else None,
             inverse=self._kept.take("inverse", (num_active, 1), self._dtype) if fits else None,
             loss_state={},
@@ -168,15 +185,16 @@ class ShardedSoftmax:
         alone = cosine.new_zeros(len(classes.valid)).index_copy_(0, classes.target_positions, cosine)
         return comm.sum_(alone, self._group)
 
-    def _find_shift(self, left: Softmax, rows: ActiveRows) -> None:
-        """Set what is taken off an image's logits before exp: the largest negative's on this rank, or 0 if any fits."""
+    def _shift(self, left: Softmax, rows: ActiveRows) -> Tensor | None:
+        """What is taken off an image's logits before exp: the largest negative's on this rank; None if any fits."""
         if self._loss.max_logit <= _UNSHIFTED_SCALE:
-            return
-        left.shift.fill_(-self._loss.max_logit)
+            return None
+        largest = torch.full_like(left.embeddings[:, 0], -self._loss.max_logit)
         for chunk, images in self._chunks(rows):
-            logits, _ = self._logits(left, rows, rows.read_chunk(chunk), chunk)
-            logits[_places(rows.classes, chunk, images)] = _scalar(-torch.inf, logits)
-            torch.maximum(left.shift, logits.amax(dim=0), out=left.shift)
+            _, found, _ = self._logits(left, rows, chunk)
+            without_targets(found, _places(rows.classes, chunk, images), self._lowest)
+            torch.maximum(largest, found.amax(dim=0), out=largest)
+        return largest
 
     def _accumulate(self, left: Softmax, rows: ActiveRows) -> tuple[Tensor, Tensor]:
         """Sums over the negatives of exp(z - shift), [B] double, and of exp(z - shift) w, [B, D]."""
@@ -184,43 +202,37 @@ class ShardedSoftmax:
         total = torch.zeros(len(embeddings), dtype=torch.float64, device=embeddings.device)
         weighted = torch.zeros_like(embeddings)
         for chunk, images in self._chunks(rows):
-            weight = rows.read_chunk(chunk)  # [c, D]
-            exponentials, inverse = self._negatives(left, rows, weight, chunk, images)
-            total += exponentials.sum(dim=0)
-            scaled = self._take("scaled", tuple(exponentials.shape))
-            torch.mul(exponentials, inverse, out=scaled)
-            self._matmul.added_to(weighted, scaled.T, weight)
+            unit, kept, _ = self._negatives(left, rows, chunk, images)
+            accumulate(total, weighted, kept, unit, self._matmul)
         return total, weighted
 
     def _negatives(
-        self, left: Softmax, rows: ActiveRows, weight: Tensor, chunk: slice, images: slice
-    ) -> tuple[Tensor, Tensor]:
-        """exp(z - shift) [c, B] of a chunk, 0 at the targets; and 1 / the rows' lengths, [c, 1]."""
-        exponentials, inverse = self._logits(left, rows, weight, chunk)
-        if self._loss.max_logit > _UNSHIFTED_SCALE:
-            exponentials.sub_(left.shift)
-        exponentials.exp_()
-        exponentials[_places(rows.classes, chunk, images)] = _scalar(0.0, exponentials)
-        return exponentials, inverse
+        self, left: Softmax, rows: ActiveRows, chunk: slice, images: slice
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a chunk: rows [c, D] at length 1, exp(z - shift) [c, B], 0 at the targets, and 1 / lengths [c, 1]."""
+        unit, found, inverse = self._logits(left, rows, chunk)
+        places = _places(rows.classes, chunk, images)
+        return unit, exponentials(found, left.shift, places, self._zero), inverse
 
-    def _logits(self, left: Softmax, rows: ActiveRows, weight: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
-        """[c, B] of a chunk, the targets' without their margin, in the memory of its exponentials; and 1 / lengths."""
-        size, scale = chunk.stop - chunk.start, self._loss.scale
+    def _logits(self, left: Softmax, rows: ActiveRows, chunk: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a chunk: rows at length 1, logits in the memory of the exponentials, and 1 / lengths."""
+        size, correction = chunk.stop - chunk.start, rows.classes.logit_correction
         if left.exponentials is not None and left.inverse is not None:
-            logits, inverse = left.exponentials[chunk], left.inverse[chunk]
+            out, inverse = left.exponentials[chunk], left.inverse[chunk]
         else:
-            logits = self._take("exponentials", (size, len(left.embeddings)))
+            out = self._take("exponentials", (size, len(left.embeddings)))
             inverse = self._take("inverse", (size, 1))
-        torch.linalg.vector_norm(weight, dim=1, keepdim=True, out=inverse)
-        inverse.clamp_min_(torch.finfo(weight.dtype).tiny).reciprocal_()
-        self._matmul.into(logits, weight, left.embeddings.T)
-        if self._threshold:
-            logits.mul_(inverse)
-            logits.masked_fill_(logits > self._threshold, -torch.inf).mul_(scale)
-        else:
-            logits.mul_(inverse * scale)
-        correction = rows.classes.logit_correction
-        return logits if correction is None else logits.add_(correction[chunk, None]), inverse
+        weight = rows.read_chunk(chunk)
+        unit = unit_rows(weight, out=self._take("unit", tuple(weight.shape)), inverse_=inverse)
+        found = logits(
+            unit,
+            left.scaled,
+            largest=self._largest,
+            correction=None if correction is None else correction[chunk],
+            matmul=self._matmul,
+            out=out,
+        )
+        return unit, found, inverse
 
     def _chunks(self, rows: ActiveRows) -> Iterator[tuple[slice, slice]]:
         """Of the S active classes, and of the N images whose class is among a chunk's."""
@@ -253,8 +265,3 @@ def angles(embeddings: Tensor, centers: Tensor) -> Tensor:
 def _places(classes: ActiveClasses, chunk: slice, images: slice) -> tuple[Tensor, Tensor]:
     """Where the targets of a chunk stand in its [c, B] logits."""
     return classes.target_slots[images] - chunk.start, classes.target_positions[images]
-
-
-def _scalar(value: float, like: Tensor) -> Tensor:
-    """On the device: of a Python number, a write by index makes a scalar on the host, and waits for its way there."""
-    return torch.full((), value, dtype=like.dtype, device=like.device)

@@ -84,9 +84,9 @@ class Job:
             parts["what rows have missed"] = self.sampled * 4 * (_DOUBLE + _FLOAT)
             parts["learning rates of all steps"] = MAX_STEPS * _FLOAT
         parts["logits"] = (self.sampled if self.keeps_logits else chunk) * batch * _FLOAT
-        parts["a chunk's buffers"] = chunk * (self._row_buffers(row, on_device) + 2 * batch * _FLOAT)
-        # gathered, their gradient from the classes, that times the loss's own, and a copy for the update
-        parts["embeddings"] = (4 * batch + 3 * batch // self.ranks) * width * _FLOAT
+        parts["a chunk's buffers"] = chunk * self._row_buffers(row, on_device)
+        # gathered, at length s, their gradient from the classes, that times the loss's own, and two for the update
+        parts["embeddings"] = (6 * batch + 3 * batch // self.ranks) * width * _FLOAT
         return parts
 
     def host_memory(self) -> Bytes:
@@ -142,8 +142,8 @@ class Job:
         centers = self.stored[CENTERS].itemsize
         moments = sum(dtype.itemsize for dtype in self.stored.values()) - centers
         rows = self.sampled * width * (3 * centers + 2 * moments)
-        # written; scaled, exp and factor read and written; summed, weighted twice, and taken apart for the rows
-        passes = 1 + 3 * 2 + 1 + 2 + 1 + 2 + 1
+        # written; exp read and written; summed, weighted, and read for the rows
+        passes = 1 + 2 + 1 + 1 + 1
         return rows + passes * self.sampled * self.config.train.batch * _FLOAT
 
     @property
@@ -151,10 +151,10 @@ class Job:
         return self.config.head.unsampled == "decay" and self.config.head.sample_rate < 1
 
     def _row_buffers(self, row: int, gathered: bool) -> int:
-        """Bytes for each row of a chunk: its gradient, what was gathered, what was converted, noise, copies."""
+        """Bytes for each row of a chunk: at length 1, its gradient, what was gathered, what was converted, noise, copies."""
         width, kept = self.config.backbone.embedding, self.stored
         converted = sum(dtype != torch.float32 for dtype in kept.values())
-        buffers = 1 + converted + (2 if converted else 0)
+        buffers = 2 + converted + (2 if converted else 0)
         if self._decays:
             buffers += len(kept)
         if isinstance(self.config.optim, AdamW):

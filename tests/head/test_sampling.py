@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from partialfc.head.sampling import num_strata, sampled
+from partialfc.head.sampling import num_strata, sampled, with_targets
 from partialfc.head.shard import class_range
 
 
@@ -51,3 +51,19 @@ def test_a_shard_of_a_billion_classes_costs_what_it_samples():
     drawn = sampled(10**9, 0.01, 0, 7, owned)
     assert abs(len(drawn) - 0.01 * len(owned)) < 2
     assert drawn[0] in owned and drawn[-1] in owned
+
+
+@pytest.mark.parametrize(
+    ("drawn", "targets"),
+    [
+        ([], []),
+        ([], [3, 3, 5]),
+        ([1, 4], []),
+        ([1, 4], [0, 1, 1, 2, 4, 9, 9]),
+        ([0], [0]),
+        ([5, 6], [0, 0, 7]),
+    ],
+)
+def test_the_union_with_the_targets_is_sorted_and_without_repeats(drawn, targets):
+    found = with_targets(np.array(drawn, np.int64), np.array(targets, np.int64))
+    assert found.tolist() == sorted({*drawn, *targets})
