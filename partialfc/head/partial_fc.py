@@ -92,7 +92,7 @@ class PartialFC(nn.Module):
             dtype=dtype,
         )
         self._loss = loss_of(margin)
-        self._loss.state = {name: it.to(self.centers.device) for name, it in self._loss.state.items()}
+        self._loss.state = {name: it.to(self.centers.device, dtype) for name, it in self._loss.state.items()}
         self._softmax = ShardedSoftmax(
             self._loss,
             width=embedding_size,
