@@ -28,6 +28,7 @@ from partialfc.config.backbones import (
     ViTTiny,
 )
 from partialfc.config.margins import (
+    AdaFace,
     AngularMargin,
     AnyMargin,
     ArcFace,
@@ -54,6 +55,7 @@ from partialfc.errors import InputError
 
 __all__ = [
     "IGNORE",
+    "AdaFace",
     "AdamW",
     "AngularMargin",
     "AnyBackbone",

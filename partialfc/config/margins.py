@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from partialfc.config.types import Angle, NonNegative, Scale, Settings
+from partialfc.config.types import Angle, Fraction, NonNegative, Scale, Settings
 
 
 class Margin(Settings, frozen=True):
@@ -55,4 +55,12 @@ class ElasticCosFace(Margin, frozen=True, tag="elastic_cosface", tag_field="name
     order: Order = "none"
 
 
-AnyMargin = SoftMax | ArcFace | CosFace | Combined | ElasticArcFace | ElasticCosFace
+class AdaFace(Margin, frozen=True, tag="adaface", tag_field="name"):
+    """A margin that grows with the embedding's norm; h: how much of the norms' deviation it follows."""
+
+    margin: Angle = 0.4
+    h: NonNegative = 0.333
+    rate: Fraction = 0.01  # of the running mean and deviation of the norms, a step
+
+
+AnyMargin = AdaFace | SoftMax | ArcFace | CosFace | Combined | ElasticArcFace | ElasticCosFace

@@ -7,7 +7,7 @@ import pytest
 import torch
 from fake_cuda import DEVICE, Crossings, fake_cuda
 
-from partialfc.config import AdamW, AnyMargin, CosFace, ElasticArcFace, HeadConfig, Sgd
+from partialfc.config import AdaFace, AdamW, AnyMargin, CosFace, ElasticArcFace, HeadConfig, Sgd
 from partialfc.head import PartialFC, centers
 
 CLASSES, WIDTH, BATCH = 3000, 16, 64
@@ -40,6 +40,8 @@ def crossings(world_size: int, margin: AnyMargin, options: dict[str, Any]) -> li
 
 @pytest.mark.parametrize("world_size", [1, 8])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("margin", [CosFace(), ElasticArcFace(order="paper", scale=128.0)], ids=repr)
+@pytest.mark.parametrize(
+    "margin", [CosFace(), ElasticArcFace(order="paper", scale=128.0), AdaFace()], ids=repr
+)
 def test_no_host_tensor_among_those_of_the_device(margin, options, world_size):
     assert not crossings(world_size, margin, options)

@@ -15,6 +15,7 @@ from torch import Tensor
 from waiting import NoWaiting
 
 from partialfc.config import (
+    AdaFace,
     AnyMargin,
     ArcFace,
     Combined,
@@ -257,7 +258,7 @@ def count_collectives(margin: AnyMargin) -> tuple[int, int, int]:
         return prepared, forward, sum(spy.call_count for spy in spies) - prepared - forward
 
 
-@pytest.mark.parametrize("margin", MARGINS, ids=repr)
+@pytest.mark.parametrize("margin", [*MARGINS, AdaFace()], ids=repr)
 def test_collectives_of_a_step(ranks, margin):
     ordered = getattr(margin, "order", "none") != "none"
     assert ranks.run(2, count_collectives, margin) == [(0, 3 if ordered else 2, 1)] * 2
@@ -274,7 +275,7 @@ def step_without_waiting(margin: AnyMargin) -> None:
         head.update(step, RATE, embeddings.grad.isfinite().all())
 
 
-@pytest.mark.parametrize("margin", MARGINS, ids=repr)
+@pytest.mark.parametrize("margin", [*MARGINS, AdaFace()], ids=repr)
 def test_a_step_never_waits_for_the_device(ranks, margin):
     ranks.run(2, step_without_waiting, margin)
 

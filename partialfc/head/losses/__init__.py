@@ -3,6 +3,7 @@
 from typing import assert_never
 
 from partialfc.config import (
+    AdaFace,
     AnyMargin,
     ArcFace,
     Combined,
@@ -11,6 +12,7 @@ from partialfc.config import (
     ElasticCosFace,
     SoftMax,
 )
+from partialfc.head.losses.adaface import NormAdaptive
 from partialfc.head.losses.angular import Angular
 from partialfc.head.losses.base import Batch, Loss, State
 from partialfc.head.losses.cosine import Cosine
@@ -34,4 +36,6 @@ def loss_of(settings: AnyMargin) -> Loss:
             return ElasticAngular(settings)
         case ElasticCosFace():
             return ElasticCosine(settings)
+        case AdaFace():
+            return NormAdaptive(settings)
     assert_never(settings)
