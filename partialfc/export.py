@@ -18,9 +18,11 @@ from partialfc.config import Config
 from partialfc.data import RecordDataset
 from partialfc.data.dataset import record_file
 from partialfc.data.images import Pixels
+from partialfc.errors import InputError
 from partialfc.evaluation.onnx_network import OnnxNetwork
 from partialfc.evaluation.pairs import load_pairs
 from partialfc.evaluation.recognizer import SETTINGS, Recognizer, load
+from partialfc.monitoring.history import read_metrics
 from partialfc.runtime import checkpoint
 from partialfc.runtime.files import published
 
@@ -32,12 +34,12 @@ _END = 1 << 20  # bytes at each end of a .rec that its fingerprint covers
 def export(run: Path, out: Path) -> float:
     """Write model.onnx, model.safetensors and README.md to the folder `out`. run: a run's folder or a checkpoint of it.
 
-    Returns the least cosine of the two networks' embeddings of real faces. ValueError where the run or faces to check
+    Returns the least cosine of the two networks' embeddings of real faces. InputError where the run or faces to check
     with are missing, RuntimeError where the networks differ by more than LEAST_COSINE allows.
     """
     recognizer = load(run, device="cpu")
     if recognizer.config is None:
-        raise ValueError(f"{run}: weights alone; wanted a run, or a checkpoint of one")
+        raise InputError(f"{run}: weights alone; wanted a run, or a checkpoint of one")
     faces = _faces(recognizer.config, recognizer.network.input_size)
     out.mkdir(parents=True, exist_ok=True)
     with published(out / "model.onnx") as draft:
@@ -146,7 +148,7 @@ def _card(run: Path, config: Config, cosine: float) -> str:
 def _scores(run: Path, step: int) -> list[str]:
     """A table of what the run's log says of this step."""
     folder = newest(run).resolve().parents[1]
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    found = read_metrics(folder / "metrics.jsonl")
     scores = [line["verification"] for line in found if line["step"] == step and "verification" in line]
     if not scores or not scores[-1]:
         return []

@@ -25,7 +25,8 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from partialfc import plan
 from partialfc.config import Config, load_config
 from partialfc.data.order import check_world_size, world_sizes
-from partialfc.runtime.errors import EXIT_CODE, told
+from partialfc.errors import InputError
+from partialfc.runtime.errors import EXIT_CODE, exit_on_input_error
 
 # Seconds in which the other nodes' launchers see that their ranks ended with the same error: SLURM ends those that are
 # left when the first is gone, and then gives their exit code.
@@ -36,12 +37,12 @@ CPU_RANKS = 2  # without GPUs: enough to show that ranks work together
 def num_ranks(config: Config, wanted: int | None, nodes: int) -> int:
     """How many ranks to start on each of `nodes` nodes: `wanted`, else one per GPU, as many as the batch allows.
 
-    ValueError where `wanted`, or any number on so many nodes, does not fit the batch or the machine.
+    InputError where `wanted`, or any number on so many nodes, does not fit the batch or the machine.
     """
     use_cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     devices = torch.cuda.device_count() if use_cuda else CPU_RANKS
     if devices == 0 or (wanted is not None and wanted > devices and use_cuda):
-        raise ValueError(f"{wanted or 1} ranks on cuda, but torch sees {devices} GPUs on this machine")
+        raise InputError(f"{wanted or 1} ranks on cuda, but torch sees {devices} GPUs on this machine")
     fitting = [size // nodes for size in world_sizes(config) if size % nodes == 0]
     chosen = (
         wanted if wanted is not None else max((size for size in fitting if size <= devices), default=devices)
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--check", action="store_true", help="only check recipe and number of ranks")
     _add_plan(parser)
     options = parser.parse_intermixed_args(arguments)
-    with told():
+    with exit_on_input_error():
         config = load_config(options.recipe, options.overrides)
         if options.plan:
             print(_planned(config, options))
@@ -86,13 +87,13 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
 
 
 def _planned(config: Config, options: argparse.Namespace) -> str:
-    """What to print; ValueError names an option that makes no sense."""
+    """What to print; InputError names an option that makes no sense."""
     for name in ("identities", "gpus", "gpu_memory"):
         value = getattr(options, name)
         if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"--{name.replace('_', '-')} {value}: wanted a number above 0")
+            raise InputError(f"--{name.replace('_', '-')} {value}: wanted a number above 0")
     if options.gpu not in plan.DEVICES:
-        raise ValueError(f"--gpu {options.gpu}: wanted one of {', '.join(plan.DEVICES)}")
+        raise InputError(f"--gpu {options.gpu}: wanted one of {', '.join(plan.DEVICES)}")
     gpus = options.gpus or num_ranks(config, options.ranks, options.nodes) * options.nodes
     check_world_size(config, gpus)
     identities = options.identities or plan.identities_of(config)

@@ -109,6 +109,8 @@ def converted(tree: Any, kind: Any, place: str) -> Any:
     for leaf, value in _leaves(tree):
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{place}: {leaf}: {value} is not a finite number")
+        if isinstance(value, str) and "\0" in value:  # which no path may have
+            raise InputError(f"{place}: {leaf}: {_shown(value)}, wanted text without zero bytes")
     try:
         return msgspec.convert(tree, kind)
     except msgspec.ValidationError as error:

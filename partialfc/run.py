@@ -103,7 +103,7 @@ class Run:
 
 
 def build_run(config: Config, ranks: Ranks) -> Run:
-    """A fresh run, at step 0. No collectives; ValueError or OSError where recipe, data and ranks do not fit."""
+    """A fresh run, at step 0. No collectives; InputError or OSError where recipe, data and ranks do not fit."""
     check_world_size(config, ranks.size)
     if config.data.synthetic is not None:
         synthetic.ensure(Path(config.data.path), config.data.synthetic)

@@ -16,19 +16,19 @@ from partialfc.monitoring.steps import Length, Metrics
 from partialfc.run import Run, build_run
 from partialfc.runtime import comm, schedule
 from partialfc.runtime.comm import Ranks
-from partialfc.runtime.errors import told
+from partialfc.runtime.errors import exit_on_input_error
 from partialfc.runtime.files import published
 from partialfc.runtime.usage import section
 
 
 def train(config: Config, ranks: Ranks) -> Run:
     """Train up to `train.length`, going on from the checkpoint that `checkpoint.resume` means."""
-    with comm.together(ranks):
+    with comm.fail_on_all_ranks(ranks):
         run = build_run(config, ranks)
         resumed = run.checkpoints.to_resume(config.checkpoint.resume)
     if resumed is not None:
         run.restore(resumed)
-    with comm.together(ranks):
+    with comm.fail_on_all_ranks(ranks):
         report = _report(run)
     with report:
         _introduce(run, report, resumed)
@@ -147,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("recipe", type=Path, help="YAML file, see recipes/")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     options = parser.parse_args(arguments)
-    with told():
+    with exit_on_input_error():
         config = load_config(options.recipe, options.overrides)
         with comm.join(config.device) as ranks:
             train(config, ranks)

@@ -88,7 +88,7 @@ def refusal(config: Config) -> str:
     """What a rank is told where the run is refused."""
     try:
         trained(config)
-    except comm.AgreedError as error:
+    except comm.CollectiveInputError as error:
         return str(error)
     return "not refused"
 

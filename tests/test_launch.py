@@ -15,6 +15,7 @@ from faces import write_pack, write_pairs
 
 from partialfc import launch
 from partialfc.config import Config
+from partialfc.errors import InputError
 
 RECIPE = """
 data: {path: PACK, workers: 0}
@@ -130,6 +131,28 @@ def test_a_defect_of_ours_is_a_traceback_and_exit_code_1(recipe):
     assert done.returncode == 1 and "Traceback" in done.stderr and "ChildFailedError" not in done.stderr
 
 
+DEFECT = """
+import os
+import numpy
+import partialfc.head.sampling as sampling
+
+def sampled(*arguments, right=sampling.sampled):
+    if os.environ.get("RANK") == "1":
+        numpy.zeros(3) + numpy.zeros(4)
+    return right(*arguments)
+
+sampling.sampled = sampled
+"""
+
+
+def test_a_broadcast_error_on_one_rank_keeps_its_traceback(recipe):
+    (recipe.parent / "sitecustomize.py").write_text(DEFECT)
+    done = launched(recipe, "--ranks", 2, path=recipe.parent)
+    assert done.returncode == 1 and "Traceback" in done.stderr
+    assert "ValueError: operands could not be broadcast together" in done.stderr
+    assert "error: operands" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -172,12 +195,12 @@ def test_one_rank_a_gpu_and_as_many_as_the_batch_allows(monkeypatch, gpus, batch
 def test_no_more_ranks_than_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(ValueError, match="4 ranks on cuda, but torch sees 2 GPUs on this machine"):
+    with pytest.raises(InputError, match="4 ranks on cuda, but torch sees 2 GPUs on this machine"):
         launch.num_ranks(config_of(16), 4, 1)
     assert launch.num_ranks(config_of(16, device="cpu"), 4, 1) == 4
 
 
 def test_cuda_without_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(ValueError, match="1 ranks on cuda, but torch sees 0 GPUs"):
+    with pytest.raises(InputError, match="1 ranks on cuda, but torch sees 0 GPUs"):
         launch.num_ranks(config_of(16, device="cuda"), None, 1)

@@ -32,10 +32,11 @@ from torch import Tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from partialfc.config import Config, DataConfig, HeadConfig, IResNetTiny, TrainConfig
+from partialfc.errors import InputError
 from partialfc.head import PartialFC
 from partialfc.plan import Job
 from partialfc.runtime import comm
-from partialfc.runtime.errors import told
+from partialfc.runtime.errors import exit_on_input_error
 
 Row = dict[str, Any]
 
@@ -249,19 +250,19 @@ def options_of() -> argparse.Namespace:
 
 
 def parsed(text: str, options: argparse.Namespace) -> tuple[int, HeadConfig]:
-    """CLASSES:RATE, and the settings of the head; ValueError where they are none."""
+    """CLASSES:RATE, and the settings of the head; InputError where they are none."""
     try:
         classes, rate = text.split(":")
         kept = {name: value for name in KEPT if (value := getattr(options, name)) is not None}
         return int(classes), msgspec.convert({"sample_rate": float(rate), **kept}, HeadConfig)
     except (ValueError, msgspec.ValidationError) as error:
-        raise ValueError(
+        raise InputError(
             f"case {text}: {error}; wanted CLASSES:RATE, and settings of a recipe's head"
         ) from None
 
 
 def main() -> None:
-    with told():
+    with exit_on_input_error():
         measured(options_of())
 
 

@@ -26,7 +26,7 @@ from partialfc.data.lanes import WINDOW
 from partialfc.data.loader import Loader
 from partialfc.data.order import Order
 from partialfc.runtime import comm
-from partialfc.runtime.errors import told
+from partialfc.runtime.errors import exit_on_input_error
 
 BATCH, LANES = 128, 64
 MXNET = Path(__file__).parents[1] / ".venv-mxnet/bin/python"
@@ -111,7 +111,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    with told():
+    with exit_on_input_error():
         if options.cold:
             figures: dict[str, float | None] = dict(
                 cold_rates(options.pack, options.workers, options.images // BATCH)

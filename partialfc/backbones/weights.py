@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from partialfc.errors import InputError
 from partialfc.runtime import checkpoint
 from partialfc.runtime.errors import one_line
 
@@ -24,7 +25,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Names and tensors, on the CPU. path: a run's folder (its newest checkpoint), a checkpoint, or a file. Of a run that
     keeps a moving average, these are the averages.
 
-    ValueError where it is none of these or damaged, OSError where it cannot be read.
+    InputError where it is none of these or damaged, OSError where it cannot be read.
     """
     if path.is_dir():
         checkpointed = newest(path)
@@ -45,7 +46,7 @@ def newest(path: Path) -> Path:
 
 
 def fit(backbone: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
-    """Load `weights` into `backbone`. ValueError lists every kind of misfit: missing, surplus, of another shape."""
+    """Load `weights` into `backbone`. InputError lists every kind of misfit: missing, surplus, of another shape."""
     own = backbone.state_dict()
     misfits = {
         "missing": own.keys() - weights.keys(),
@@ -58,7 +59,7 @@ def fit(backbone: nn.Module, weights: Mapping[str, Tensor], source: Path) -> Non
     }
     if any(misfits.values()):
         told = (f"{len(names)} {kind}: {_some(names)}" for kind, names in misfits.items() if names)
-        raise ValueError(f"{source}: weights of another network; {'; '.join(told)}")
+        raise InputError(f"{source}: weights of another network; {'; '.join(told)}")
     backbone.load_state_dict(weights)
 
 
@@ -70,7 +71,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path}: not safetensors: {one_line(error)[:100]}") from None
+        raise InputError(f"{path}: not safetensors: {one_line(error)[:100]}") from None
 
 
 def _read_pth(path: Path) -> dict[str, Tensor]:
@@ -79,10 +80,10 @@ def _read_pth(path: Path) -> dict[str, Tensor]:
     except OSError:
         raise
     except Exception as error:  # a damaged or hostile file raises whatever its bytes lead to
-        raise ValueError(f"{path}: not weights alone: {one_line(error)[:100]}") from None
+        raise InputError(f"{path}: not weights alone: {one_line(error)[:100]}") from None
     for name in _NESTED:
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
     if not (isinstance(content, dict) and content and all(isinstance(it, Tensor) for it in content.values())):
-        raise ValueError(f"{path}: a {type(content).__name__}, wanted names and tensors")
+        raise InputError(f"{path}: a {type(content).__name__}, wanted names and tensors")
     return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}  # as of DDP

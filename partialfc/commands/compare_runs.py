@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from partialfc.monitoring.figures import draw_comparison
-from partialfc.runtime.errors import told
+from partialfc.runtime.errors import exit_on_input_error
 
 
 def main() -> None:
@@ -14,7 +14,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="the PNG to draw")
     options = parser.parse_args()
-    with told():
+    with exit_on_input_error():
         largest = draw_comparison([run / "metrics.jsonl" for run in options.runs], options.out)
         for name, difference in largest.items():
             print(f"{name}: largest relative difference of the loss {difference:.1e}")

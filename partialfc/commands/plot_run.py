@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from partialfc.monitoring.figures import draw_runs
-from partialfc.runtime.errors import told
+from partialfc.runtime.errors import exit_on_input_error
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="output folders of runs")
     parser.add_argument("--out", type=Path, required=True, help="the PNG to draw")
     options = parser.parse_args()
-    with told():
+    with exit_on_input_error():
         draw_runs([run / "metrics.jsonl" for run in options.runs], options.out)
 
 

@@ -247,5 +247,5 @@ class Config(Settings, frozen=True):
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """The recipe at `path` with `section.key=value` overrides; a ValueError names in one line what is wrong."""
+    """The recipe at `path` with `section.key=value` overrides; an InputError names in one line what is wrong."""
     return recipe.load(path, overrides, Config)

@@ -10,6 +10,7 @@ from partialfc.data import images
 from partialfc.data.images import Pixels
 from partialfc.data.mxnet_records import MxnetRecords
 from partialfc.data.recordio import CorruptRecord, Header, Integers, RecordFile
+from partialfc.errors import InputError
 
 EXACT_FLOATS = 1 << 24  # the format's labels are float32: exact below this
 
@@ -30,7 +31,7 @@ class RecordDataset:
     there are any. Reads packs with a key-0 header and without (im2rec, reshuffled ones), labels that are one
     number or several, and tells images by key, not by flag. image_size: to which images are resized. reader:
     `mxnet` reads the records by its own code.
-    ValueError where the files are missing, cut off, or disagree.
+    InputError where the files are missing, cut off, or disagree.
     """
 
     def __init__(self, folder: Path, image_size: int | None = None, *, reader: Reader = "native") -> None:
@@ -89,7 +90,7 @@ class RecordDataset:
     def _class(self, key: int, header: Header) -> int:
         label = self._label(key, header)
         if not 0 <= label < self.num_classes:
-            raise ValueError(
+            raise InputError(
                 f"{self._records.path}, key {key}: label {label}; wanted 0 to {self.num_classes - 1}, "
                 f"as there are {self.num_classes} classes"
             )
@@ -147,27 +148,27 @@ class RecordDataset:
     def _label(self, key: int, header: Header) -> int:
         try:
             return class_of(header, in_id2=self._property is not None and self._property.labels_in_id2)
-        except ValueError as error:
-            raise ValueError(f"{self._records.path}, key {key}: {error}") from None
+        except InputError as error:
+            raise InputError(f"{self._records.path}, key {key}: {error}") from None
 
     def _decoded(self, key: int, payload: bytes | memoryview, size: int | None) -> Pixels:
         try:
             return images.decode(payload, size)
-        except ValueError as error:
-            raise ValueError(f"{self._records.path}, key {key}: {error}") from None
+        except InputError as error:
+            raise InputError(f"{self._records.path}, key {key}: {error}") from None
 
     def _check(self) -> None:
         """What would only show in the middle of a run."""
         path, known = self._records.path, self._property
         if self.num_classes > EXACT_FLOATS and not (known and known.labels_in_id2):
-            raise ValueError(
+            raise InputError(
                 f"{path}: {self.num_classes} classes with float32 labels, which are rounded from {EXACT_FLOATS} on; "
                 f"wanted labels in id2, declared in `property`"
             )
         key = int(self._keys[0])
         height, width, _ = self._decoded(key, self._records[key][1], None).shape
         if known and (known.height, known.width) != (height, width):
-            raise ValueError(
+            raise InputError(
                 f"{path.parent / 'property'}: images of {known.height} x {known.width}, "
                 f"the first in {path.name} has {height} x {width}"
             )
@@ -179,7 +180,7 @@ def class_of(header: Header, *, in_id2: bool) -> int:
         return header.id2
     label = float(header.label[0] if isinstance(header.label, np.ndarray) else header.label)
     if not label.is_integer():
-        raise ValueError(f"label {label}, wanted an integer")
+        raise InputError(f"label {label}, wanted an integer")
     return int(label)
 
 
@@ -205,9 +206,9 @@ def read_property(path: Path) -> Property | None:
     try:
         classes, height, width = (int(field) for field in fields[:3])
     except ValueError:
-        raise ValueError(f"{path}: {','.join(fields)[:60]!r}, wanted classes,height,width") from None
+        raise InputError(f"{path}: {','.join(fields)[:60]!r}, wanted classes,height,width") from None
     if min(classes, height, width) < 1:
-        raise ValueError(f"{path}: {','.join(fields)[:60]!r}, wanted numbers above 0")
+        raise InputError(f"{path}: {','.join(fields)[:60]!r}, wanted numbers above 0")
     return Property(classes, height, width, "id2" in fields[3:])
 
 

@@ -8,26 +8,28 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from partialfc.errors import InputError
+
 Pixels = NDArray[np.uint8]
 Encoded = bytes | memoryview | Pixels  # a file's content; an array of it is of one dimension
 
 
 def decode(encoded: Encoded, size: int | None = None) -> Pixels:
-    """Pixels [H, W, 3], resized to [size, size, 3] where a size is given. ValueError where it is no image."""
+    """Pixels [H, W, 3], resized to [size, size, 3] where a size is given. InputError where it is no image."""
     content = np.frombuffer(encoded, np.uint8)
     image = cv2.imdecode(content, cv2.IMREAD_COLOR_RGB) if len(content) else None
     if image is None:
-        raise ValueError(f"{len(content)} bytes that are no image OpenCV can read")
+        raise InputError(f"{len(content)} bytes that are no image OpenCV can read")
     pixels = np.asarray(image, np.uint8)
     return pixels if size is None else resized(pixels, size)
 
 
 def read(path: Path, size: int | None = None) -> Pixels:
-    """As `decode`, of a file, which a ValueError names."""
+    """As `decode`, of a file, which an InputError names."""
     try:
         return decode(path.read_bytes(), size)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def resized(pixels: Pixels, size: int) -> Pixels:
@@ -48,7 +50,7 @@ def sheet(faces: Iterable[Pixels], columns: int, rows: int) -> Pixels:
         top, left = place // columns * size, place % columns * size
         made[top : top + size, left : left + size] = face
     if made is None:
-        raise ValueError("no faces to show")
+        raise InputError("no faces to show")
     return made
 
 
@@ -59,13 +61,13 @@ def suffix(encoded: bytes) -> str:
 
 
 def write(path: Path, pixels: Pixels) -> None:
-    """An image file of the kind that the name says; ValueError where OpenCV writes no such files."""
+    """An image file of the kind that the name says; InputError where OpenCV writes no such files."""
     try:
         done, content = cv2.imencode(path.suffix, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
     except cv2.error:
         done = False
     if not done:
-        raise ValueError(f"{path}: wanted the name of a .png or .jpg file")
+        raise InputError(f"{path}: wanted the name of a .png or .jpg file")
     path.write_bytes(content.tobytes())
 
 

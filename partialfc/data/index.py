@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from partialfc.errors import InputError
 from partialfc.runtime.files import locked, published, stamp
 
 Integers = NDArray[np.int64]
@@ -52,13 +53,13 @@ class Index:
 
 
 def sorted_index(keys: Integers, offsets: Integers) -> Index:
-    """By ascending key. ValueError where a key stands twice."""
+    """By ascending key. InputError where a key stands twice."""
     if len(keys) and (keys[1:] < keys[:-1]).any():
         order = np.argsort(keys, kind="stable")
         keys, offsets = keys[order], offsets[order]
     repeated = keys[1:][keys[1:] == keys[:-1]]
     if len(repeated):
-        raise ValueError(f"key {repeated[0]} stands for several records")
+        raise InputError(f"key {repeated[0]} stands for several records")
     if len(keys) and int(keys[-1]) - int(keys[0]) == len(keys) - 1:
         return Index(range(int(keys[0]), int(keys[-1]) + 1), offsets)
     return Index(keys, offsets)
@@ -124,11 +125,11 @@ def _keep(index: Index, place: Path, stamp: int) -> bool:
 
 
 def _mapped(place: Path) -> Index:
-    """ValueError where the file is shorter or longer than it says."""
+    """InputError where the file is shorter or longer than it says."""
     header = np.fromfile(place, np.int64, _WORDS)
     length, first, follow = (int(word) for word in header[3:6])
     words = np.memmap(place, np.int64, "r", offset=8 * _WORDS)
     if len(words) != length * (1 if follow else 2):
-        raise ValueError(f"{place}: {len(words)} words, wanted {length} entries")
+        raise InputError(f"{place}: {len(words)} words, wanted {length} entries")
     keys = range(first, first + length) if follow else words[length:]
     return Index(keys, words[:length], place)

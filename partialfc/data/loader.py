@@ -20,6 +20,7 @@ from partialfc.data.augment import changed, changes, flipped
 from partialfc.data.dataset import RecordDataset
 from partialfc.data.images import Pixels
 from partialfc.data.order import Order, RankBatches, Request
+from partialfc.errors import InputError
 from partialfc.runtime import comm, randomness
 from partialfc.runtime.comm import Ranks
 from partialfc.runtime.errors import one_line
@@ -61,7 +62,7 @@ class Loader:
     """Reads this rank's part of every global batch in worker processes.
 
     The labels of the next step are gathered over the host group while the current one computes; the device
-    is never waited for. An image that one rank cannot read is an AgreedError on all, or with `on_corrupt: skip`
+    is never waited for. An image that one rank cannot read is an CollectiveInputError on all, or with `on_corrupt: skip`
     another image of the pack, the same on any rank and in every run.
     """
 
@@ -188,7 +189,7 @@ class _Augmented(Dataset[_Part | _Unread]):
         for attempt in range(self._tries):
             try:
                 return *self._dataset[chosen], attempt
-            except (ValueError, OSError) as error:
+            except (InputError, OSError) as error:
                 first_error = first_error or one_line(error)
             key = randomness.key(self._seed, "replacement", sample)
             chosen = int(randomness.below(key, np.array([attempt]), np.array([len(self._dataset)]))[0])

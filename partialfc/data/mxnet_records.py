@@ -7,6 +7,7 @@ import numpy as np
 
 from partialfc.data.index import Integers
 from partialfc.data.recordio import CorruptRecord, Header
+from partialfc.errors import InputError
 
 
 class MxnetRecords:
@@ -16,7 +17,7 @@ class MxnetRecords:
         try:
             mxnet = importlib.import_module("mxnet.recordio")
         except ImportError as error:
-            raise ValueError(
+            raise InputError(
                 f"data.reader: mxnet: {error}; wanted an environment of requirements-mxnet.txt"
             ) from None
         path_idx = path_rec.with_suffix(".idx")

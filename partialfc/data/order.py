@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from partialfc.config import Config
 from partialfc.data.index import Integers
 from partialfc.data.lanes import Lanes
+from partialfc.errors import InputError
 from partialfc.runtime import randomness
 
 
@@ -23,14 +24,14 @@ class Place(NamedTuple):
 
 
 def check_world_size(config: Config, world_size: int) -> None:
-    """ValueError where W x k x micro_batch = batch has no solution for this number W of ranks, or W does not divide the
+    """InputError where W x k x micro_batch = batch has no solution for this number W of ranks, or W does not divide the
     lanes; names those numbers that fit.
     """
     train, fitting = config.train, world_sizes(config)
     if world_size not in fitting:
         parts = "" if train.micro_batch is None else f" in micro-batches of {train.micro_batch}"
         lanes = "" if config.data.order == "shuffle" else f" and data.lanes {config.data.lanes}"
-        raise ValueError(
+        raise InputError(
             f"train.batch {train.batch}{parts}{lanes} cannot be dealt out to {world_size} ranks; "
             f"wanted one of {', '.join(map(str, fitting)) or 'none'}"
         )

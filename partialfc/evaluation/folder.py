@@ -13,6 +13,7 @@ from partialfc.backbones.weights import newest
 from partialfc.data import images
 from partialfc.data.packs.progress import tracked
 from partialfc.data.packs.sources import SUFFIXES
+from partialfc.errors import InputError
 from partialfc.evaluation.recognizer import Recognizer
 from partialfc.runtime.files import locked, published, stamp
 
@@ -24,11 +25,11 @@ def embed_folder(
 ) -> int:
     """Write `names` [n] (paths in the folder, sorted) and `embeddings` [n, D], float32, of unit length, to the .npz `out`;
     returns n. weights: where the recognizer is from; with other weights or images an interrupted call is not gone on
-    with. ValueError names an image that cannot be read, and a folder without any.
+    with. InputError names an image that cannot be read, and a folder without any.
     """
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
-        raise ValueError(f"{folder}: no images in it; wanted {', '.join(sorted(SUFFIXES))}")
+        raise InputError(f"{folder}: no images in it; wanted {', '.join(sorted(SUFFIXES))}")
     parts = out.with_name(f".{out.name}.parts")
     with locked(out.with_name(f".{out.name}.lock"), busy=f"{out}: another process embeds into it"):
         _begin(parts, [newest(weights), *paths])

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from partialfc.backbones import Backbone
+from partialfc.errors import InputError
 
 
 class OnnxNetwork(nn.Module):
-    """float images [b, 3, H, W] in [-1, 1] -> float32 embeddings [b, D], by onnxruntime, on the CPU. ValueError where the
+    """float images [b, 3, H, W] in [-1, 1] -> float32 embeddings [b, D], by onnxruntime, on the CPU. InputError where the
     file is none that takes such images.
     """
 
@@ -22,10 +23,10 @@ class OnnxNetwork(nn.Module):
         try:
             self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own kinds, which it does not document
-            raise ValueError(f"{path}: not ONNX: {' '.join(str(error).split())[:100]}") from None
+            raise InputError(f"{path}: not ONNX: {' '.join(str(error).split())[:100]}") from None
         (taken, *others) = self._session.get_inputs()
         if others or len(taken.shape) != 4 or not isinstance(taken.shape[2], int):
-            raise ValueError(
+            raise InputError(
                 f"{path}: takes {[it.shape for it in (taken, *others)]}, wanted images [b, 3, H, H]"
             )
         self._input, self.input_size = taken.name, taken.shape[2]

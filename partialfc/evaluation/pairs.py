@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from partialfc.data import images
 from partialfc.data.images import Encoded, Pixels
+from partialfc.errors import InputError
 from partialfc.evaluation import plain_pickle
 from partialfc.runtime.errors import one_line
 
@@ -27,36 +28,36 @@ class Pairs:
         return self.path.stem
 
     def pixels(self, place: int, size: int) -> Pixels:
-        """Image `place`, uint8 RGB [size, size, 3]. ValueError names one that cannot be read."""
+        """Image `place`, uint8 RGB [size, size, 3]. InputError names one that cannot be read."""
         try:
             return images.decode(self.images[place], size)
-        except ValueError as error:
-            raise ValueError(f"{self.path}: image {place}: {error}") from None
+        except InputError as error:
+            raise InputError(f"{self.path}: image {place}: {error}") from None
 
 
 def load_pairs(path: Path) -> Pairs:
     """The set in a .bin: a pickle of (images, issame), of python 2 or 3, images as bytes or as uint8 arrays.
 
-    ValueError where the file holds anything else, or fewer than 10 pairs, one for each fold; a pickle that
+    InputError where the file holds anything else, or fewer than 10 pairs, one for each fold; a pickle that
     names a class or function beyond numpy's arrays is refused, and nothing of it runs.
     """
     try:
         content = path.read_bytes()
         loaded = plain_pickle.load(content)
     except plain_pickle.Refused as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise InputError(f"{path}: {error}") from None
     except OSError:
         raise
     except Exception as error:  # a damaged pickle raises whatever its bytes lead to
-        raise ValueError(f"{path}: not a pickle of (images, issame): {one_line(error)[:100]}") from None
+        raise InputError(f"{path}: not a pickle of (images, issame): {one_line(error)[:100]}") from None
     if not (isinstance(loaded, tuple | list) and len(loaded) == 2):
-        raise ValueError(f"{path}: a {type(loaded).__name__}, wanted (images, issame)")
+        raise InputError(f"{path}: a {type(loaded).__name__}, wanted (images, issame)")
     faces, same = loaded
     lengths = [_length(part) for part in loaded]
     most = len(content)  # an array of nothing may be of any length
     if lengths[0] != 2 * lengths[1] or not 10 <= lengths[1] <= most:
         found = " and ".join("no list" if length < 0 else str(length) for length in lengths)
-        raise ValueError(
+        raise InputError(
             f"{path}: {found} images and issame; wanted two images a pair, and 10 pairs at least"
         )
     encoded = [_encoded(path, place, image) for place, image in enumerate(faces)]
@@ -71,12 +72,17 @@ def _length(part: Any) -> int:
 def _flag(path: Path, place: int, flag: Any) -> bool:
     if isinstance(flag, bool | np.bool_ | int | np.integer):
         return bool(flag)
-    raise ValueError(f"{path}: issame {place} is a {type(flag).__name__}, wanted true or false")
+    raise InputError(f"{path}: issame {place} is a {type(flag).__name__}, wanted true or false")
 
 
 def _encoded(path: Path, place: int, image: Any) -> Encoded:
-    if isinstance(image, bytes) or (
-        isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 1
-    ):
+    if isinstance(image, bytes):
         return image
-    raise ValueError(f"{path}: image {place} is a {type(image).__name__}, wanted bytes or a uint8 array")
+    if (
+        isinstance(image, np.ndarray)
+        and image.dtype == np.uint8
+        and image.ndim
+        and image.size == max(image.shape)
+    ):
+        return image.reshape(-1)  # [n, 1] is what OpenCV's imencode returned for long
+    raise InputError(f"{path}: image {place} is a {type(image).__name__}, wanted bytes or a uint8 array")

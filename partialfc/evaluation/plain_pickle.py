@@ -14,6 +14,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from partialfc.errors import InputError
+
 # As pickle names them; every protocol writes lists, tuples, numbers, flags, text and bytes with these.
 _OPERATIONS = {
     *("PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "DUP"),
@@ -28,7 +30,7 @@ _OPERATIONS = {
 }
 
 
-class Refused(ValueError):
+class Refused(InputError):
     """The pickle wants more than plain data."""
 
 

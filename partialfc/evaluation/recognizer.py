@@ -19,6 +19,7 @@ from partialfc.backbones.weights import fit, read_weights
 from partialfc.config import AnyBackbone, Config, load_config
 from partialfc.data.augment import network_input
 from partialfc.data.images import Pixels
+from partialfc.errors import InputError
 from partialfc.evaluation.onnx_network import Network, OnnxNetwork
 from partialfc.runtime.optim import autocast
 
@@ -54,7 +55,7 @@ class Recognizer:
 
 def load(path: Path, *, backbone: str | None = None, device: str = "auto") -> Recognizer:
     """path: a run's folder, a checkpoint of a run, .pth, .pt, .safetensors or .onnx. backbone: the name of the network,
-    with its usual settings, of weights that do not say. ValueError where something is missing or does not fit.
+    with its usual settings, of weights that do not say. InputError where something is missing or does not fit.
     """
     use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     where = torch.device("cuda" if use_cuda else "cpu")
@@ -82,7 +83,7 @@ def _recipe_of(path: Path) -> Path:
 def _settings(path: Path, name: str | None) -> AnyBackbone:
     known = {"name": name} if name else _described(path)
     if known is None:
-        raise ValueError(f"{path}: does not say of which network; wanted --backbone, such as iresnet100")
+        raise InputError(f"{path}: does not say of which network; wanted --backbone, such as iresnet100")
     settings: AnyBackbone = recipe.converted(known, AnyBackbone, f"{path}: backbone")
     return settings
 
@@ -96,4 +97,4 @@ def _described(path: Path) -> dict[str, Any] | None:
             text = (file.metadata() or {}).get(SETTINGS)
         return json.loads(text) if text else None
     except (safetensors.SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not safetensors of ours: {error}") from None
+        raise InputError(f"{path}: not safetensors of ours: {error}") from None

@@ -31,7 +31,7 @@ def verify(
     """Of the pairs of each set, the same on every rank.
 
     The similarity of two images is the cosine of their embeddings, each the sum over the image and its mirror
-    image. AgreedError where an image cannot be read.
+    image. CollectiveInputError where an image cannot be read.
     """
     was_training = backbone.training
     backbone.eval()
@@ -54,7 +54,7 @@ def _embedded(backbone: Network, pairs: Pairs, ranks: Ranks, *, batch: int) -> T
     blocks = -(-len(pairs.images) // batch)
     turns = -(-blocks // ranks.size)
     parts = []
-    with comm.together(ranks), ThreadPoolExecutor(2) as pool:  # decoding releases the interpreter
+    with comm.fail_on_all_ranks(ranks), ThreadPoolExecutor(2) as pool:  # decoding releases the interpreter
         for turn in range(turns):
             first = (turn * ranks.size + ranks.rank) * batch
             block = _decoded(

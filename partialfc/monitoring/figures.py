@@ -2,22 +2,20 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import msgspec
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from partialfc.errors import InputError
+from partialfc.monitoring.history import Line, read_metrics
 from partialfc.runtime.files import published
-
-Line = dict[str, Any]
 
 
 def draw_runs(runs: Sequence[Path], picture: Path) -> None:
     """Loss, learning rate and the accuracy of every verification set over the steps, as a PNG.
 
-    runs: their metrics.jsonl. FileNotFoundError where one is not there, ValueError where it is none.
+    runs: their metrics.jsonl. FileNotFoundError where one is not there, InputError where it is none.
     """
     figure = Figure(figsize=(12, 3.2), layout="constrained")
     loss, rate, accuracy = figure.subplots(1, 3)
@@ -25,7 +23,7 @@ def draw_runs(runs: Sequence[Path], picture: Path) -> None:
     rate.set_title("learning rate")
     accuracy.set_title("10-fold accuracy, %")
     for path in runs:
-        lines, run = _lines(path), f"{path.parent.name} " if len(runs) > 1 else ""
+        lines, run = read_metrics(path), f"{path.parent.name} " if len(runs) > 1 else ""
         reports = [line for line in lines if "loss" in line]
         scores = [line for line in lines if "verification" in line]
         for axes, name in ((loss, "loss"), (rate, "rate")):
@@ -40,10 +38,10 @@ def draw_runs(runs: Sequence[Path], picture: Path) -> None:
 def draw_comparison(runs: list[Path], picture: Path) -> dict[str, float]:
     """The losses of several runs' metrics.jsonl, and their relative differences from the first one's, as a PNG.
 
-    Returns the largest difference of each run, by the name of its folder. ValueError where steps differ.
+    Returns the largest difference of each run, by the name of its folder. InputError where steps differ.
     """
     curves = {
-        path.parent.name: {line["step"]: line["loss"] for line in _lines(path) if "loss" in line}
+        path.parent.name: {line["step"]: line["loss"] for line in read_metrics(path) if "loss" in line}
         for path in runs
     }
     first = next(iter(curves.values()))
@@ -52,7 +50,7 @@ def draw_comparison(runs: list[Path], picture: Path) -> dict[str, float]:
     largest = {}
     for place, (name, curve) in enumerate(curves.items()):
         if curve.keys() != first.keys():
-            raise ValueError(
+            raise InputError(
                 f"{name}: reports {len(curve)} steps, wanted the {len(first)} of {next(iter(curves))}"
             )
         width = 1.5 * (len(curves) - place)  # a later run does not hide the earlier ones
@@ -66,13 +64,6 @@ def draw_comparison(runs: list[Path], picture: Path) -> dict[str, float]:
     differences.legend()
     _save(figure, picture)
     return largest
-
-
-def _lines(metrics: Path) -> list[Line]:
-    try:
-        return [msgspec.json.decode(line, type=Line) for line in metrics.read_bytes().splitlines()]
-    except msgspec.MsgspecError as error:
-        raise ValueError(f"{metrics}: not the metrics of a run: {error}") from None
 
 
 def _draw_accuracy(axes: Axes, run: str, name: str, lines: list[Line]) -> None:

@@ -17,7 +17,7 @@ from partialfc.evaluation.verify import Similarities
 from partialfc.monitoring.board import Board
 from partialfc.monitoring.history import History, Scores
 from partialfc.monitoring.observed import show
-from partialfc.monitoring.steps import Length, Metrics, columns_of, line_of, speed_of, told
+from partialfc.monitoring.steps import Length, Metrics, columns_of, line_of, log_line, speed_of
 from partialfc.monitoring.terminal import Terminal
 from partialfc.runtime import usage
 from partialfc.runtime.files import published
@@ -180,7 +180,7 @@ class Report:
         self._board.numbers(step, line)
         self._board.group(step, "time", line["milliseconds"])
         left = (self._length.total - step) * seconds / len(kept)
-        text = told(line, self._length, left)
+        text = log_line(line, self._length, left)
         trouble = bool(line["skipped"] or line["replaced"])
         self._terminal.steps(step, text, columns_of(line), left, stays=trouble)
         self._keep(text)

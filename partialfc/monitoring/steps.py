@@ -73,7 +73,7 @@ def columns_of(line: Line) -> dict[str, str]:
     }
 
 
-def told(line: Line, length: Length, seconds_left: float) -> str:
+def log_line(line: Line, length: Length, seconds_left: float) -> str:
     """A line of the log."""
     shown = columns_of(line)
     speed = f"{shown.pop('images/s')} images/s"

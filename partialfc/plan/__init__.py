@@ -6,6 +6,7 @@ from pathlib import Path
 
 from partialfc.config import Config
 from partialfc.data.dataset import read_property
+from partialfc.errors import InputError
 from partialfc.plan.devices import DEVICES, MACHINE, Device
 from partialfc.plan.job import Bytes, Job
 
@@ -15,13 +16,13 @@ _MOST = 1 << 40  # identities; more than anybody has
 
 
 def identities_of(config: Config) -> int:
-    """Of the recipe's pack, or of the built-in data; ValueError where neither is there."""
+    """Of the recipe's pack, or of the built-in data; InputError where neither is there."""
     path = Path(config.data.path, "property")
     if (known := read_property(path)) is not None:
         return known.num_classes
     if config.data.synthetic is not None:
         return config.data.synthetic.identities
-    raise ValueError(f"{path}: not there, so the number of identities is not known; wanted --identities N")
+    raise InputError(f"{path}: not there, so the number of identities is not known; wanted --identities N")
 
 
 def largest(job: Job, memory: int) -> int:

@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from partialfc.errors import InputError
 from partialfc.runtime import comm
-from partialfc.runtime.comm import AgreedError, Ranks
+from partialfc.runtime.comm import CollectiveInputError, Ranks
 
 _FACTS = "run.json"
 _LATEST = "latest"
@@ -43,14 +44,14 @@ class Checkpoints:
         """Write `state`, let `latest` point to it, and remove the oldest but `keep`. seconds: of the run so far."""
         path = self._folder / f"step_{step:08d}"
         draft = self._folder / f".{path.name}.draft"
-        with comm.together(self._ranks):
+        with comm.fail_on_all_ranks(self._ranks):
             if self._ranks.first:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 for left in self._folder.glob(".step_*.draft"):
                     shutil.rmtree(left)
-        with _agreed(draft):
+        with _one_line_of_all_ranks(draft):
             dcp.save(state, checkpoint_id=draft, process_group=self._ranks.host)
-        with comm.together(self._ranks):
+        with comm.fail_on_all_ranks(self._ranks):
             if self._ranks.first:
                 facts = {"step": step, "seconds": seconds, **self._facts}
                 (draft / _FACTS).write_bytes(msgspec.json.format(msgspec.json.encode(facts)))
@@ -59,7 +60,7 @@ class Checkpoints:
     def to_resume(self, resume: str) -> Path | None:
         """The checkpoint that `auto`, `never` or a path means; None: start afresh. Equal on all ranks.
 
-        ValueError where the path is no checkpoint, and where `never` would mix two runs in one folder.
+        InputError where the path is no checkpoint, and where `never` would mix two runs in one folder.
         """
         latest = self._folder / _LATEST
         newest = latest.resolve() if latest.exists() else max(self._folder.glob("step_*"), default=None)
@@ -67,10 +68,10 @@ class Checkpoints:
             return newest
         if resume == "never":
             if newest is not None:
-                raise ValueError(f"checkpoint.resume: never, but {newest} is there; name another `output`")
+                raise InputError(f"checkpoint.resume: never, but {newest} is there; name another `output`")
             return None
         if not (Path(resume) / _FACTS).exists():
-            raise ValueError(
+            raise InputError(
                 f"checkpoint.resume: {resume} is no checkpoint; wanted auto, never or a folder step_*"
             )
         return Path(resume)
@@ -78,21 +79,21 @@ class Checkpoints:
     def load(self, path: Path, state: State) -> tuple[int, float]:
         """Fill the tensors of `state` in place; returns the step and the run's seconds. Equal on all ranks.
 
-        AgreedError where the checkpoint is another run's, or damaged.
+        CollectiveInputError where the checkpoint is another run's, or damaged.
         """
-        with comm.together(self._ranks):
+        with comm.fail_on_all_ranks(self._ranks):
             facts = _read_facts(path)
             for name, wanted in self._facts.items():
                 if name not in facts:
-                    raise ValueError(
+                    raise InputError(
                         f"checkpoint {path}: of an earlier version, which did not write {name}; name another `output`"
                     )
                 if (found := facts.get(name)) != wanted:
-                    raise ValueError(
+                    raise InputError(
                         f"checkpoint {path}: made with {name} {found}, the recipe says {wanted}; "
                         f"go on with {found}, or name another `output`"
                     )
-        with _agreed(path):
+        with _one_line_of_all_ranks(path):
             dcp.load(state, checkpoint_id=path, process_group=self._ranks.host)
         return int(facts["step"]), float(facts["seconds"])
 
@@ -116,19 +117,19 @@ class Checkpoints:
 
 
 def step_of(path: Path) -> int:
-    """After how many steps a checkpoint was written. ValueError where it is none."""
+    """After how many steps a checkpoint was written. InputError where it is none."""
     if not (path / _FACTS).exists():
-        raise ValueError(f"{path}: no checkpoint; wanted a folder step_*, or a run's")
+        raise InputError(f"{path}: no checkpoint; wanted a folder step_*, or a run's")
     return int(_read_facts(path)["step"])
 
 
 def read_part(path: Path, part: str) -> dict[str, Tensor]:
     """The tensors of one part of a checkpoint's state, such as `backbone`, on the CPU; needs no process group.
 
-    ValueError where the path is no checkpoint, or damaged.
+    InputError where the path is no checkpoint, or damaged.
     """
     if not (path / _FACTS).exists():
-        raise ValueError(f"{path}: no checkpoint; wanted a folder step_*, or a run's")
+        raise InputError(f"{path}: no checkpoint; wanted a folder step_*, or a run's")
     try:
         reader = dcp.FileSystemReader(path)
         stored = reader.read_metadata().state_dict_metadata
@@ -140,7 +141,7 @@ def read_part(path: Path, part: str) -> dict[str, Tensor]:
         with warnings.catch_warnings(action="ignore"):  # that there is no process group
             dcp.load(tensors, storage_reader=reader, no_dist=True)
     except (CheckpointException, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path}: damaged: {' '.join(str(error).split())[:100]}") from None
+        raise InputError(f"{path}: damaged: {' '.join(str(error).split())[:100]}") from None
     return {name.removeprefix(f"{part}."): tensor for name, tensor in tensors.items()}
 
 
@@ -148,14 +149,16 @@ def _read_facts(path: Path) -> dict[str, Any]:
     try:
         return msgspec.json.decode((path / _FACTS).read_bytes(), type=dict[str, Any])
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise ValueError(f"checkpoint {path}: {_FACTS}: {error}") from None
+        raise InputError(f"checkpoint {path}: {_FACTS}: {error}") from None
 
 
 @contextmanager
-def _agreed(path: Path) -> Iterator[None]:
+def _one_line_of_all_ranks(path: Path) -> Iterator[None]:
     """What torch.distributed.checkpoint raises on all ranks at once, in one line."""
     try:
         yield
     except CheckpointException as error:
         rank, (reason, _) = min(error.failures.items())
-        raise AgreedError(f"checkpoint {path}: rank {rank}: {' '.join(str(reason).split())}") from None
+        raise CollectiveInputError(
+            f"checkpoint {path}: rank {rank}: {' '.join(str(reason).split())}"
+        ) from None

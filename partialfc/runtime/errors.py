@@ -4,15 +4,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from partialfc.errors import InputError
+
 EXIT_CODE = 2  # of a program that was given bad input
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """Ends the program on a ValueError or an OSError, which are the user's: its line on stderr, no traceback."""
+def exit_on_input_error() -> Iterator[None]:
+    """End the program on an InputError or an OSError, which are the user's: its line on stderr, no traceback.
+
+    Anything else is a defect of ours: it keeps its traceback, and exit code 1."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (InputError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
         sys.exit(EXIT_CODE)
 

@@ -10,6 +10,7 @@ from runs import assert_refused, config_of, trained
 from partialfc.backbones import build_backbone
 from partialfc.backbones.weights import fit, read_weights
 from partialfc.config import IResNetTiny
+from partialfc.errors import InputError
 
 SETTINGS = IResNetTiny(width=4, depths=(1, 1), input_size=32, embedding=16, dropout=0.2)  # as config_of's
 
@@ -109,7 +110,7 @@ class Runs:
 def test_what_holds_no_weights_is_refused(tmp_path, monkeypatch, name, write, message):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / name)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         read_weights(tmp_path / name)
     assert not (tmp_path / "ran").exists()
 

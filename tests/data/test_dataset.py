@@ -8,6 +8,7 @@ from faces import face, write_pack
 
 from partialfc.data import RecordDataset, dataset, images, recordio
 from partialfc.data.recordio import Header, RecordWriter
+from partialfc.errors import InputError
 
 CLASSES, EACH = 3, 2
 LABELS = [label for label in range(CLASSES) for _ in range(EACH)]
@@ -91,7 +92,7 @@ def test_a_header_rounded_by_float32_gives_way_to_the_index(tmp_path, monkeypatc
     monkeypatch.setattr(dataset, "EXACT_FLOATS", 8)
     lies = [(0, Header(np.array([8, 12]), 0), b"")]
     write_records(tmp_path, records(1) + identity_records() + lies)
-    with pytest.raises(ValueError, match="its header is rounded"):
+    with pytest.raises(InputError, match="its header is rounded"):
         RecordDataset(tmp_path)
     with_property(tmp_path)
     assert_holds_the_faces(tmp_path)
@@ -141,7 +142,7 @@ def test_images_are_resized(tmp_path):
 def test_a_property_that_disagrees_is_refused(tmp_path, text, message):
     write_pack(tmp_path, CLASSES, EACH)
     with_property(tmp_path, text)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         RecordDataset(tmp_path)
 
 
@@ -149,13 +150,13 @@ def test_a_label_out_of_range_is_refused_when_it_is_read(tmp_path):
     write_records(tmp_path, records(0))
     with_property(tmp_path, "2,32,32")
     found = RecordDataset(tmp_path)
-    with pytest.raises(ValueError, match=r"train.rec, key 4: label 2; wanted 0 to 1, as there are 2 classes"):
+    with pytest.raises(InputError, match=r"train.rec, key 4: label 2; wanted 0 to 1, as there are 2 classes"):
         found[4]
 
 
 def test_a_label_that_is_no_integer_is_refused(tmp_path):
     write_records(tmp_path, records(0, lambda label: label + 0.5))
-    with pytest.raises(ValueError, match=r"key 0: label 0.5, wanted an integer"):
+    with pytest.raises(InputError, match=r"key 0: label 0.5, wanted an integer"):
         RecordDataset(tmp_path)
 
 
@@ -163,20 +164,20 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path):
     write_records(tmp_path, [*records(0), (6, Header(0.0, 6), b"no image"), (7, Header(0.0, 7), b"")])
     found = RecordDataset(tmp_path)
     for place, length in ((6, 8), (7, 0)):
-        with pytest.raises(ValueError, match=f"train.rec, key {place}: {length} bytes that are no image"):
+        with pytest.raises(InputError, match=f"train.rec, key {place}: {length} bytes that are no image"):
             found[place]
 
 
 def test_an_index_without_the_images_that_the_header_names_is_refused(tmp_path):
     write_records(tmp_path, records(1)[:5] + identity_records() + HEADER)
-    with pytest.raises(ValueError, match="its header says images 1 to 6, its index has 8 more keys, 1 to 9"):
+    with pytest.raises(InputError, match="its header says images 1 to 6, its index has 8 more keys, 1 to 9"):
         RecordDataset(tmp_path)
 
 
 def test_more_classes_than_float32_holds_are_refused_without_id2(tmp_path):
     write_records(tmp_path, records(0))
     with_property(tmp_path, "16777217,32,32")
-    with pytest.raises(ValueError, match="16777217 classes with float32 labels"):
+    with pytest.raises(InputError, match="16777217 classes with float32 labels"):
         RecordDataset(tmp_path)
 
 

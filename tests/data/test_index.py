@@ -12,6 +12,7 @@ import pytest
 from partialfc.data import index
 from partialfc.data.index import cached_index, sorted_index
 from partialfc.data.recordio import CorruptRecord, Header, RecordFile, RecordWriter
+from partialfc.errors import InputError
 
 
 @pytest.fixture(autouse=True)
@@ -116,7 +117,7 @@ def test_small_files_leave_nothing_behind(tmp_path, monkeypatch):
 
 
 def test_a_key_that_stands_twice_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="key 2 stands for several records"):
+    with pytest.raises(InputError, match="key 2 stands for several records"):
         sorted_index(np.array([2, 1, 2]), np.array([0, 8, 16]))
     with pytest.raises(CorruptRecord, match=r"train.idx: key 2 stands for several records"):
         RecordFile(write(tmp_path / "pack", [1, 2, 2]))

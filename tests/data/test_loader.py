@@ -6,6 +6,7 @@ import torch
 from partialfc.config import AugmentConfig, DataConfig
 from partialfc.data.loader import Loader, _Augmented, _own, _Unread
 from partialfc.data.order import Order, Place, Request
+from partialfc.errors import InputError
 from partialfc.runtime import comm
 
 
@@ -23,7 +24,7 @@ class Damaged:
 
     def __getitem__(self, sample: int) -> tuple[np.ndarray, int]:
         if sample in self._unreadable:
-            raise ValueError(f"sample {sample}: damaged")
+            raise InputError(f"sample {sample}: damaged")
         return np.full((2, 2, 3), sample, np.uint8), sample
 
 

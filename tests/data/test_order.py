@@ -12,6 +12,7 @@ from runs import config_of
 
 from partialfc.data.lanes import RUN
 from partialfc.data.order import Order, RankBatches, check_world_size, world_sizes
+from partialfc.errors import InputError
 
 ORDERS = pytest.mark.parametrize("lanes", [None, 4, 12])
 
@@ -114,5 +115,5 @@ def test_lanes_that_do_not_divide_the_batch_are_refused():
     ],
 )
 def test_a_batch_that_cannot_be_dealt_out_is_refused(batch, micro_batch, data, world_size, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         check_world_size(config(batch, micro_batch, **data), world_size)

@@ -8,6 +8,7 @@ from faces import write_pack
 from partialfc.config import SyntheticData
 from partialfc.data import RecordDataset, synthetic
 from partialfc.data.synthetic.photograph import photograph
+from partialfc.errors import InputError
 from partialfc.evaluation.pairs import load_pairs
 
 
@@ -63,7 +64,7 @@ def test_other_identities_than_those_that_are_there_are_refused(drawn):
     folder, wanted = drawn
     other = msgspec.structs.replace(wanted, identities=4)
     with pytest.raises(
-        ValueError, match=r'synthetic.json: drawn as .*"identities":3.* wants .*"identities":4'
+        InputError, match=r'synthetic.json: drawn as .*"identities":3.* wants .*"identities":4'
     ):
         synthetic.ensure(folder, other)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from partialfc.errors import InputError
 from partialfc.evaluation.pairs import load_pairs
 
 IMAGES = [bytes([65 + place]) * 3 for place in range(20)]
@@ -19,9 +20,12 @@ def saved(tmp_path: Path, content: object, protocol: int = 4) -> Path:
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-@pytest.mark.parametrize("kind", ["bytes", "arrays", "array of flags"])
+@pytest.mark.parametrize("kind", ["bytes", "arrays", "columns", "array of flags"])
 def test_every_protocol_and_kind_of_content(tmp_path, protocol, kind):
-    images = [np.frombuffer(image, np.uint8) for image in IMAGES] if kind == "arrays" else IMAGES
+    images: list = IMAGES
+    if kind in ("arrays", "columns"):
+        shape = (-1, 1) if kind == "columns" else -1  # as imencode of OpenCV 4.5.2 and older returns them
+        images = [np.frombuffer(image, np.uint8).reshape(shape) for image in IMAGES]
     same = np.array(SAME) if kind == "array of flags" else SAME
     pairs = load_pairs(saved(tmp_path, (images, same), protocol))
     assert [bytes(image) for image in pairs.images] == IMAGES
@@ -52,7 +56,7 @@ class Runs:
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_a_file_that_names_anything_else_is_refused_and_runs_nothing(tmp_path, protocol):
     path = saved(tmp_path, (IMAGES, [Runs(tmp_path / "ran")]), protocol)
-    with pytest.raises(ValueError, match=r"lfw.bin: names [\w.]+; wanted bytes, numpy arrays and lists only"):
+    with pytest.raises(InputError, match=r"lfw.bin: names [\w.]+; wanted bytes, numpy arrays and lists only"):
         load_pairs(path)
     assert not (tmp_path / "ran").exists()
 
@@ -61,7 +65,7 @@ def test_a_file_that_names_anything_else_is_refused_and_runs_nothing(tmp_path, p
     "name", ["numpy\nload", "numpy.core.multiarray\nfromfile", "os\nsystem", "numpy\nndarray.tofile"]
 )
 def test_other_names_of_numpy_are_refused(tmp_path, name):
-    with pytest.raises(ValueError, match="names"):
+    with pytest.raises(InputError, match="names"):
         load_pairs(saved(tmp_path, b"c" + name.encode() + b"\n."))
 
 
@@ -85,5 +89,5 @@ def test_other_names_of_numpy_are_refused(tmp_path, name):
     ],
 )
 def test_what_is_no_verification_set_is_refused(tmp_path, content, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         load_pairs(saved(tmp_path, content))

@@ -20,6 +20,7 @@ from partialfc.config import load_config
 from partialfc.data import RecordDataset
 from partialfc.data.packs import sources
 from partialfc.data.recordio import Header, RecordFile, RecordWriter
+from partialfc.errors import InputError
 from partialfc.evaluation.pairs import load_pairs
 from partialfc.runtime.errors import one_line
 
@@ -121,7 +122,7 @@ def attempt(which: Format, data: bytes, folder: Path) -> bool:
     try:
         with nothing_run():
             which.read(path)
-    except (ValueError, OSError) as error:
+    except (InputError, OSError) as error:
         line = one_line(error)
         assert which.name.split(".")[0] in line and line.isprintable() and len(line) < 600, repr(line)
         return False

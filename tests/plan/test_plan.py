@@ -14,6 +14,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from partialfc import plan
 from partialfc.config import Config, load_config
+from partialfc.errors import InputError
 from partialfc.head import PartialFC
 from partialfc.plan import Job
 
@@ -139,7 +140,7 @@ def test_parameters_and_activations_are_those_of_the_network():
 
 def test_the_identities_are_those_of_the_pack(tmp_path, pack):
     assert plan.identities_of(config_of(data={"path": str(pack)})) == 23
-    with pytest.raises(ValueError, match=r"property: not there, .*; wanted --identities N"):
+    with pytest.raises(InputError, match=r"property: not there, .*; wanted --identities N"):
         plan.identities_of(config_of(data={"path": str(tmp_path)}))
     built_in = load_config(Path(__file__).parents[2] / "recipes/quickstart.yaml", [f"data.path={tmp_path}"])
     assert plan.identities_of(built_in) == 400

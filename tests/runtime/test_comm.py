@@ -3,16 +3,17 @@
 import pytest
 import torch
 
+from partialfc.errors import InputError
 from partialfc.runtime import comm
 
 
 def fails_on(rank: int, error: Exception) -> str:
     ranks = comm.ranks_of(torch.device("cpu"))
     try:
-        with comm.together(ranks):
+        with comm.fail_on_all_ranks(ranks):
             if ranks.rank == rank:
                 raise error
-    except comm.AgreedError as agreed:
+    except comm.CollectiveInputError as agreed:
         return str(agreed)
     return "nothing"
 
@@ -20,7 +21,7 @@ def fails_on(rank: int, error: Exception) -> str:
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (ValueError("a\n  b"), "a b"),
+        (InputError("a\n  b"), "a b"),
         (FileNotFoundError(2, "No such file or directory", "x.rec"), "x.rec: No such file or directory"),
         (OSError("x: disk full"), "x: disk full"),
     ],
@@ -30,12 +31,13 @@ def test_all_ranks_raise_what_one_rank_met(ranks, error, message):
 
 
 def test_all_ranks_go_on_where_none_fails(ranks):
-    assert ranks.run(2, fails_on, 5, ValueError("x")) == ["nothing"] * 2
+    assert ranks.run(2, fails_on, 5, InputError("x")) == ["nothing"] * 2
 
 
-def test_a_defect_is_not_taken_for_bad_input(ranks):
-    with pytest.raises(AssertionError, match="KeyError"):
-        ranks.run(1, fails_on, 0, KeyError("x"))
+@pytest.mark.parametrize("error", [KeyError("x"), ValueError("operands could not be broadcast together")])
+def test_a_defect_is_not_taken_for_bad_input(ranks, error):
+    with pytest.raises(AssertionError, match=type(error).__name__):
+        ranks.run(1, fails_on, 0, error)
 
 
 def gather_and_sum() -> tuple[list[float], list[float]]:

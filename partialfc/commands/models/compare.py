@@ -10,7 +10,7 @@ import numpy as np
 
 from partialfc.commands.models.options import add_network, network_of
 from partialfc.data import images
-from partialfc.runtime.errors import told
+from partialfc.runtime.errors import exit_on_input_error
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("first", type=Path)
     parser.add_argument("second", type=Path)
     options = parser.parse_args()
-    with told():
+    with exit_on_input_error():
         recognizer = network_of(options)
         faces = [images.read(path, recognizer.network.input_size) for path in (options.first, options.second)]
         first, second = recognizer.embed(faces)

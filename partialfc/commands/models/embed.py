@@ -8,7 +8,7 @@ from pathlib import Path
 
 from partialfc.commands.models.options import add_network, network_of
 from partialfc.evaluation.folder import embed_folder
-from partialfc.runtime.errors import told
+from partialfc.runtime.errors import exit_on_input_error
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="of aligned faces")
     parser.add_argument("out", type=Path, help="the .npz file")
     options = parser.parse_args()
-    with told():
+    with exit_on_input_error():
         recognizer = network_of(options)
         count = embed_folder(recognizer, options.weights, options.folder, options.out, progress=True)
         print(f"{options.out}: {count} images")

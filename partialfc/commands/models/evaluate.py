@@ -14,21 +14,22 @@ from rich.console import Console
 from rich.table import Table
 
 from partialfc.commands.models.options import add_network, network_of
+from partialfc.errors import InputError
 from partialfc.evaluation.metrics import scores
 from partialfc.evaluation.pairs import load_pairs
 from partialfc.evaluation.recognizer import Recognizer
 from partialfc.evaluation.verify import verify
 from partialfc.runtime import comm
-from partialfc.runtime.errors import told
+from partialfc.runtime.errors import exit_on_input_error
 from partialfc.runtime.files import published
 
 
 def evaluated(recognizer: Recognizer, sets: list[Path]) -> dict[str, dict[str, float]]:
-    """The scores of each set by its name. ValueError where there is none, or one cannot be read."""
+    """The scores of each set by its name. InputError where there is none, or one cannot be read."""
     if not sets and recognizer.config:
         sets = sorted(Path(recognizer.config.data.path).glob("*.bin"))
     if not sets:
-        raise ValueError("no verification set; wanted .bin files")
+        raise InputError("no verification set; wanted .bin files")
     loaded = [load_pairs(path) for path in sets]
     with comm.join(recognizer.device.type) as ranks:
         similarities = verify(
@@ -45,7 +46,7 @@ def main() -> None:
     parser.add_argument("sets", type=Path, nargs="*", help=".bin files; default: those of the run's pack")
     parser.add_argument("--json", type=Path, help="write the scores there, too")
     options = parser.parse_args()
-    with told():
+    with exit_on_input_error():
         found = evaluated(network_of(options), options.sets)
         names = list(next(iter(found.values())))
         table = Table("set", *names)

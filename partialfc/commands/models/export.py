@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from partialfc.export import export
-from partialfc.runtime.errors import told
+from partialfc.runtime.errors import exit_on_input_error
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a run's folder, or a checkpoint of it")
     parser.add_argument("out", type=Path, help="the folder to write to")
     options = parser.parse_args()
-    with told():
+    with exit_on_input_error():
         cosine = export(options.run, options.out)
         print(f"{options.out}: ONNX and torch agree to a cosine of {cosine:.7f} at least")
 

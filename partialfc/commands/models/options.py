@@ -14,5 +14,5 @@ def add_network(parser: argparse.ArgumentParser) -> None:
 
 
 def network_of(options: argparse.Namespace) -> Recognizer:
-    """ValueError or OSError where it cannot be loaded."""
+    """InputError or OSError where it cannot be loaded."""
     return load(options.weights, backbone=options.backbone, device=options.device)

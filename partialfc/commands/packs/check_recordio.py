@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from partialfc.data.packs.checking import check, repair, shared
-from partialfc.runtime.errors import told
+from partialfc.runtime.errors import exit_on_input_error
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--repair", type=Path, metavar="OUT", help="folder for what can be read")
     parser.add_argument("--against", type=Path, metavar="OTHER", help="another pack")
     options = parser.parse_args()
-    with told():
+    with exit_on_input_error():
         if options.repair:
             findings = repair(options.pack, options.repair, progress=True)
         else:

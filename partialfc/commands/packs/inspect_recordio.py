@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from partialfc.data.packs.inspection import contact_sheet, summarized
-from partialfc.runtime.errors import told
+from partialfc.runtime.errors import exit_on_input_error
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("pack", type=Path, help="folder with train.rec")
     parser.add_argument("--sheet", type=Path, help="draw 160 images there, as PNG or JPEG")
     options = parser.parse_args()
-    with told():
+    with exit_on_input_error():
         print(*summarized(options.pack, progress=True).lines(), sep="\n")
         if options.sheet:
             contact_sheet(options.pack, options.sheet)

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from partialfc.data.packs.reshaping import merge
-from partialfc.runtime.errors import told
+from partialfc.runtime.errors import exit_on_input_error
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("packs", type=Path, nargs="+", help="folders with train.rec")
     parser.add_argument("out", type=Path, help="the merged pack's folder")
     options = parser.parse_args()
-    with told():
+    with exit_on_input_error():
         classes, count = merge(options.packs, options.out, progress=True)
         print(f"{options.out}: {count} images of {classes} identities")
 

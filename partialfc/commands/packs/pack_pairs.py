@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from partialfc.data.packs.pairs import pack_pairs
-from partialfc.runtime.errors import told
+from partialfc.runtime.errors import exit_on_input_error
 
 
 def main() -> None:
@@ -13,7 +13,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="FOLDER/NAME/NAME_0001.jpg")
     parser.add_argument("out", type=Path, help="the .bin file")
     options = parser.parse_args()
-    with told():
+    with exit_on_input_error():
         print(f"{options.out}: {pack_pairs(options.pairs, options.folder, options.out)} pairs")
 
 

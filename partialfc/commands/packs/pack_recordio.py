@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from partialfc.data.packs.packing import Packing, pack
-from partialfc.runtime.errors import told
+from partialfc.runtime.errors import exit_on_input_error
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--min-images", type=int, metavar="N", help="leave out identities with fewer")
     parser.add_argument("--shuffle", type=int, metavar="SEED", help="pack the images in a random order")
     options = parser.parse_args()
-    with told():
+    with exit_on_input_error():
         packing = Packing(options.size, options.quality, options.min_images, options.shuffle)
         classes, count = pack(options.inputs, options.out, packing, progress=True)
         print(f"{options.out}: {count} images of {classes} identities")

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from partialfc.data.packs.reshaping import split
-from partialfc.runtime.errors import told
+from partialfc.runtime.errors import exit_on_input_error
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--identities", type=int, required=True, help="how many are held out")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     options = parser.parse_args()
-    with told():
+    with exit_on_input_error():
         written = split(
             options.pack,
             options.rest,

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from partialfc.data.packs.unpacking import unpack
-from partialfc.runtime.errors import told
+from partialfc.runtime.errors import exit_on_input_error
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("pack", type=Path, help="folder with train.rec")
     parser.add_argument("out", type=Path, help="folder to write to")
     options = parser.parse_args()
-    with told():
+    with exit_on_input_error():
         count = unpack(options.pack, options.out, progress=True)
         print(f"{options.out}: {count} images")
 

@@ -15,6 +15,7 @@ from partialfc.data.dataset import Property, RecordDataset, class_of, read_prope
 from partialfc.data.packs.progress import in_order, tracked
 from partialfc.data.packs.writing import Sample, plan_of, resume_pack
 from partialfc.data.recordio import MAGIC, CorruptRecord, mapped, read_record, unpack
+from partialfc.errors import InputError
 from partialfc.runtime.errors import one_line
 
 _STRIDE = 1 << 20  # words of 4 bytes in which the next record is looked for at a time
@@ -31,14 +32,14 @@ class Findings:
 
 def check(folder: Path, *, progress: bool = False) -> Findings:
     """Reads the whole .rec, whatever its index says, and decodes every image. Damage that a JPEG decoder passes over,
-    as most do with pixels that are lost, is not noticed: the format has no checksums. ValueError or OSError where
+    as most do with pixels that are lost, is not noticed: the format has no checksums. InputError or OSError where
     there is no .rec, or its `property` is none, or no image can be read.
     """
     findings = _opened(folder)
     for _ in _readable(folder, findings, progress):
         pass
     if not findings.num_images:
-        raise ValueError(
+        raise InputError(
             f"{record_file(folder)}: no image that can be read; {'; '.join(findings.problems[:1])}"
         )
     return findings
@@ -47,10 +48,10 @@ def check(folder: Path, *, progress: bool = False) -> Findings:
 def repair(folder: Path, target: Path, *, progress: bool = False) -> Findings:
     """Write a pack of all images that can be read, in the order of the .rec, to `target`, with an index of its own;
     returns what is wrong with the damaged one, which stays as it is. Classes stay. May be repeated where it was
-    interrupted. ValueError where nothing can be read, else as check.
+    interrupted. InputError where nothing can be read, else as check.
     """
     if folder.resolve() == target.resolve():
-        raise ValueError(f"{target}: wanted another folder than that of the pack")
+        raise InputError(f"{target}: wanted another folder than that of the pack")
     path, known = record_file(folder), read_property(folder / "property")
     findings = _opened(folder)
 
@@ -71,14 +72,14 @@ def repair(folder: Path, target: Path, *, progress: bool = False) -> Findings:
 def _opened(folder: Path) -> Findings:
     try:
         return Findings(RecordDataset(folder).dialect)
-    except (ValueError, OSError) as error:
+    except (InputError, OSError) as error:
         return Findings(problems=[one_line(error)])
 
 
 def _first_size(samples: Iterable[Sample], path: Path) -> int:
     for _, encoded in samples:
         return images.decode(encoded).shape[0]
-    raise ValueError(f"{path}: no image that can be read")
+    raise InputError(f"{path}: no image that can be read")
 
 
 def _readable(folder: Path, findings: Findings, progress: bool) -> Iterator[Sample]:
@@ -92,7 +93,7 @@ def _readable(folder: Path, findings: Findings, progress: bool) -> Iterator[Samp
             return f"{path}: {content}"
         try:
             return _image(content, known)
-        except ValueError as error:
+        except InputError as error:
             return f"{path}: record at byte {offset}: {error}"
 
     for found in in_order(looked_at, tracked(_records(mapped(path)), "reading", shown=progress)):
@@ -104,13 +105,13 @@ def _readable(folder: Path, findings: Findings, progress: bool) -> Iterator[Samp
 
 
 def _image(content: bytes, known: Property | None) -> Sample | None:
-    """None for the pack's header, or an identity. ValueError says what is wrong."""
+    """None for the pack's header, or an identity. InputError says what is wrong."""
     header, payload = unpack(content)
     if not len(payload) and header.flag:
         return None
     label = class_of(header, in_id2=known is not None and known.labels_in_id2)
     if not 0 <= label < (known.num_classes if known else 1 << 31):
-        raise ValueError(f"label {label}, which is none of the classes")
+        raise InputError(f"label {label}, which is none of the classes")
     images.decode(payload)
     return label, bytes(payload)
 
@@ -152,7 +153,7 @@ def _next_whole(buffer: memoryview, words: NDArray[np.uint32], offset: int) -> i
 
 def shared(first: Path, second: Path, *, progress: bool = False) -> Counter[tuple[int, int]]:
     """Pairs of classes, of the `first` pack and the `second`, that have the same image, byte for byte: in how many pairs
-    of images. ValueError where one of them cannot be read.
+    of images. InputError where one of them cannot be read.
     """
     (hashes, labels), (others, other_labels) = (_hashed(pack, progress) for pack in (first, second))
     order = np.argsort(others)

@@ -50,7 +50,7 @@ class Summary:
 
 
 def summarized(folder: Path, *, progress: bool = False) -> Summary:
-    """Reads the header of every image, and decodes some. ValueError where the pack cannot be read."""
+    """Reads the header of every image, and decodes some. InputError where the pack cannot be read."""
     dataset = RecordDataset(folder)
     per_class = np.zeros(dataset.num_classes, np.int64)
     for sample in tracked(range(len(dataset)), "reading", shown=progress):

@@ -13,6 +13,7 @@ from partialfc.data import images
 from partialfc.data.packs.progress import in_order, tracked
 from partialfc.data.packs.sources import Face, Files, Source, opened
 from partialfc.data.packs.writing import Sample, resume_pack
+from partialfc.errors import InputError
 from partialfc.runtime import randomness
 
 _JPEG = b"\xff\xd8\xff"
@@ -37,7 +38,7 @@ class Packing:
         for name, low, high in bounds:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
-                raise ValueError(f"--{name.replace('_', '-')} {value}: wanted {low} to {high}")
+                raise InputError(f"--{name.replace('_', '-')} {value}: wanted {low} to {high}")
 
 
 def pack(
@@ -48,7 +49,7 @@ def pack(
     What a source may be: see sources.opened. The identities of each source follow those of the source before, and
     no two are taken for one. A JPEG of the wanted size keeps its bytes; anything else is resized and encoded.
     A call that was interrupted is gone on with by the same call, and ends in the same bytes. progress: show a bar
-    on stderr. ValueError names an identity without images, and an image that cannot be read.
+    on stderr. InputError names an identity without images, and an image that cannot be read.
     """
     sources = [_renumbered(opened(path, sparse=packing.min_images is not None), packing) for path in inputs]
     if packing.shuffle is not None:
@@ -94,7 +95,7 @@ def _shuffled(inputs: Sequence[Path], sources: Sequence[_Renumbered], seed: int)
     """All images of the sources in the order of a seed."""
     for path, it in zip(inputs, sources, strict=True):
         if not isinstance(it.source, Files):
-            raise ValueError(
+            raise InputError(
                 f"{path}: --shuffle wants folders of identities or .lst listings; this is read as a stream"
             )
     faces = list(_merged(sources))
@@ -132,8 +133,8 @@ def _encoded(face: Face, packing: Packing) -> bytes:
     content = face.content if isinstance(face.content, bytes) else Path(face.content).read_bytes()
     try:
         pixels = images.decode(content)
-    except ValueError as error:
-        raise ValueError(f"{face.place}: {error}") from None
+    except InputError as error:
+        raise InputError(f"{face.place}: {error}") from None
     if content.startswith(_JPEG) and pixels.shape == (packing.size, packing.size, 3):
         return content
     return images.encode_jpeg(images.resized(pixels, packing.size), packing.quality)

@@ -5,6 +5,7 @@ import pickle
 from pathlib import Path
 
 from partialfc.data import images
+from partialfc.errors import InputError
 from partialfc.runtime.files import published
 
 
@@ -23,18 +24,20 @@ def pack_pairs(listing: Path, folder: Path, path: Path) -> int:
     """Pack the pairs of a listing in the format of LFW's pairs.txt into a .bin; returns their number.
 
     listing: a first line of folds and pairs (or of pairs alone), then `NAME i j` for two images of one person
-    and `NAME i OTHER j` for images of two; image i of NAME is folder/NAME/NAME_0001.jpg for i = 1. ValueError
+    and `NAME i OTHER j` for images of two; image i of NAME is folder/NAME/NAME_0001.jpg for i = 1. InputError
     names a line that is neither, a number of pairs that disagrees, and an image that cannot be read.
     """
-    lines = [line.split() for line in listing.read_text(encoding="utf-8").splitlines()]
+    lines = [
+        line.split() for line in listing.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    ]
     while lines and not lines[-1]:
         lines.pop()
-    if not lines or len(lines[0]) not in (1, 2) or not all(field.isdigit() for field in lines[0]):
-        raise ValueError(f"{listing}, line 1: wanted the numbers of folds and of pairs, or of pairs alone")
+    if not lines or len(lines[0]) not in (1, 2) or not all(map(_is_number, lines[0])):
+        raise InputError(f"{listing}, line 1: wanted the numbers of folds and of pairs, or of pairs alone")
     pairs = [_pair(f"{listing}, line {number}", fields) for number, fields in enumerate(lines[1:], 2)]
     wanted = 2 * math.prod(int(field) for field in lines[0])
     if len(pairs) != wanted:
-        raise ValueError(
+        raise InputError(
             f"{listing}: {len(pairs)} pairs, wanted {wanted} as line 1 says: as many same as different"
         )
     encoded = [_pair_image(folder, *shown) for pair in pairs for shown in pair]
@@ -43,12 +46,18 @@ def pack_pairs(listing: Path, folder: Path, path: Path) -> int:
 
 
 def _pair(place: str, fields: list[str]) -> tuple[Shown, Shown]:
+    if "\0" in "".join(fields):
+        raise InputError(f"{place}: a zero byte; wanted NAME i j, or NAME i OTHER j")
     match fields:
-        case [name, first, second] if first.isdigit() and second.isdigit():
+        case [name, first, second] if _is_number(first) and _is_number(second):
             return (name, int(first)), (name, int(second))
-        case [name, first, other, second] if first.isdigit() and second.isdigit():
+        case [name, first, other, second] if _is_number(first) and _is_number(second):
             return (name, int(first)), (other, int(second))
-    raise ValueError(f"{place}: {' '.join(fields)[:60]!r}, wanted NAME i j, or NAME i OTHER j")
+    raise InputError(f"{place}: {' '.join(fields)[:60]!r}, wanted NAME i j, or NAME i OTHER j")
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 10
 
 
 def _pair_image(folder: Path, name: str, number: int) -> bytes:
@@ -56,6 +65,6 @@ def _pair_image(folder: Path, name: str, number: int) -> bytes:
     content = path.read_bytes()
     try:
         images.decode(content)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     return content

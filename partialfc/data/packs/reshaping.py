@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from partialfc.data.dataset import RecordDataset
 from partialfc.data.packs.progress import tracked
 from partialfc.data.packs.writing import Sample, plan_of, resume_pack
+from partialfc.errors import InputError
 from partialfc.runtime import randomness
 
 _Chosen = list[
@@ -19,7 +20,7 @@ _Chosen = list[
 
 def merge(packs: Sequence[Path], folder: Path, *, progress: bool = False) -> tuple[int, int]:
     """Write the images of all `packs` to `folder`, the classes of each after those of the one before, and no two taken
-    for one; returns the numbers of classes and of images. May be repeated where it was interrupted. ValueError where
+    for one; returns the numbers of classes and of images. May be repeated where it was interrupted. InputError where
     a pack cannot be read, or its images are of another size.
     """
     chosen: _Chosen = []
@@ -36,17 +37,17 @@ def split(
 ) -> list[tuple[int, int]]:
     """Write all images of `identities` drawn classes to `held`, and those of the others to `rest`; returns the numbers
     of classes and of images of `rest` and of `held`. Classes are renumbered in their order; those without an image
-    are in neither. ValueError where the pack cannot be read, or has no more identities than are drawn.
+    are in neither. InputError where the pack cannot be read, or has no more identities than are drawn.
     """
     dataset = RecordDataset(pack)
     if rest.resolve() == held.resolve():
-        raise ValueError(f"{rest}: wanted two different folders")
+        raise InputError(f"{rest}: wanted two different folders")
     counts = np.zeros(dataset.num_classes, np.int64)
     for sample in tracked(range(len(dataset)), "reading", shown=progress):
         counts[dataset.label(sample)] += 1
     present = np.flatnonzero(counts)
     if not 0 < identities < len(present):
-        raise ValueError(
+        raise InputError(
             f"{identities} identities to hold out of {pack}; wanted 1 to {len(present) - 1}, as it has {len(present)}"
         )
     places = randomness.permuted(randomness.key(seed, "held out"), np.arange(identities), len(present))
@@ -61,7 +62,7 @@ def split(
 
 def _write(chosen: _Chosen, folder: Path, num_classes: int, what: str, progress: bool) -> tuple[int, int]:
     if folder.resolve() in {dataset.path.parent.resolve() for dataset, _ in chosen}:
-        raise ValueError(f"{folder}: wanted another folder than that of a pack which is read")
+        raise InputError(f"{folder}: wanted another folder than that of a pack which is read")
     size = _size(chosen)
 
     def samples(done: int) -> Iterator[Sample]:
@@ -84,7 +85,7 @@ def _size(chosen: _Chosen) -> int:
         found = dataset[0][0].shape[:2]
         wanted = (height or found[0],) * 2
         if found != wanted:
-            raise ValueError(
+            raise InputError(
                 f"{dataset.path}: images of {found[0]} x {found[1]}, wanted {wanted[0]} x {wanted[1]}"
             )
         height = found[0]

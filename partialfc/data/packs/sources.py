@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import lmdb
 import msgpack
 
+from partialfc.errors import InputError
 from partialfc.runtime.errors import one_line
 from partialfc.runtime.files import stamp
 
@@ -46,11 +47,11 @@ class Source(Protocol):
 def opened(path: Path, *, sparse: bool) -> Source:
     """The source at `path`, told by what is there: a .lst, a .tar or a folder of such, an LMDB, a folder of identities.
 
-    sparse: identities without images are passed over, else they are an error. ValueError where it is none of these,
+    sparse: identities without images are passed over, else they are an error. InputError where it is none of these,
     or without images.
     """
     if not path.exists():
-        raise ValueError(f"{path}: no such file or folder")
+        raise InputError(f"{path}: no such file or folder")
     if path.suffix == ".lst":
         return listed(path)
     if path.suffix in (".lmdb", ".mdb") or (path / "data.mdb").exists():
@@ -60,7 +61,7 @@ def opened(path: Path, *, sparse: bool) -> Source:
         return Tars(tars)
     if path.is_dir():
         return identities(path, sparse=sparse)
-    raise ValueError(f"{path}: wanted a folder of identities, a .lst, an LMDB, a .tar or a folder of them")
+    raise InputError(f"{path}: wanted a folder of identities, a .lst, an LMDB, a .tar or a folder of them")
 
 
 @dataclass(frozen=True)
@@ -84,17 +85,17 @@ class Files:
 
 def identities(folder: Path, *, sparse: bool) -> Files:
     """folder/IDENTITY/IMAGE; classes follow the sorted names of the identities, images the sorted names in them.
-    ValueError where there are no identities, or unless `sparse` one without images.
+    InputError where there are no identities, or unless `sparse` one without images.
     """
     folders = [path for path in _entries(folder) if path.is_dir()]
     if not folders:
-        raise ValueError(f"{folder}: no folders in it; wanted one folder of images for each identity")
+        raise InputError(f"{folder}: no folders in it; wanted one folder of images for each identity")
     found = []
     for label, identity in enumerate(folders):
         images = [str(path) for path in _entries(identity) if path.suffix.lower() in SUFFIXES]
         if not images and not sparse:
             wanted = ", ".join(sorted(SUFFIXES))
-            raise ValueError(f"{identity}: an identity without images; wanted {wanted}, or --min-images")
+            raise InputError(f"{identity}: an identity without images; wanted {wanted}, or --min-images")
         found += [Face(label, image, image) for image in images]
     return Files(found)
 
@@ -106,7 +107,7 @@ def _entries(folder: Path) -> list[Path]:
 def listed(listing: Path) -> Files:
     """The files of a .lst, tab-separated and in its order, of either kind: im2rec's `number, label[, labels], path`,
     or insightface's `aligned, path, label[, box]`. Paths are relative to the folder of the listing.
-    ValueError names a line that is neither.
+    InputError names a line that is neither.
     """
     found = []
     with listing.open(encoding="utf-8", errors="surrogateescape") as lines:
@@ -116,7 +117,7 @@ def listed(listing: Path) -> Files:
                 full = str(listing.parent / path)
                 found.append(Face(label, full, full))
     if not found:
-        raise ValueError(f"{listing}: an empty listing")
+        raise InputError(f"{listing}: an empty listing")
     return Files(found)
 
 
@@ -126,7 +127,7 @@ def _line(place: str, fields: list[str]) -> tuple[int, str]:
         if PurePosixPath(name).suffix.lower() in SUFFIXES and "\0" not in name and label:
             return _label(place, label[0]), name
     shown = " ".join(fields)[:60]
-    raise ValueError(f"{place}: {shown!r}, wanted number, label, path, or aligned, path, label, between tabs")
+    raise InputError(f"{place}: {shown!r}, wanted number, label, path, or aligned, path, label, between tabs")
 
 
 def _label(place: str, text: str | bytes) -> int:
@@ -138,7 +139,7 @@ def _label(place: str, text: str | bytes) -> int:
     except ValueError:
         pass
     shown = text.decode(errors="replace") if isinstance(text, bytes) else text
-    raise ValueError(f"{place}: label {shown[:40]!r}, wanted an integer from 0 to 2^31 - 1")
+    raise InputError(f"{place}: label {shown[:40]!r}, wanted an integer from 0 to 2^31 - 1")
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ class Tars:
                 content = next((it for suffix, it in parts.items() if suffix in SUFFIXES), None)
                 if content is None or ".cls" not in parts:
                     found = ", ".join(sorted(parts))
-                    raise ValueError(f"{place}: {found}, wanted an image and its class in a .cls")
+                    raise InputError(f"{place}: {found}, wanted an image and its class in a .cls")
                 yield Face(_label(place, parts[".cls"].strip()), place, content)
 
     def labels(self) -> Iterator[int]:
@@ -186,11 +187,11 @@ def _without_suffix(member: tarfile.TarInfo) -> str:
 
 @contextmanager
 def _errors_of(path: Path) -> Iterator[None]:
-    """What the libraries raise on a damaged file, as a ValueError that names it."""
+    """What the libraries raise on a damaged file, as an InputError that names it."""
     try:
         yield
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, lmdb.Error) as error:
-        raise ValueError(f"{path}: {one_line(error)}") from None
+        raise InputError(f"{path}: {one_line(error)}") from None
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ class Lmdb:
                             _label(place, str(label) if isinstance(label, int) else label), place, content
                         )
                     case _:
-                        raise ValueError(f"{place}: wanted msgpack of [image, class]")
+                        raise InputError(f"{place}: wanted msgpack of [image, class]")
 
     def labels(self) -> Iterator[int]:
         return (face.label for face in self.faces())
@@ -238,18 +239,18 @@ class Lmdb:
         else:
             for key in _unpacked(place, listed):
                 if not isinstance(key, bytes):
-                    raise ValueError(f"{place}: wanted msgpack of a list of keys")
+                    raise InputError(f"{place}: wanted msgpack of a list of keys")
                 yield key
 
 
 def _unpacked(place: str, value: bytes | memoryview | None) -> list[Any]:
     """A list, or a tuple, that was packed; its text comes as bytes."""
     if value is None:
-        raise ValueError(f"{place}: not there")
+        raise InputError(f"{place}: not there")
     try:
         found = msgpack.unpackb(value, raw=True)
     except (ValueError, msgpack.UnpackException) as error:
-        raise ValueError(f"{place}: no msgpack: {one_line(error)}") from None
+        raise InputError(f"{place}: no msgpack: {one_line(error)}") from None
     if not isinstance(found, list):
-        raise ValueError(f"{place}: msgpack of {type(found).__name__}, wanted a list")
+        raise InputError(f"{place}: msgpack of {type(found).__name__}, wanted a list")
     return found

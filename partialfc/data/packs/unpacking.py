@@ -11,7 +11,7 @@ from partialfc.runtime.files import published
 def unpack(folder: Path, target: Path, *, progress: bool = False) -> int:
     """Write each image, byte for byte as it is in the pack, to target/CLASS/KEY.jpg; returns their number.
 
-    Files that are there already are left as they are, so that an interrupted call can be repeated. ValueError
+    Files that are there already are left as they are, so that an interrupted call can be repeated. InputError
     where a record cannot be read.
     """
     dataset = RecordDataset(folder)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from partialfc.data.dataset import EXACT_FLOATS
 from partialfc.data.recordio import Header, frame, mapped, pack, read_record
+from partialfc.errors import InputError
 from partialfc.runtime.files import locked, published, stamp
 
 Sample = tuple[int, bytes]  # class and encoded image
@@ -48,7 +49,7 @@ def resume_pack(
     The layout is that of the MS1M packs: images at keys 1..N, after them an identity record for each class, where
     the images came by ascending class (else there are none), and at the end a key-0 header
     [N + 1, N + 1 + num_classes]. Every image has its class in `id2`, too: float32 does not hold those from 2^24 on,
-    and then `property` says that they stand there. ValueError where there is no image, where nearly all classes would
+    and then `property` says that they stand there. InputError where there is no image, where nearly all classes would
     have none, or another process is at work; OSError where it cannot be written.
     """
     draft = folder / ".packing"
@@ -142,11 +143,11 @@ def _complete(draft: Path, size: int, num_classes: int | None) -> None:
     """What follows the images in train.rec; the index; property."""
     offsets, labels = _journal(draft).T
     if not len(labels):
-        raise ValueError(f"{draft.parent}: no image to pack")
+        raise InputError(f"{draft.parent}: no image to pack")
     if num_classes is None:
         num_classes = int(labels.max()) + 1
         if num_classes > _SPARSEST * len(labels):
-            raise ValueError(
+            raise InputError(
                 f"{draft.parent}: class {num_classes - 1}, but {len(labels)} images; wanted classes numbered from 0, "
                 f"as --min-images 1 does"
             )

@@ -14,6 +14,7 @@ from partialfc.data import images
 from partialfc.data.packs.pairs import write_pairs
 from partialfc.data.packs.writing import write_pack
 from partialfc.data.synthetic.photograph import photograph
+from partialfc.errors import InputError
 from partialfc.runtime.files import locked, published
 
 _FOLDS = 10
@@ -26,7 +27,7 @@ Picture = tuple[int, int]  # identity and number of the image
 def ensure(folder: Path, wanted: SyntheticData) -> None:
     """Draw train.rec and unseen.bin into `folder`, unless a pack is there; of several processes, one draws.
 
-    What was drawn is written to synthetic.json: ValueError where that is not what is wanted. A pack that stands
+    What was drawn is written to synthetic.json: InputError where that is not what is wanted. A pack that stands
     there without it is somebody's own, and stays as it is.
     """
     settings = msgspec.json.encode(wanted).decode()
@@ -34,7 +35,7 @@ def ensure(folder: Path, wanted: SyntheticData) -> None:
     with locked(folder / ".lock"):
         if facts.exists() and facts.read_text(encoding="utf-8") != settings:
             found = facts.read_text(encoding="utf-8")
-            raise ValueError(
+            raise InputError(
                 f"{facts}: drawn as {found}, the recipe wants {settings}; name another data.path"
             )
         if not any(folder.glob("*.rec")):

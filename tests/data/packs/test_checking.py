@@ -8,6 +8,7 @@ from partialfc.data import RecordDataset
 from partialfc.data.packs.checking import check, repair, shared
 from partialfc.data.packs.writing import write_pack as write_samples
 from partialfc.data.recordio import MAGIC, Header, RecordWriter
+from partialfc.errors import InputError
 
 IMAGES = [(label, face(label, image)) for label in range(3) for image in range(4)]
 
@@ -115,12 +116,12 @@ def test_nothing_that_can_be_read(tmp_path):
     (tmp_path / "pack").mkdir()
     (tmp_path / "pack/train.rec").write_bytes(b"\0" * 1001)
     with pytest.raises(
-        ValueError, match=r"no image that can be read; .*/train.rec: record at byte 0: magic 0x0"
+        InputError, match=r"no image that can be read; .*/train.rec: record at byte 0: magic 0x0"
     ):
         check(tmp_path / "pack")
-    with pytest.raises(ValueError, match=r"train.rec: no image that can be read"):
+    with pytest.raises(InputError, match=r"train.rec: no image that can be read"):
         repair(tmp_path / "pack", tmp_path / "out")
-    with pytest.raises(ValueError, match="wanted another folder than that of the pack"):
+    with pytest.raises(InputError, match="wanted another folder than that of the pack"):
         repair(tmp_path / "pack", tmp_path / "pack")
 
 

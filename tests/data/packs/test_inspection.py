@@ -11,6 +11,7 @@ from partialfc.data.packs.inspection import contact_sheet, summarized
 from partialfc.data.packs.packing import Packing, pack
 from partialfc.data.packs.unpacking import unpack
 from partialfc.data.recordio import Header, RecordWriter
+from partialfc.errors import InputError
 
 
 def write_records(folder, headers, *, with_property=True):
@@ -96,7 +97,7 @@ def test_the_sheet_shows_images_of_the_pack(tmp_path):
     assert sheet.shape == (64, 96, 3) and (sheet[32:, 32:] == 255).all()
     pack = RecordDataset(tmp_path / "pack")
     assert (sheet[:32, :32] == pack[0][0]).all() and (sheet[32:, :32] == pack[3][0]).all()
-    with pytest.raises(ValueError, match=r"sheet.bogus: wanted the name of a .png or .jpg file"):
+    with pytest.raises(InputError, match=r"sheet.bogus: wanted the name of a .png or .jpg file"):
         contact_sheet(tmp_path / "pack", tmp_path / "sheet.bogus")
 
 

@@ -12,6 +12,7 @@ from partialfc.data import RecordDataset, images
 from partialfc.data.packs.packing import Packing, pack
 from partialfc.data.packs.writing import write_pack
 from partialfc.data.recordio import RecordFile
+from partialfc.errors import InputError
 
 
 @pytest.fixture
@@ -84,15 +85,15 @@ def test_images_out_of_order_have_no_identity_records(tmp_path):
 
 
 def test_bad_folders_are_refused_and_leave_no_pack(folder, tmp_path):
-    with pytest.raises(ValueError, match="none: no such file or folder"):
+    with pytest.raises(InputError, match="none: no such file or folder"):
         pack([tmp_path / "none"], tmp_path / "pack")
-    with pytest.raises(ValueError, match=r"faces/a: no folders in it"):
+    with pytest.raises(InputError, match=r"faces/a: no folders in it"):
         pack([folder / "a"], tmp_path / "pack")
     (folder / "c").mkdir()
-    with pytest.raises(ValueError, match=r"faces/c: an identity without images; wanted .bmp, .jpeg"):
+    with pytest.raises(InputError, match=r"faces/c: an identity without images; wanted .bmp, .jpeg"):
         pack([folder], tmp_path / "pack")
     (folder / "c/0.jpg").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"faces/c/0.jpg: 8 bytes that are no image"):
+    with pytest.raises(InputError, match=r"faces/c/0.jpg: 8 bytes that are no image"):
         pack([folder], tmp_path / "pack")
     assert not [path for path in (tmp_path / "pack").iterdir() if path.name != ".packing"]
 
@@ -141,7 +142,7 @@ def test_a_shuffled_pack_holds_the_same_images(folder, tmp_path):
     ],
 )
 def test_nonsense_is_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         Packing(**settings)
 
 

@@ -6,6 +6,7 @@ import pytest
 from faces import face
 
 from partialfc.data.packs.pairs import pack_pairs
+from partialfc.errors import InputError
 from partialfc.evaluation.pairs import load_pairs
 
 
@@ -40,7 +41,7 @@ def test_a_listing_of_pairs_reads_back(people):
 )
 def test_a_bad_listing_is_refused(people, text, message):
     (people / "pairs.txt").write_text(text)
-    with pytest.raises((ValueError, OSError), match=message):
+    with pytest.raises((InputError, OSError), match=message):
         pack_pairs(people / "pairs.txt", people, people / "some.bin")
     assert not (people / "some.bin").exists()
 
@@ -48,5 +49,5 @@ def test_a_bad_listing_is_refused(people, text, message):
 def test_an_unreadable_image_of_a_pair_is_named(people):
     (people / "pairs.txt").write_text("1\nAnn 1 2\nAnn 1 Bo 2\n")
     (people / "Bo/Bo_0002.jpg").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"Bo_0002.jpg: 0 bytes that are no image"):
+    with pytest.raises(InputError, match=r"Bo_0002.jpg: 0 bytes that are no image"):
         pack_pairs(people / "pairs.txt", people, people / "some.bin")

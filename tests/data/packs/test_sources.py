@@ -13,6 +13,7 @@ from partialfc.data import RecordDataset
 from partialfc.data.packs import writing
 from partialfc.data.packs.packing import Packing, pack
 from partialfc.data.packs.sources import opened
+from partialfc.errors import InputError
 
 SAMPLES = [(label, face(label, image)) for label in range(3) for image in range(2)]
 SMALL = Packing(size=32)
@@ -109,7 +110,7 @@ def test_an_lmdb_without_a_list_of_keys(tmp_path):
 )
 def test_damaged_sources_are_named(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises((ValueError, OSError), match=message):
+    with pytest.raises((InputError, OSError), match=message):
         packed(tmp_path / name, tmp_path / "pack")
 
 
@@ -124,14 +125,14 @@ def test_damaged_sources_are_named(tmp_path, name, content, message):
 )
 def test_tars_without_image_or_class(tmp_path, found, message):
     write_tar(tmp_path / "a.tar", found)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         packed(tmp_path / "a.tar", tmp_path / "pack")
 
 
 def test_a_tar_that_is_cut_off(tmp_path):
     write_tar(tmp_path / "a.tar", members(SAMPLES))
     (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:3000])
-    with pytest.raises(ValueError, match=r"a.tar: unexpected end of data"):
+    with pytest.raises(InputError, match=r"a.tar: unexpected end of data"):
         packed(tmp_path / "a.tar", tmp_path / "pack")
 
 
@@ -149,7 +150,7 @@ def test_a_tar_that_is_cut_off(tmp_path):
 )
 def test_lmdb_sets_of_other_things(tmp_path, found, message):
     write_lmdb(tmp_path / "set.lmdb", found)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         packed(tmp_path / "set.lmdb", tmp_path / "pack")
 
 
@@ -169,7 +170,7 @@ def test_what_was_begun_is_not_gone_on_with_under_other_classes(tmp_path, monkey
 
 def test_what_is_streamed_is_not_shuffled(tmp_path):
     write_tar(tmp_path / "a.tar", members(SAMPLES))
-    with pytest.raises(ValueError, match=r"a.tar: --shuffle wants folders"):
+    with pytest.raises(InputError, match=r"a.tar: --shuffle wants folders"):
         packed(tmp_path / "a.tar", tmp_path / "pack", Packing(size=32, shuffle=1))
-    with pytest.raises(ValueError, match="none: no such file or folder"):
+    with pytest.raises(InputError, match="none: no such file or folder"):
         opened(tmp_path / "none", sparse=False)

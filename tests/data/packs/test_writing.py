@@ -13,6 +13,7 @@ from faces import face
 
 from partialfc.data.packs import writing
 from partialfc.data.packs.writing import resume_pack, write_pack
+from partialfc.errors import InputError
 from partialfc.runtime.files import locked
 
 SAMPLES = [(label, face(label, image)) for label in range(5) for image in range(4)]
@@ -99,12 +100,12 @@ def test_an_interruption_while_files_are_put_in_place(tmp_path, whole, monkeypat
 
 
 def test_two_at_once_are_refused(tmp_path):
-    with locked(tmp_path / ".packing/lock"), pytest.raises(ValueError, match="another process is packing"):
+    with locked(tmp_path / ".packing/lock"), pytest.raises(InputError, match="another process is packing"):
         resume_pack(tmp_path, lambda done: SAMPLES, plan="a", size=32)
 
 
 def test_classes_that_are_no_numbers_from_0(tmp_path):
-    with pytest.raises(ValueError, match=r"class 2000000000, but 1 images; wanted classes numbered from 0"):
+    with pytest.raises(InputError, match=r"class 2000000000, but 1 images; wanted classes numbered from 0"):
         write_pack(tmp_path, [(2_000_000_000, face(0, 0))], size=32)
 
 
@@ -143,7 +144,7 @@ def test_starting_over_that_was_interrupted_is_started_over(tmp_path, whole, mon
 
 
 def test_nothing_to_pack(tmp_path):
-    with pytest.raises(ValueError, match="no image to pack"):
+    with pytest.raises(InputError, match="no image to pack"):
         write_pack(tmp_path, [], size=32)
 
 
