@@ -45,10 +45,14 @@ class ActiveRows:
     ) -> None:
         self._tensors, self._index, self.classes, self._factors = tensors, index, classes, factors
         self._storage = storage
+        stored = tensors[CENTERS].dtype == storage.dtype
+        self.read_copies = (
+            index is not None or factors is not None or not stored
+        )  # what is read may be written to
         self.num_active = len(tensors[CENTERS] if index is None else index)  # S
 
     def read_chunk(self, chunk: slice) -> Tensor:
-        """Centres [c, D] of a chunk, to be read only, until the next call."""
+        """Centres [c, D] of a chunk, until the next call; to be read only unless `read_copies`."""
         weight = self._load(CENTERS, chunk)
         if self._factors is None:
             return weight

@@ -67,17 +67,25 @@ def row_gradients(
     target_slots: Tensor,
     target_pulls: Tensor,
     *,
-    skipped: Tensor,
+    finite_bits: Tensor,
     matmul: Matmul,
     out: Tensor,
 ) -> Tensor:
-    """The loss's gradient [c, D] by the rows at length 1; 0 where the bool scalar `skipped` is true.
+    """The loss's gradient [c, D] by the rows at length 1; 0 in a step that is skipped.
 
     kept: exponentials [c, B], 0 at the targets; pulls [B, D]: each embedding times what turns its exponentials into the
     loss's derivatives by the cosines; target_pulls [N', D]: the same of the targets, for the rows `target_slots` [N'].
+    finite_bits: from bits_of.
     """
     matmul.into(out, kept, pulls)
     if len(target_slots):
         # accumulate: several images may be of one class; in a fixed order on a GPU, too, unlike index_add_
         out.index_put_((target_slots,), target_pulls, accumulate=True)
-    return out.masked_fill_(skipped, 0.0)
+    # What a skipped step leaves may be nan, which times 0 stays nan; and where() takes seven times as long on a CPU.
+    out.view(finite_bits.dtype).bitwise_and_(finite_bits)
+    return out
+
+
+def bits_of(finite: Tensor, dtype: torch.dtype) -> Tensor:
+    """An integer scalar as wide as `dtype`, all ones where the bool scalar `finite` is true, else 0."""
+    return -finite.to(torch.int64 if dtype == torch.float64 else torch.int32)

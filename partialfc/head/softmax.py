@@ -18,7 +18,15 @@ from torch import Tensor
 from partialfc.head.active import ActiveClasses
 from partialfc.head.active_rows import ActiveRows
 from partialfc.head.buffers import Buffers
-from partialfc.head.chunk import accumulate, exponentials, logits, row_gradients, unit_rows, without_targets
+from partialfc.head.chunk import (
+    accumulate,
+    bits_of,
+    exponentials,
+    logits,
+    row_gradients,
+    unit_rows,
+    without_targets,
+)
 from partialfc.head.losses import Batch, Loss, State
 from partialfc.head.matmul import Matmul
 from partialfc.runtime import comm
@@ -112,7 +120,7 @@ class ShardedSoftmax:
 
         weight, lr: scalars, lr 0 in a step that is to change nothing, as the bool scalar `finite` says.
         """
-        classes, skipped = rows.classes, ~finite
+        classes, finite_bits = rows.classes, bits_of(finite, self._dtype)
         pulls = left.embeddings * (left.factor * weight)[:, None]
         of_targets = left.embeddings.index_select(0, classes.target_positions)
         target_pulls = of_targets * (left.targets * weight)[:, None]  # [N, D]
@@ -126,7 +134,7 @@ class ShardedSoftmax:
                 pulls,
                 classes.target_slots[images] - chunk.start,
                 target_pulls[images],
-                skipped=skipped,
+                finite_bits=finite_bits,
                 matmul=self._matmul,
                 out=self._take("d_unit", (chunk.stop - chunk.start, self._width)),
             )
@@ -223,7 +231,8 @@ class ShardedSoftmax:
             out = self._take("exponentials", (size, len(left.embeddings)))
             inverse = self._take("inverse", (size, 1))
         weight = rows.read_chunk(chunk)
-        unit = unit_rows(weight, out=self._take("unit", tuple(weight.shape)), inverse_=inverse)
+        unit_memory = weight if rows.read_copies else self._take("unit", tuple(weight.shape))
+        unit = unit_rows(weight, out=unit_memory, inverse_=inverse)
         found = logits(
             unit,
             left.scaled,

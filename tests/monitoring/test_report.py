@@ -164,7 +164,11 @@ def test_the_parts_of_the_time_are_a_steps_and_numbers_of_a_look_are_right(ranks
     never_positive = [line["never_positive"] for line in looks]
     assert [line["step"] for line in looks] == [1, 2, 3, 4]
     assert (
-        CLASSES > never_positive[0] > never_positive[1] >= never_positive[3] == int((state["seen_classes"] == 0).sum())
+        CLASSES
+        > never_positive[0]
+        > never_positive[1]
+        >= never_positive[3]
+        == int((state["seen_classes"] == 0).sum())
     )
     for line in looks:
         assert 0 < line["target_angle"] < 180 and 0 < line["nearest_angle"] < line["target_angle"]
