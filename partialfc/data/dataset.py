@@ -34,7 +34,10 @@ class RecordDataset:
     InputError where the files are missing, cut off, or disagree.
     """
 
-    def __init__(self, folder: Path, image_size: int | None = None, *, reader: Reader = "native") -> None:
+    def __init__(
+        self, folder: Path | str, image_size: int | None = None, *, reader: Reader = "native"
+    ) -> None:
+        folder = Path(folder)
         path = record_file(folder)
         self._records = RecordFile(path) if reader == "native" else MxnetRecords(path)
         self._size = image_size

@@ -1,0 +1,107 @@
+"""The examples run as they stand, and a stranger's loop trains as ours does."""
+
+import io
+import re
+import runpy
+import sys
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+from unittest import mock
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import RankPool
+from runs import config_of, curve, trained
+
+from partialfc import run
+from partialfc.config import AdamW, ElasticArcFace, HeadConfig, IResNetTiny, Step, SyntheticData
+from partialfc.data import synthetic
+from partialfc.data.loader import Batch, Loader
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+import train_ddp  # noqa: E402
+
+STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pack of the kind that the quickstart draws, smaller."""
+    folder = tmp_path_factory.mktemp("drawn")
+    synthetic.ensure(folder, SyntheticData(identities=60, images=5, unseen=20, pairs=20))
+    return folder
+
+
+def example(name: str, arguments: list[str]) -> str:
+    """What a rank of the script prints, which is run as it stands, in a process that has a group already."""
+    with (
+        mock.patch.object(dist, "init_process_group"),
+        mock.patch.object(dist, "destroy_process_group"),
+        mock.patch.object(sys, "argv", [name, *arguments]),
+        redirect_stdout(io.StringIO()) as printed,
+    ):
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    return printed.getvalue()
+
+
+def losses_of(ranks: RankPool, world_size: int, *arguments: object) -> list[float]:
+    printed = ranks.run(world_size, example, "train_ddp.py", [str(it) for it in arguments])
+    assert not any(printed[1:])
+    return [float(loss) for loss in re.findall(r"step \d+: loss (\S+)", printed[0])]
+
+
+def batches_of_the_example(loader: Loader, start: int, stop: int) -> Iterator[Batch]:
+    dataset, ranks = loader._samples._dataset, loader._ranks
+    for number in range(start, stop):
+        generator = torch.Generator().manual_seed(number)
+        chosen = torch.randint(len(dataset), (train_ddp.BATCH,), generator=generator)
+        pixels, labels = zip(*(dataset[int(it)] for it in chosen), strict=True)
+        images = torch.from_numpy(np.stack(pixels)).chunk(ranks.size)[ranks.rank]
+        yield Batch(images, torch.tensor(labels), waited=0.0, replaced=0)
+
+
+def new_network(_: object) -> torch.nn.Module:
+    network = train_ddp.new_network()
+    network.input_size = train_ddp.SIZE
+    return network
+
+
+def by_our_trainer(folder: Path, output: Path) -> None:
+    config = msgspec.structs.replace(
+        config_of(folder, output, train={"batch": train_ddp.BATCH, "length": STEPS}),
+        backbone=IResNetTiny(input_size=train_ddp.SIZE, embedding=train_ddp.WIDTH),
+        margin=ElasticArcFace(scale=16),
+        head=HeadConfig(sample_rate=0.5),
+        optim=AdamW(lr=train_ddp.LR, clip=0),
+        schedule=Step(at=(1000,)),
+        seed=0,
+    )
+    with (
+        mock.patch.object(run, "build_backbone", new_network),
+        mock.patch.object(Loader, "batches", batches_of_the_example),
+    ):
+        trained(config)
+
+
+@pytest.fixture(scope="module")
+def ours(ranks, drawn, tmp_path_factory) -> list[float]:
+    output = tmp_path_factory.mktemp("ours")
+    ranks.run(2, by_our_trainer, drawn, output)
+    return curve(output)
+
+
+@pytest.mark.parametrize("options", [[], ["--fsdp"]], ids=["DistributedDataParallel", "fully_shard"])
+def test_a_strangers_loop_trains_as_ours_and_resumes_on_another_number_of_ranks(
+    ranks, drawn, tmp_path, ours, options
+):
+    losses = losses_of(ranks, 2, drawn, tmp_path / "a", "--steps", 12, *options)
+    losses += losses_of(
+        ranks, 1, drawn, tmp_path / "b", "--steps", STEPS, "--resume", tmp_path / "a", *options
+    )
+    assert len(losses) == STEPS
+    np.testing.assert_allclose(losses, ours, rtol=1e-5)
