@@ -191,10 +191,14 @@ def _unknown(keys: list[str], name: str, tree: Any, kind: inspect.Type) -> str:
     here = [field.encode_name for struct in structs for field in struct.fields]
     everywhere = list(_known(kind))
     near = difflib.get_close_matches(name, here, 1)
-    near = near or [key for key in everywhere if key.rpartition(".")[2] == name]
+    near = near or sorted((key for key in everywhere if key.rpartition(".")[2] == name), key=_depth)
     near = near or difflib.get_close_matches(".".join([*keys, name]), everywhere, 1)
     section = f"section {'.'.join(keys)}" if keys else "recipe"
     return f"{'.'.join([*keys, name])}: unknown key; the {section} has {', '.join(here)}{_suggestion(near)}"
+
+
+def _depth(key: str) -> int:
+    return key.count(".")
 
 
 def _suggestion(near: list[str]) -> str:

@@ -169,7 +169,7 @@ def _head(config: Config, num_classes: int, ranks: Ranks) -> PartialFC:
         config.backbone.embedding,
         config.margin,
         config=config.head,
-        optim=config.optim,
+        optim=None if config.head.optim else config.optim,
         seed=config.seed,
         device=ranks.device,
         group=ranks.group,
@@ -189,6 +189,7 @@ def _checkpoints(config: Config, num_classes: int, order: Order, ranks: Ranks) -
             if key not in ("checkpointing", "channels_last", "compile")  # how it is computed
         },
         "optim.name": msgspec.to_builtins(config.optim)["name"],
+        "head.optim.name": msgspec.to_builtins(config.rows_optim)["name"],
         "optim.ema": "kept" if config.optim.ema else "not kept",
         "head.unsampled": config.head.unsampled,
         "head.centers": config.head.centers,

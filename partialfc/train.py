@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -73,13 +74,10 @@ def train_step(run: Run, batch: Batch, step: HeadStep) -> Metrics:
     for the device.
     """
     config, number = run.config, run.step
-    lr = schedule.rate(
-        config.schedule,
-        number,
-        peak=config.optim.lr,
-        total=run.last_step,
-        steps_per_epoch=run.steps_per_epoch,
+    rate = partial(
+        schedule.rate, config.schedule, number, total=run.last_step, steps_per_epoch=run.steps_per_epoch
     )
+    lr, rows_lr = rate(peak=config.optim.lr), rate(peak=config.rows_optim.lr)
     statistics, loss_scale = run.statistics.kept(), run.optimizer.loss_scale.value.clone()
     with section("backbone"):
         embeddings = run.micro_batches.forward(batch.images, number)  # [b, D]: this rank's images
@@ -96,7 +94,7 @@ def train_step(run: Run, batch: Batch, step: HeadStep) -> Metrics:
             run.average.update(number, finite)
     observed = run.observe(step) if _looked_at(run) else None
     with section("head"):
-        run.head.update(step, lr, finite, loss_scale)
+        run.head.update(step, rows_lr, finite, loss_scale)
     return Metrics(
         loss=loss.detach(),
         gradient_norm=norm,

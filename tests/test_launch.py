@@ -162,7 +162,7 @@ def test_a_broadcast_error_on_one_rank_keeps_its_traceback(recipe):
         ),
         (["train.batch=many"], "train.batch: expected int, got str; found 'many'"),
         (["head.sample_rate=1.5"], "head.sample_rate: expected float <= 1.0; found 1.5"),
-        (["margin.name=acrface"], "wanted one of arcface, .*; did you mean arcface?"),
+        (["margin.name=acrface"], "wanted one of adaface, arcface, .*; did you mean arcface?"),
         (["--ranks", "5"], "train.batch 12 cannot be dealt out to 5 ranks; wanted one of 1, 2, 3, 4, 6"),
         (["--ranks", "0"], "cannot be dealt out to 0 ranks"),
         (["train.batch=1"], "train.batch 1 cannot be dealt out to 2 ranks; wanted one of none"),

@@ -42,12 +42,14 @@ from partialfc.config.margins import (
 )
 from partialfc.config.optimizers import (
     AdamW,
+    AdamWRule,
     AnyOptimizer,
+    AnyRule,
     AnySchedule,
     Cosine,
-    Optimizer,
     Polynomial,
     Sgd,
+    SgdRule,
     Step,
 )
 from partialfc.config.types import IGNORE, Chance, Count, Duration, Fraction, Natural, Seed, Settings
@@ -57,10 +59,12 @@ __all__ = [
     "IGNORE",
     "AdaFace",
     "AdamW",
+    "AdamWRule",
     "AngularMargin",
     "AnyBackbone",
     "AnyMargin",
     "AnyOptimizer",
+    "AnyRule",
     "AnySchedule",
     "ArcFace",
     "AugmentConfig",
@@ -86,13 +90,13 @@ __all__ = [
     "InitConfig",
     "Margin",
     "MobileFaceNet",
-    "Optimizer",
     "Order",
     "Polynomial",
     "Reader",
     "ReportConfig",
     "Settings",
     "Sgd",
+    "SgdRule",
     "SoftMax",
     "Step",
     "SyntheticData",
@@ -166,6 +170,7 @@ class HeadConfig(Settings, frozen=True):
     folder: str | None = None  # of `memory: file`, on a fast local disk; holds nothing after the run
     logits_budget: Natural = 4096  # MiB a rank; logits that do not fit are computed twice
     products: Literal["float32", "bfloat16"] = "float32"  # bfloat16: of the factors; sums stay in float32
+    optim: AnyRule | None = None  # of the class centres; unset: the rule and rate of the top level's optim
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -236,7 +241,7 @@ class Config(Settings, frozen=True):
                 f"data.lanes: {self.data.lanes}, which take equal parts of a batch; "
                 f"wanted a divisor of train.batch, {self.train.batch}"
             )
-        if not isinstance(self.optim, AdamW):
+        if not isinstance(self.rows_optim, AdamWRule):
             return
         if self.head.unsampled == "decay":
             raise InputError(
@@ -244,6 +249,11 @@ class Config(Settings, frozen=True):
             )
         if self.head.moments == "none":
             raise InputError("head.moments: none needs optim.name: sgd; AdamW is its moments")
+
+    @property
+    def rows_optim(self) -> AnyRule:
+        """How the class centres step."""
+        return self.head.optim or self.optim
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:

@@ -6,21 +6,10 @@ from partialfc.config.types import Duration, Fraction, NonNegative, Positive, Pr
 from partialfc.errors import InputError
 
 
-class Optimizer(Settings, frozen=True):
-    """Of the backbone and of the class centres."""
-
-    lr: Positive  # used as it is, whatever the batch
-    weight_decay: NonNegative
-    decayed: Literal["all", "matrices"] = "all"  # matrices: not norms, biases and slopes of the backbone
-    clip: NonNegative = 5.0  # largest norm of the backbone's gradient; 0: any
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the backbone
-    ema: Probability = 0.0  # decay of a moving average of the backbone, which then is what is used; 0: none
-
-
-class Sgd(Optimizer, frozen=True, tag="sgd", tag_field="name"):
+class SgdRule(Settings, frozen=True, tag="sgd", tag_field="name"):
     """As torch.optim.SGD."""
 
-    lr: Positive = 0.1
+    lr: Positive = 0.1  # used as it is, whatever the batch
     momentum: Probability = 0.9
     nesterov: bool = False
     weight_decay: NonNegative = 5e-4
@@ -31,13 +20,37 @@ class Sgd(Optimizer, frozen=True, tag="sgd", tag_field="name"):
             raise InputError("optim.nesterov: wants a momentum above 0")
 
 
-class AdamW(Optimizer, frozen=True, tag="adamw", tag_field="name"):
+class AdamWRule(Settings, frozen=True, tag="adamw", tag_field="name"):
     """As torch.optim.AdamW; a class centre counts its own steps."""
 
     lr: Positive = 1e-3
     betas: tuple[Probability, Probability] = (0.9, 0.999)
     eps: Positive = 1e-8
     weight_decay: NonNegative = 1e-2
+
+
+AnyRule = SgdRule | AdamWRule  # how a step is taken; `head.optim` is one
+
+Decayed = Literal["all", "matrices"]  # matrices: not norms, biases and slopes of the backbone
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+class Sgd(SgdRule, frozen=True, tag="sgd", tag_field="name"):
+    """The backbone's optimizer; and that of the class centres, unless `head.optim` is another."""
+
+    decayed: Decayed = "all"
+    clip: NonNegative = 5.0  # largest norm of the backbone's gradient; 0: any
+    precision: Precision = "fp32"  # of the backbone
+    ema: Probability = 0.0  # decay of a moving average of the backbone, which then is what is used; 0: none
+
+
+class AdamW(AdamWRule, frozen=True, tag="adamw", tag_field="name"):
+    """The backbone's optimizer; and that of the class centres, unless `head.optim` is another."""
+
+    decayed: Decayed = "all"
+    clip: NonNegative = 5.0  # see Sgd
+    precision: Precision = "fp32"
+    ema: Probability = 0.0
 
 
 AnyOptimizer = Sgd | AdamW

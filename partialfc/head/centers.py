@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from partialfc.config import AnyOptimizer, HeadConfig
+from partialfc.config import AnyRule, HeadConfig
 from partialfc.head.active import ActiveClasses
 from partialfc.head.active_rows import CENTERS, ActiveRows, Storage
 from partialfc.head.buffers import Buffers
 from partialfc.head.rows import memory, rounding
 from partialfc.head.rows.catch_up import CatchUp
-from partialfc.head.rows.optimizers import RowSgd, row_optimizer
+from partialfc.head.rows.optimizers import row_optimizer
 from partialfc.runtime import randomness
 
 INITIAL_STD = 0.01  # of a centre's components
@@ -52,7 +52,7 @@ class Centers:
         owned: range,
         width: int,
         config: HeadConfig,
-        optim: AnyOptimizer,
+        optim: AnyRule,
         *,
         seed: int,
         device: torch.device,
@@ -75,7 +75,6 @@ class Centers:
         )
         self._catch_up: CatchUp | None = None
         if config.unsampled == "decay" and config.sample_rate < 1:
-            assert isinstance(self._optimizer, RowSgd), "checked with the settings"
             self._catch_up = CatchUp(len(owned), self._optimizer, device, dtype)
 
     @property

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn.functional import normalize
 
-from partialfc.config import IGNORE, AnyMargin, AnyOptimizer, HeadConfig, Sgd
+from partialfc.config import IGNORE, AnyMargin, AnyRule, HeadConfig, SgdRule
 from partialfc.head import sampling
 from partialfc.head.active import ActiveClasses
 from partialfc.head.active_rows import ActiveRows
@@ -59,7 +59,8 @@ class PartialFC(nn.Module):
     any parameter. A loss that was multiplied against the underflow of fp16 is told to `update`, as `loss_scale`.
 
     The class centres are no parameters: `update` is their optimizer. They are in `state_dict()`, as DTensors where there
-    is a process group, which torch.distributed.checkpoint saves and loads at any number of ranks.
+    is a process group, which torch.distributed.checkpoint saves and loads at any number of ranks. optim: how they
+    step, which may also stand in `config`; without, SGD with its defaults.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class PartialFC(nn.Module):
         margin: AnyMargin,
         *,
         config: HeadConfig = HeadConfig(),
-        optim: AnyOptimizer = Sgd(),
+        optim: AnyRule | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
@@ -80,13 +81,15 @@ class PartialFC(nn.Module):
         self.group = group if group is not None else comm.default_group()
         self.num_classes, self.embedding_size = num_classes, embedding_size
         self.margin, self.config, self.seed = margin, config, seed
+        if optim is not None and config.optim is not None:
+            raise ValueError("optim and config.optim: found both; wanted one of them")
         rank, self._world_size = comm.place_in(self.group)
         self._gradient_factor = self._world_size if backbone_gradients == "mean" else 1
         self.centers = Centers(
             class_range(num_classes, rank, self._world_size),
             embedding_size,
             config,
-            optim,
+            optim or config.optim or SgdRule(),
             seed=seed,
             device=torch.empty(0, device=device).device,  # with its index, which other threads need
             dtype=dtype,

@@ -17,7 +17,7 @@ from partialfc.head.active_rows import CENTERS
 from partialfc.head.centers import types_of
 from partialfc.head.losses import loss_of
 from partialfc.head.rows.catch_up import MAX_STEPS
-from partialfc.head.rows.optimizers import row_optimizer
+from partialfc.head.rows.optimizers import RowOptimizer, row_optimizer
 from partialfc.head.sampling import num_strata
 from partialfc.head.shard import class_range
 from partialfc.head.softmax import chunk_of
@@ -54,11 +54,15 @@ class Job:
         return min(self.owned, round(drawn + (1 - rate) * min(batch, self.num_classes) / self.ranks))
 
     @property
+    def optimizer(self) -> RowOptimizer:
+        """How rows step."""
+        return row_optimizer(self.config.rows_optim, moments=self.config.head.moments != "none")
+
+    @property
     def stored(self) -> dict[str, torch.dtype]:
         """Types of the centres and of each of their moments."""
         head = self.config.head
-        optimizer = row_optimizer(self.config.optim, moments=head.moments != "none")
-        return types_of(head, optimizer.moments, torch.float32)
+        return types_of(head, self.optimizer.moments, torch.float32)
 
     @property
     def keeps_logits(self) -> bool:
@@ -78,7 +82,7 @@ class Job:
             parts = {"class centres": centers, "their moments": self.owned * row - centers}
         else:
             parts = {"rows of two steps": 2 * self.sampled * row}
-        if isinstance(self.config.optim, AdamW):
+        if self.optimizer.counts:
             parts["steps of each row"] = self.owned * _COUNT
         if self._decays:
             parts["what rows have missed"] = self.sampled * 4 * (_DOUBLE + _FLOAT)
@@ -157,8 +161,7 @@ class Job:
         buffers = 2 + converted + (2 if converted else 0)
         if self._decays:
             buffers += len(kept)
-        if isinstance(self.config.optim, AdamW):
-            buffers += 1
+        buffers += self.optimizer.temporaries
         return buffers * width * _FLOAT + (row if gathered else 0)
 
 

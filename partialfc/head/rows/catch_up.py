@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from partialfc.head.buffers import on_device
-from partialfc.head.rows.optimizers import RowSgd
+from partialfc.head.rows.optimizers import RowOptimizer
 
 MAX_STEPS = 1 << 22  # of a run that catches up: 16 MiB of learning rates
 
@@ -80,7 +80,9 @@ class CatchUp:
     What is saved has the same shapes after any number of steps: `last_step`, and the learning rates of all steps.
     """
 
-    def __init__(self, num_rows: int, optimizer: RowSgd, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, num_rows: int, optimizer: RowOptimizer, device: torch.device, dtype: torch.dtype
+    ) -> None:
         self._optimizer, self._history = optimizer, History(device)
         self.last_step = np.zeros(
             num_rows, np.int32

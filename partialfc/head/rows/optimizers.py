@@ -3,13 +3,15 @@
 Legend: c rows, D components. All work in place, on tensors of the type that is computed in.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import assert_never
 
 import torch
 from torch import Tensor
 
-from partialfc.config import AdamW, AnyOptimizer, Sgd
+from partialfc.config import AdamWRule, AnyRule, SgdRule
 
 
 @dataclass
@@ -24,15 +26,32 @@ class RowUpdate:
     count: Tensor | None  # [c, 1] int32 steps of each row, this one included; of an optimizer that counts
 
 
-class RowSgd:
+class RowOptimizer(ABC):
+    """How rows step; states what it keeps, so that nobody asks which it is."""
+
+    moments: tuple[str, ...] = ()  # names of the tensors [n, D] that are kept beside the centres
+    counts = False  # whether it wants to know how many steps a row has taken
+    temporaries = 0  # tensors [c, D] that a step takes for itself
+
+    @abstractmethod
+    def step(self, rows: RowUpdate) -> None:
+        """Take one step of a chunk of rows, in place."""
+
+    def transitions(self, learning_rates: Tensor) -> Tensor:
+        """What steps without a gradient do to (weight, momentum), [t, 2, 2] float64; learning_rates [t], nan: skipped.
+
+        Only of an optimizer whose steps without a gradient are linear in the two.
+        """
+        raise NotImplementedError
+
+
+class RowSgd(RowOptimizer):
     """torch.optim.SGD; without its momentum where moments are not kept."""
 
-    counts = False  # whether it wants to know how many steps a row has taken
-
-    def __init__(self, config: Sgd, *, moments: bool) -> None:
+    def __init__(self, config: SgdRule, *, moments: bool) -> None:
         self._momentum = config.momentum if moments else 0.0
         self._nesterov = config.nesterov
-        self.moments = ("momentum",) if self._momentum else ()  # tensors [n, D] kept beside the centres
+        self.moments = ("momentum",) if self._momentum else ()
         self._decay = config.weight_decay
 
     def step(self, rows: RowUpdate) -> None:
@@ -50,7 +69,7 @@ class RowSgd:
             weight.addcmul_(momentum, -lr)
 
     def transitions(self, learning_rates: Tensor) -> Tensor:
-        """What steps without a gradient do to (weight, momentum): [t, 2, 2] float64; learning_rates [t], nan: skipped."""
+        """See RowOptimizer."""
         lr = learning_rates.double()
         decay, momentum = torch.full_like(lr, self._decay), torch.full_like(lr, self._momentum)
         through, passed = (1 + self._momentum, self._momentum) if self._nesterov else (1.0, 1.0)
@@ -59,13 +78,14 @@ class RowSgd:
         return torch.where(lr.isnan()[:, None, None], identity, torch.stack(rows, dim=1).view(-1, 2, 2))
 
 
-class RowAdamW:
+class RowAdamW(RowOptimizer):
     """torch.optim.AdamW, its bias correction by the steps that the row itself has taken."""
 
     counts = True
     moments = ("first_moment", "second_moment")
+    temporaries = 1
 
-    def __init__(self, config: AdamW) -> None:
+    def __init__(self, config: AdamWRule) -> None:
         self._betas, self._eps, self._decay = config.betas, config.eps, config.weight_decay
 
     def step(self, rows: RowUpdate) -> None:
@@ -85,12 +105,14 @@ class RowAdamW:
         weight.addcdiv_(first * (-lr / bias), denominator)
 
 
-RowOptimizer = RowSgd | RowAdamW
-
-
-def row_optimizer(config: AnyOptimizer, *, moments: bool) -> RowOptimizer:
-    """The rows' part of a recipe's optimizer."""
-    return RowSgd(config, moments=moments) if isinstance(config, Sgd) else RowAdamW(config)
+def row_optimizer(config: AnyRule, *, moments: bool) -> RowOptimizer:
+    """The optimizer of the rows that a recipe means. moments: whether they are kept."""
+    match config:
+        case SgdRule():
+            return RowSgd(config, moments=moments)
+        case AdamWRule():
+            return RowAdamW(config)
+    assert_never(config)
 
 
 def _where(finite: Tensor, factor: float, like: Tensor) -> Tensor:
