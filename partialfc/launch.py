@@ -27,6 +27,7 @@ from partialfc.config import Config, load_config
 from partialfc.data.order import check_world_size, world_sizes
 from partialfc.errors import InputError
 from partialfc.runtime.errors import EXIT_CODE, exit_on_input_error
+from partialfc.runtime.precision import uses_cuda
 
 # Seconds in which the other nodes' launchers see that their ranks ended with the same error: SLURM ends those that are
 # left when the first is gone, and then gives their exit code.
@@ -39,7 +40,7 @@ def num_ranks(config: Config, wanted: int | None, nodes: int) -> int:
 
     InputError where `wanted`, or any number on so many nodes, does not fit the batch or the machine.
     """
-    use_cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    use_cuda = uses_cuda(config.device)
     devices = torch.cuda.device_count() if use_cuda else CPU_RANKS
     if devices == 0 or (wanted is not None and wanted > devices and use_cuda):
         raise InputError(f"{wanted or 1} ranks on cuda, but torch sees {devices} GPUs on this machine")

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 
 from partialfc.data import images
+from partialfc.data.packs import pack_writer
 from partialfc.data.packs import pairs as pair_sets
-from partialfc.data.packs import writing
 
 
 def face(identity: int, image: int, size: int = 32) -> bytes:
@@ -20,7 +20,7 @@ def face(identity: int, image: int, size: int = 32) -> bytes:
 
 def write_pack(folder: Path, classes: int, images_each: int, size: int = 32) -> None:
     samples = ((label, face(label, image, size)) for label in range(classes) for image in range(images_each))
-    writing.write_pack(folder, samples, num_classes=classes, size=size)
+    pack_writer.write_pack(folder, samples, num_classes=classes, size=size)
 
 
 def write_pairs(path: Path, pairs: int = 20, size: int = 32) -> None:

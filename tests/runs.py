@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
-from partialfc import train
 from partialfc.config import Config
 from partialfc.monitoring import figures, verification
 from partialfc.runtime import comm
+from partialfc.training import loop
 
 CLASSES, IMAGES, SIZE = 23, 5, 32  # 115 images: the last batch of an epoch is filled up
 
@@ -63,14 +63,14 @@ def trained(
     pictures: whether the run draws any, which takes half of the time of runs so small.
     """
 
-    def step_or_die(run, batch, step, train_step=train.train_step):
+    def step_or_die(run, batch, step, train_step=loop.train_step):
         if run.step == stop:
             raise StoppedHere
         return train_step(run, batch, step)
 
-    with mock.patch.object(train, "train_step", step_or_die), nullcontext() if pictures else no_pictures():
+    with mock.patch.object(loop, "train_step", step_or_die), nullcontext() if pictures else no_pictures():
         try:
-            run = train.train(config, comm.ranks_of(torch.device(config.device)))
+            run = loop.train(config, comm.ranks_of(torch.device(config.device)))
         except StoppedHere:
             return None
     state = {name: value.clone() for name, value in run.backbone.state_dict().items()}

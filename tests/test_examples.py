@@ -17,10 +17,10 @@ import torch.distributed as dist
 from ranks import RankPool
 from runs import config_of, curve, trained
 
-from partialfc import run
 from partialfc.config import AdamW, ElasticArcFace, HeadConfig, IResNetTiny, Step, SyntheticData
 from partialfc.data import synthetic
 from partialfc.data.loader import Batch, Loader
+from partialfc.training import run
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))

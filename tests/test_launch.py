@@ -125,7 +125,7 @@ def command_of(pid: int) -> str:
 
 def test_a_defect_of_ours_is_a_traceback_and_exit_code_1(recipe):
     (recipe.parent / "sitecustomize.py").write_text(
-        "import partialfc.run; partialfc.run.build_backbone = None"
+        "import partialfc.training.run; partialfc.training.run.build_backbone = None"
     )
     done = launched(recipe, "--ranks", 1, path=recipe.parent)
     assert done.returncode == 1 and "Traceback" in done.stderr and "ChildFailedError" not in done.stderr

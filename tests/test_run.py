@@ -15,11 +15,11 @@ import torch.distributed as dist
 from runs import assert_refused, assert_same_bits, config_of, curve, trained, verification_of, whole
 from waiting import NoWaiting
 
-from partialfc import train
 from partialfc.config import Config
-from partialfc.run import Run
 from partialfc.runtime import comm
 from partialfc.runtime.checkpoint import Checkpoints
+from partialfc.training import loop
+from partialfc.training.run import Run
 
 
 @pytest.fixture(scope="session")
@@ -225,10 +225,10 @@ def test_lower_precision_trains(ranks, pack, tmp_path, precision):
 
 
 def step_without_waiting(config: Config) -> None:
-    run = train.build_run(config, comm.ranks_of(torch.device("cpu")))
+    run = loop.build_run(config, comm.ranks_of(torch.device("cpu")))
     for batch in run.loader.batches(0, 2):
         with NoWaiting():
-            train.train_step(run, batch, run.head.prepare(batch.labels, run.step))
+            loop.train_step(run, batch, run.head.prepare(batch.labels, run.step))
         run.step += 1
 
 
@@ -248,13 +248,13 @@ def overflow_on_one_rank(
 ) -> tuple[bool, float, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """A step in which the last rank's images are not finite: whether it was taken, the loss scale, before and after."""
     ranks = comm.ranks_of(torch.device("cpu"))
-    run = train.build_run(config, ranks)
+    run = loop.build_run(config, ranks)
     batch = next(run.loader.batches(0, 1))
-    train.train_step(run, batch, run.head.prepare(batch.labels, 0))  # so that there is momentum
+    loop.train_step(run, batch, run.head.prepare(batch.labels, 0))  # so that there is momentum
     before = state_of(run)
     if ranks.rank == 1:
         run.backbone.register_forward_hook(lambda module, args, output: output * torch.inf)
-    taken = train.train_step(run, batch, run.head.prepare(batch.labels, 0)).finite.item()
+    taken = loop.train_step(run, batch, run.head.prepare(batch.labels, 0)).finite.item()
     return taken, run.optimizer.loss_scale.value.item(), before, state_of(run)
 
 

@@ -1,6 +1,6 @@
 """`partialfc check_recordio` as a script."""
 
-from partialfc.commands.packs.check_recordio import main
+from partialfc.commands.check_recordio import main
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,6 @@
 """`partialfc inspect_recordio` as a script."""
 
-from partialfc.commands.packs.inspect_recordio import main
+from partialfc.commands.inspect_recordio import main
 
 if __name__ == "__main__":
     main()

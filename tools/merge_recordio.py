@@ -1,6 +1,6 @@
 """`partialfc merge_recordio` as a script."""
 
-from partialfc.commands.packs.merge_recordio import main
+from partialfc.commands.merge_recordio import main
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,6 @@
 """`partialfc pack_pairs` as a script."""
 
-from partialfc.commands.packs.pack_pairs import main
+from partialfc.commands.pack_pairs import main
 
 if __name__ == "__main__":
     main()

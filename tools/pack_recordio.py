@@ -1,6 +1,6 @@
 """`partialfc pack_recordio` as a script."""
 
-from partialfc.commands.packs.pack_recordio import main
+from partialfc.commands.pack_recordio import main
 
 if __name__ == "__main__":
     main()

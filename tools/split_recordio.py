@@ -1,6 +1,6 @@
 """`partialfc split_recordio` as a script."""
 
-from partialfc.commands.packs.split_recordio import main
+from partialfc.commands.split_recordio import main
 
 if __name__ == "__main__":
     main()

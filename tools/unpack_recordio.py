@@ -1,6 +1,6 @@
 """`partialfc unpack_recordio` as a script."""
 
-from partialfc.commands.packs.unpack_recordio import main
+from partialfc.commands.unpack_recordio import main
 
 if __name__ == "__main__":
     main()

@@ -1,1 +1,1 @@
-"""What is called from a shell: `partialfc COMMAND`, and as scripts in tools/."""
+"""What is called from a shell: `partialfc COMMAND`."""

@@ -1,6 +1,6 @@
 """Draw runs above each other: loss, learning rate, accuracy.
 
-tools/plot_run.py output/first output/second --out runs.png
+partialfc plot_run output/first output/second --out runs.png
 """
 
 import argparse

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,10 +13,23 @@ from torch.nn.functional import normalize
 
 from partialfc.data import images
 from partialfc.data.augment import network_input
-from partialfc.evaluation.onnx_network import Network
 from partialfc.evaluation.pairs import Pairs
 from partialfc.runtime import comm
 from partialfc.runtime.comm import Ranks
+
+
+class Network(Protocol):
+    """float images [b, 3, H, H] in [-1, 1], H its input_size, -> embeddings [b, D]: a backbone, or what stands for one."""
+
+    input_size: int
+    training: bool
+
+    def __call__(self, images: Tensor, /) -> Tensor: ...
+
+    def eval(self) -> object: ...
+
+    def train(self, mode: bool = True) -> object: ...
+
 
 Similarities = dict[str, NDArray[np.float64]]  # [P] of each set's pairs, by its name
 

@@ -8,8 +8,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from partialfc.errors import InputError
-from partialfc.monitoring.history import Line, read_metrics
-from partialfc.runtime.files import published
+from partialfc.monitoring.history import Line
+from partialfc.runtime.files import published, read_metrics
 
 
 def draw_runs(runs: Sequence[Path], picture: Path) -> None:

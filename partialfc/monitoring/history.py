@@ -6,19 +6,10 @@ from typing import Any
 
 import msgspec
 
-from partialfc.errors import InputError
 from partialfc.runtime.files import published
 
 Scores = Mapping[str, Mapping[str, float]]  # of each verification set, by its name
 Line = dict[str, Any]  # with "step": the number of steps taken
-
-
-def read_metrics(path: Path) -> list[Line]:
-    """The lines of a run's metrics.jsonl. InputError where it is none, FileNotFoundError where it is not there."""
-    try:
-        return [msgspec.json.decode(line, type=Line) for line in path.read_bytes().splitlines()]
-    except msgspec.MsgspecError as error:
-        raise InputError(f"{path}: not the metrics of a run: {error}") from None
 
 
 class History:

@@ -21,6 +21,7 @@ from partialfc.head.rows.optimizers import RowOptimizer, row_optimizer
 from partialfc.head.sampling import num_strata
 from partialfc.head.shard import class_range
 from partialfc.head.softmax import chunk_of
+from partialfc.runtime.precision import autocast
 
 Bytes = dict[str, int]  # by what they are for
 
@@ -168,7 +169,6 @@ class Job:
 @functools.cache
 def _traced(backbone_config: AnyBackbone, precision: str, images: int) -> tuple[int, int, int]:
     """Bytes of the backbone's parameters, of what its forward saves for the backward, and of the largest of that."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     saved: dict[int, torch.UntypedStorage] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -182,7 +182,7 @@ def _traced(backbone_config: AnyBackbone, precision: str, images: int) -> tuple[
         size = backbone.input_size
         with (
             torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
-            torch.autocast("cpu", dtype, enabled=dtype is not None),
+            autocast(precision, torch.device("cpu")),
         ):
             backbone(torch.empty(images, 3, size, size))
         for tensor in own:

@@ -15,9 +15,9 @@ import torch
 from faces import face, write_pairs
 from runs import assert_refused, config_of, trained, verification_of
 
-from partialfc.backbones.weights import newest
-from partialfc.evaluation.folder import embed_folder
-from partialfc.evaluation.recognizer import load
+from partialfc.inference.folder import embed_folder
+from partialfc.inference.recognizer import load
+from partialfc.inference.weights import newest
 
 ROOT = Path(__file__).parents[2]
 
@@ -117,7 +117,7 @@ def test_a_folder_is_embedded_and_compared(run, folder, tmp_path):
 
 
 def test_embedding_that_was_interrupted_is_gone_on_with(run, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("partialfc.evaluation.folder._BLOCK", 4)
+    monkeypatch.setattr("partialfc.inference.folder._BLOCK", 4)
     recognizer, blocks = load(run), []
 
     def until_the_third(images):

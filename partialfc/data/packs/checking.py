@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from partialfc.data import images
 from partialfc.data.dataset import Property, RecordDataset, class_of, read_property, record_file
-from partialfc.data.packs.progress import in_order, tracked
-from partialfc.data.packs.writing import Sample, plan_of, resume_pack
+from partialfc.data.packs.pack_writer import Sample, plan_of, resume_pack
 from partialfc.data.recordio import MAGIC, CorruptRecord, mapped, read_record, unpack
 from partialfc.errors import InputError
 from partialfc.runtime.errors import one_line
+from partialfc.runtime.progress import in_order, tracked
 
 _STRIDE = 1 << 20  # words of 4 bytes in which the next record is looked for at a time
 

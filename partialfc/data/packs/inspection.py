@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from partialfc.data import images
 from partialfc.data.dataset import RecordDataset
-from partialfc.data.packs.progress import tracked
 from partialfc.runtime import randomness
+from partialfc.runtime.progress import tracked
 
 _SHOWN = 256  # images of which the sizes are looked at
 _BINS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 1 << 62)

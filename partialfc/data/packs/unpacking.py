@@ -4,8 +4,8 @@ from pathlib import Path
 
 from partialfc.data import images
 from partialfc.data.dataset import RecordDataset
-from partialfc.data.packs.progress import tracked
 from partialfc.runtime.files import published
+from partialfc.runtime.progress import tracked
 
 
 def unpack(folder: Path, target: Path, *, progress: bool = False) -> int:

@@ -11,8 +11,8 @@ import msgspec
 
 from partialfc.config import SyntheticData
 from partialfc.data import images
+from partialfc.data.packs.pack_writer import write_pack
 from partialfc.data.packs.pairs import write_pairs
-from partialfc.data.packs.writing import write_pack
 from partialfc.data.synthetic.photograph import photograph
 from partialfc.errors import InputError
 from partialfc.runtime.files import locked, published

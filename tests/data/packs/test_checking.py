@@ -6,7 +6,7 @@ from faces import face, write_pack
 
 from partialfc.data import RecordDataset
 from partialfc.data.packs.checking import check, repair, shared
-from partialfc.data.packs.writing import write_pack as write_samples
+from partialfc.data.packs.pack_writer import write_pack as write_samples
 from partialfc.data.recordio import MAGIC, Header, RecordWriter
 from partialfc.errors import InputError
 

@@ -6,9 +6,9 @@ import pytest
 from faces import face, write_pack
 
 from partialfc.data import RecordDataset, images
-from partialfc.data.packs import writing
+from partialfc.data.packs import pack_writer
 from partialfc.data.packs.inspection import contact_sheet, summarized
-from partialfc.data.packs.packing import Packing, pack
+from partialfc.data.packs.pack_sources import Packing, pack
 from partialfc.data.packs.unpacking import unpack
 from partialfc.data.recordio import Header, RecordWriter
 from partialfc.errors import InputError
@@ -54,7 +54,7 @@ def test_counts_and_sizes(tmp_path):
     samples = [
         (label, face(label, image)) for label, count in ((0, 1), (1, 3), (3, 12)) for image in range(count)
     ]
-    writing.write_pack(tmp_path, samples, num_classes=4, size=32)
+    pack_writer.write_pack(tmp_path, samples, num_classes=4, size=32)
     summary = summarized(tmp_path)
     assert summary.per_class.tolist() == [1, 3, 0, 12] and summary.sizes == {"32 x 32": 16}
     text = "\n".join(summary.lines())

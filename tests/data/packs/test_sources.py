@@ -10,8 +10,8 @@ import pytest
 from faces import face
 
 from partialfc.data import RecordDataset
-from partialfc.data.packs import writing
-from partialfc.data.packs.packing import Packing, pack
+from partialfc.data.packs import pack_writer
+from partialfc.data.packs.pack_sources import Packing, pack
 from partialfc.data.packs.sources import opened
 from partialfc.errors import InputError
 
@@ -160,7 +160,7 @@ def test_what_was_begun_is_not_gone_on_with_under_other_classes(tmp_path, monkey
     listing = "".join(f"1\t{number}.jpg\t{{}}\n" for number in range(4))
     (tmp_path / "a.lst").write_text(listing.format(0, 0, 1, 1))
     with monkeypatch.context() as patch:
-        patch.setattr(writing, "_complete", None)
+        patch.setattr(pack_writer, "_complete", None)
         with pytest.raises(TypeError):
             packed(tmp_path / "a.lst", tmp_path / "pack")
     assert (tmp_path / "pack/.packing/journal").stat().st_size == 4 * 16

@@ -1,1 +1,0 @@
-"""Commands that make, read and change packs."""

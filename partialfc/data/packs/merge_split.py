@@ -1,0 +1,101 @@
+"""Packs from packs: several into one, and one into two of different identities. Images keep their bytes."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from partialfc.data.dataset import RecordDataset
+from partialfc.data.packs.pack_writer import Sample, plan_of, resume_pack
+from partialfc.errors import InputError
+from partialfc.runtime import randomness
+from partialfc.runtime.progress import tracked
+
+_Chosen = list[
+    tuple[RecordDataset, NDArray[np.int64]]
+]  # of each pack, [num_classes] its classes' new numbers; -1: out
+
+
+def merge(packs: Sequence[Path], folder: Path, *, progress: bool = False) -> tuple[int, int]:
+    """Write the images of all `packs` to `folder`, the classes of each after those of the one before, and no two taken
+    for one; returns the numbers of classes and of images. May be repeated where it was interrupted. InputError where
+    a pack cannot be read, or its images are of another size.
+    """
+    chosen: _Chosen = []
+    first = 0
+    for pack in packs:
+        dataset = RecordDataset(pack)
+        chosen.append((dataset, first + np.arange(dataset.num_classes)))
+        first += dataset.num_classes
+    return _write(chosen, folder, first, "merging", progress)
+
+
+def split(
+    pack: Path, rest: Path, held: Path, *, identities: int, seed: int = 0, progress: bool = False
+) -> list[tuple[int, int]]:
+    """Write all images of `identities` drawn classes to `held`, and those of the others to `rest`; returns the numbers
+    of classes and of images of `rest` and of `held`. Classes are renumbered in their order; those without an image
+    are in neither. InputError where the pack cannot be read, or has no more identities than are drawn.
+    """
+    dataset = RecordDataset(pack)
+    if rest.resolve() == held.resolve():
+        raise InputError(f"{rest}: wanted two different folders")
+    counts = np.zeros(dataset.num_classes, np.int64)
+    for sample in tracked(range(len(dataset)), "reading", shown=progress):
+        counts[dataset.label(sample)] += 1
+    present = np.flatnonzero(counts)
+    if not 0 < identities < len(present):
+        raise InputError(
+            f"{identities} identities to hold out of {pack}; wanted 1 to {len(present) - 1}, as it has {len(present)}"
+        )
+    places = randomness.permuted(randomness.key(seed, "held out"), np.arange(identities), len(present))
+    drawn = np.isin(present, present[places])
+    written = []
+    for folder, classes in ((rest, present[~drawn]), (held, present[drawn])):
+        numbers = np.full(dataset.num_classes, -1)
+        numbers[classes] = np.arange(len(classes))
+        written.append(_write([(dataset, numbers)], folder, len(classes), folder.name, progress))
+    return written
+
+
+def _write(chosen: _Chosen, folder: Path, num_classes: int, what: str, progress: bool) -> tuple[int, int]:
+    if folder.resolve() in {dataset.path.parent.resolve() for dataset, _ in chosen}:
+        raise InputError(f"{folder}: wanted another folder than that of a pack which is read")
+    size = _size(chosen)
+
+    def samples(done: int) -> Iterator[Sample]:
+        place = 0
+        for dataset, numbers in chosen:
+            for sample in tracked(range(len(dataset)), what, shown=progress):
+                number = int(numbers[dataset.label(sample)])
+                if number >= 0:
+                    place += 1
+                    if place > done:
+                        yield number, dataset.encoded(sample)
+
+    return resume_pack(folder, samples, plan=_plan(chosen), size=size, num_classes=num_classes)
+
+
+def _size(chosen: _Chosen) -> int:
+    """Of all images; looks at the first of each pack."""
+    height = None
+    for dataset, _ in chosen:
+        found = dataset[0][0].shape[:2]
+        wanted = (height or found[0],) * 2
+        if found != wanted:
+            raise InputError(
+                f"{dataset.path}: images of {found[0]} x {found[1]}, wanted {wanted[0]} x {wanted[1]}"
+            )
+        height = found[0]
+    assert height is not None
+    return height
+
+
+def _plan(chosen: _Chosen) -> str:
+    digest = hashlib.sha256()
+    for dataset, numbers in chosen:
+        digest.update(plan_of(dataset.path).encode())
+        digest.update(numbers.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""A trained network in use: loaded, embedding faces, exported."""

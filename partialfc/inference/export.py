@@ -1,0 +1,159 @@
+"""A run's network for others: ONNX, safetensors, and a model card that says where it comes from."""
+
+import hashlib
+import json
+import logging
+import subprocess
+import warnings
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import safetensors.torch
+import torch
+
+from partialfc import recipe
+from partialfc.config import Config
+from partialfc.data import RecordDataset
+from partialfc.data.dataset import record_file
+from partialfc.data.images import Pixels
+from partialfc.errors import InputError
+from partialfc.evaluation.pairs import load_pairs
+from partialfc.inference.onnx import OnnxNetwork
+from partialfc.inference.recognizer import SETTINGS, Recognizer, load
+from partialfc.inference.weights import newest
+from partialfc.runtime import checkpoint
+from partialfc.runtime.files import published, read_metrics
+
+LEAST_COSINE = 0.9999  # of embeddings of a face by onnxruntime and by torch
+_CHECKED = 64  # faces
+_END = 1 << 20  # bytes at each end of a .rec that its fingerprint covers
+
+
+def export(run: Path, out: Path) -> float:
+    """Write model.onnx, model.safetensors and README.md to the folder `out`. run: a run's folder or a checkpoint of it.
+
+    Returns the least cosine of the two networks' embeddings of real faces. InputError where the run or faces to check
+    with are missing, RuntimeError where the networks differ by more than LEAST_COSINE allows.
+    """
+    recognizer = load(run, device="cpu")
+    if recognizer.config is None:
+        raise InputError(f"{run}: weights alone; wanted a run, or a checkpoint of one")
+    faces = _faces(recognizer.config, recognizer.network.input_size)
+    out.mkdir(parents=True, exist_ok=True)
+    with published(out / "model.onnx") as draft:
+        _write_onnx(recognizer, draft)
+        cosine = _least_cosine(recognizer, draft, faces)
+        if cosine < LEAST_COSINE:
+            raise RuntimeError(f"{run}: a cosine of {cosine} between ONNX and torch, wanted {LEAST_COSINE}")
+    settings = msgspec.to_builtins(recognizer.config.backbone)
+    with published(out / "model.safetensors") as draft:
+        tensors = {name: tensor.contiguous() for name, tensor in recognizer.network.state_dict().items()}
+        safetensors.torch.save_file(tensors, draft, {SETTINGS: json.dumps(settings)})
+    with published(out / "README.md") as draft:
+        draft.write_text(_card(run, recognizer.config, cosine), encoding="utf-8")
+    return cosine
+
+
+def _write_onnx(recognizer: Recognizer, path: Path) -> None:
+    """Takes float images [batch, 3, H, W] in [-1, 1], of any batch, gives embeddings [batch, D], not normalised."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # what it does without
+    size = recognizer.network.input_size
+    with warnings.catch_warnings(action="ignore"):  # torch's own
+        program = torch.onnx.export(
+            recognizer.network,
+            (torch.zeros(2, 3, size, size),),
+            input_names=["images"],
+            output_names=["embeddings"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamo=True,
+            verbose=False,
+        )
+        assert program is not None
+        program.save(str(path))
+
+
+def _least_cosine(recognizer: Recognizer, path: Path, faces: list[Pixels]) -> float:
+    exported = Recognizer(OnnxNetwork(path), recognizer.device)
+    return float(
+        (exported.embed(faces) * Recognizer(recognizer.network, recognizer.device).embed(faces)).sum(1).min()
+    )
+
+
+def _faces(config: Config, size: int) -> list[Pixels]:
+    """Real ones: of the first verification set, else of the pack."""
+    folder = Path(config.data.path)
+    for path in sorted(folder.glob("*.bin")):
+        pairs = load_pairs(path)
+        return [pairs.pixels(place, size) for place in range(min(_CHECKED, len(pairs.images)))]
+    dataset = RecordDataset(folder, image_size=size)
+    return [dataset[sample][0] for sample in range(min(_CHECKED, len(dataset)))]
+
+
+def fingerprint(folder: Path) -> str:
+    """Of a pack: its .rec's length and both ends, its .idx and its property; sha256."""
+    record = record_file(folder)
+    found = hashlib.sha256(str(record.stat().st_size).encode())
+    with record.open("rb") as file:
+        found.update(file.read(_END))
+        file.seek(max(0, record.stat().st_size - _END))
+        found.update(file.read())
+    for path in (record.with_suffix(".idx"), folder / "property"):
+        if path.exists():
+            with path.open("rb") as file:
+                found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()
+
+
+def _revision() -> str:
+    """Of this code."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def _card(run: Path, config: Config, cosine: float) -> str:
+    step = checkpoint.step_of(newest(run))
+    settings, folder = config.backbone, Path(config.data.path)
+    size = settings.input_size
+    name = msgspec.to_builtins(settings)["name"]
+    data = RecordDataset(folder)
+    lines = [
+        f"# {name}, {settings.embedding} numbers a face",
+        "",
+        f"Trained for {step} steps on {len(data):,} images of {data.num_classes:,} identities "
+        f"(`{folder.name}`, fingerprint {fingerprint(folder)}); exported by partialfc at revision {_revision()}.",
+        "",
+        f"Input `images`: float32 [batch, 3, {size}, {size}], aligned faces, RGB, (x - 127.5) / 127.5. "
+        f"Output `embeddings`: float32 [batch, {settings.embedding}], to be normalised; two faces are as alike as "
+        "the cosine of their embeddings, best each the sum over the image and its mirror image.",
+        "",
+        f"`model.onnx` gives the embeddings of `model.safetensors`: least cosine {np.float32(cosine)} on {_CHECKED} "
+        "faces.",
+        "",
+        *_scores(run, step),
+        "## Recipe",
+        "",
+        "```yaml",
+        recipe.dump(config).rstrip(),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _scores(run: Path, step: int) -> list[str]:
+    """A table of what the run's log says of this step."""
+    folder = newest(run).resolve().parents[1]
+    found = read_metrics(folder / "metrics.jsonl")
+    scores = [line["verification"] for line in found if line["step"] == step and "verification" in line]
+    if not scores or not scores[-1]:
+        return []
+    names = list(next(iter(scores[-1].values())))
+    rows = [
+        f"| {name} | " + " | ".join(f"{values[it]:.6g}" for it in names) + " |"
+        for name, values in scores[-1].items()
+    ]
+    return ["| verification set | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|", *rows, ""]

@@ -1,0 +1,72 @@
+"""Embeddings of all images in a folder, in blocks that are kept: what was interrupted is gone on with."""
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from partialfc.data import images
+from partialfc.data.packs.sources import SUFFIXES
+from partialfc.errors import InputError
+from partialfc.inference.recognizer import Recognizer
+from partialfc.inference.weights import newest
+from partialfc.runtime.files import locked, published, stamp
+from partialfc.runtime.progress import tracked
+
+_BLOCK = 1024  # images
+
+
+def embed_folder(
+    recognizer: Recognizer, weights: Path, folder: Path, out: Path, *, progress: bool = False
+) -> int:
+    """Write `names` [n] (paths in the folder, sorted) and `embeddings` [n, D], float32, of unit length, to the .npz `out`;
+    returns n. weights: where the recognizer is from; with other weights or images an interrupted call is not gone on
+    with. InputError names an image that cannot be read, and a folder without any.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise InputError(f"{folder}: no images in it; wanted {', '.join(sorted(SUFFIXES))}")
+    parts = out.with_name(f".{out.name}.parts")
+    with locked(out.with_name(f".{out.name}.lock"), busy=f"{out}: another process embeds into it"):
+        _begin(parts, [newest(weights), *paths])
+        blocks = list(_missing(parts, len(paths)))
+        for place in tracked(blocks, "embedding", shown=progress):
+            with published(parts / f"{place}.npy") as draft, draft.open("wb") as file:
+                np.save(file, _embedded(recognizer, paths[place : place + _BLOCK]))
+        whole = np.concatenate([np.load(parts / f"{place}.npy") for place in range(0, len(paths), _BLOCK)])
+        names = [str(path.relative_to(folder)) for path in paths]
+        with published(out) as draft, draft.open("wb") as file:
+            np.savez(file, names=np.array(names), embeddings=whole)
+        shutil.rmtree(parts)
+    out.with_name(f".{out.name}.lock").unlink()
+    return len(paths)
+
+
+def _begin(parts: Path, sources: list[Path]) -> None:
+    """The folder of blocks, empty unless its blocks are of the same sources."""
+    facts = hashlib.sha256("\n".join(map(stamp, sources)).encode()).hexdigest()
+    if parts.exists() and (not (parts / "sources").exists() or (parts / "sources").read_text() != facts):
+        shutil.rmtree(parts)
+    parts.mkdir(parents=True, exist_ok=True)
+    with published(parts / "sources") as draft:
+        draft.write_text(facts)
+
+
+def _missing(parts: Path, count: int) -> Iterator[int]:
+    return (place for place in range(0, count, _BLOCK) if not (parts / f"{place}.npy").exists())
+
+
+def _embedded(recognizer: Recognizer, paths: list[Path]) -> np.ndarray:
+    """In batches of one size, the last one filled up: how an image is embedded does not depend on how many there are."""
+    read = partial(images.read, size=recognizer.network.input_size)
+    found = []
+    with ThreadPoolExecutor(2) as pool:  # decoding releases the interpreter
+        for start in range(0, len(paths), recognizer.batch):
+            faces = list(pool.map(read, paths[start : start + recognizer.batch]))
+            filled = faces + [faces[0]] * (recognizer.batch - len(faces))
+            found.append(recognizer.embed(filled)[: len(faces)])
+    return np.concatenate(found)

@@ -1,0 +1,81 @@
+"""A rank's part of a step through the replicated network, in micro-batches: the same for any number of ranks.
+
+Legend: b inputs on this rank, in k micro-batches of m that are normalised together; D output width.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from partialfc.runtime import randomness
+from partialfc.training.replicas import ReplicatedGradients
+
+
+class MicroBatches:
+    """Runs a network forward and backward. With k > 1 in two passes, so that one micro-batch's graph exists at a time.
+
+    Dropout is keyed by (seed, step, index of the micro-batch in the global batch). The running statistics of
+    normalisation move once a step, by the mean over this rank's micro-batches.
+
+    network: its BatchNorms are looked after. forward: what is called, inputs [m, ...] -> float32 [m, D]. size: m;
+    None: the whole of a rank's inputs.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        forward: Callable[[Tensor], Tensor],
+        gradients: ReplicatedGradients,
+        *,
+        size: int | None,
+        seed: int,
+        rank: int,
+    ) -> None:
+        self._forward, self._gradients = forward, gradients
+        self._size, self._seed, self._rank = size, seed, rank
+        self._norms = [it for it in network.modules() if isinstance(it, nn.BatchNorm1d | nn.BatchNorm2d)]
+        self._momenta = [norm.momentum or 0.0 for norm in self._norms]
+        self._graph: Tensor | None = None
+
+    def forward(self, inputs: Tensor, step: int) -> Tensor:
+        """Outputs [b, D], a leaf that wants a gradient; backward() goes on from there."""
+        parts = self._parts(inputs)
+        with torch.set_grad_enabled(len(parts) == 1):
+            outputs = []
+            for index, part in enumerate(parts):
+                self._set_momenta([_share(momentum, index, len(parts)) for momentum in self._momenta])
+                outputs.append(self._one(part, step, self._rank * len(parts) + index))
+        self._graph = outputs[0] if len(parts) == 1 else None
+        return torch.cat(outputs).detach().requires_grad_()
+
+    def backward(self, inputs: Tensor, step: int, gradient: Tensor) -> None:
+        """From the outputs' gradient [b, D] to every parameter's `.grad`, summed over the ranks."""
+        parts = self._parts(inputs)
+        self._set_momenta([0.0] * len(self._norms))  # the running statistics have moved already
+        self._gradients.zero()
+        for index, (part, share) in enumerate(zip(parts, gradient.split(len(parts[0])), strict=True)):
+            outputs = self._graph
+            if outputs is None:
+                outputs = self._one(part, step, self._rank * len(parts) + index)
+            with self._gradients.summed() if index == len(parts) - 1 else nullcontext():
+                outputs.backward(share)
+        self._graph = None
+
+    def _parts(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        return inputs.split(self._size or len(inputs))
+
+    def _set_momenta(self, momenta: list[float]) -> None:
+        for norm, momentum in zip(self._norms, momenta, strict=True):
+            norm.momentum = momentum
+
+    def _one(self, part: Tensor, step: int, place: int) -> Tensor:
+        """The micro-batch that stands at `place` among those of the global batch."""
+        torch.manual_seed(randomness.key(self._seed, "dropout", step, place) >> 1)
+        return self._forward(part)
+
+
+def _share(momentum: float, index: int, total: int) -> float:
+    """The momentum of update `index` of `total`, with which all of them end up weighing momentum / total."""
+    return momentum / (total - (total - 1 - index) * momentum)

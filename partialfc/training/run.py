@@ -1,0 +1,202 @@
+"""Everything that a training run consists of, built from its recipe; and what of it is saved."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import torch
+from torch import Tensor
+
+from partialfc.backbones import Backbone, build_backbone, place, plain
+from partialfc.config import Config
+from partialfc.data import RecordDataset, synthetic
+from partialfc.data.augment import network_input
+from partialfc.data.loader import Loader
+from partialfc.data.order import Order, check_world_size
+from partialfc.errors import InputError
+from partialfc.evaluation.pairs import Pairs, load_pairs
+from partialfc.evaluation.verify import Similarities, verify
+from partialfc.head import HeadStep, PartialFC
+from partialfc.head.rows.catch_up import MAX_STEPS
+from partialfc.inference.weights import AVERAGE, BACKBONE, fit, read_weights
+from partialfc.monitoring.observed import Observed
+from partialfc.runtime import checkpoint, comm
+from partialfc.runtime.checkpoint import Checkpoints
+from partialfc.runtime.comm import Ranks
+from partialfc.runtime.usage import peak_memory
+from partialfc.training.microbatches import MicroBatches
+from partialfc.training.optim import BackboneOptimizer
+from partialfc.training.replicas import MovingAverage, RunningStatistics
+from partialfc.training.schedule import in_steps
+
+_LAYOUT = 2  # of a checkpoint's tensors: their names and shapes
+
+
+@dataclass
+class Run:
+    """A run after `step` steps."""
+
+    config: Config
+    ranks: Ranks
+    order: Order
+    backbone: Backbone
+    statistics: RunningStatistics
+    average: MovingAverage[Backbone] | None  # of the backbone; then this is what is used
+    head: PartialFC
+    optimizer: BackboneOptimizer
+    micro_batches: MicroBatches
+    loader: Loader
+    sets: list[Pairs]
+    checkpoints: Checkpoints
+    step: int = 0
+    seconds: float = 0.0  # that its steps took, up to the checkpoint it goes on from
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which every image is seen once."""
+        return self.order.steps_per_epoch
+
+    @property
+    def last_step(self) -> int:
+        """How many steps the run has."""
+        return in_steps(self.config.train.length, self.steps_per_epoch)
+
+    def verify(self) -> Similarities:
+        """Of the pairs of every verification set, the same on every rank."""
+        self._agree()
+        batch = self.config.evaluation.batch
+        used = self.average.network if self.average else self.backbone
+        return verify(used, self.sets, self.ranks, batch=batch, autocast=self.optimizer.autocast())
+
+    def observe(self, step: HeadStep) -> Observed:
+        """A closer look at a step between its forward and the head's update; nothing waits."""
+        memory = comm.of_each_rank(peak_memory(self.ranks.device), self.ranks.group, self.ranks.device)
+        return Observed(self.step + 1, self.head.observe(step), memory)
+
+    def save(self, seconds: float) -> None:
+        """A checkpoint of the present step, which the run reached in `seconds`."""
+        self._agree()
+        self.checkpoints.save(self.step, self._state(), seconds)
+
+    def restore(self, path: Path) -> None:
+        """Go on from a checkpoint."""
+        state = self._state()
+        self.step, self.seconds = self.checkpoints.load(path, state)
+        self.head.load_state_dict(state["head"])
+
+    def _agree(self) -> None:
+        """The running statistics are the same on every rank."""
+        self.statistics.average(self.ranks.group)
+        if self.average:
+            self.average.average(self.ranks.group)
+
+    def _state(self) -> checkpoint.State:
+        """All tensors that the next step depends on; everything random is a function of seed and step."""
+        scale = self.optimizer.loss_scale
+        average = {AVERAGE: self.average.network.state_dict()} if self.average else {}
+        return average | {
+            BACKBONE: self.backbone.state_dict(),
+            "backbone_moments": self.optimizer.moments,
+            "loss_scale": {"value": scale.value, "streak": scale.streak},
+            "head": self.head.state_dict(),
+        }
+
+
+def build_run(config: Config, ranks: Ranks) -> Run:
+    """A fresh run, at step 0. No collectives; InputError or OSError where recipe, data and ranks do not fit."""
+    check_world_size(config, ranks.size)
+    if config.data.synthetic is not None:
+        synthetic.ensure(Path(config.data.path), config.data.synthetic)
+    torch.manual_seed(config.seed)  # the initial weights, the same on every rank
+    backbone = build_backbone(config.backbone)
+    if config.init.backbone is not None:
+        source = Path(config.init.backbone)
+        fit(backbone, read_weights(source), source)
+    place(backbone, ranks.device, channels_last=config.backbone.channels_last)
+    statistics = RunningStatistics(backbone)
+    optimizer = BackboneOptimizer(backbone, config.optim, ranks)
+    dataset = RecordDataset(Path(config.data.path), image_size=backbone.input_size, reader=config.data.reader)
+    lanes = config.data.lanes if config.data.order == "blocks" else None
+    order = Order(config.seed, config.train.batch, len(dataset), lanes)
+    if config.head.unsampled == "decay" and in_steps(config.train.length, order.steps_per_epoch) > MAX_STEPS:
+        raise InputError(f"head.unsampled: decay takes runs of up to {MAX_STEPS:,} steps; wanted hold")
+    return Run(
+        config=config,
+        ranks=ranks,
+        order=order,
+        backbone=backbone,
+        statistics=statistics,
+        average=_average(config, backbone, ranks),
+        head=_head(config, dataset.num_classes, ranks),
+        optimizer=optimizer,
+        micro_batches=_micro_batches(config, backbone, optimizer, ranks),
+        loader=Loader(dataset, order, config.data, config.augment, ranks),
+        sets=[load_pairs(path) for path in sorted(Path(config.data.path).glob("*.bin"))],
+        checkpoints=_checkpoints(config, dataset.num_classes, order, ranks),
+    )
+
+
+def _average(config: Config, backbone: Backbone, ranks: Ranks) -> MovingAverage[Backbone] | None:
+    if not config.optim.ema:
+        return None
+    with torch.random.fork_rng(devices=[]):  # its initial weights are not used
+        network = build_backbone(plain(config.backbone))
+    place(network, ranks.device, channels_last=config.backbone.channels_last)
+    return MovingAverage(backbone, network, config.optim.ema)
+
+
+def _micro_batches(
+    config: Config, backbone: Backbone, optimizer: BackboneOptimizer, ranks: Ranks
+) -> MicroBatches:
+    def forward(images: Tensor) -> Tensor:
+        with optimizer.autocast():
+            embeddings: Tensor = backbone(network_input(images))
+        return embeddings.float()
+
+    return MicroBatches(
+        backbone,
+        forward,
+        optimizer.gradients,
+        size=config.train.micro_batch,
+        seed=config.seed,
+        rank=ranks.rank,
+    )
+
+
+def _head(config: Config, num_classes: int, ranks: Ranks) -> PartialFC:
+    return PartialFC(
+        num_classes,
+        config.backbone.embedding,
+        config.margin,
+        config=config.head,
+        optim=None if config.head.optim else config.optim,
+        seed=config.seed,
+        device=ranks.device,
+        group=ranks.group,
+    )
+
+
+def _checkpoints(config: Config, num_classes: int, order: Order, ranks: Ranks) -> Checkpoints:
+    facts = {
+        "layout": _LAYOUT,
+        "num_classes": num_classes,
+        "num_samples": order.num_samples,
+        "data.order": config.data.order,
+        "data.lanes": order.lanes,
+        "backbone": {
+            key: value
+            for key, value in msgspec.to_builtins(config.backbone).items()
+            if key not in ("checkpointing", "channels_last", "compile")  # how it is computed
+        },
+        "optim.name": msgspec.to_builtins(config.optim)["name"],
+        "head.optim.name": msgspec.to_builtins(config.rows_optim)["name"],
+        "optim.ema": "kept" if config.optim.ema else "not kept",
+        "head.unsampled": config.head.unsampled,
+        "head.centers": config.head.centers,
+        "head.moments": config.head.moments,
+        "seed": config.seed,
+        "batch": config.train.batch,
+        "micro_batch": config.train.micro_batch,
+    }
+    folder = Path(config.output, "checkpoints")
+    return Checkpoints(folder, facts, keep=config.checkpoint.keep, ranks=ranks)

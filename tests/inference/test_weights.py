@@ -1,0 +1,120 @@
+"""Weights that others trained: they fit whole, or what does not fit is listed."""
+
+import os
+
+import pytest
+import safetensors.torch
+import torch
+from runs import assert_refused, config_of, trained
+
+from partialfc.backbones import build_backbone
+from partialfc.config import IResNetTiny
+from partialfc.errors import InputError
+from partialfc.inference.weights import fit, read_weights
+
+SETTINGS = IResNetTiny(width=4, depths=(1, 1), input_size=32, embedding=16, dropout=0.2)  # as config_of's
+
+
+def weights(seed: int = 1) -> dict[str, torch.Tensor]:
+    torch.manual_seed(seed)
+    return build_backbone(SETTINGS).state_dict()
+
+
+@pytest.mark.parametrize("kind", ["plain", "as of DDP", "in a checkpoint of insightface", "safetensors"])
+def test_files_of_weights(tmp_path, kind):
+    state = weights()
+    path = tmp_path / ("a.safetensors" if kind == "safetensors" else "a.pth")
+    match kind:
+        case "safetensors":
+            safetensors.torch.save_file(state, path)
+        case "as of DDP":
+            torch.save({f"module.{name}": it for name, it in state.items()}, path)
+        case "plain":
+            torch.save(state, path)
+        case _:
+            torch.save({"epoch": 3, "state_dict_backbone": state}, path)
+    backbone = build_backbone(SETTINGS)
+    fit(backbone, read_weights(path), path)
+    for name, tensor in backbone.state_dict().items():
+        assert torch.equal(tensor, state[name])
+
+
+def test_a_run_begins_with_the_weights_of_a_file_or_another_run(ranks, pack, tmp_path):
+    torch.save(weights(), tmp_path / "a.pt")
+    first = config_of(
+        pack,
+        tmp_path / "first",
+        init={"backbone": str(tmp_path / "a.pt")},
+        optim={"lr": 1e-12},
+        train={"length": 2},
+    )
+    (state,) = ranks.run(1, trained, first)
+    torch.testing.assert_close(state["conv1.weight"], weights()["conv1.weight"])
+    second = config_of(
+        pack, tmp_path / "second", init={"backbone": str(tmp_path / "first")}, train={"length": 2}
+    )
+    assert trained_loss(ranks, second) != trained_loss(
+        ranks, config_of(pack, tmp_path / "third", train={"length": 2})
+    )
+    for name, tensor in read_weights(tmp_path / "first").items():
+        assert torch.equal(tensor, state[name])
+
+
+def trained_loss(ranks, config) -> float:
+    (state,) = ranks.run(1, trained, config)
+    return state["conv1.weight"].sum().item()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda state: state.pop("fc.bias"),
+            r"a\.pth: weights of another network; 1 missing: fc\.bias$",
+        ),
+        (lambda state: state.update(a=torch.ones(1)), r"1 surplus: a$"),
+        (
+            lambda state: state.update({"conv1.weight": torch.ones(8, 3, 3, 3), "b.c": torch.ones(1)}),
+            r"1 surplus: b\.c; 1 of another shape: conv1\.weight \(8, 3, 3, 3\) for \(4, 3, 3, 3\)$",
+        ),
+        (
+            lambda state: [state.pop(name) for name in list(state) if name.startswith("layer1")],
+            r"\d+ missing: layer1\.0\.bn1\.bias, .* \.\.\.$",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_are_listed(ranks, pack, tmp_path, change, message):
+    state = weights()
+    change(state)
+    torch.save(state, tmp_path / "a.pth")
+    config = config_of(pack, tmp_path / "run", init={"backbone": str(tmp_path / "a.pth")})
+    assert_refused(ranks, 2, config, message)
+
+
+class Runs:
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "message"),
+    [
+        ("a.pth", lambda path: path.write_bytes(b"no weights"), "not weights alone: "),
+        ("a.pth", lambda path: torch.save({"a": Runs()}, path), "not weights alone: "),
+        ("a.pth", lambda path: torch.save([1, 2], path), "a list, wanted names and tensors"),
+        ("a.pth", lambda path: torch.save({"epoch": 3}, path), "a dict, wanted names and tensors"),
+        ("a.safetensors", lambda path: path.write_bytes(b"\xff" * 40), "not safetensors: "),
+        ("a", lambda path: path.mkdir(), "no checkpoint; wanted a folder step_"),
+    ],
+)
+def test_what_holds_no_weights_is_refused(tmp_path, monkeypatch, name, write, message):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / name)
+    with pytest.raises(InputError, match=message):
+        read_weights(tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_weights_that_are_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.pth: not there; wanted weights"):
+        read_weights(tmp_path / "none.pth")

@@ -1,0 +1,241 @@
+"""The replicated network's step: two passes are one graph, summed gradients are DistributedDataParallel's, a step is
+torch's.
+"""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+from partialfc.config import AdamW, Sgd
+from partialfc.runtime import comm
+from partialfc.training.microbatches import MicroBatches
+from partialfc.training.optim import BackboneOptimizer
+from partialfc.training.replicas import MovingAverage, ReplicatedGradients, RunningStatistics
+
+DEVICE = torch.device("cpu")
+
+
+def network(dropout: float, dtype: torch.dtype = torch.float32) -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.PReLU(4), nn.Dropout(dropout), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(4 * 3 * 3, 6), nn.BatchNorm1d(6)).to(dtype)
+
+
+def inputs_of(batch: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Images, and the gradient that comes back from the outputs."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(batch, 3, 8, 8, dtype=dtype, generator=generator)
+    return images, torch.randn(batch, 6, dtype=dtype, generator=generator)
+
+
+def one_step(batch: int, micro_batch: int | None, dropout: float = 0.3) -> dict[str, Tensor]:
+    """Outputs of the global batch, summed gradients and running statistics after one step on this rank."""
+    ranks = comm.ranks_of(DEVICE)
+    module = network(dropout, torch.float64)
+    statistics = RunningStatistics(module)
+    gradients = ReplicatedGradients(module.parameters(), ranks.group)
+    micro_batches = MicroBatches(module, module, gradients, size=micro_batch, seed=3, rank=ranks.rank)
+    images, gradient = (part.chunk(ranks.size)[ranks.rank] for part in inputs_of(batch, torch.float64))
+    outputs = micro_batches.forward(images, 5)
+    micro_batches.backward(images, 5, gradient)
+    statistics.average(ranks.group)
+    result = {name: parameter.grad.clone() for name, parameter in module.named_parameters()}
+    result |= {name: buffer.clone() for name, buffer in module.named_buffers() if buffer.is_floating_point()}
+    return result | {"outputs": comm.gather_rows(outputs.detach(), ranks.group)}
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            found[name], value, rtol=1e-12, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def in_one_graph(batch: int, micro_batch: int) -> dict[str, Tensor]:
+    """The micro-batches of a whole batch in one graph, without dropout: torch alone."""
+    module = network(0.0, torch.float64)
+    images, gradient = inputs_of(batch, torch.float64)
+    parts, statistics = [], []
+    for part in images.split(micro_batch):
+        fresh = copy.deepcopy(module)
+        parts.append(torch.func.functional_call(fresh, dict(module.named_parameters()), (part,)))
+        statistics.append({name: it for name, it in fresh.named_buffers() if it.is_floating_point()})
+    outputs = torch.cat(parts)
+    outputs.backward(gradient)
+    result = {name: parameter.grad for name, parameter in module.named_parameters()}
+    result |= {name: torch.stack([one[name] for one in statistics]).mean(0) for name in statistics[0]}
+    return result | {"outputs": outputs.detach()}
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_two_passes_are_one_graph(ranks, count):
+    found = ranks.run(1, one_step, 16, 16 // count, 0.0)[0]
+    assert_close(found, in_one_graph(16, 16 // count))
+
+
+def test_two_passes_on_one_rank_are_one_pass_on_several(ranks):
+    expected = ranks.run(4, one_step, 16, 4)  # each rank one micro-batch, one graph
+    for world_size in (1, 2):  # 4 and 2 micro-batches, two passes
+        for found in ranks.run(world_size, one_step, 16, 4):
+            assert_close(found, expected[0])
+    assert all(torch.equal(value, rank[name]) for rank in expected for name, value in expected[0].items())
+
+
+def test_the_whole_block_is_one_micro_batch_where_no_size_is_given(ranks):
+    found, expected = ranks.run(1, one_step, 8, None)[0], ranks.run(1, one_step, 8, 8)[0]
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert not torch.allclose(
+        found["outputs"], ranks.run(1, one_step, 8, 8, 0.0)[0]["outputs"]
+    )  # dropout was at work
+
+
+def sums_beside_ddps() -> None:
+    ranks = comm.ranks_of(DEVICE)
+    ours = network(0.0)
+    theirs = DistributedDataParallel(copy.deepcopy(ours))
+    gradients = ReplicatedGradients(ours.parameters(), ranks.group)
+    for step in range(3):
+        images, _ = inputs_of(4 * (ranks.rank + 1) + step)
+        gradients.zero()
+        with gradients.summed():
+            ours(images).square().sum().backward()
+        theirs.zero_grad()
+        theirs(images).square().sum().backward()
+        for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(own.grad, other.grad * ranks.size)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_summed_gradients_are_those_of_distributed_data_parallel(ranks, world_size):
+    ranks.run(world_size, sums_beside_ddps)
+
+
+def overflow_on_one_rank(precision: str) -> list[Tensor]:
+    """Five steps of which rank 1 spoils the third; parameters, momenta and loss scale after each."""
+    ranks = comm.ranks_of(DEVICE)
+    backbone = network(0.0)
+    optimizer = BackboneOptimizer(backbone, Sgd(lr=0.1, clip=0.5, precision=precision), ranks)
+    after = []
+    for step in range(5):
+        images, _ = inputs_of(6)
+        optimizer.gradients.zero()
+        with optimizer.gradients.summed():
+            loss = backbone(images).square().sum()
+            spoilt = loss * torch.inf if step == 2 and ranks.rank == 1 else loss
+            (spoilt * optimizer.loss_scale.value).backward()
+        optimizer.step(0.1, loss.detach())
+        state = [*backbone.parameters(), *(it["momentum_buffer"] for it in optimizer.moments.values())]
+        after.append(torch.cat([tensor.detach().flatten() for tensor in state]))
+    return [*after, optimizer.loss_scale.value.clone()]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_overflow_on_one_rank_skips_the_step_on_all(ranks, precision):
+    results = ranks.run(2, overflow_on_one_rank, precision)
+    for first, second in zip(*results, strict=True):
+        assert torch.equal(first, second)
+    steps, scale = results[0][:-1], results[0][-1]
+    assert torch.equal(steps[1], steps[2])
+    assert not torch.equal(steps[0], steps[1]) and not torch.equal(steps[2], steps[3])
+    assert all(state.isfinite().all() for state in steps)
+    assert scale == (2.0**15 if precision == "fp16" else 1.0)
+
+
+def steps_beside_torchs(clip: float) -> None:
+    ranks = comm.ranks_of(DEVICE)
+    ours = network(0.0)
+    theirs = copy.deepcopy(ours)
+    optimizer = BackboneOptimizer(ours, Sgd(clip=clip), ranks)
+    reference = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    for step in range(4):
+        images, _ = inputs_of(6 + step)
+        optimizer.gradients.zero()
+        with optimizer.gradients.summed():
+            loss = ours(images).square().sum()
+            loss.backward()
+        norm, finite = optimizer.step(0.1 / (step + 1), loss.detach())
+        reference.zero_grad()
+        theirs(images).square().sum().backward()
+        reference.param_groups[0]["lr"] = 0.1 / (step + 1)
+        torch.testing.assert_close(norm, nn.utils.clip_grad_norm_(theirs.parameters(), clip or torch.inf))
+        reference.step()
+        assert finite
+        for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(own, other)
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5, 1e6])
+def test_a_step_is_torchs_sgd_with_clipping(ranks, clip):
+    ranks.run(1, steps_beside_torchs, clip)
+
+
+def test_statistics_of_a_step_that_is_not_finite_are_taken_back():
+    backbone = network(0.0)
+    statistics = RunningStatistics(backbone)
+    kept = statistics.kept()
+    backbone(torch.full((4, 3, 8, 8), torch.nan))
+    assert backbone[1].running_mean.isnan().all()
+    statistics.restore_unless(torch.tensor(False), kept)
+    assert (backbone[1].running_mean == 0).all() and (backbone[6].running_var == 1).all()
+
+
+def decayed_only(decayed: str) -> dict[str, bool]:
+    """Which parameters shrink in a step without a gradient."""
+    ranks = comm.ranks_of(DEVICE)
+    backbone = network(0.0)
+    before = {name: it.detach().clone().abs().sum() for name, it in backbone.named_parameters()}
+    optimizer = BackboneOptimizer(backbone, AdamW(weight_decay=0.5, decayed=decayed), ranks)
+    optimizer.gradients.zero()
+    optimizer.step(0.1, torch.zeros(()))
+    return {
+        name: bool(it.abs().sum() < before[name]) for name, it in backbone.named_parameters() if before[name]
+    }
+
+
+def test_norms_biases_and_slopes_need_not_decay(ranks):
+    (everything,) = ranks.run(1, decayed_only, "all")
+    (some,) = ranks.run(1, decayed_only, "matrices")
+    shapes = {name: it.ndim for name, it in network(0.0).named_parameters()}
+    assert all(everything.values()) and 1 in {shapes[name] for name in some}
+    assert some == {name: shapes[name] > 1 for name in some}
+
+
+def averages_beside_torchs() -> None:
+    """Of a network that trains on; the third step is not taken. The running statistics differ between the ranks."""
+    ranks, taken = comm.ranks_of(DEVICE), 0
+    ours, decay = network(0.0, torch.float64), 0.3
+    statistics = RunningStatistics(ours)
+    average = MovingAverage(ours, network(0.0, torch.float64), decay)
+    theirs = AveragedModel(ours, avg_fn=lambda old, new, _: old + (1 - now) * (new - old), use_buffers=True)
+    theirs.update_parameters(ours)  # the first call copies
+    for step in range(6):
+        ours(inputs_of(8, torch.float64)[0] * (ranks.rank + 1))
+        for parameter in ours.parameters():
+            parameter.data.add_(step)
+        average.update(step, torch.tensor(step != 2))
+        now = min(decay, (1 + step) / (10 + step))
+        if step != 2:
+            taken += now < decay
+            theirs.update_parameters(ours)
+        if step == 3:
+            statistics.average(ranks.group)
+            average.average(ranks.group)
+    assert taken == 2  # steps 0 and 1
+    average.average(ranks.group)
+    expected = dict(theirs.module.named_parameters())
+    for name, tensor in average.network.named_parameters():
+        torch.testing.assert_close(tensor, expected[name].detach())
+    for name, tensor in average.network.named_buffers():
+        if tensor.is_floating_point():
+            mean = comm.sum_(theirs.module.get_buffer(name).clone(), ranks.group) / ranks.size
+            torch.testing.assert_close(tensor, mean)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_a_moving_average_is_torchs_with_a_warm_up(ranks, world_size):
+    ranks.run(world_size, averages_beside_torchs)

@@ -1,6 +1,0 @@
-"""`partialfc compare` as a script."""
-
-from partialfc.commands.models.compare import main
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,0 @@
-"""`partialfc embed` as a script."""
-
-from partialfc.commands.models.embed import main
-
-if __name__ == "__main__":
-    main()
