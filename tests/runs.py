@@ -14,7 +14,8 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from partialfc.config import Config
-from partialfc.monitoring import figures, verification
+from partialfc.evaluation import pictures as of_pairs
+from partialfc.monitoring import figures
 from partialfc.runtime import comm
 from partialfc.training import loop
 
@@ -44,8 +45,8 @@ def config_of(pack: Path, output: Path, **sections: dict[str, Any]) -> Config:
 def no_pictures() -> Iterator[None]:
     dot = np.zeros((1, 1, 3), np.uint8)
     with (
-        mock.patch.object(verification, "roc", return_value=dot),
-        mock.patch.object(verification, "hardest", return_value=dot),
+        mock.patch.object(of_pairs, "roc", return_value=dot),
+        mock.patch.object(of_pairs, "hardest", return_value=dot),
         mock.patch.object(figures, "draw_runs"),
     ):
         yield

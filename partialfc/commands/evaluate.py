@@ -15,16 +15,16 @@ from rich.table import Table
 
 from partialfc.commands.options import add_network, network_of
 from partialfc.errors import InputError
-from partialfc.evaluation.metrics import scores
 from partialfc.evaluation.pairs import load_pairs
-from partialfc.evaluation.verify import verify
+from partialfc.evaluation.sets import Scores
+from partialfc.evaluation.verify import embed_sets
 from partialfc.inference.recognizer import Recognizer
 from partialfc.runtime import comm
 from partialfc.runtime.errors import exit_on_input_error
 from partialfc.runtime.files import published
 
 
-def evaluated(recognizer: Recognizer, sets: list[Path]) -> dict[str, dict[str, float]]:
+def evaluated(recognizer: Recognizer, sets: list[Path]) -> dict[str, Scores]:
     """The scores of each set by its name. InputError where there is none, or one cannot be read."""
     if not sets and recognizer.config:
         sets = sorted(Path(recognizer.config.data.path).glob("*.bin"))
@@ -32,10 +32,10 @@ def evaluated(recognizer: Recognizer, sets: list[Path]) -> dict[str, dict[str, f
         raise InputError("no verification set; wanted .bin files")
     loaded = [load_pairs(path) for path in sets]
     with comm.join(recognizer.device.type) as ranks:
-        similarities = verify(
+        embeddings = embed_sets(
             recognizer.network, loaded, ranks, batch=recognizer.batch, autocast=recognizer.autocast()
         )
-    return {pairs.name: scores(similarities[pairs.name], pairs.same) for pairs in loaded}
+    return {it.name: it.score(embeddings[it.name]) for it in loaded}
 
 
 def main() -> None:
@@ -48,10 +48,10 @@ def main() -> None:
     options = parser.parse_args()
     with exit_on_input_error():
         found = evaluated(network_of(options), options.sets)
-        names = list(next(iter(found.values())))
+        names = list(dict.fromkeys(name for values in found.values() for name in values))
         table = Table("set", *names)
         for name, values in found.items():
-            table.add_row(name, *(f"{values[score]:.6g}" for score in names))
+            table.add_row(name, *(f"{values[it]:.6g}" if it in values else "" for it in names))
         Console().print(table)
         if options.json:
             with published(options.json) as draft:

@@ -1,16 +1,19 @@
 """Verification sets as the field's .bin files have them; nothing in a file is executed."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from partialfc.data import images
 from partialfc.data.images import Encoded, Pixels
 from partialfc.errors import InputError
-from partialfc.evaluation import plain_pickle
+from partialfc.evaluation import metrics, plain_pickle
+from partialfc.evaluation.sets import Scores
 from partialfc.runtime.errors import one_line
 
 
@@ -26,6 +29,33 @@ class Pairs:
     def name(self) -> str:
         """The file's, without .bin."""
         return self.path.stem
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def similarities(self, embeddings: Tensor) -> NDArray[np.float64]:
+        """The cosine [P] of each pair, given the embeddings [2 P, D] of all images, of length 1."""
+        found: NDArray[np.float64] = (embeddings[0::2] * embeddings[1::2]).sum(1).double().cpu().numpy()
+        return found
+
+    def score(self, embeddings: Tensor) -> Scores:
+        """See EvaluationSet: 10-fold accuracy and its deviation, the area under the ROC curve, TAR at two FARs."""
+        return metrics.scores(self.similarities(embeddings), self.same)
+
+    def in_words(self, scores: Scores) -> str:
+        """See EvaluationSet."""
+        return (
+            f"accuracy {scores['accuracy']:.2%} +- {scores['accuracy_std']:.2%}, AUC {scores['auc']:.4f}, "
+            f"TAR@FAR 1e-3 {scores['tar@far=1e-3']:.2%}, 1e-4 {scores['tar@far=1e-4']:.2%}"
+        )
+
+    def pictures(self, embeddings: Tensor) -> Iterator[tuple[str, Pixels]]:
+        """See EvaluationSet: the ROC curve, and the pairs that are hardest to tell."""
+        from partialfc.evaluation import pictures  # here: matplotlib takes a second
+
+        similarity = self.similarities(embeddings)
+        yield "roc", pictures.roc(self.name, similarity, self.same)
+        yield "hardest_pairs", pictures.hardest(self.pixels, similarity, self.same)
 
     def pixels(self, place: int, size: int) -> Pixels:
         """Image `place`, uint8 RGB [size, size, 3]. InputError names one that cannot be read."""

@@ -151,9 +151,9 @@ def _scores(run: Path, step: int) -> list[str]:
     scores = [line["verification"] for line in found if line["step"] == step and "verification" in line]
     if not scores or not scores[-1]:
         return []
-    names = list(next(iter(scores[-1].values())))
+    names = list(dict.fromkeys(name for values in scores[-1].values() for name in values))
     rows = [
-        f"| {name} | " + " | ".join(f"{values[it]:.6g}" for it in names) + " |"
+        f"| {name} | " + " | ".join(f"{values[it]:.6g}" if it in values else "" for it in names) + " |"
         for name, values in scores[-1].items()
     ]
     return ["| verification set | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|", *rows, ""]

@@ -16,9 +16,9 @@ from torch.nn.functional import normalize
 from partialfc import recipe
 from partialfc.backbones import Backbone, build_backbone, place, plain
 from partialfc.config import AnyBackbone, Config, load_config
-from partialfc.data.augment import network_input
 from partialfc.data.images import Pixels
 from partialfc.errors import InputError
+from partialfc.evaluation.verify import mirror_sum
 from partialfc.inference.onnx import OnnxNetwork
 from partialfc.inference.weights import fit, read_weights
 from partialfc.runtime.precision import autocast, uses_cuda
@@ -49,7 +49,7 @@ class Recognizer:
         """
         pixels = torch.from_numpy(np.stack(images)).to(self.device)
         with torch.no_grad(), self.autocast():
-            both = self.network(network_input(pixels)) + self.network(network_input(pixels.flip(2)))
+            both = mirror_sum(self.network, pixels)
         return normalize(both.float()).cpu().numpy()
 
 

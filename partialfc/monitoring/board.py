@@ -32,7 +32,7 @@ _CHARTS = {
             [r"^angle/(target|nearest)_angle$"],
         ],
         "GiB of each rank": ["Multiline", [r"^memory/"]],
-        "accuracy and its best": ["Multiline", [r".+/accuracy(_best)?$"]],
+        "scores that are watched, and their best": ["Multiline", [r".+/accuracy$", r".+_best$"]],
     }
 }
 

@@ -8,20 +8,21 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from partialfc.errors import InputError
+from partialfc.evaluation.sets import headline
 from partialfc.monitoring.history import Line
 from partialfc.runtime.files import published, read_metrics
 
 
 def draw_runs(runs: Sequence[Path], picture: Path) -> None:
-    """Loss, learning rate and the accuracy of every verification set over the steps, as a PNG.
+    """Loss, learning rate and the headline score of every evaluation set over the steps, as a PNG.
 
     runs: their metrics.jsonl. FileNotFoundError where one is not there, InputError where it is none.
     """
     figure = Figure(figsize=(12, 3.2), layout="constrained")
-    loss, rate, accuracy = figure.subplots(1, 3)
+    loss, rate, scores_of_sets = figure.subplots(1, 3)
     loss.set_title("loss")
     rate.set_title("learning rate")
-    accuracy.set_title("10-fold accuracy, %")
+    scores_of_sets.set_title("accuracy, or what else a set is watched by, %")
     for path in runs:
         lines, run = read_metrics(path), f"{path.parent.name} " if len(runs) > 1 else ""
         reports = [line for line in lines if "loss" in line]
@@ -29,7 +30,9 @@ def draw_runs(runs: Sequence[Path], picture: Path) -> None:
         for axes, name in ((loss, "loss"), (rate, "rate")):
             axes.plot([line["step"] for line in reports], [line[name] for line in reports], label=run)
         for name in sorted({name for line in scores for name in line["verification"]}):
-            _draw_accuracy(accuracy, run, name, [line for line in scores if name in line["verification"]])
+            _draw_headline(
+                scores_of_sets, run, name, [line for line in scores if name in line["verification"]]
+            )
     if len(runs) > 1:
         loss.legend()
     _save(figure, picture)
@@ -66,8 +69,8 @@ def draw_comparison(runs: list[Path], picture: Path) -> dict[str, float]:
     return largest
 
 
-def _draw_accuracy(axes: Axes, run: str, name: str, lines: list[Line]) -> None:
-    values = [100 * line["verification"][name]["accuracy"] for line in lines]
+def _draw_headline(axes: Axes, run: str, name: str, lines: list[Line]) -> None:
+    values = [100 * headline(line["verification"][name])[1] for line in lines]
     axes.plot([line["step"] for line in lines], values, marker="o", label=f"{run}{name}: {values[-1]:.1f}")
     axes.legend()
 

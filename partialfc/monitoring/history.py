@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 
+from partialfc.evaluation.sets import Scores, headline
 from partialfc.runtime.files import published
 
-Scores = Mapping[str, Mapping[str, float]]  # of each verification set, by its name
 Line = dict[str, Any]  # with "step": the number of steps taken
 
 
@@ -20,8 +20,12 @@ class History:
 
     def __init__(self, path: Path, start: int) -> None:
         self.loss: float | None = None  # newest; None before the first
-        self.verification: list[Scores] = []  # the first, and the newest
-        self.best: dict[str, tuple[float, int]] = {}  # of each set: accuracy, and after how many steps
+        self.verification: list[
+            Mapping[str, Scores]
+        ] = []  # of each set, by its name: the first, and the newest
+        self.best: dict[
+            str, tuple[float, int]
+        ] = {}  # of each set: its headline score, and after how many steps
         lines = path.read_bytes().splitlines() if path.exists() and start else []
         earlier = [line for line in map(_parsed, lines) if line and line["step"] <= start]
         for line in earlier:
@@ -42,13 +46,14 @@ class History:
 
     def _note(self, line: Line) -> None:
         self.loss = line.get("loss", self.loss)
-        scores: Scores | None = line.get("verification")
+        scores: Mapping[str, Scores] | None = line.get("verification")
         if scores is None:
             return
         self.verification = [*self.verification[:1], scores]
         for name, values in scores.items():
-            if name not in self.best or values["accuracy"] > self.best[name][0]:
-                self.best[name] = values["accuracy"], line["step"]
+            _, value = headline(values)
+            if name not in self.best or value > self.best[name][0]:
+                self.best[name] = value, line["step"]
 
 
 def _parsed(line: bytes) -> Line | None:

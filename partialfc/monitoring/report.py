@@ -1,7 +1,7 @@
 """What a run says: the terminal, the log, metrics.jsonl, TensorBoard, summary.json. Silent on all ranks but the first."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
@@ -11,11 +11,10 @@ import msgspec
 import torch
 
 from partialfc.data.images import Pixels
-from partialfc.evaluation import metrics
-from partialfc.evaluation.pairs import Pairs
-from partialfc.evaluation.verify import Similarities
+from partialfc.evaluation.sets import EvaluationSet, Scores, headline
+from partialfc.evaluation.verify import Embeddings
 from partialfc.monitoring.board import Board
-from partialfc.monitoring.history import History, Scores
+from partialfc.monitoring.history import History
 from partialfc.monitoring.observed import show
 from partialfc.monitoring.steps import Length, Metrics, columns_of, line_of, log_line, speed_of
 from partialfc.monitoring.terminal import Terminal
@@ -111,37 +110,29 @@ class Report:
         if self._enabled:
             self._board.picture(step, name, pixels)
 
-    def verified(self, step: int, sets: Sequence[Pairs], similarities: Similarities) -> None:
-        """A verification after `step` steps."""
+    def evaluated(self, step: int, sets: Sequence[EvaluationSet], embeddings: Embeddings) -> None:
+        """An evaluation after `step` steps: the sets, and the embeddings of their images."""
         if not self._enabled:
             return
-        self.scores(
-            step, {pairs.name: metrics.scores(similarities[pairs.name], pairs.same) for pairs in sets}
-        )
-        if sets:
-            from partialfc.monitoring import verification  # here: matplotlib, as TensorBoard
+        scores = {it.name: it.score(embeddings[it.name]) for it in sets}
+        self.scores(step, scores, {it.name: it.in_words(scores[it.name]) for it in sets})
+        for one in sets:
+            for name, picture in one.pictures(embeddings[one.name]):
+                self._board.picture(step, f"verification/{name}_of_{one.name}", picture)
 
-            self._board.picture(step, "verification/roc", verification.roc(sets, similarities))
-            for pairs in sets:
-                picture = verification.hardest(pairs, similarities[pairs.name])
-                self._board.picture(step, f"verification/hardest_pairs_of_{pairs.name}", picture)
-
-    def scores(self, step: int, scores: Scores) -> None:
-        """Of a verification after `step` steps."""
+    def scores(self, step: int, scores: Mapping[str, Scores], words: Mapping[str, str]) -> None:
+        """The scores of each set after `step` steps, and the same in words."""
         if not self._enabled:
             return
         if scores:
             self._history.write({"step": step, "verification": scores})
         for name, values in scores.items():
+            watched, value = headline(values)
             best, best_step = self._history.best[name]
-            self._board.group(step, name, {**values, "accuracy_best": best})
-            self._terminal.verified(name, values["accuracy"], best, best_step)
-            self.say(
-                f"step {step}  {name}: accuracy {values['accuracy']:.2%} +- {values['accuracy_std']:.2%}, "
-                f"AUC {values['auc']:.4f}, TAR@FAR 1e-3 {values['tar@far=1e-3']:.2%}, "
-                f"1e-4 {values['tar@far=1e-4']:.2%}"
-                + (f"; best {best:.2%} at step {best_step}" if best_step < step else "")
-            )
+            self._board.group(step, name, {**values, f"{watched}_best": best})
+            self._terminal.evaluated(name, value, best, best_step)
+            so_far = f"; best {best:.2%} at step {best_step}" if best_step < step else ""
+            self.say(f"step {step}  {name}: {words[name]}{so_far}")
 
     def summary(self, step: int) -> None:
         """The end: summary.json, and the run's picture."""
@@ -157,8 +148,9 @@ class Report:
             "verification_before": verification[0],
             "verification": verification[-1],
             "verification_best": {
-                name: {"accuracy": accuracy, "step": at}
-                for name, (accuracy, at) in self._history.best.items()
+                name: {headline(verification[-1][name])[0]: best, "step": at}
+                for name, (best, at) in self._history.best.items()
+                if name in verification[-1]
             },
         }
         with published(self._folder / "summary.json") as draft:

@@ -47,9 +47,9 @@ class Terminal:
         if stays or not self._console.is_terminal:
             self.say(text)
 
-    def verified(self, name: str, accuracy: float, best: float, best_step: int) -> None:
-        """The newest accuracy of a verification set, and the best so far."""
-        self._scores[name] = f"{accuracy:.2%}", f"{best:.2%}", f"{best_step}"
+    def evaluated(self, name: str, score: float, best: float, best_step: int) -> None:
+        """The newest headline score of an evaluation set, and the best so far."""
+        self._scores[name] = f"{score:.2%}", f"{best:.2%}", f"{best_step}"
 
     def _drawn(self) -> RenderableType:
         bar = Table.grid(padding=(0, 1))

@@ -34,7 +34,7 @@ def train(config: Config, ranks: Ranks) -> Run:
         _introduce(run, report, resumed)
         if run.step == 0:
             with report.aside():
-                report.verified(run.step, run.sets, run.verify())
+                report.evaluated(run.step, run.sets, run.embed_sets())
         start = run.step
         for batch, step in _prepared(run):
             if run.step == start:
@@ -45,7 +45,7 @@ def train(config: Config, ranks: Ranks) -> Run:
             run.step += 1
             with report.aside():
                 if _due(run, config.evaluation.every):
-                    report.verified(run.step, run.sets, run.verify())
+                    report.evaluated(run.step, run.sets, run.embed_sets())
                 if _due(run, config.checkpoint.every):
                     run.save(report.seconds)
         report.summary(run.step)

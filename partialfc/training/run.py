@@ -14,8 +14,9 @@ from partialfc.data.augment import network_input
 from partialfc.data.loader import Loader
 from partialfc.data.order import Order, check_world_size
 from partialfc.errors import InputError
-from partialfc.evaluation.pairs import Pairs, load_pairs
-from partialfc.evaluation.verify import Similarities, verify
+from partialfc.evaluation.pairs import load_pairs
+from partialfc.evaluation.sets import EvaluationSet
+from partialfc.evaluation.verify import Embeddings, embed_sets
 from partialfc.head import HeadStep, PartialFC
 from partialfc.head.rows.catch_up import MAX_STEPS
 from partialfc.inference.weights import AVERAGE, BACKBONE, fit, read_weights
@@ -46,7 +47,7 @@ class Run:
     optimizer: BackboneOptimizer
     micro_batches: MicroBatches
     loader: Loader
-    sets: list[Pairs]
+    sets: list[EvaluationSet]
     checkpoints: Checkpoints
     step: int = 0
     seconds: float = 0.0  # that its steps took, up to the checkpoint it goes on from
@@ -61,12 +62,12 @@ class Run:
         """How many steps the run has."""
         return in_steps(self.config.train.length, self.steps_per_epoch)
 
-    def verify(self) -> Similarities:
-        """Of the pairs of every verification set, the same on every rank."""
+    def embed_sets(self) -> Embeddings:
+        """The embeddings of every evaluation set's images, the same on every rank."""
         self._agree()
         batch = self.config.evaluation.batch
         used = self.average.network if self.average else self.backbone
-        return verify(used, self.sets, self.ranks, batch=batch, autocast=self.optimizer.autocast())
+        return embed_sets(used, self.sets, self.ranks, batch=batch, autocast=self.optimizer.autocast())
 
     def observe(self, step: HeadStep) -> Observed:
         """A closer look at a step between its forward and the head's update; nothing waits."""

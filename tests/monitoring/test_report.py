@@ -35,10 +35,10 @@ def scores(accuracy: float) -> dict[str, dict[str, float]]:
 def run(folder: Path, start: int, stop: int) -> None:
     with report(folder, start) as written:
         if start == 0:
-            written.scores(0, scores(0.5))
+            written.scores(0, scores(0.5), {"lfw": "in words"})
         for step in range(start + 1, stop + 1):
             written.step(step, metrics(float(step), finite=step != 3))
-        written.scores(stop, scores(0.5 + stop / 100))
+        written.scores(stop, scores(0.5 + stop / 100), {"lfw": "in words"})
         written.summary(stop)
 
 
@@ -87,7 +87,7 @@ def test_a_run_from_the_start_keeps_nothing(tmp_path):
 def test_other_ranks_write_nothing(tmp_path):
     with report(tmp_path / "none", enabled=False) as silent:
         silent.say("x")
-        silent.scores(0, scores(0.5))
+        silent.scores(0, scores(0.5), {"lfw": "in words"})
         silent.step(2, metrics(1.0))
         silent.summary(2)
     assert not (tmp_path / "none").exists()
@@ -98,9 +98,9 @@ def test_the_best_so_far_is_told_and_survives_a_resume(tmp_path):
     with report(tmp_path, 4) as written:
         for step in (5, 6):
             written.step(step, metrics(1.0))
-        written.scores(6, scores(0.4))
+        written.scores(6, scores(0.4), {"lfw": "in words"})
         written.summary(6)
-    assert "lfw: accuracy 40.00%" in (tmp_path / "log.txt").read_text()
+    assert "lfw: in words; best" in (tmp_path / "log.txt").read_text()
     assert "; best 50.00% at step 0" in (tmp_path / "log.txt").read_text()
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["verification_best"] == {"lfw": {"accuracy": 0.5, "step": 0}}
@@ -145,7 +145,7 @@ def test_tensorboard_shows_a_run(ranks, pack, tmp_path):
     images = {tag: [it.step for it in board.Images(tag)] for tag in board.Tags()["images"]}
     assert images == {
         "faces/as_trained": [1],
-        "verification/roc": evaluations,
+        "verification/roc_of_unseen": evaluations,
         "verification/hardest_pairs_of_unseen": evaluations,
     }
 
@@ -189,3 +189,35 @@ def test_the_time_of_what_is_aside_is_not_the_steps(tmp_path, monkeypatch):
             written.step(step, metrics(1.0))
         assert written.seconds == 205
     assert [line["images_per_second"] for line in lines(tmp_path) if "loss" in line] == [8, 16 / 3]
+
+
+class Identification:
+    """An evaluation set of another kind: no pairs, another score, no pictures."""
+
+    name = "gallery"
+
+    def score(self, embeddings: torch.Tensor) -> dict[str, float]:
+        return {"rank1": float(embeddings.mean()), "rank5": 0.9}
+
+    def in_words(self, scores: dict[str, float]) -> str:
+        return f"rank 1 {scores['rank1']:.1%}"
+
+    def pictures(self, embeddings: torch.Tensor) -> tuple:
+        return ()
+
+
+def test_a_set_of_another_kind_is_reported_by_its_own_scores(tmp_path):
+    with report(tmp_path) as written:
+        for step, rank1 in ((0, 0.25), (2, 0.75), (4, 0.5)):
+            written.step(step, metrics(1.0))
+            written.evaluated(step, [Identification()], {"gallery": torch.full((3, 2), rank1)})
+        written.summary(4)
+    log = (tmp_path / "log.txt").read_text()
+    assert "step 4  gallery: rank 1 50.0%; best 75.00% at step 2" in log
+    first = next(line for line in lines(tmp_path) if "verification" in line)
+    assert first == {"step": 0, "verification": {"gallery": {"rank1": 0.25, "rank5": 0.9}}}
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["verification_best"] == {"gallery": {"rank1": 0.75, "step": 2}}
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert [it.value for it in board.Scalars("gallery/rank1_best")] == [0.25, 0.75, 0.75]

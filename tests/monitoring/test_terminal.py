@@ -14,7 +14,7 @@ terminal = Terminal(0, 40)
 terminal.say("first [bold]line")
 terminal.steps(10, "step 10/40 as a line", {"loss": "3.25", "rate": "0.1"}, 60.0)
 terminal.steps(20, "step 20/40, 1 step skipped", {"loss": "3.25", "rate": "0.1"}, 30.0, stays=True)
-terminal.verified("lfw", 0.955, 0.97, 5)
+terminal.evaluated("lfw", 0.955, 0.97, 5)
 terminal.say("last line")
 terminal.close()
 """
@@ -24,7 +24,7 @@ def test_a_file_gets_every_line(capsys):
     terminal = Terminal(0, 40)
     terminal.say("a [bold]line")
     terminal.steps(10, "step 10/40", {"loss": "3.25"}, 60.0)
-    terminal.verified("lfw", 0.955, 0.97, 5)
+    terminal.evaluated("lfw", 0.955, 0.97, 5)
     terminal.close()
     assert capsys.readouterr().out == "a [bold]line\nstep 10/40\n"
 

@@ -1,31 +1,31 @@
-"""Pictures of a verification: ROC curves, and the pairs that are hardest to tell. RGB images [H, W, 3]."""
+"""Pictures of a verification: the ROC curve, and the pairs that are hardest to tell. RGB images [H, W, 3]."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 
 import cv2
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from partialfc.data.images import Pixels
 from partialfc.evaluation import metrics
-from partialfc.evaluation.pairs import Pairs
+from partialfc.evaluation.metrics import Same, Similarities
+
+PixelsOf = Callable[[int, int], Pixels]
 
 _LEAST_RATE = 1e-5  # false accept rates below are not drawn
 _COLUMNS, _ROWS = 6, 2  # pairs of each kind
 _SIDE, _GAP, _LABEL = 96, 8, 24  # pixels: of a face, between pairs, of the line above one
 
 
-def roc(sets: Sequence[Pairs], similarities: Mapping[str, NDArray[np.float64]]) -> Pixels:
-    """The true accept rate of each set over the false accept rate, which is logarithmic."""
+def roc(name: str, similarity: Similarities, same: Same) -> Pixels:
+    """The true accept rate of the set called `name` over the false accept rate, which is logarithmic."""
     figure = Figure(figsize=(6.4, 4.8))
     axes = figure.subplots()
-    for pairs in sets:
-        false, true = metrics.roc(similarities[pairs.name], pairs.same)
-        area = metrics.auc(similarities[pairs.name], pairs.same)
-        axes.step(np.maximum(false, _LEAST_RATE), true, where="post", label=f"{pairs.name}: AUC {area:.4f}")
-    least = max(_LEAST_RATE, min(0.5 / max(1, int((~pairs.same).sum())) for pairs in sets))
+    false, true = metrics.roc(similarity, same)
+    area = metrics.auc(similarity, same)
+    axes.step(np.maximum(false, _LEAST_RATE), true, where="post", label=f"{name}: AUC {area:.4f}")
+    least = max(_LEAST_RATE, 0.5 / max(1, int((~same).sum())))
     axes.set(xscale="log", xlim=(least, 1), ylim=(0, 1.01), xlabel="false accept rate")
     axes.set_ylabel("true accept rate")
     axes.grid(alpha=0.3)
@@ -33,16 +33,19 @@ def roc(sets: Sequence[Pairs], similarities: Mapping[str, NDArray[np.float64]]) 
     return _drawn(figure)
 
 
-def hardest(pairs: Pairs, similarity: NDArray[np.float64]) -> Pixels:
-    """The pairs of one person that are least alike, and those of two that are most alike, each under its similarity."""
+def hardest(pixels: PixelsOf, similarity: Similarities, same: Same) -> Pixels:
+    """The pairs of one person that are least alike, and those of two that are most alike, each under its similarity.
+
+    pixels: gives image `place`, of a size; the images of pair i are those at 2 i and 2 i + 1.
+    """
     order = np.argsort(similarity, kind="stable")
     kinds = {
-        "one person, least alike": order[pairs.same[order]],
-        "two persons, most alike": order[::-1][~pairs.same[order[::-1]]],
+        "one person, least alike": order[same[order]],
+        "two persons, most alike": order[::-1][~same[order[::-1]]],
     }
     parts = []
     for title, places in kinds.items():
-        cells = [_cell(pairs, int(place), float(similarity[place])) for place in places[: _COLUMNS * _ROWS]]
+        cells = [_cell(pixels, int(place), float(similarity[place])) for place in places[: _COLUMNS * _ROWS]]
         cells += [np.full((_LABEL + _SIDE + _GAP, 2 * _SIDE + _GAP, 3), 255, np.uint8)] * (
             _COLUMNS * _ROWS - len(cells)
         )
@@ -51,9 +54,9 @@ def hardest(pairs: Pairs, similarity: NDArray[np.float64]) -> Pixels:
     return np.vstack(parts)
 
 
-def _cell(pairs: Pairs, place: int, similarity: float) -> Pixels:
+def _cell(pixels: PixelsOf, place: int, similarity: float) -> Pixels:
     """A pair side by side, its similarity above, white around."""
-    faces = np.hstack([pairs.pixels(2 * place + side, _SIDE) for side in (0, 1)])
+    faces = np.hstack([pixels(2 * place + side, _SIDE) for side in (0, 1)])
     labelled = np.vstack([_text(f"{similarity:.3f}", faces.shape[1], height=_LABEL, scale=0.45), faces])
     return np.pad(labelled, ((0, _GAP), (0, _GAP), (0, 0)), constant_values=255)
 

@@ -1,0 +1,38 @@
+"""What a run is evaluated on: sets that have images, and score their embeddings."""
+
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+from partialfc.data.images import Pixels
+
+Scores = Mapping[str, float]  # by name; the first is the headline: what is watched, more is better
+
+
+class EvaluationSet(Protocol):
+    """Images, and what embeddings of them are worth. Whoever reports scores prints what comes."""
+
+    @property
+    def name(self) -> str:
+        """The set's, in logs and figures."""
+
+    def __len__(self) -> int:
+        """How many images there are."""
+
+    def pixels(self, place: int, size: int) -> Pixels:
+        """Image `place`, uint8 RGB [size, size, 3]. InputError names one that cannot be read."""
+
+    def score(self, embeddings: Tensor) -> Scores:
+        """The scores of embeddings [n, D] of all images, of length 1."""
+
+    def in_words(self, scores: Scores) -> str:
+        """Its scores, for a line of the log."""
+
+    def pictures(self, embeddings: Tensor) -> Iterable[tuple[str, Pixels]]:
+        """Names and pictures of what the embeddings make of the set; may be none."""
+
+
+def headline(scores: Scores) -> tuple[str, float]:
+    """The score that is watched: its name and its value."""
+    return next(iter(scores.items()))
