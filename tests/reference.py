@@ -17,9 +17,9 @@ def dense_loss(
     labels: Tensor,  # [B]
     margin: config.AnyMargin,
     *,
-    at_work: Tensor,  # [C] bool
+    active: Tensor,  # [C] bool
     drawn: Tensor | None = None,  # [B]
-    lifted: float = 0.0,  # added to the logits of classes at work that are not in the batch
+    logit_correction: float = 0.0,  # added to the logits of active classes that are not in the batch
     interclass_threshold: float = 0.0,
 ) -> Tensor:
     valid = labels >= 0
@@ -27,9 +27,9 @@ def dense_loss(
     cosine = normalize(embeddings)[valid] @ normalize(weight).T
     own = cosine.gather(1, labels[:, None])[:, 0]
     target = target_logit(margin, own, ordered(margin, own, None if drawn is None else drawn[valid]))
-    in_batch = torch.zeros_like(at_work).index_fill_(0, labels, True)
-    logits = cosine * margin.scale + torch.where(in_batch, 0.0, lifted)
-    logits = logits.masked_fill(~at_work, -torch.inf)
+    in_batch = torch.zeros_like(active).index_fill_(0, labels, True)
+    logits = cosine * margin.scale + torch.where(in_batch, 0.0, logit_correction)
+    logits = logits.masked_fill(~active, -torch.inf)
     if interclass_threshold > 0:
         logits = logits.masked_fill(cosine > interclass_threshold, -torch.inf)
     logits = logits.scatter(1, labels[:, None], margin.scale * target[:, None])

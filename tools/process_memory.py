@@ -6,7 +6,7 @@ import torch
 
 
 class Memory:
-    """Of this process, from now on."""
+    """The memory of this process, from now on."""
 
     def __init__(self, device: str) -> None:
         self._cuda = device == "cuda"

@@ -13,7 +13,7 @@ from partialfc.backbones.iresnet import IResNet
 from partialfc.backbones.mobilefacenet import MobileFaceNet
 from partialfc.backbones.vit import VisionTransformer
 
-__all__ = ["Backbone", "build_backbone", "place", "plain"]
+__all__ = ["Backbone", "build_backbone", "for_inference", "move_to_device"]
 
 Backbone = IResNet | MobileFaceNet | VisionTransformer
 
@@ -50,12 +50,12 @@ def build_backbone(settings: config.AnyBackbone) -> Backbone:
     return backbone
 
 
-def plain(settings: config.AnyBackbone) -> config.AnyBackbone:
+def for_inference(settings: config.AnyBackbone) -> config.AnyBackbone:
     """Those of the same network where it is only used: nothing that training computes otherwise."""
     return msgspec.structs.replace(settings, checkpointing=False, compile=False)
 
 
-def place(network: nn.Module, device: torch.device, *, channels_last: bool) -> None:
+def move_to_device(network: nn.Module, device: torch.device, *, channels_last: bool) -> None:
     """Move a network to a device, in the layout that it computes in."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     # torch's stubs do not know that Module.to takes a memory_format

@@ -21,7 +21,7 @@ from partialfc.evaluation.verify import embed_sets
 from partialfc.inference.recognizer import Recognizer
 from partialfc.runtime import comm
 from partialfc.runtime.errors import exit_on_input_error
-from partialfc.runtime.files import published
+from partialfc.runtime.files import atomic_write
 
 
 def evaluated(recognizer: Recognizer, sets: list[Path]) -> dict[str, Scores]:
@@ -54,8 +54,8 @@ def main() -> None:
             table.add_row(name, *(f"{values[it]:.6g}" if it in values else "" for it in names))
         Console().print(table)
         if options.json:
-            with published(options.json) as draft:
-                draft.write_bytes(msgspec.json.format(msgspec.json.encode(found)))
+            with atomic_write(options.json) as temporary:
+                temporary.write_bytes(msgspec.json.format(msgspec.json.encode(found)))
 
 
 if __name__ == "__main__":

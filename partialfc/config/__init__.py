@@ -129,12 +129,10 @@ class DataConfig(Settings, frozen=True):
     path: str  # folder with train.rec, train.idx, property and the .bin verification sets
     workers: Natural = 2  # processes of each rank that read and decode; 0: the rank itself does
     reader: Reader = "native"  # mxnet: its own, in an environment of requirements-mxnet.txt
-    on_corrupt: Literal["fail", "skip"] = (
-        "fail"  # skip: another image takes the place of one that cannot be read
-    )
-    order: Literal["shuffle", "blocks"] = (
-        "shuffle"  # blocks: neighbouring records, for disks that dislike seeks
-    )
+    # skip: another image takes the place of one that cannot be read
+    on_corrupt: Literal["fail", "skip"] = "fail"
+    # blocks: neighbouring records, for disks that dislike seeks
+    order: Literal["shuffle", "blocks"] = "shuffle"
     lanes: Count = 64  # of `order: blocks`: streams of neighbours, divided among the ranks
     synthetic: SyntheticData | None = None
 
@@ -161,9 +159,8 @@ class HeadConfig(Settings, frozen=True):
     interclass_threshold: Annotated[float, Meta(ge=0, le=1)] = (
         0.0  # cosine; nearer negatives are left out; 0: none
     )
-    unsampled: Literal["hold", "decay"] = (
-        "hold"  # decay: momentum and weight decay go on, as if every row took part in every step
-    )
+    # decay: momentum and weight decay go on, as if every row took part in every step
+    unsampled: Literal["hold", "decay"] = "hold"
     centers: Literal["float32", "bfloat16"] = "float32"  # as stored
     moments: Literal["float32", "bfloat16", "none"] = "float32"  # of the rows' optimizer; none: no momentum
     memory: Literal["device", "host", "file"] = "device"  # where the rows live
@@ -203,16 +200,15 @@ class CheckpointConfig(Settings, frozen=True):
 
 
 class InitConfig(Settings, frozen=True):
-    """Of a run that goes on from no checkpoint."""
+    """Where a run begins that goes on from no checkpoint."""
 
     backbone: str | None = None  # weights: a run, a checkpoint, a .pth, .pt or .safetensors
 
 
 class ReportConfig(Settings, frozen=True):
     every: Count = 20  # steps between log lines
-    histograms: Count = (
-        200  # steps between looks at cosines, margins and memory, one more pass over the rows at work
-    )
+    # steps between looks at cosines, margins and memory, one more pass over the active rows
+    histograms: Count = 200
 
 
 class Config(Settings, frozen=True):

@@ -14,9 +14,8 @@ class Margin(Settings, frozen=True):
 class AngularMargin(Margin, frozen=True):
     """A margin on the angle, where the slope and the far end are questions."""
 
-    gradient: Literal["exact", "detached"] = (
-        "exact"  # detached: the target logit's derivative taken as `scale`
-    )
+    # detached: the target logit's derivative taken as `scale`
+    gradient: Literal["exact", "detached"] = "exact"
     beyond_pi: Literal["linear", "wrap"] = "linear"  # wrap: the plain cosine, which rises again
 
 

@@ -27,14 +27,14 @@ def flipped(samples: NDArray[np.int64], config: AugmentConfig, *, seed: int, epo
     return chance < config.flip
 
 
-def changes(samples: NDArray[np.int64], *, seed: int, epoch: int) -> NDArray[np.float64]:
+def augmentation_draws(samples: NDArray[np.int64], *, seed: int, epoch: int) -> NDArray[np.float64]:
     """What decides how `samples` [b] are changed in an epoch, uniform in [0, 1), for `changed`: a row for each."""
     count = sum(1 + strengths for _, _, strengths in _CHANGES)
     index = samples[:, None] * count + np.arange(count)
     return randomness.uniform(randomness.key(seed, "augment", epoch), index)
 
 
-def changed(pixels: Pixels, draws: NDArray[np.float64], config: AugmentConfig) -> Pixels:
+def augment(pixels: Pixels, draws: NDArray[np.float64], config: AugmentConfig) -> Pixels:
     """An image of the same shape, with the changes that its row of `changes` brings about."""
     numbers = iter(draws.tolist())
     for name, change, strengths in _CHANGES:

@@ -56,10 +56,10 @@ class RecordDataset:
         header, payload = self._records[key]
         return self._decoded(key, payload, self._size), self._class(key, header)
 
-    def announce(self, samples: Integers) -> None:
-        """That these [n] will be read soon: see RecordFile.announce."""
+    def prefetch_hint(self, samples: Integers) -> None:
+        """That these [n] will be read soon: see RecordFile.prefetch_hint."""
         keys = self._keys
-        self._records.announce(keys.start + samples if isinstance(keys, range) else keys[samples])
+        self._records.prefetch_hint(keys.start + samples if isinstance(keys, range) else keys[samples])
 
     @property
     def path(self) -> Path:
@@ -79,7 +79,7 @@ class RecordDataset:
         return f"{name}: no key-0 header, {labels} an image, {properties}"
 
     def key(self, index: int) -> int:
-        """Of image `index`'s record."""
+        """The key of image `index`'s record."""
         return int(self._keys[index])
 
     def label(self, index: int) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from partialfc.errors import InputError
-from partialfc.runtime.files import locked, published, stamp
+from partialfc.runtime.files import atomic_write, file_fingerprint, locked
 
 Integers = NDArray[np.int64]
 Build = Callable[[], tuple[Integers, Integers]]  # keys [n] and offsets [n], in any order
@@ -89,7 +89,7 @@ def cached_index(sources: Sequence[Path], build: Build) -> Index:
 
 def _stamp(sources: Sequence[Path]) -> int:
     """Another one for other files, and after any change of them."""
-    text = "\n".join(map(stamp, sources))
+    text = "\n".join(map(file_fingerprint, sources))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
 
 
@@ -116,7 +116,7 @@ def _keep(index: Index, place: Path, stamp: int) -> bool:
     header[:6] = _MAGIC, _VERSION, stamp, len(index.offsets), index.keys[0], follow
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with published(place) as draft, draft.open("wb") as file:
+        with atomic_write(place) as temporary, temporary.open("wb") as file:
             for array in (header, index.offsets, *(() if follow else (index.keys,))):
                 np.asarray(array, np.int64).tofile(file)
     except OSError:

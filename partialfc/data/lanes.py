@@ -53,7 +53,7 @@ class Lanes:
         now, later = start + place, start + (place - length) % length
         return np.where(place < length, self._sequence(epoch, now), self._sequence(epoch + 1, later))
 
-    def begun(self, epoch: int, lane: Integers, place: int, width: int, *, first: bool) -> Integers:
+    def prefetch_range(self, epoch: int, lane: Integers, place: int, width: int, *, first: bool) -> Integers:
         """The samples that lanes begin to read while they take `width` at `place`: so many that they are a window ahead,
         and at the end of a run. first: they have read nothing yet, and want the windows that they are in, too.
         """
@@ -78,7 +78,7 @@ class Lanes:
 
     @property
     def _windows(self) -> int:
-        """Of a lane: the same for all."""
+        """The length of a lane, the same for all."""
         return -(-self._longest // WINDOW)
 
     def _start(self, lane: Integers) -> Integers:

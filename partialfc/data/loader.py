@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from partialfc.config import IGNORE, AugmentConfig, DataConfig
-from partialfc.data.augment import changed, changes, flipped
+from partialfc.data.augment import augment, augmentation_draws, flipped
 from partialfc.data.dataset import RecordDataset
 from partialfc.data.images import Pixels
 from partialfc.data.order import Order, RankBatches, Request
@@ -71,10 +71,10 @@ class Loader:
         dataset: RecordDataset,
         order: Order,
         config: DataConfig,
-        augment: AugmentConfig,
+        augmentation: AugmentConfig,
         ranks: Ranks,
     ) -> None:
-        self._samples = _Augmented(dataset, augment, order.seed, skip=config.on_corrupt == "skip")
+        self._samples = _Augmented(dataset, augmentation, order.seed, skip=config.on_corrupt == "skip")
         self._order, self._ranks, self._workers = order, ranks, config.workers
         self._copies = torch.cuda.Stream(ranks.device) if ranks.device.type == "cuda" else None
 
@@ -144,8 +144,8 @@ class Loader:
 class _Augmented(Dataset[_Part | _Unread]):
     """Samples as they are at their places in the run, a rank's part of a batch at a time."""
 
-    def __init__(self, dataset: RecordDataset, augment: AugmentConfig, seed: int, *, skip: bool) -> None:
-        self._dataset, self._augment, self._seed = dataset, augment, seed
+    def __init__(self, dataset: RecordDataset, augmentation: AugmentConfig, seed: int, *, skip: bool) -> None:
+        self._dataset, self._augment, self._seed = dataset, augmentation, seed
         self._tries = 1 + (_REPLACEMENTS if skip else 0)
         self._ring: deque[Tensor] = deque(maxlen=_RING)
 
@@ -153,9 +153,13 @@ class _Augmented(Dataset[_Part | _Unread]):
         """The places are of one epoch. Everything that does not depend on pixels is done for all of them at once."""
         places = request.places
         samples = np.array([place.sample for place in places])
-        self._dataset.announce(samples if request.announced is None else request.announced)
+        self._dataset.prefetch_hint(samples if request.announced is None else request.announced)
         mirrored = flipped(samples, self._augment, seed=self._seed, epoch=places[0].epoch)
-        draws = changes(samples, seed=self._seed, epoch=places[0].epoch) if self._augment.strong else None
+        draws = (
+            augmentation_draws(samples, seed=self._seed, epoch=places[0].epoch)
+            if self._augment.strong
+            else None
+        )
         images, target, labels, replaced = None, None, [], 0
         for row, place in enumerate(places):
             read = self._read(place.sample)
@@ -163,7 +167,7 @@ class _Augmented(Dataset[_Part | _Unread]):
                 return read
             pixels, label, attempts = read
             if draws is not None:
-                pixels = changed(pixels, draws[row], self._augment)
+                pixels = augment(pixels, draws[row], self._augment)
             if images is None or target is None:
                 images = self._buffer((len(places), *pixels.shape))
                 target = images.numpy()

@@ -36,5 +36,5 @@ class MxnetRecords:
             raise CorruptRecord(f"{self.path}, key {key}: {error}") from None
         return Header(header.label, header.id, header.id2, header.flag), payload
 
-    def announce(self, keys: Integers) -> None:
+    def prefetch_hint(self, keys: Integers) -> None:
         """Nothing: mxnet reads as it does."""

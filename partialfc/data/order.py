@@ -73,13 +73,13 @@ class Order:
         both = zip(samples.tolist(), padding.tolist(), strict=True)
         return [Place(epoch, sample, filled) for sample, filled in both]
 
-    def begun(self, step: int, rank: int, world_size: int, *, first: bool) -> Integers:
+    def prefetch_range(self, step: int, rank: int, world_size: int, *, first: bool) -> Integers:
         """The samples that a rank's lanes begin to read while this step is made; first: of the steps that are made."""
         assert self.lanes is not None
         epoch, within = divmod(step, self.steps_per_epoch)
         width = self.batch // self.lanes
         lanes = part(np.arange(self.lanes), rank, world_size)
-        return self._lanes().begun(epoch, lanes, within * width, width, first=first)
+        return self._lanes().prefetch_range(epoch, lanes, within * width, width, first=first)
 
     def _mixed(self, epoch: int, within: int) -> tuple[Integers, NDArray[np.bool_]]:
         """The samples of a step, and which are padding: the epoch's first ones again."""
@@ -131,7 +131,7 @@ class RankBatches:
     def _announced(self, step: int) -> Integers | None:
         if self.order.lanes is None:
             return None
-        return self.order.begun(step, self.rank, self.world_size, first=step == self.steps.start)
+        return self.order.prefetch_range(step, self.rank, self.world_size, first=step == self.steps.start)
 
 
 def part(whole: Any, rank: int, world_size: int) -> Any:

@@ -83,7 +83,7 @@ for _core in ("numpy.core", "numpy._core"):
 
 
 def _set_state(unpickler: Any) -> None:
-    """Of arrays, and of the types of their elements, which have no members of their own."""
+    """Takes the state of an array, or of the type of its elements, which have no members of their own."""
     state = unpickler.stack.pop()
     made = unpickler.stack[-1]
     whole = isinstance(made, np.dtype) and isinstance(state, tuple) and state[2:5] == (None,) * 3

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from partialfc.head.active import ActiveClasses
-from partialfc.head.buffers import Buffers
 from partialfc.head.rows import rounding
 from partialfc.head.rows.optimizers import RowOptimizer, RowUpdate
+from partialfc.head.scratch import ScratchMemory
 
 CENTERS = "centers"  # the name of their tensor, beside those of their moments
 
@@ -25,7 +25,7 @@ class Storage:
     dtype: torch.dtype  # that is computed in
     counts: Tensor  # [n] int32 steps that each row has taken; empty where the optimizer does not count
     rounding_columns: dict[str, Tensor]  # [D] int32, of each tensor that is stored in bfloat16
-    scratch: Buffers
+    scratch: ScratchMemory
 
 
 class ActiveRows:
@@ -46,9 +46,8 @@ class ActiveRows:
         self._tensors, self._index, self.classes, self._factors = tensors, index, classes, factors
         self._storage = storage
         stored = tensors[CENTERS].dtype == storage.dtype
-        self.read_copies = (
-            index is not None or factors is not None or not stored
-        )  # what is read may be written to
+        # Whether what read_chunk gives may be written to.
+        self.read_copies = index is not None or factors is not None or not stored
         self.num_active = len(tensors[CENTERS] if index is None else index)  # S
 
     def read_chunk(self, chunk: slice) -> Tensor:
@@ -142,4 +141,4 @@ class ActiveRows:
             stored[chunk].copy_(values)
 
     def _scratch(self, name: str, rows: int, dtype: torch.dtype) -> Tensor:
-        return self._storage.scratch.take(name, (rows, self._storage.width), dtype)
+        return self._storage.scratch.get(name, (rows, self._storage.width), dtype)

@@ -12,10 +12,10 @@ from torch import Tensor
 from partialfc.config import AnyRule, HeadConfig
 from partialfc.head.active import ActiveClasses
 from partialfc.head.active_rows import CENTERS, ActiveRows, Storage
-from partialfc.head.buffers import Buffers
 from partialfc.head.rows import memory, rounding
 from partialfc.head.rows.catch_up import CatchUp
 from partialfc.head.rows.optimizers import row_optimizer
+from partialfc.head.scratch import ScratchMemory
 from partialfc.runtime import randomness
 
 INITIAL_STD = 0.01  # of a centre's components
@@ -71,7 +71,7 @@ class Centers:
             dtype=dtype,
             counts=torch.zeros(len(owned) if self._optimizer.counts else 0, dtype=torch.int32, device=device),
             rounding_columns={name: rounding.column_noise(name, width).to(device) for name in rounded},
-            scratch=Buffers(device),
+            scratch=ScratchMemory(device),
         )
         self._catch_up: CatchUp | None = None
         if config.unsampled == "decay" and config.sample_rate < 1:

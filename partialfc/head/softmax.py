@@ -17,7 +17,6 @@ from torch import Tensor
 
 from partialfc.head.active import ActiveClasses
 from partialfc.head.active_rows import ActiveRows
-from partialfc.head.buffers import Buffers
 from partialfc.head.chunk import (
     accumulate,
     bits_of,
@@ -29,6 +28,7 @@ from partialfc.head.chunk import (
 )
 from partialfc.head.losses import Batch, Loss, State
 from partialfc.head.matmul import Matmul
+from partialfc.head.scratch import ScratchMemory
 from partialfc.runtime import comm
 from partialfc.runtime.comm import Group
 
@@ -73,10 +73,9 @@ class ShardedSoftmax:
         self._loss, self._width, self._group = loss, width, group
         self._budget = logits_budget
         self._matmul, self._device, self._dtype = matmul, device, dtype
-        self._largest = (
-            interclass_threshold * loss.scale if interclass_threshold else None
-        )  # of a negative's logit
-        self._kept, self._scratch = Buffers(device), Buffers(device)
+        # The largest logit of a negative that is not left out; None: any.
+        self._largest = interclass_threshold * loss.scale if interclass_threshold else None
+        self._kept, self._scratch = ScratchMemory(device), ScratchMemory(device)
         self._zero, self._lowest = torch.tensor([0.0, -torch.inf], dtype=dtype, device=device)
 
     def forward(
@@ -136,14 +135,14 @@ class ShardedSoftmax:
                 target_pulls[images],
                 finite_bits=finite_bits,
                 matmul=self._matmul,
-                out=self._take("d_unit", (chunk.stop - chunk.start, self._width)),
+                out=self._get("d_unit", (chunk.stop - chunk.start, self._width)),
             )
             rows.update_chunk(chunk, d_unit, inverse, lr, finite)
         for name, value in left.loss_state.items():
             self._loss.state[name].copy_(torch.where(finite, value, self._loss.state[name]))
 
     def cosines(self, left: Softmax, rows: ActiveRows) -> tuple[Tensor, Tensor]:
-        """Of every image [B]: the cosine with its own class's centre, and the largest with another active one; -inf where
+        """The cosine of every image [B] with its own class's centre, and its largest with another active one; -inf where
         there is none. The same on every rank. One all-reduce of [2, B]. Changes nothing.
         """
         classes, embeddings = rows.classes, left.embeddings
@@ -167,8 +166,8 @@ class ShardedSoftmax:
             shift=None,
             factor=nothing,
             targets=nothing,
-            exponentials=self._kept.take("exponentials", shape, self._dtype) if fits else None,
-            inverse=self._kept.take("inverse", (num_active, 1), self._dtype) if fits else None,
+            exponentials=self._kept.get("exponentials", shape, self._dtype) if fits else None,
+            inverse=self._kept.get("inverse", (num_active, 1), self._dtype) if fits else None,
             loss_state={},
         )
 
@@ -217,21 +216,21 @@ class ShardedSoftmax:
     def _negatives(
         self, left: Softmax, rows: ActiveRows, chunk: slice, images: slice
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of a chunk: rows [c, D] at length 1, exp(z - shift) [c, B], 0 at the targets, and 1 / lengths [c, 1]."""
+        """A chunk's rows [c, D] at length 1, its exp(z - shift) [c, B], 0 at the targets, and 1 / lengths [c, 1]."""
         unit, found, inverse = self._logits(left, rows, chunk)
         places = _places(rows.classes, chunk, images)
         return unit, exponentials(found, left.shift, places, self._zero), inverse
 
     def _logits(self, left: Softmax, rows: ActiveRows, chunk: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Of a chunk: rows at length 1, logits in the memory of the exponentials, and 1 / lengths."""
+        """A chunk's rows at length 1, its logits in the memory of the exponentials, and 1 / lengths."""
         size, correction = chunk.stop - chunk.start, rows.classes.logit_correction
         if left.exponentials is not None and left.inverse is not None:
             out, inverse = left.exponentials[chunk], left.inverse[chunk]
         else:
-            out = self._take("exponentials", (size, len(left.embeddings)))
-            inverse = self._take("inverse", (size, 1))
+            out = self._get("exponentials", (size, len(left.embeddings)))
+            inverse = self._get("inverse", (size, 1))
         weight = rows.read_chunk(chunk)
-        unit_memory = weight if rows.read_copies else self._take("unit", tuple(weight.shape))
+        unit_memory = weight if rows.read_copies else self._get("unit", tuple(weight.shape))
         unit = unit_rows(weight, out=unit_memory, inverse_=inverse)
         found = logits(
             unit,
@@ -244,15 +243,15 @@ class ShardedSoftmax:
         return unit, found, inverse
 
     def _chunks(self, rows: ActiveRows) -> Iterator[tuple[slice, slice]]:
-        """Of the S active classes, and of the N images whose class is among a chunk's."""
+        """The chunks of the S active classes, each with those of the N images whose class is among it."""
         batch = len(rows.classes.valid)
         size = chunk_of(self._width, batch, self._device.type, self._dtype.itemsize)
         for start in range(0, rows.num_active, size):
             stop = min(start + size, rows.num_active)
             yield slice(start, stop), rows.classes.targets_of(start, stop)
 
-    def _take(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        return self._scratch.take(name, shape, self._dtype)
+    def _get(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        return self._scratch.get(name, shape, self._dtype)
 
 
 def chunk_of(width: int, batch: int, device: str, itemsize: int) -> int:

@@ -23,7 +23,7 @@ from partialfc.inference.onnx import OnnxNetwork
 from partialfc.inference.recognizer import SETTINGS, Recognizer, load
 from partialfc.inference.weights import newest
 from partialfc.runtime import checkpoint
-from partialfc.runtime.files import published, read_metrics
+from partialfc.runtime.files import atomic_write, read_metrics
 
 LEAST_COSINE = 0.9999  # of embeddings of a face by onnxruntime and by torch
 _CHECKED = 64  # faces
@@ -41,17 +41,17 @@ def export(run: Path, out: Path) -> float:
         raise InputError(f"{run}: weights alone; wanted a run, or a checkpoint of one")
     faces = _faces(recognizer.config, recognizer.network.input_size)
     out.mkdir(parents=True, exist_ok=True)
-    with published(out / "model.onnx") as draft:
-        _write_onnx(recognizer, draft)
-        cosine = _least_cosine(recognizer, draft, faces)
+    with atomic_write(out / "model.onnx") as temporary:
+        _write_onnx(recognizer, temporary)
+        cosine = _least_cosine(recognizer, temporary, faces)
         if cosine < LEAST_COSINE:
             raise RuntimeError(f"{run}: a cosine of {cosine} between ONNX and torch, wanted {LEAST_COSINE}")
     settings = msgspec.to_builtins(recognizer.config.backbone)
-    with published(out / "model.safetensors") as draft:
+    with atomic_write(out / "model.safetensors") as temporary:
         tensors = {name: tensor.contiguous() for name, tensor in recognizer.network.state_dict().items()}
-        safetensors.torch.save_file(tensors, draft, {SETTINGS: json.dumps(settings)})
-    with published(out / "README.md") as draft:
-        draft.write_text(_card(run, recognizer.config, cosine), encoding="utf-8")
+        safetensors.torch.save_file(tensors, temporary, {SETTINGS: json.dumps(settings)})
+    with atomic_write(out / "README.md") as temporary:
+        temporary.write_text(_card(run, recognizer.config, cosine), encoding="utf-8")
     return cosine
 
 
@@ -91,7 +91,7 @@ def _faces(config: Config, size: int) -> list[Pixels]:
 
 
 def fingerprint(folder: Path) -> str:
-    """Of a pack: its .rec's length and both ends, its .idx and its property; sha256."""
+    """The sha256 of a pack: of its .rec's length and both ends, its .idx and its property."""
     record = record_file(folder)
     found = hashlib.sha256(str(record.stat().st_size).encode())
     with record.open("rb") as file:
@@ -106,7 +106,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def _revision() -> str:
-    """Of this code."""
+    """The revision of this code."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

@@ -14,7 +14,7 @@ from partialfc.data.packs.sources import SUFFIXES
 from partialfc.errors import InputError
 from partialfc.inference.recognizer import Recognizer
 from partialfc.inference.weights import newest
-from partialfc.runtime.files import locked, published, stamp
+from partialfc.runtime.files import atomic_write, file_fingerprint, locked
 from partialfc.runtime.progress import tracked
 
 _BLOCK = 1024  # images
@@ -35,11 +35,11 @@ def embed_folder(
         _begin(parts, [newest(weights), *paths])
         blocks = list(_missing(parts, len(paths)))
         for place in tracked(blocks, "embedding", shown=progress):
-            with published(parts / f"{place}.npy") as draft, draft.open("wb") as file:
+            with atomic_write(parts / f"{place}.npy") as temporary, temporary.open("wb") as file:
                 np.save(file, _embedded(recognizer, paths[place : place + _BLOCK]))
         whole = np.concatenate([np.load(parts / f"{place}.npy") for place in range(0, len(paths), _BLOCK)])
         names = [str(path.relative_to(folder)) for path in paths]
-        with published(out) as draft, draft.open("wb") as file:
+        with atomic_write(out) as temporary, temporary.open("wb") as file:
             np.savez(file, names=np.array(names), embeddings=whole)
         shutil.rmtree(parts)
     out.with_name(f".{out.name}.lock").unlink()
@@ -48,12 +48,12 @@ def embed_folder(
 
 def _begin(parts: Path, sources: list[Path]) -> None:
     """The folder of blocks, empty unless its blocks are of the same sources."""
-    facts = hashlib.sha256("\n".join(map(stamp, sources)).encode()).hexdigest()
+    facts = hashlib.sha256("\n".join(map(file_fingerprint, sources)).encode()).hexdigest()
     if parts.exists() and (not (parts / "sources").exists() or (parts / "sources").read_text() != facts):
         shutil.rmtree(parts)
     parts.mkdir(parents=True, exist_ok=True)
-    with published(parts / "sources") as draft:
-        draft.write_text(facts)
+    with atomic_write(parts / "sources") as temporary:
+        temporary.write_text(facts)
 
 
 def _missing(parts: Path, count: int) -> Iterator[int]:

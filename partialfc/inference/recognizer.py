@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from torch.nn.functional import normalize
 
 from partialfc import recipe
-from partialfc.backbones import Backbone, build_backbone, place, plain
+from partialfc.backbones import Backbone, build_backbone, for_inference, move_to_device
 from partialfc.config import AnyBackbone, Config, load_config
 from partialfc.data.images import Pixels
 from partialfc.errors import InputError
 from partialfc.evaluation.verify import mirror_sum
 from partialfc.inference.onnx import OnnxNetwork
-from partialfc.inference.weights import fit, read_weights
+from partialfc.inference.weights import load_weights, read_weights
 from partialfc.runtime.precision import autocast, uses_cuda
 
 SETTINGS = "backbone"  # the key of a safetensors file's metadata under which export keeps them
@@ -62,15 +62,15 @@ def load(path: Path, *, backbone: str | None = None, device: str = "auto") -> Re
         return Recognizer(OnnxNetwork(path), torch.device("cpu"))
     config = None if path.is_file() or backbone else load_config(_recipe_of(path))
     settings = config.backbone if config else _settings(path, backbone)
-    network = build_backbone(plain(settings))
-    fit(network, read_weights(path), path)
+    network = build_backbone(for_inference(settings))
+    load_weights(network, read_weights(path), path)
     network.eval()
-    place(network, where, channels_last=settings.channels_last)
+    move_to_device(network, where, channels_last=settings.channels_last)
     return Recognizer(network, where, config)
 
 
 def _recipe_of(path: Path) -> Path:
-    """Of a run's folder, or of a checkpoint's run."""
+    """The recipe in a run's folder, or of a checkpoint's run."""
     for folder in (path, *path.resolve().parents[:2]):
         if (folder / "recipe.yaml").exists():
             return folder / "recipe.yaml"

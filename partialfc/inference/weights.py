@@ -45,7 +45,7 @@ def newest(path: Path) -> Path:
     return latest.resolve() if latest.exists() else path
 
 
-def fit(backbone: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
+def load_weights(backbone: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
     """Load `weights` into `backbone`. InputError lists every kind of misfit: missing, surplus, of another shape."""
     own = backbone.state_dict()
     misfits = {

@@ -51,25 +51,25 @@ class Board:
         self._writer.add_custom_scalars(_CHARTS)
 
     def close(self) -> None:
-        """Everything is on the disk."""
+        """Bring everything to the disk."""
         self._writer.close()
 
     def numbers(self, step: int, line: Mapping[str, float]) -> None:
-        """Each in its group."""
+        """Show each number in its group."""
         for name, value in line.items():
             if name in _GROUPS:
                 self._writer.add_scalar(f"{_GROUPS[name]}/{name}", value, step)
 
     def group(self, step: int, group: str, values: Mapping[str, float]) -> None:
-        """Numbers of one group."""
+        """Show the numbers of one group."""
         for name, value in values.items():
             self._writer.add_scalar(f"{group}/{name}", value, step)
 
     def histogram(self, step: int, name: str, values: NDArray[np.floating]) -> None:
-        """Of finite values; nothing where there are none."""
+        """Show the distribution of finite values; nothing where there are none."""
         if len(values):
             self._writer.add_histogram(name, values, step)
 
     def picture(self, step: int, name: str, pixels: NDArray[np.uint8]) -> None:
-        """An RGB image [H, W, 3]."""
+        """Show an RGB image [H, W, 3]."""
         self._writer.add_image(name, pixels, step, dataformats="HWC")

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from partialfc.errors import InputError
 from partialfc.evaluation.sets import headline
 from partialfc.monitoring.history import Line
-from partialfc.runtime.files import published, read_metrics
+from partialfc.runtime.files import atomic_write, read_metrics
 
 
 def draw_runs(runs: Sequence[Path], picture: Path) -> None:
@@ -80,5 +80,5 @@ def _save(figure: Figure, picture: Path) -> None:
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
     picture.parent.mkdir(parents=True, exist_ok=True)
-    with published(picture) as draft:
-        FigureCanvasAgg(figure).print_png(draft)
+    with atomic_write(picture) as temporary:
+        FigureCanvasAgg(figure).print_png(temporary)

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from partialfc.evaluation.sets import Scores, headline
-from partialfc.runtime.files import published
+from partialfc.runtime.files import atomic_write
 
 Line = dict[str, Any]  # with "step": the number of steps taken
 
@@ -30,18 +30,18 @@ class History:
         earlier = [line for line in map(_parsed, lines) if line and line["step"] <= start]
         for line in earlier:
             self._note(line)
-        with published(path) as draft:
-            draft.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in earlier))
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in earlier))
         self._file = path.open("ab")
 
     def write(self, line: Line) -> None:
-        """At once in the file."""
+        """Write a line, which is in the file at once."""
         self._note(line)
         self._file.write(msgspec.json.encode(line) + b"\n")
         self._file.flush()
 
     def close(self) -> None:
-        """Nothing is written any more."""
+        """Close the file."""
         self._file.close()
 
     def _note(self, line: Line) -> None:

@@ -12,7 +12,7 @@ from partialfc.monitoring.board import Board
 
 
 @dataclass(frozen=True)
-class Observed:
+class StepDiagnostics:
     """Tensors on the device, the same on every rank."""
 
     step: int  # the number of steps with this one
@@ -20,11 +20,11 @@ class Observed:
     memory: Tensor  # [W] bytes, the most that each rank has taken so far
 
 
-def show(observed: Observed, board: Board) -> dict[str, Any]:
+def show(observed: StepDiagnostics, board: Board) -> dict[str, Any]:
     """Put it on the board, and return a line of numbers: angles in degrees, memory in bytes. Waits for the device.
 
     target_angle and target_angle_std: between the images and their own classes' centres, how compact the classes are
-    (ElasticFace, arXiv 2109.09416, compares losses by it); nearest_angle: to the nearest other centre at work.
+    (ElasticFace, arXiv 2109.09416, compares losses by it); nearest_angle: to the nearest other active centre.
     """
     target, nearest = _finite(observed.head.target), _finite(observed.head.nearest)
     board.histogram(observed.step, "cosine/target", target)

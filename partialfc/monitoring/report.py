@@ -16,14 +16,14 @@ from partialfc.evaluation.verify import Embeddings
 from partialfc.monitoring.board import Board
 from partialfc.monitoring.history import History
 from partialfc.monitoring.observed import show
-from partialfc.monitoring.steps import Length, Metrics, columns_of, line_of, log_line, speed_of
+from partialfc.monitoring.steps import Metrics, RunProgress, columns_of, line_of, log_line, speed_of
 from partialfc.monitoring.terminal import Terminal
 from partialfc.runtime import usage
-from partialfc.runtime.files import published
+from partialfc.runtime.files import atomic_write
 
 
 class _Waits:
-    """Of an epoch, or of what a resumed run makes of it."""
+    """What an epoch waited for data, or the part of it that a resumed run takes."""
 
     def __init__(self) -> None:
         self._began, self.steps, self.waited = time.perf_counter(), 0, 0.0
@@ -46,7 +46,7 @@ class Report:
     """
 
     def __init__(
-        self, folder: Path, length: Length, *, every: int, device: torch.device, enabled: bool
+        self, folder: Path, length: RunProgress, *, every: int, device: torch.device, enabled: bool
     ) -> None:
         self._folder, self._length, self._every, self._enabled = folder, length, every, enabled
         self._kept: list[Metrics] = []
@@ -81,7 +81,7 @@ class Report:
         return self._length.seconds + time.perf_counter() - self._began
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
+    def untimed(self) -> Iterator[None]:
         """Around what is no step: its time does not count as the steps'."""
         self._line_seconds += time.perf_counter() - self._since
         with self._timeline.paused() if self._enabled else nullcontext():
@@ -153,8 +153,8 @@ class Report:
                 if name in verification[-1]
             },
         }
-        with published(self._folder / "summary.json") as draft:
-            draft.write_bytes(msgspec.json.format(msgspec.json.encode(content)))
+        with atomic_write(self._folder / "summary.json") as temporary:
+            temporary.write_bytes(msgspec.json.format(msgspec.json.encode(content)))
         from partialfc.monitoring.figures import draw_runs  # here: matplotlib, as TensorBoard
 
         draw_runs([self._folder / "metrics.jsonl"], self._folder / "figures/run.png")

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from partialfc.monitoring.history import Line
-from partialfc.monitoring.observed import Observed
+from partialfc.monitoring.observed import StepDiagnostics
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """Of one step; the tensors are scalars on the device, the same on every rank."""
+    """What one step brings; the tensors are scalars on the device, the same on every rank."""
 
     loss: Tensor
     gradient_norm: Tensor  # of the backbone, before clipping
@@ -21,11 +21,11 @@ class Metrics:
     rate: float
     waited: float  # seconds for data
     replaced: int  # images that could not be read
-    observed: Observed | None = None  # where the step was looked at more closely
+    observed: StepDiagnostics | None = None  # where the step was looked at more closely
 
 
 @dataclass(frozen=True)
-class Length:
+class RunProgress:
     """How far a run goes, and how far it has come."""
 
     start: int  # the step it goes on from
@@ -35,7 +35,7 @@ class Length:
     seconds: float  # that the steps before `start` took
 
 
-def line_of(step: int, steps: Sequence[Metrics], length: Length) -> Line:
+def line_of(step: int, steps: Sequence[Metrics], length: RunProgress) -> Line:
     """The newest `steps`, up to number `step`, without what takes a clock. Waits for the device, once."""
     values = torch.stack([torch.stack([it.loss, it.gradient_norm, it.finite.float()]) for it in steps])
     losses, norms, taken = values.double().T.tolist()
@@ -51,7 +51,9 @@ def line_of(step: int, steps: Sequence[Metrics], length: Length) -> Line:
     }
 
 
-def speed_of(steps: Sequence[Metrics], length: Length, seconds: float, spent: Mapping[str, float]) -> Line:
+def speed_of(
+    steps: Sequence[Metrics], length: RunProgress, seconds: float, spent: Mapping[str, float]
+) -> Line:
     """What took `seconds`, of which the sections of the steps took those `spent`."""
     parts = {**spent, "other": max(0.0, seconds - sum(spent.values()))}
     return {
@@ -73,7 +75,7 @@ def columns_of(line: Line) -> dict[str, str]:
     }
 
 
-def log_line(line: Line, length: Length, seconds_left: float) -> str:
+def log_line(line: Line, length: RunProgress, seconds_left: float) -> str:
     """A line of the log."""
     shown = columns_of(line)
     speed = f"{shown.pop('images/s')} images/s"

@@ -16,7 +16,7 @@ _MOST = 1 << 40  # identities; more than anybody has
 
 
 def identities_of(config: Config) -> int:
-    """Of the recipe's pack, or of the built-in data; InputError where neither is there."""
+    """How many the recipe's pack has, or the built-in data; InputError where neither is there."""
     path = Path(config.data.path, "property")
     if (known := read_property(path)) is not None:
         return known.num_classes
@@ -68,8 +68,8 @@ def report(job: Job, gpu: str, memory: int | None) -> str:
     device = DEVICES[gpu]
     batch, available = job.config.train.batch, memory or device.memory
     lines = [
-        f"{job.num_classes:,} identities on {job.ranks} ranks: {job.owned:,} on a rank, {job.sampled:,} of them at "
-        f"work in a step; batch {batch}, {batch // job.ranks} images on a rank",
+        f"{job.num_classes:,} identities on {job.ranks} ranks: {job.owned:,} on a rank, {job.sampled:,} of them "
+        f"active in a step; batch {batch}, {batch // job.ranks} images on a rank",
         *_table("memory of a rank, MiB", job.head_memory() | job.backbone_memory()),
     ]
     if on_host := job.host_memory():

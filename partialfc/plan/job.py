@@ -1,7 +1,7 @@
 """What a run of a recipe needs of each rank, by arithmetic: nothing is built, no process group is started.
 
 Legend: W ranks, B images in the global batch, b = B / W of them on a rank, C classes, n = ceil(C / W) of them on the
-first rank, S of those at work in a step, D embedding width.
+first rank, S of those active in a step, D embedding width.
 """
 
 import functools
@@ -137,7 +137,7 @@ class Job:
         return {"backbone's gradients": round(2 * (self.ranks - 1) / self.ranks * parameters)}
 
     def operations(self) -> int:
-        """Of the head's products in a step: logits, gradients of embeddings and of rows; logits twice if not kept."""
+        """Operations of a step's products in the head: logits, gradients of embeddings and rows; logits twice if not kept."""
         products = 3 if self.keeps_logits else 4
         return products * 2 * self.config.train.batch * self.sampled * self.config.backbone.embedding
 

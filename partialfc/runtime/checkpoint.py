@@ -43,19 +43,19 @@ class Checkpoints:
     def save(self, step: int, state: State, seconds: float) -> None:
         """Write `state`, let `latest` point to it, and remove the oldest but `keep`. seconds: of the run so far."""
         path = self._folder / f"step_{step:08d}"
-        draft = self._folder / f".{path.name}.draft"
+        temporary = self._folder / f".{path.name}.draft"
         with comm.fail_on_all_ranks(self._ranks):
             if self._ranks.first:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 for left in self._folder.glob(".step_*.draft"):
                     shutil.rmtree(left)
-        with _one_line_of_all_ranks(draft):
-            dcp.save(state, checkpoint_id=draft, process_group=self._ranks.host)
+        with _one_line_of_all_ranks(temporary):
+            dcp.save(state, checkpoint_id=temporary, process_group=self._ranks.host)
         with comm.fail_on_all_ranks(self._ranks):
             if self._ranks.first:
                 facts = {"step": step, "seconds": seconds, **self._facts}
-                (draft / _FACTS).write_bytes(msgspec.json.format(msgspec.json.encode(facts)))
-                self._publish(draft, path)
+                (temporary / _FACTS).write_bytes(msgspec.json.format(msgspec.json.encode(facts)))
+                self._publish(temporary, path)
 
     def to_resume(self, resume: str) -> Path | None:
         """The checkpoint that `auto`, `never` or a path means; None: start afresh. Equal on all ranks.
@@ -97,10 +97,10 @@ class Checkpoints:
             dcp.load(state, checkpoint_id=path, process_group=self._ranks.host)
         return int(facts["step"]), float(facts["seconds"])
 
-    def _publish(self, draft: Path, path: Path) -> None:
+    def _publish(self, temporary: Path, path: Path) -> None:
         if path.exists():  # a run that went back saves a step again
             self._remove(path)
-        draft.replace(path)
+        temporary.replace(path)
         link = self._folder / f".{_LATEST}"
         link.unlink(missing_ok=True)
         link.symlink_to(path.name)
@@ -110,7 +110,7 @@ class Checkpoints:
             self._remove(old)
 
     def _remove(self, path: Path) -> None:
-        """At once, as far as others see: a process killed meanwhile leaves a draft, not half a checkpoint."""
+        """At once, as far as others see: a process killed meanwhile leaves a temporary, not half a checkpoint."""
         aside = self._folder / f".{path.name}.removed.draft"
         path.replace(aside)
         shutil.rmtree(aside)

@@ -12,10 +12,10 @@ from partialfc.data import images
 from partialfc.data.loader import Batch
 from partialfc.head import HeadStep
 from partialfc.monitoring.report import Report
-from partialfc.monitoring.steps import Length, Metrics
+from partialfc.monitoring.steps import Metrics, RunProgress
 from partialfc.runtime import comm
 from partialfc.runtime.comm import Ranks
-from partialfc.runtime.files import published
+from partialfc.runtime.files import atomic_write
 from partialfc.runtime.usage import section
 from partialfc.training import schedule
 from partialfc.training.run import Run, build_run
@@ -33,17 +33,17 @@ def train(config: Config, ranks: Ranks) -> Run:
     with report:
         _introduce(run, report, resumed)
         if run.step == 0:
-            with report.aside():
+            with report.untimed():
                 report.evaluated(run.step, run.sets, run.embed_sets())
         start = run.step
         for batch, step in _prepared(run):
             if run.step == start:
-                with report.aside():
+                with report.untimed():
                     faces = images.sheet(batch.images.cpu().numpy(), 8, 8)
                     report.picture("faces/as_trained", faces, run.step + 1)
             report.step(run.step + 1, train_step(run, batch, step))
             run.step += 1
-            with report.aside():
+            with report.untimed():
                 if _due(run, config.evaluation.every):
                     report.evaluated(run.step, run.sets, run.embed_sets())
                 if _due(run, config.checkpoint.every):
@@ -91,7 +91,7 @@ def train_step(run: Run, batch: Batch, step: HeadStep) -> Metrics:
         run.statistics.restore_unless(finite, statistics)
         if run.average:
             run.average.update(number, finite)
-    observed = run.observe(step) if _looked_at(run) else None
+    observed = run.observe(step) if diagnostics_due(run) else None
     with section("head"):
         run.head.update(step, rows_lr, finite, loss_scale)
     return Metrics(
@@ -105,7 +105,7 @@ def train_step(run: Run, batch: Batch, step: HeadStep) -> Metrics:
     )
 
 
-def _looked_at(run: Run) -> bool:
+def diagnostics_due(run: Run) -> bool:
     """Whether the step under way is."""
     done = run.step + 1
     return done % run.config.report.histograms == 0 or done == run.last_step
@@ -119,9 +119,9 @@ def _report(run: Run) -> Report:
     output = Path(run.config.output)
     if run.ranks.first:
         output.mkdir(parents=True, exist_ok=True)
-        with published(output / "recipe.yaml") as draft:
-            draft.write_text(recipe.dump(run.config), encoding="utf-8")
-    length = Length(run.step, run.last_step, run.steps_per_epoch, run.config.train.batch, run.seconds)
+        with atomic_write(output / "recipe.yaml") as temporary:
+            temporary.write_text(recipe.dump(run.config), encoding="utf-8")
+    length = RunProgress(run.step, run.last_step, run.steps_per_epoch, run.config.train.batch, run.seconds)
     return Report(
         output, length, every=run.config.report.every, device=run.ranks.device, enabled=run.ranks.first
     )

@@ -129,7 +129,7 @@ class RunningStatistics:
 
 
 class MovingAverage(Generic[Network]):
-    """Of a network's parameters and running statistics over the steps, kept in a second network, `network`.
+    """The moving average of a network's parameters and running statistics, kept in a second network, `network`.
 
     average += (1 - d) (present - average) after every step, with d = min(decay, (1 + step) / (10 + step)): the first
     steps' weights are soon forgotten (as in TensorFlow's ExponentialMovingAverage).

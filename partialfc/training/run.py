@@ -7,7 +7,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from partialfc.backbones import Backbone, build_backbone, place, plain
+from partialfc.backbones import Backbone, build_backbone, for_inference, move_to_device
 from partialfc.config import Config
 from partialfc.data import RecordDataset, synthetic
 from partialfc.data.augment import network_input
@@ -19,8 +19,8 @@ from partialfc.evaluation.sets import EvaluationSet
 from partialfc.evaluation.verify import Embeddings, embed_sets
 from partialfc.head import HeadStep, PartialFC
 from partialfc.head.rows.catch_up import MAX_STEPS
-from partialfc.inference.weights import AVERAGE, BACKBONE, fit, read_weights
-from partialfc.monitoring.observed import Observed
+from partialfc.inference.weights import AVERAGE, BACKBONE, load_weights, read_weights
+from partialfc.monitoring.observed import StepDiagnostics
 from partialfc.runtime import checkpoint, comm
 from partialfc.runtime.checkpoint import Checkpoints
 from partialfc.runtime.comm import Ranks
@@ -69,10 +69,10 @@ class Run:
         used = self.average.network if self.average else self.backbone
         return embed_sets(used, self.sets, self.ranks, batch=batch, autocast=self.optimizer.autocast())
 
-    def observe(self, step: HeadStep) -> Observed:
+    def observe(self, step: HeadStep) -> StepDiagnostics:
         """A closer look at a step between its forward and the head's update; nothing waits."""
         memory = comm.of_each_rank(peak_memory(self.ranks.device), self.ranks.group, self.ranks.device)
-        return Observed(self.step + 1, self.head.observe(step), memory)
+        return StepDiagnostics(self.step + 1, self.head.observe(step), memory)
 
     def save(self, seconds: float) -> None:
         """A checkpoint of the present step, which the run reached in `seconds`."""
@@ -112,8 +112,8 @@ def build_run(config: Config, ranks: Ranks) -> Run:
     backbone = build_backbone(config.backbone)
     if config.init.backbone is not None:
         source = Path(config.init.backbone)
-        fit(backbone, read_weights(source), source)
-    place(backbone, ranks.device, channels_last=config.backbone.channels_last)
+        load_weights(backbone, read_weights(source), source)
+    move_to_device(backbone, ranks.device, channels_last=config.backbone.channels_last)
     statistics = RunningStatistics(backbone)
     optimizer = BackboneOptimizer(backbone, config.optim, ranks)
     dataset = RecordDataset(Path(config.data.path), image_size=backbone.input_size, reader=config.data.reader)
@@ -141,8 +141,8 @@ def _average(config: Config, backbone: Backbone, ranks: Ranks) -> MovingAverage[
     if not config.optim.ema:
         return None
     with torch.random.fork_rng(devices=[]):  # its initial weights are not used
-        network = build_backbone(plain(config.backbone))
-    place(network, ranks.device, channels_last=config.backbone.channels_last)
+        network = build_backbone(for_inference(config.backbone))
+    move_to_device(network, ranks.device, channels_last=config.backbone.channels_last)
     return MovingAverage(backbone, network, config.optim.ema)
 
 

@@ -5,7 +5,7 @@ import pytest
 from faces import face
 
 from partialfc.config import AugmentConfig
-from partialfc.data.augment import changed, changes
+from partialfc.data.augment import augment, augmentation_draws
 from partialfc.data.images import decode
 
 NAMES = ("crop", "low_resolution", "blur", "photometric", "grey")
@@ -14,8 +14,8 @@ FACE = decode(face(3, 4, 112))
 
 def versions(config: AugmentConfig, count: int = 400, epoch: int = 0) -> list[np.ndarray]:
     """Of one face, as if it were that of many samples."""
-    draws = changes(np.arange(count), seed=5, epoch=epoch)
-    return [changed(FACE, row, config) for row in draws]
+    draws = augmentation_draws(np.arange(count), seed=5, epoch=epoch)
+    return [augment(FACE, row, config) for row in draws]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -30,10 +30,10 @@ def test_each_change_happens_as_often_as_the_recipe_says_and_differs_each_time(n
 
 def test_the_draws_are_those_of_seed_epoch_and_sample():
     samples = np.array([7, 3, 8])
-    whole = changes(np.arange(10), seed=5, epoch=1)
-    assert np.array_equal(changes(samples, seed=5, epoch=1), whole[samples])
-    assert not np.isin(changes(samples, seed=5, epoch=2), whole).any()
-    assert not np.isin(changes(samples, seed=6, epoch=1), whole).any()
+    whole = augmentation_draws(np.arange(10), seed=5, epoch=1)
+    assert np.array_equal(augmentation_draws(samples, seed=5, epoch=1), whole[samples])
+    assert not np.isin(augmentation_draws(samples, seed=5, epoch=2), whole).any()
+    assert not np.isin(augmentation_draws(samples, seed=6, epoch=1), whole).any()
     assert len(np.unique(whole)) == whole.size
 
 
@@ -55,8 +55,8 @@ def test_what_each_change_does():
 def test_a_crop_is_a_part_of_the_image_enlarged():
     rows, columns = np.mgrid[:112, :112].astype(np.uint8)
     grid = np.stack([rows, columns, rows], -1)  # each pixel says where it comes from
-    for draws in changes(np.arange(200), seed=5, epoch=0):
-        made = changed(grid, draws, AugmentConfig(crop=1.0)).astype(int)
+    for draws in augmentation_draws(np.arange(200), seed=5, epoch=0):
+        made = augment(grid, draws, AugmentConfig(crop=1.0)).astype(int)
         spans = [made[..., axis].max() - made[..., axis].min() + 1 for axis in (0, 1)]
         assert 0.18 < spans[0] * spans[1] / 112**2 <= 1.0
         assert (np.diff(made[..., 0], axis=0) >= 0).all() and (np.diff(made[..., 1], axis=1) >= 0).all()

@@ -101,10 +101,10 @@ def test_beside_a_pack_that_cannot_be_written_it_is_kept_for_the_user(tmp_path):
     def cannot_write_beside(path: Path):
         if path.parent == tmp_path:
             raise PermissionError
-        return published(path)
+        return atomic_write(path)
 
-    published = index.published
-    with mock.patch.object(index, "published", cannot_write_beside):
+    atomic_write = index.atomic_write
+    with mock.patch.object(index, "atomic_write", cannot_write_beside):
         assert cached_index([source], build).cache.parent == tmp_path / "cache/partialfc"
     assert cached_index([source], lambda: pytest.fail("made again")).find(1) == 8
 

@@ -19,7 +19,7 @@ class Damaged:
     def __len__(self) -> int:
         return 100
 
-    def announce(self, samples: np.ndarray) -> None:
+    def prefetch_hint(self, samples: np.ndarray) -> None:
         pass
 
     def __getitem__(self, sample: int) -> tuple[np.ndarray, int]:
@@ -58,7 +58,7 @@ class Gradient:
     def __len__(self) -> int:
         return 64
 
-    def announce(self, samples: np.ndarray) -> None:
+    def prefetch_hint(self, samples: np.ndarray) -> None:
         pass
 
     def __getitem__(self, sample: int) -> tuple[np.ndarray, int]:

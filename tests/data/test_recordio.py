@@ -186,7 +186,7 @@ def test_announced_records_are_read_as_before(tmp_path):
             writer.write(key, Header(float(key), key), bytes([key]) * 100 * (key + 1))
     file = RecordFile(tmp_path / "a.rec")
     for keys in ([], [49], [3, 4, 5], [49, 0, 17, 18], list(range(50))):
-        file.announce(np.array(keys, np.int64))
+        file.prefetch_hint(np.array(keys, np.int64))
     assert [bytes(file[key][1]) for key in range(50)] == [bytes([key]) * 100 * (key + 1) for key in range(50)]
 
 
@@ -194,4 +194,4 @@ def test_announced_records_are_read_as_before(tmp_path):
 def test_an_index_that_points_outside_does_not_stop_an_announcement(written, offset):
     path = written.with_suffix(".idx")
     path.write_text(path.read_text() + f"99\t{offset}\n")
-    RecordFile(written).announce(np.array([99]))
+    RecordFile(written).prefetch_hint(np.array([99]))

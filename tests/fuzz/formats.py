@@ -67,7 +67,7 @@ def read_records(path: Path) -> None:
 
 def read_pack(path: Path) -> None:
     dataset = RecordDataset(path.parent)
-    dataset.announce(np.arange(min(SHOWN, len(dataset))))
+    dataset.prefetch_hint(np.arange(min(SHOWN, len(dataset))))
     for sample in range(min(SHOWN, len(dataset))):
         dataset[sample]
 

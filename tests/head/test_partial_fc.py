@@ -99,7 +99,7 @@ def dense(case: Case) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
     losses, gradients = [], []
     for step, labels in enumerate(map(torch.tensor, case.labels)):
         embeddings = case.embeddings()[step].requires_grad_()
-        at_work, lifted = sampled(case, labels, step)
+        active, logit_correction = sampled(case, labels, step)
         drawn = loss_of(case.margin).draw(SEED, step, len(labels))
         drawn = None if drawn is None else torch.from_numpy(drawn)
         loss = dense_loss(
@@ -107,30 +107,30 @@ def dense(case: Case) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
             weight,
             labels,
             case.margin,
-            at_work=at_work,
+            active=active,
             drawn=drawn,
-            lifted=lifted,
+            logit_correction=logit_correction,
             interclass_threshold=case.options.get("interclass_threshold", 0.0),
         )
         d_embeddings, d_weight = torch.autograd.grad(loss, [embeddings, weight], materialize_grads=True)
         losses.append(loss.detach())
         gradients.append(d_embeddings)
-        with torch.no_grad():  # torch.optim.SGD's arithmetic, on the rows at work
-            momentum[at_work] = MOMENTUM * momentum[at_work] + d_weight[at_work] + DECAY * weight[at_work]
-            weight[at_work] -= RATE * momentum[at_work]
+        with torch.no_grad():  # torch.optim.SGD's arithmetic, on the active rows
+            momentum[active] = MOMENTUM * momentum[active] + d_weight[active] + DECAY * weight[active]
+            weight[active] -= RATE * momentum[active]
     return losses, gradients, weight.detach(), momentum
 
 
 def sampled(case: Case, labels: Tensor, step: int) -> tuple[Tensor, float]:
-    at_work = torch.zeros(case.num_classes, dtype=torch.bool)
+    active = torch.zeros(case.num_classes, dtype=torch.bool)
     rate = case.options.get("sample_rate", 1.0)
     if rate == 1.0:
-        return ~at_work, 0.0
+        return ~active, 0.0
     drawn = sampling.sampled(case.num_classes, rate, SEED, step, range(case.num_classes))
-    at_work[torch.from_numpy(drawn)] = True
-    at_work[labels[labels >= 0]] = True
+    active[torch.from_numpy(drawn)] = True
+    active[labels[labels >= 0]] = True
     share = max(1, round(rate * case.num_classes)) / case.num_classes
-    return at_work, -math.log(share) if "correction" in case.options else 0.0
+    return active, -math.log(share) if "correction" in case.options else 0.0
 
 
 def sharded(

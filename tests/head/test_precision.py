@@ -41,7 +41,7 @@ def test_float32_is_the_dense_head_in_double(ranks, device, scale, near):
     embeddings, weight, labels = (it.double() if it.is_floating_point() else it for it in float32_batch(near))
     embeddings.requires_grad_(), weight.requires_grad_()
     every = torch.ones(50, dtype=torch.bool)
-    loss = dense_loss(embeddings, weight, labels, CosFace(scale=scale), at_work=every)
+    loss = dense_loss(embeddings, weight, labels, CosFace(scale=scale), active=every)
     expected = torch.autograd.grad(loss, [embeddings, weight])
     losses, gradients, steps = zip(*ranks.run(2, in_float32, scale, near, device), strict=True)
     assert losses[0] == losses[1]

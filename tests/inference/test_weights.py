@@ -10,7 +10,7 @@ from runs import assert_refused, config_of, trained
 from partialfc.backbones import build_backbone
 from partialfc.config import IResNetTiny
 from partialfc.errors import InputError
-from partialfc.inference.weights import fit, read_weights
+from partialfc.inference.weights import load_weights, read_weights
 
 SETTINGS = IResNetTiny(width=4, depths=(1, 1), input_size=32, embedding=16, dropout=0.2)  # as config_of's
 
@@ -34,7 +34,7 @@ def test_files_of_weights(tmp_path, kind):
         case _:
             torch.save({"epoch": 3, "state_dict_backbone": state}, path)
     backbone = build_backbone(SETTINGS)
-    fit(backbone, read_weights(path), path)
+    load_weights(backbone, read_weights(path), path)
     for name, tensor in backbone.state_dict().items():
         assert torch.equal(tensor, state[name])
 

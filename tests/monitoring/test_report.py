@@ -9,7 +9,7 @@ from runs import CLASSES, config_of, trained, whole
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from partialfc.monitoring.report import Report
-from partialfc.monitoring.steps import Length, Metrics
+from partialfc.monitoring.steps import Metrics, RunProgress
 
 
 def metrics(loss: float, finite: bool = True) -> Metrics:
@@ -19,7 +19,7 @@ def metrics(loss: float, finite: bool = True) -> Metrics:
 
 
 def report(folder: Path, start: int = 0, every: int = 2, enabled: bool = True) -> Report:
-    length = Length(start, 6, 3, 8, seconds=100.0 * (start > 0))
+    length = RunProgress(start, 6, 3, 8, seconds=100.0 * (start > 0))
     return Report(folder, length, every=every, device=torch.device("cpu"), enabled=enabled)
 
 
@@ -182,7 +182,7 @@ def test_the_time_of_what_is_aside_is_not_the_steps(tmp_path, monkeypatch):
         for step in (1, 2):
             now[0] += 1
             written.step(step, metrics(1.0))
-            with written.aside():  # between two lines, and at one
+            with written.untimed():  # between two lines, and at one
                 now[0] += 100
         now[0] += 3
         for step in (3, 4):

@@ -23,7 +23,7 @@ _STRIDE = 1 << 20  # words of 4 bytes in which the next record is looked for at 
 
 @dataclass
 class Findings:
-    """Of a pack."""
+    """What a check of a pack has found."""
 
     dialect: str | None = None  # None: it cannot be opened
     num_images: int = 0  # that can be read

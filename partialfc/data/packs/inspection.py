@@ -18,7 +18,7 @@ _BINS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 1 << 62)
 
 @dataclass(frozen=True)
 class Summary:
-    """Of a pack."""
+    """What a pack holds."""
 
     dialect: str  # who writes such packs, and what marks them
     num_images: int

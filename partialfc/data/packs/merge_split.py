@@ -79,7 +79,7 @@ def _write(chosen: _Chosen, folder: Path, num_classes: int, what: str, progress:
 
 
 def _size(chosen: _Chosen) -> int:
-    """Of all images; looks at the first of each pack."""
+    """The size of all images; looks at the first of each pack."""
     height = None
     for dataset, _ in chosen:
         found = dataset[0][0].shape[:2]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from partialfc.data.dataset import EXACT_FLOATS
 from partialfc.data.recordio import Header, frame, mapped, pack, read_record
 from partialfc.errors import InputError
-from partialfc.runtime.files import locked, published, stamp
+from partialfc.runtime.files import atomic_write, file_fingerprint, locked
 
 Sample = tuple[int, bytes]  # class and encoded image
 
@@ -52,37 +52,39 @@ def resume_pack(
     and then `property` says that they stand there. InputError where there is no image, where nearly all classes would
     have none, or another process is at work; OSError where it cannot be written.
     """
-    draft = folder / ".packing"
-    draft.mkdir(parents=True, exist_ok=True)
-    with locked(draft / "lock", busy=f"{folder}: another process is packing into it"):
+    temporary = folder / ".packing"
+    temporary.mkdir(parents=True, exist_ok=True)
+    with locked(temporary / "lock", busy=f"{folder}: another process is packing into it"):
         plan = plan and f"{plan} {size} {num_classes}"
-        if plan is None or _text(draft / "plan") != plan:
-            _start_over(draft, plan or "")
-        if not (draft / "whole").exists():
-            with _naming(draft):
-                _append(draft, samples)
-                _complete(draft, size, num_classes)
-        _put_in_place(draft, folder)
-        classes, count = map(int, (draft / "whole").read_text(encoding="ascii").split())
-        (draft / "plan").unlink()  # first, as in _start_over
-        shutil.rmtree(draft)
+        if plan is None or _text(temporary / "plan") != plan:
+            _start_over(temporary, plan or "")
+        if not (temporary / "whole").exists():
+            with _naming(temporary):
+                _append(temporary, samples)
+                _complete(temporary, size, num_classes)
+        _put_in_place(temporary, folder)
+        classes, count = map(int, (temporary / "whole").read_text(encoding="ascii").split())
+        (temporary / "plan").unlink()  # first, as in _start_over
+        shutil.rmtree(temporary)
     return classes, count
 
 
 def plan_of(path_rec: Path) -> str:
     """Another one after any change of a pack."""
     files = (path_rec, path_rec.with_suffix(".idx"), path_rec.with_name("property"))
-    return hashlib.sha256("\n".join(stamp(path) for path in files if path.exists()).encode()).hexdigest()
+    return hashlib.sha256(
+        "\n".join(file_fingerprint(path) for path in files if path.exists()).encode()
+    ).hexdigest()
 
 
 @contextmanager
-def _naming(draft: Path) -> Iterator[None]:
+def _naming(temporary: Path) -> Iterator[None]:
     """A full disk is an OSError without a place; here it gets one."""
     try:
         yield
     except OSError as error:
         if error.filename is None:
-            error.filename = str(draft)
+            error.filename = str(temporary)
         raise
 
 
@@ -90,19 +92,19 @@ def _text(path: Path) -> str | None:
     return path.read_text(encoding="ascii") if path.exists() else None
 
 
-def _start_over(draft: Path, plan: str) -> None:
-    (draft / "plan").unlink(missing_ok=True)  # first: what an interruption leaves here has none
-    for path in draft.iterdir():
+def _start_over(temporary: Path, plan: str) -> None:
+    (temporary / "plan").unlink(missing_ok=True)  # first: what an interruption leaves here has none
+    for path in temporary.iterdir():
         if path.name != "lock":
             path.unlink()
-    (draft / "plan").write_text(plan, encoding="ascii")
+    (temporary / "plan").write_text(plan, encoding="ascii")
 
 
-def _append(draft: Path, samples: Callable[[int], Iterable[Sample]]) -> None:
+def _append(temporary: Path, samples: Callable[[int], Iterable[Sample]]) -> None:
     """The images that are not there yet."""
-    done, end = _cut_off(draft)
+    done, end = _cut_off(temporary)
     written: list[tuple[int, int]] = []
-    with (draft / "train.rec").open("ab") as records, (draft / "journal").open("ab") as journal:
+    with (temporary / "train.rec").open("ab") as records, (temporary / "journal").open("ab") as journal:
         for key, (label, encoded) in enumerate(samples(done), done + 1):
             written.append((end, label))
             end += records.write(frame(pack(Header(float(label), key, label), encoded)))
@@ -120,48 +122,48 @@ def _flush(records: BinaryIO, journal: BinaryIO, written: list[tuple[int, int]])
     written.clear()
 
 
-def _cut_off(draft: Path) -> tuple[int, int]:
+def _cut_off(temporary: Path) -> tuple[int, int]:
     """Removes what is not a whole image with its entry; returns how many are left, and where they end."""
-    journal = _journal(draft)
+    journal = _journal(temporary)
     end = 0
     if len(journal):
-        end = read_record(mapped(draft / "train.rec"), int(journal[-1, 0]))[1]
+        end = read_record(mapped(temporary / "train.rec"), int(journal[-1, 0]))[1]
     for name, length in (("journal", journal.nbytes), ("train.rec", end)):
-        with (draft / name).open("ab") as file:
+        with (temporary / name).open("ab") as file:
             file.truncate(length)
     return len(journal), end
 
 
-def _journal(draft: Path) -> NDArray[np.int64]:
+def _journal(temporary: Path) -> NDArray[np.int64]:
     """[n, 2]: offset and class."""
-    path = draft / "journal"
+    path = temporary / "journal"
     words = np.fromfile(path, "<i8") if path.exists() else np.empty(0, "<i8")
     return words[: len(words) // 2 * 2].reshape(-1, 2)
 
 
-def _complete(draft: Path, size: int, num_classes: int | None) -> None:
+def _complete(temporary: Path, size: int, num_classes: int | None) -> None:
     """What follows the images in train.rec; the index; property."""
-    offsets, labels = _journal(draft).T
+    offsets, labels = _journal(temporary).T
     if not len(labels):
-        raise InputError(f"{draft.parent}: no image to pack")
+        raise InputError(f"{temporary.parent}: no image to pack")
     if num_classes is None:
         num_classes = int(labels.max()) + 1
         if num_classes > _SPARSEST * len(labels):
             raise InputError(
-                f"{draft.parent}: class {num_classes - 1}, but {len(labels)} images; wanted classes numbered from 0, "
+                f"{temporary.parent}: class {num_classes - 1}, but {len(labels)} images; wanted classes numbered from 0, "
                 f"as --min-images 1 does"
             )
-    with (draft / "train.rec").open("ab") as records, (draft / "train.idx").open("w") as index:
+    with (temporary / "train.rec").open("ab") as records, (temporary / "train.idx").open("w") as index:
         index.writelines(f"{key}\t{offset}\n" for key, offset in enumerate(offsets.tolist(), 1))
         for key, ends in _after_images(labels, num_classes):
             index.write(f"{key}\t{records.tell()}\n")
             records.write(frame(pack(Header(np.array(ends), key), b"")))
     wide = ",id2" if num_classes > EXACT_FLOATS else ""
-    (draft / "property").write_text(f"{num_classes},{size},{size}{wide}\n", encoding="ascii")
+    (temporary / "property").write_text(f"{num_classes},{size},{size}{wide}\n", encoding="ascii")
     for name in ("train.rec", "train.idx", "property"):
-        with (draft / name).open("rb") as file:
+        with (temporary / name).open("rb") as file:
             os.fsync(file.fileno())
-    with published(draft / "whole") as facts:
+    with atomic_write(temporary / "whole") as facts:
         facts.write_text(f"{num_classes} {len(labels)}", encoding="ascii")
 
 
@@ -177,11 +179,11 @@ def _after_images(labels: NDArray[np.int64], num_classes: int) -> Iterable[tuple
     yield 0, (after, after + num_classes)
 
 
-def _put_in_place(draft: Path, folder: Path) -> None:
+def _put_in_place(temporary: Path, folder: Path) -> None:
     """Instead of what stood there; `property` is there when all is."""
-    if (draft / "train.rec").exists():
+    if (temporary / "train.rec").exists():
         for name in ("property", "train.idx"):
             (folder / name).unlink(missing_ok=True)
     for name in ("train.rec", "train.idx", "property"):
-        if (draft / name).exists():
-            (draft / name).replace(folder / name)
+        if (temporary / name).exists():
+            (temporary / name).replace(folder / name)

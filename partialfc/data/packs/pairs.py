@@ -6,15 +6,15 @@ from pathlib import Path
 
 from partialfc.data import images
 from partialfc.errors import InputError
-from partialfc.runtime.files import published
+from partialfc.runtime.files import atomic_write
 
 
 def write_pairs(path: Path, encoded: list[bytes], same: list[bool]) -> None:
     """A .bin set: the pickle of (images, issame), images 2 i and 2 i + 1 being pair i."""
     assert len(encoded) == 2 * len(same)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with published(path) as draft:
-        draft.write_bytes(pickle.dumps((encoded, same), protocol=4))
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(pickle.dumps((encoded, same), protocol=4))
 
 
 Shown = tuple[str, int]  # a person's name and the number of the image

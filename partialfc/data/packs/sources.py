@@ -15,7 +15,7 @@ import msgpack
 
 from partialfc.errors import InputError
 from partialfc.runtime.errors import one_line
-from partialfc.runtime.files import stamp
+from partialfc.runtime.files import file_fingerprint
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
@@ -80,7 +80,7 @@ class Files:
         return len(self.found)
 
     def facts(self) -> Iterator[str]:
-        return (f"{face.label} {stamp(Path(face.place))}" for face in self.found)
+        return (f"{face.label} {file_fingerprint(Path(face.place))}" for face in self.found)
 
 
 def identities(folder: Path, *, sparse: bool) -> Files:
@@ -165,7 +165,7 @@ class Tars:
         return None
 
     def facts(self) -> Iterator[str]:
-        return map(stamp, self.shards)
+        return map(file_fingerprint, self.shards)
 
 
 def _grouped(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -220,7 +220,7 @@ class Lmdb:
             return int(found.stat()["entries"])
 
     def facts(self) -> Iterator[str]:
-        yield stamp(self.path / "data.mdb" if self.path.is_dir() else self.path)
+        yield file_fingerprint(self.path / "data.mdb" if self.path.is_dir() else self.path)
 
     @contextmanager
     def _reading(self) -> Iterator[lmdb.Transaction]:

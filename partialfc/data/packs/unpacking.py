@@ -4,7 +4,7 @@ from pathlib import Path
 
 from partialfc.data import images
 from partialfc.data.dataset import RecordDataset
-from partialfc.runtime.files import published
+from partialfc.runtime.files import atomic_write
 from partialfc.runtime.progress import tracked
 
 
@@ -22,6 +22,6 @@ def unpack(folder: Path, target: Path, *, progress: bool = False) -> int:
         path = identity / f"{dataset.key(sample):0{key_digits}d}{images.suffix(content)}"
         if not path.exists():
             identity.mkdir(parents=True, exist_ok=True)
-            with published(path) as draft:
-                draft.write_bytes(content)
+            with atomic_write(path) as temporary:
+                temporary.write_bytes(content)
     return len(dataset)

@@ -15,7 +15,7 @@ from partialfc.data.packs.pack_writer import write_pack
 from partialfc.data.packs.pairs import write_pairs
 from partialfc.data.synthetic.photograph import photograph
 from partialfc.errors import InputError
-from partialfc.runtime.files import locked, published
+from partialfc.runtime.files import atomic_write, locked
 
 _FOLDS = 10
 _QUALITY = 90  # of the JPEGs
@@ -40,8 +40,8 @@ def ensure(folder: Path, wanted: SyntheticData) -> None:
             )
         if not any(folder.glob("*.rec")):
             _draw(folder, wanted)
-            with published(facts) as draft:
-                draft.write_text(settings, encoding="utf-8")
+            with atomic_write(facts) as temporary:
+                temporary.write_text(settings, encoding="utf-8")
 
 
 def _draw(folder: Path, wanted: SyntheticData) -> None:

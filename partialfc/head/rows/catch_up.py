@@ -1,7 +1,7 @@
-"""What a dense optimizer would have done to a row in the steps in which it was not at work.
+"""What a dense optimizer would have done to a row in the steps in which it was not active.
 
 Without a gradient, a step of SGD with momentum and weight decay is linear in (weight, momentum): a 2 x 2 matrix, the
-same for every row. So a row's skipped steps are one product of matrices, found when the row is at work again.
+same for every row. So a row's skipped steps are one product of matrices, found when the row is active again.
 """
 
 import numpy as np
@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from partialfc.head.buffers import on_device
 from partialfc.head.rows.optimizers import RowOptimizer
+from partialfc.head.scratch import on_device
 
 MAX_STEPS = 1 << 22  # of a run that catches up: 16 MiB of learning rates
 

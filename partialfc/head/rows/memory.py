@@ -1,6 +1,6 @@
 """Where rows live: on the device, in host memory, or in files; and how a step gets those it works on.
 
-Legend: n rows of this rank, S of them at work in a step, D components.
+Legend: n rows of this rank, S of them active in a step, D components.
 """
 
 import mmap
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from partialfc.head.active import ActiveClasses
-from partialfc.head.buffers import Buffers, on_device
+from partialfc.head.scratch import ScratchMemory, on_device
 
 Types = Mapping[str, torch.dtype]  # of the tensors, by name
 Advise = Callable[[NDArray[np.int64]], None]  # told which rows will be wanted
@@ -79,8 +79,8 @@ class Staged:
         self.tensors = tensors  # [n, D], on the host
         self._advise = advise
         self._device, self._on_gpu = device, device.type == "cuda"
-        self._slots = [Buffers(device), Buffers(device)]
-        self._pinned = Buffers(torch.device("cpu"), pinned=True)
+        self._slots = [ScratchMemory(device), ScratchMemory(device)]
+        self._pinned = ScratchMemory(torch.device("cpu"), pinned=True)
         self._copies = torch.cuda.Stream(device) if self._on_gpu else None
         self._stages: deque[_Stage] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rows")
@@ -108,7 +108,7 @@ class Staged:
         for stage in self._stages:
             if stage.rows is rows:
                 return stage.fetched.result(), None
-        return self._thread.submit(self._fetch, rows, Buffers(self._device)).result(), None
+        return self._thread.submit(self._fetch, rows, ScratchMemory(self._device)).result(), None
 
     def release(self, classes: ActiveClasses) -> None:
         """Write the rows of a step that is done back."""
@@ -140,17 +140,17 @@ class Staged:
         slot = 1 - self._stages[-1].slot if self._stages else 0
         self._stages.append(_Stage(rows, slot, self._thread.submit(self._fetch, rows, self._slots[slot])))
 
-    def _fetch(self, rows: NDArray[np.int64], target: Buffers) -> dict[str, Tensor]:
+    def _fetch(self, rows: NDArray[np.int64], target: ScratchMemory) -> dict[str, Tensor]:
         if self._advise is not None:
             self._advise(rows)
         index, fetched = torch.from_numpy(rows), {}
         for name, whole in self.tensors.items():
             shape = len(rows), whole.shape[1]
-            fetched[name] = target.take(name, shape, whole.dtype)
+            fetched[name] = target.get(name, shape, whole.dtype)
             if self._copies is None:
                 torch.index_select(whole, 0, index, out=fetched[name])
                 continue
-            passing = self._pinned.take(name, shape, whole.dtype)
+            passing = self._pinned.get(name, shape, whole.dtype)
             torch.index_select(whole, 0, index, out=passing)
             self._copy(fetched[name], passing)
         return fetched
@@ -161,7 +161,7 @@ class Staged:
         index = torch.from_numpy(stage.rows)
         for name, rows in stage.fetched.result().items():
             if self._copies is not None:
-                passing = self._pinned.take(name, tuple(rows.shape), rows.dtype)
+                passing = self._pinned.get(name, tuple(rows.shape), rows.dtype)
                 self._copy(passing, rows)
                 rows = passing
             self.tensors[name].index_copy_(0, index, rows)

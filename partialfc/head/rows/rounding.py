@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from partialfc.head.buffers import Buffers
+from partialfc.head.scratch import ScratchMemory
 from partialfc.runtime import randomness
 
 _MIX = (
@@ -34,15 +34,15 @@ def _words(key: int, index: NDArray[np.int64]) -> Tensor:
     return torch.from_numpy((randomness.bits(key, index) >> np.uint64(32)).astype(np.uint32).view(np.int32))
 
 
-def round_(values: Tensor, noise: Tensor, columns: Tensor, buffers: Buffers) -> Tensor:
+def round_(values: Tensor, noise: Tensor, columns: Tensor, scratch: ScratchMemory) -> Tensor:
     """float32 `values` [c, D], finite, in place: rounded to what bfloat16 holds. What it holds already stays.
 
     noise: int32 [c], columns: int32 [D]; their hash gives each number its 16 bits.
     """
     word = torch.add(
-        noise[:, None], columns, out=buffers.take("noise", tuple(values.shape), torch.int32)
+        noise[:, None], columns, out=scratch.get("noise", tuple(values.shape), torch.int32)
     )  # fmt: skip
-    shifted = buffers.take("shifted noise", tuple(values.shape), torch.int32)
+    shifted = scratch.get("shifted noise", tuple(values.shape), torch.int32)
     for factor in _MIX:
         torch.bitwise_right_shift(word, 16, out=shifted)
         word.bitwise_xor_(shifted.bitwise_and_(_LOW)).mul_(factor)

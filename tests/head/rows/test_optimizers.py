@@ -54,12 +54,12 @@ def dense(optim: AnyOptimizer, sample_rate: float, steps: int) -> Tensor:
     optimizer = torchs(optim, weight)
     for step in range(steps):
         embeddings, labels = inputs(step)
-        at_work = torch.zeros(CLASSES, dtype=torch.bool)
+        active = torch.zeros(CLASSES, dtype=torch.bool)
         drawn = sampling.sampled(CLASSES, sample_rate, SEED, step, range(CLASSES))
-        at_work[torch.from_numpy(drawn)] = True
-        at_work[labels[labels >= 0]] = True
+        active[torch.from_numpy(drawn)] = True
+        active[labels[labels >= 0]] = True
         optimizer.zero_grad()
-        dense_loss(embeddings, weight, labels, MARGIN, at_work=at_work).backward()
+        dense_loss(embeddings, weight, labels, MARGIN, active=active).backward()
         optimizer.param_groups[0]["lr"] = rate_of(step, optim)
         if step != SKIPPED:
             optimizer.step()
@@ -87,7 +87,7 @@ def ours(
         head(local, step).backward()
         head.update(step, rate_of(number, optim), torch.tensor(number != SKIPPED, device=device))
     rows = {name: rows.cpu() for name, rows in head.centers.tensors.items()}
-    if (catch_up := head.centers._catch_up) is not None:  # rows are stored as they were last at work
+    if (catch_up := head.centers._catch_up) is not None:  # rows are stored as they were last active
         factors = catch_up.factors(np.arange(len(rows["centers"]))).to(dtype).cpu()
         moved_on = factors[:, 0, :1] * rows["centers"]
         rows["centers"] = moved_on + factors[:, 0, 1:] * rows["momentum"] if "momentum" in rows else moved_on
@@ -107,7 +107,7 @@ def difference(results: list[dict[str, Tensor]], expected: Tensor) -> float:
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_with_all_classes_at_work_it_is_torchs(ranks, device, name, world_size):
+def test_with_all_classes_active_it_is_torchs(ranks, device, name, world_size):
     optim = OPTIMIZERS[name]
     results = ranks.run(world_size, ours, optim, 20, torch.float64, device, {})
     assert difference(results, dense(optim, 1.0, 20)) < 1e-9
@@ -139,7 +139,7 @@ def test_decay_without_momentum_kept(ranks, device):
 
 
 def test_adamw_of_sampled_rows_counts_each_rows_own_steps(ranks, device):
-    """Against torch.optim.AdamW on each row alone, stepped when the row is at work."""
+    """Against torch.optim.AdamW on each row alone, stepped when the row is active."""
     optim = OPTIMIZERS["adamw"]
     results = ranks.run(2, ours, optim, 40, torch.float64, device, {"sample_rate": 0.1}, 20)
     assert difference(results, row_by_row(optim, 0.1, 40)) < 1e-9
@@ -153,11 +153,11 @@ def row_by_row(optim: AdamW, sample_rate: float, steps: int) -> Tensor:
     for step in range(steps):
         embeddings, labels = inputs(step)
         drawn = sampling.sampled(CLASSES, sample_rate, SEED, step, range(CLASSES))
-        at_work = torch.zeros(CLASSES, dtype=torch.bool)
-        at_work[torch.from_numpy(drawn)] = True
-        at_work[labels[labels >= 0]] = True
-        dense_loss(embeddings, torch.stack(list(rows)), labels, MARGIN, at_work=at_work).backward()
-        for optimizer, works in zip(optimizers, at_work.tolist(), strict=True):
+        active = torch.zeros(CLASSES, dtype=torch.bool)
+        active[torch.from_numpy(drawn)] = True
+        active[labels[labels >= 0]] = True
+        dense_loss(embeddings, torch.stack(list(rows)), labels, MARGIN, active=active).backward()
+        for optimizer, works in zip(optimizers, active.tolist(), strict=True):
             optimizer.param_groups[0]["lr"] = rate_of(step, optim)
             if works and step != SKIPPED:
                 optimizer.step()

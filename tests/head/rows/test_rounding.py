@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from partialfc.head.buffers import Buffers
 from partialfc.head.rows import rounding
+from partialfc.head.scratch import ScratchMemory
 
 
 def rounded(values: Tensor, classes: np.ndarray, step: int, name: str = "centers") -> Tensor:
     noise, columns = rounding.noise_of(classes, 3, step), rounding.column_noise(name, values.shape[1])
-    return rounding.round_(values.clone(), noise, columns, Buffers(values.device))
+    return rounding.round_(values.clone(), noise, columns, ScratchMemory(values.device))
 
 
 def numbers() -> Tensor:
