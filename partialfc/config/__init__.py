@@ -51,6 +51,7 @@ from partialfc.config.optimizers import (
     Sgd,
     SgdRule,
     Step,
+    TorchOptimizer,
 )
 from partialfc.config.types import IGNORE, Chance, Count, Duration, Fraction, Natural, Seed, Settings
 from partialfc.errors import InputError
@@ -100,6 +101,7 @@ __all__ = [
     "SoftMax",
     "Step",
     "SyntheticData",
+    "TorchOptimizer",
     "TrainConfig",
     "ViT",
     "ViTBase",
@@ -237,6 +239,10 @@ class Config(Settings, frozen=True):
                 f"data.lanes: {self.data.lanes}, which take equal parts of a batch; "
                 f"wanted a divisor of train.batch, {self.train.batch}"
             )
+        if self.head.optim is None and isinstance(self.optim, TorchOptimizer):
+            raise InputError(
+                "optim.name: torch is for the backbone; wanted a head.optim, sgd or adamw, for the class centres"
+            )
         if not isinstance(self.rows_optim, AdamWRule):
             return
         if self.head.unsampled == "decay":
@@ -249,7 +255,10 @@ class Config(Settings, frozen=True):
     @property
     def rows_optim(self) -> AnyRule:
         """How the class centres step."""
-        return self.head.optim or self.optim
+        if self.head.optim is not None:
+            return self.head.optim
+        assert not isinstance(self.optim, TorchOptimizer), "checked above"
+        return self.optim
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:

@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from msgspec import field
+
 from partialfc.config.types import Duration, Fraction, NonNegative, Positive, Probability, Settings
 from partialfc.errors import InputError
 
@@ -53,7 +55,21 @@ class AdamW(AdamWRule, frozen=True, tag="adamw", tag_field="name"):
     ema: Probability = 0.0
 
 
-AnyOptimizer = Sgd | AdamW
+class TorchOptimizer(Settings, frozen=True, tag="torch", tag_field="name"):
+    """Any class of torch.optim, for the backbone; the class centres then want a `head.optim` of their own."""
+
+    kind: str  # such as NAdam, RAdam or Adafactor
+    lr: Positive = 1e-3
+    weight_decay: NonNegative = 0.0
+    # its other arguments, by name
+    options: dict[str, bool | int | float | tuple[float, ...]] = field(default_factory=dict)
+    decayed: Decayed = "all"
+    clip: NonNegative = 5.0  # see Sgd
+    precision: Precision = "fp32"
+    ema: Probability = 0.0
+
+
+AnyOptimizer = Sgd | AdamW | TorchOptimizer
 
 
 class Polynomial(Settings, frozen=True, tag="polynomial", tag_field="name"):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from partialfc.backbones import build_backbone
-from partialfc.config import AdamW, AnyBackbone, Config
+from partialfc.config import AdamW, AnyBackbone, Config, Sgd
 from partialfc.head.active_rows import CENTERS
 from partialfc.head.centers import types_of
 from partialfc.head.losses import loss_of
@@ -110,7 +110,8 @@ class Job:
         config = self.config
         images = config.train.micro_batch or config.train.batch // self.ranks
         parameters, saved, largest = _traced(config.backbone, config.optim.precision, images)
-        moments = 2 if isinstance(config.optim, AdamW) else 1
+        # Of any optimizer but the fused ones two are assumed, and what a step may take back is copied.
+        moments = {Sgd: 1, AdamW: 2}.get(type(config.optim), 2 + 3)
         return {
             "backbone: parameters": parameters,
             "backbone: gradients": parameters,

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from partialfc.config import AdamW, AnyOptimizer, Sgd
+from partialfc.config import AdamW, AnyOptimizer, Sgd, TorchOptimizer
+from partialfc.errors import InputError
 from partialfc.runtime import precision
 from partialfc.runtime.comm import Ranks
 from partialfc.training.replicas import ReplicatedGradients
 
+_CLOSURES = ("Optimizer", "LBFGS", "SparseAdam")  # whose step takes more than gradients, or other ones
 _GROWTH_INTERVAL = 2000  # steps without an overflow after which the loss scale doubles
 
 
@@ -39,26 +41,47 @@ class LossScale:
 
 
 class BackboneOptimizer:
-    """The step of the parameters of `backbone`, clipped by the norm of all gradients together."""
+    """The step of the parameters of `backbone`, clipped by the norm of all gradients together.
+
+    A step that is not finite changes nothing, which the device decides: the fused optimizers see to it themselves; of
+    any other, what the step has changed is taken back, for which parameters and moments are copied before.
+    """
 
     def __init__(self, backbone: nn.Module, config: AnyOptimizer, ranks: Ranks) -> None:
         self._config, self._device = config, ranks.device
-        named = {name: it for name, it in backbone.named_parameters() if it.requires_grad}
-        self.gradients = ReplicatedGradients(named.values(), ranks.group)
+        self._named = {name: it for name, it in backbone.named_parameters() if it.requires_grad}
+        self.gradients = ReplicatedGradients(self._named.values(), ranks.group)
         self.loss_scale = LossScale(enabled=config.precision == "fp16", device=ranks.device)
-        # Any: torch declares neither grad_scale nor found_inf, which its fused optimizers read.
-        self._torchs: Any = _optimizer(config, list(named.values()))
+        self._fused = not isinstance(config, TorchOptimizer)
+        # Any: torch does not declare found_inf, which its fused optimizers read.
+        self._torchs: Any = _optimizer(config, list(self._named.values()))
         # Made here and not at the first step, which may be one that is skipped.
-        self.moments = {name: _moments(config, parameter) for name, parameter in named.items()}
-        for name, parameter in named.items():
-            self._torchs.state[parameter].update(self.moments[name])
+        for parameter in self._named.values():
+            self._torchs.state[parameter].update(_moments(config, parameter))
+
+    @property
+    def moments(self) -> dict[str, dict[str, Tensor]]:
+        """What the optimizer keeps of each parameter; empty before the first step, but for the fused ones."""
+        return {name: self._torchs.state[it] for name, it in self._named.items() if it in self._torchs.state}
+
+    def make_moments(self) -> None:
+        """Make the tensors of `moments`, with any content, for a checkpoint to be read into."""
+        if self._fused or any(self._torchs.state.values()):
+            return
+        copies = {name: nn.Parameter(it.detach().clone()) for name, it in self._named.items()}
+        for copy in copies.values():
+            copy.grad = torch.zeros_like(copy)
+        dry = _optimizer(self._config, list(copies.values()))
+        dry.step()
+        for name, copy in copies.items():
+            self._torchs.state[self._named[name]] = dry.state[copy]
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Around the backbone: computes in the recipe's precision."""
+        """Around the backbone: it computes in the recipe's precision."""
         return precision.autocast(self._config.precision, self._device)
 
-    def step(self, rate: float, loss: Tensor) -> tuple[Tensor, Tensor]:
-        """One step at learning rate `rate`, from the gradients of loss scale x loss, summed over the ranks.
+    def step(self, lr: float, loss: Tensor) -> tuple[Tensor, Tensor]:
+        """Take one step at learning rate `lr`, from the gradients of loss scale x loss, summed over the ranks.
 
         Returns scalars on the device: the gradient's norm before clipping, and whether it and the loss are
         finite. Where not, nothing changes. Both are the same on every rank, as the summed gradients and the
@@ -68,24 +91,59 @@ class BackboneOptimizer:
         finite = norm.isfinite() & loss.isfinite()
         clip = self._config.clip
         excess = (norm / clip).clamp_min(1.0) if clip else torch.ones_like(norm)
+        self.gradients.divide(self.loss_scale.value * excess)
         for group in self._torchs.param_groups:
-            group["lr"] = rate
-        # Fused optimizers divide by grad_scale, and leave everything as it is where found_inf is 1, on the device.
-        self._torchs.grad_scale = self.loss_scale.value * excess
-        self._torchs.found_inf = (~finite).float()
-        self._torchs.step()
+            group["lr"] = lr
+        if self._fused:
+            self._torchs.found_inf = (~finite).float()  # where it is 1, nothing changes
+            self._torchs.step()
+        else:
+            self._step_or_take_back(finite)
         self.loss_scale.update(finite)
         return norm, finite
 
+    def _step_or_take_back(self, finite: Tensor) -> None:
+        # What such an optimizer keeps is made in its first step: only before that one is there nothing to go back to.
+        if not any(self._torchs.state.values()) and not bool(finite):
+            return
+        tensors = self._tensors()
+        before = [it.clone() for it in tensors]
+        self._torchs.step()
+        for now, then in zip(tensors, before, strict=True):
+            now.copy_(torch.where(finite.to(now.device, non_blocking=True), now, then))
+
+    def _tensors(self) -> list[Tensor]:
+        """All that a step changes."""
+        kept = [it for moments in self.moments.values() for it in moments.values() if isinstance(it, Tensor)]
+        return [*(it.detach() for it in self._named.values()), *kept]
+
 
 def _optimizer(config: AnyOptimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    shared: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
+    shared: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     groups = _groups(config, parameters)
     match config:
         case Sgd():
-            return torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.nesterov, **shared)
+            return torch.optim.SGD(
+                groups, momentum=config.momentum, nesterov=config.nesterov, fused=True, **shared
+            )
         case AdamW():
-            return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, **shared)
+            return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, fused=True, **shared)
+        case TorchOptimizer():
+            return _of_torch(config, groups, shared)
+
+
+def _of_torch(
+    config: TorchOptimizer, groups: list[dict[str, Any]], shared: dict[str, Any]
+) -> torch.optim.Optimizer:
+    kind = getattr(torch.optim, config.kind, None)
+    if not isinstance(kind, type) or not issubclass(kind, torch.optim.Optimizer) or config.kind in _CLOSURES:
+        raise InputError(f"optim.kind: {config.kind!r}, wanted a class of torch.optim, such as NAdam")
+    try:
+        arguments: dict[str, Any] = shared | config.options
+        optimizer: torch.optim.Optimizer = kind(groups, **arguments)
+    except (TypeError, ValueError) as error:  # of its arguments, which are the recipe's
+        raise InputError(f"optim: torch.optim.{config.kind}: {error}") from None
+    return optimizer
 
 
 def _groups(config: AnyOptimizer, parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
@@ -111,3 +169,5 @@ def _moments(config: AnyOptimizer, parameter: Tensor) -> dict[str, Tensor]:
                 "exp_avg_sq": torch.zeros_like(parameter),
                 "step": torch.zeros((), device=parameter.device),
             }
+        case TorchOptimizer():
+            return {}

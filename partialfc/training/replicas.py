@@ -60,6 +60,11 @@ class ReplicatedGradients:
             torch.stack([torch.linalg.vector_norm(bucket) for bucket in self._buckets])
         )
 
+    def divide(self, divisor: Tensor) -> None:
+        """Divide all gradients by a scalar on the device."""
+        for bucket in self._buckets:
+            bucket.div_(divisor)
+
     def _lay_out(self, parameters: list[nn.Parameter]) -> None:
         bucket = parameters[0].new_zeros(sum(parameter.numel() for parameter in parameters))
         offset, index = 0, len(self._buckets)

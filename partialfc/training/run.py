@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from partialfc.backbones import Backbone, build_backbone, for_inference, move_to_device
-from partialfc.config import Config
+from partialfc.config import AnyOptimizer, Config, TorchOptimizer
 from partialfc.data import RecordDataset, synthetic
 from partialfc.data.augment import network_input
 from partialfc.data.loader import Loader
@@ -81,6 +81,7 @@ class Run:
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint."""
+        self.optimizer.make_moments()
         state = self._state()
         self.step, self.seconds = self.checkpoints.load(path, state)
         self.head.load_state_dict(state["head"])
@@ -170,11 +171,15 @@ def _head(config: Config, num_classes: int, ranks: Ranks) -> PartialFC:
         config.backbone.embedding,
         config.margin,
         config=config.head,
-        optim=None if config.head.optim else config.optim,
+        optim=None if config.head.optim else config.rows_optim,
         seed=config.seed,
         device=ranks.device,
         group=ranks.group,
     )
+
+
+def _name_of(optim: AnyOptimizer) -> str:
+    return f"torch {optim.kind}" if isinstance(optim, TorchOptimizer) else msgspec.to_builtins(optim)["name"]
 
 
 def _checkpoints(config: Config, num_classes: int, order: Order, ranks: Ranks) -> Checkpoints:
@@ -189,7 +194,7 @@ def _checkpoints(config: Config, num_classes: int, order: Order, ranks: Ranks) -
             for key, value in msgspec.to_builtins(config.backbone).items()
             if key not in ("checkpointing", "channels_last", "compile")  # how it is computed
         },
-        "optim.name": msgspec.to_builtins(config.optim)["name"],
+        "optim.name": _name_of(config.optim),
         "head.optim.name": msgspec.to_builtins(config.rows_optim)["name"],
         "optim.ema": "kept" if config.optim.ema else "not kept",
         "head.unsampled": config.head.unsampled,

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from partialfc.config import AdamW, Sgd
+from partialfc.config import AdamW, Sgd, TorchOptimizer
+from partialfc.errors import InputError
 from partialfc.runtime import comm
+from partialfc.training import optim
 from partialfc.training.microbatches import MicroBatches
 from partialfc.training.optim import BackboneOptimizer
 from partialfc.training.replicas import MovingAverage, ReplicatedGradients, RunningStatistics
@@ -172,6 +174,59 @@ def steps_beside_torchs(clip: float) -> None:
 @pytest.mark.parametrize("clip", [0.0, 0.5, 1e6])
 def test_a_step_is_torchs_sgd_with_clipping(ranks, clip):
     ranks.run(1, steps_beside_torchs, clip)
+
+
+KINDS = {
+    "NAdam": {"betas": (0.8, 0.95)},  # which keeps a product that is not 0 at first
+    "RAdam": {},
+    "Adagrad": {"initial_accumulator_value": 0.1},
+    "RMSprop": {"momentum": 0.5},
+}
+
+
+def any_optimizer_beside_itself(kind: str, skipped: tuple[int, ...]) -> None:
+    """Some steps are not finite: torch's own optimizer does not take them."""
+    ranks = comm.ranks_of(DEVICE)
+    ours = network(0.0)
+    theirs = copy.deepcopy(ours)
+    config = TorchOptimizer(kind=kind, weight_decay=0.01, clip=0, options=KINDS[kind], precision="fp16")
+    optimizer = BackboneOptimizer(ours, config, ranks)
+    reference = getattr(torch.optim, kind)(theirs.parameters(), lr=0.1, weight_decay=0.01, **KINDS[kind])
+    for step in range(5):
+        images, _ = inputs_of(6 + step)
+        optimizer.gradients.zero()
+        with optimizer.gradients.summed():
+            loss = ours(images).square().sum()
+            (loss * optimizer.loss_scale.value * (torch.inf if step in skipped else 1)).backward()
+        _, finite = optimizer.step(0.01, loss.detach())
+        assert finite == (step not in skipped)
+        reference.zero_grad()
+        theirs(images).square().sum().backward()
+        reference.param_groups[0]["lr"] = 0.01
+        if step not in skipped:
+            reference.step()
+        for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(own, other)
+
+
+@pytest.mark.parametrize("skipped", [(), (0, 3)], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_optimizer_of_torch_takes_steps_and_takes_them_back(ranks, kind, skipped):
+    ranks.run(1, any_optimizer_beside_itself, kind, skipped)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (TorchOptimizer(kind="Nadam"), "optim.kind: 'Nadam', wanted a class of torch.optim, such as NAdam"),
+        (TorchOptimizer(kind="LBFGS"), "optim.kind: 'LBFGS', wanted"),
+        (TorchOptimizer(kind="NAdam", options={"beta": 0.9}), "optim: torch.optim.NAdam: .*'beta'"),
+    ],
+)
+def test_what_torch_has_no_optimizer_for_is_refused(config, message):
+    parameter = nn.Parameter(torch.zeros(2))
+    with pytest.raises(InputError, match=message):
+        optim._optimizer(config, [parameter])
 
 
 def test_statistics_of_a_step_that_is_not_finite_are_taken_back():
