@@ -181,6 +181,17 @@ class HeadConfig(Settings, frozen=True):
                 "these are all; wanted a rate below 1, or head.memory: device"
             )
 
+    def check_with(self, rule: AnyRule) -> None:
+        """InputError where class centres that step by `rule` cannot be treated so."""
+        if not isinstance(rule, AdamWRule):
+            return
+        if self.unsampled == "decay":
+            raise InputError(
+                "head.unsampled: decay needs optim.name: sgd, whose skipped steps are one product; AdamW's are not"
+            )
+        if self.moments == "none":
+            raise InputError("head.moments: none needs optim.name: sgd; AdamW is its moments")
+
 
 class TrainConfig(Settings, frozen=True):
     length: Duration  # of the run
@@ -243,14 +254,7 @@ class Config(Settings, frozen=True):
             raise InputError(
                 "optim.name: torch is for the backbone; wanted a head.optim, sgd or adamw, for the class centres"
             )
-        if not isinstance(self.rows_optim, AdamWRule):
-            return
-        if self.head.unsampled == "decay":
-            raise InputError(
-                "head.unsampled: decay needs optim.name: sgd, whose skipped steps are one product; AdamW's are not"
-            )
-        if self.head.moments == "none":
-            raise InputError("head.moments: none needs optim.name: sgd; AdamW is its moments")
+        self.head.check_with(self.rows_optim)
 
     @property
     def rows_optim(self) -> AnyRule:

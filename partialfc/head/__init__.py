@@ -1,6 +1,6 @@
 """The classifier split across ranks."""
 
-from partialfc.head.partial_fc import Observation, PartialFC
-from partialfc.head.step import HeadStep
+from partialfc.head.partial_fc import PartialFC
+from partialfc.head.step import HeadStep, Observation
 
 __all__ = ["HeadStep", "Observation", "PartialFC"]

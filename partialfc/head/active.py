@@ -1,9 +1,10 @@
-"""The classes that one step works on, as indices.
+"""The classes that one step works on, as indices: how they are selected, and what is known of them.
 
 Legend: B images in the global batch, V of them valid, N of them of a class of this rank, S active classes of this rank.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -11,6 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from partialfc.config import IGNORE, HeadConfig
+from partialfc.errors import InputError
+from partialfc.head import sampling
+from partialfc.head.losses import Loss
+from partialfc.head.rows import rounding
 
 
 @dataclass(frozen=True)
@@ -45,3 +52,89 @@ class ActiveClasses:
             for name, it in fields.items()
         }
         return type(self)(**moved)
+
+
+class Selection:
+    """Selects the active classes of a step: those of its batch, and a sampled share of the others.
+
+    What it gives is a function of (seed, number of the step, labels); no communication, nothing on the device.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        owned: range,
+        config: HeadConfig,
+        loss: Loss,
+        *,
+        seed: int,
+        noisy: bool,
+        dtype: torch.dtype,
+    ) -> None:
+        self._num_classes, self._owned, self._config, self._loss = num_classes, owned, config, loss
+        self._seed, self._noisy, self._dtype = seed, noisy, dtype
+
+    def __call__(self, labels: Tensor, number: int) -> ActiveClasses:
+        """The active classes of step `number`, given the labels [B] of the global batch; InputError on one of no class."""
+        known = self._checked(labels)
+        owned = self._owned
+        positions = np.flatnonzero((known >= owned.start) & (known < owned.stop))
+        positions = positions[np.argsort(known[positions], kind="stable")]
+        targets = known[positions] - owned.start  # [N] local rows
+        rows = self._sampled_rows(targets, number)
+        slots = targets if rows is None else np.searchsorted(rows, targets)
+        drawn = self._loss.draw(self._seed, number, len(known))
+        valid = known != IGNORE
+        return ActiveClasses(
+            rows=None if rows is None else torch.from_numpy(rows),
+            host_rows=rows,
+            target_positions=torch.from_numpy(positions),
+            target_slots=torch.from_numpy(slots),
+            host_target_slots=slots,
+            valid=torch.from_numpy(valid),
+            valid_positions=torch.from_numpy(np.flatnonzero(valid)),
+            drawn_margins=None if drawn is None else torch.from_numpy(drawn).to(self._dtype),
+            logit_correction=self._logit_correction(rows, targets),
+            noise=self._noise(rows, number),
+        )
+
+    def _checked(self, labels: Tensor) -> NDArray[np.int64]:
+        if labels.device.type != "cpu" or labels.is_floating_point() or labels.dim() != 1 or not len(labels):
+            raise ValueError(
+                f"labels: found {described(labels)}; wanted integers [B] of the global batch, on cpu"
+            )
+        known = labels.numpy().astype(np.int64)
+        wrong = np.flatnonzero((known < IGNORE) | (known >= self._num_classes))
+        if len(wrong):
+            raise InputError(
+                f"image {wrong[0]} of the batch has label {known[wrong[0]]}; "
+                f"wanted 0 to {self._num_classes - 1}, or {IGNORE} to ignore it"
+            )
+        return known
+
+    def _sampled_rows(self, targets: NDArray[np.int64], number: int) -> NDArray[np.int64] | None:
+        if self._config.sample_rate == 1:
+            return None
+        owned = self._owned
+        drawn = sampling.sampled(self._num_classes, self._config.sample_rate, self._seed, number, owned)
+        return sampling.with_targets(drawn - owned.start, targets)
+
+    def _logit_correction(self, rows: NDArray[np.int64] | None, targets: NDArray[np.int64]) -> Tensor | None:
+        """A class that is active by chance stands for C / n classes; one of the batch, which always is, for itself."""
+        if rows is None or self._config.correction == "none":
+            return None
+        share = sampling.num_strata(self._num_classes, self._config.sample_rate) / self._num_classes
+        correction = np.where(np.isin(rows, targets), 0.0, -math.log(share))
+        return torch.from_numpy(correction).to(self._dtype)
+
+    def _noise(self, rows: NDArray[np.int64] | None, number: int) -> Tensor | None:
+        if not self._noisy:
+            return None
+        owned = self._owned
+        classes = np.arange(owned.start, owned.stop) if rows is None else rows + owned.start
+        return rounding.noise_of(classes, self._seed, number)
+
+
+def described(tensor: Tensor) -> str:
+    """What kind of tensor it is, for a message."""
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} on {tensor.device}"

@@ -5,41 +5,25 @@ Legend: W ranks, B images in the global batch, b = B / W of them on this rank, C
 those active in a step, D embedding width.
 """
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn.functional import normalize
 
-from partialfc.config import IGNORE, AnyMargin, AnyRule, HeadConfig, SgdRule
-from partialfc.head import sampling
-from partialfc.head.active import ActiveClasses
-from partialfc.head.active_rows import ActiveRows
+from partialfc.config import AnyMargin, AnyRule, HeadConfig, SgdRule
+from partialfc.head.active import ActiveClasses, Selection, described
 from partialfc.head.centers import Centers
 from partialfc.head.losses import loss_of
 from partialfc.head.matmul import Matmul
-from partialfc.head.rows import rounding
 from partialfc.head.saved import Saved
 from partialfc.head.shard import class_range
 from partialfc.head.softmax import ShardedSoftmax
-from partialfc.head.step import HeadStep
+from partialfc.head.step import HeadStep, Observation, loss_of_step
 from partialfc.runtime import comm
-
-
-@dataclass(frozen=True)
-class Observation:
-    """What a closer look at a step finds in its global batch; on the device, the same on every rank."""
-
-    target: Tensor  # [B] cosine of an image with its own class's centre; -inf where it is ignored
-    nearest: Tensor  # [B] largest cosine with another active centre; -inf where there is none
-    margins: Tensor | None  # [B] drawn margins, in the order of their drawing
-    never_positive: Tensor  # [W] of each rank's classes, those that no batch has held so far
 
 
 class PartialFC(nn.Module):
@@ -81,31 +65,35 @@ class PartialFC(nn.Module):
         self.group = group if group is not None else comm.default_group()
         self.num_classes, self.embedding_size = num_classes, embedding_size
         self.margin, self.config, self.seed = margin, config, seed
-        if optim is not None and config.optim is not None:
-            raise ValueError("optim and config.optim: found both; wanted one of them")
+        rule = _rule_of(config, optim)
+        if min(num_classes, embedding_size) < 1 or backbone_gradients not in ("sum", "mean"):
+            raise ValueError(
+                f"found {num_classes} classes, embedding_size {embedding_size}, backbone_gradients "
+                f"{backbone_gradients!r}; wanted numbers above 0, and 'sum' or 'mean'"
+            )
         rank, self._world_size = comm.place_in(self.group)
         self._gradient_factor = self._world_size if backbone_gradients == "mean" else 1
         self.centers = Centers(
             class_range(num_classes, rank, self._world_size),
             embedding_size,
             config,
-            optim or config.optim or SgdRule(),
+            rule,
             seed=seed,
             device=torch.empty(0, device=device).device,  # with its index, which other threads need
             dtype=dtype,
         )
         self._loss = loss_of(margin)
         self._loss.state = {name: it.to(self.centers.device, dtype) for name, it in self._loss.state.items()}
-        self._softmax = ShardedSoftmax(
+        self._selection = Selection(
+            num_classes,
+            self.centers.owned,
+            config,
             self._loss,
-            width=embedding_size,
-            interclass_threshold=config.interclass_threshold,
-            logits_budget=config.logits_budget << 20,
-            matmul=Matmul(bf16_inputs=config.products == "bfloat16"),
-            group=self.group,
-            device=self.centers.device,
+            seed=seed,
+            noisy=self.centers.noisy,
             dtype=dtype,
         )
+        self._softmax = self._new_softmax()
         self._seen_classes = np.zeros(len(self.centers.owned), np.uint8)  # 1: was in a batch
         self._steps = np.zeros((), np.int64)
         self._due: HeadStep | None = None  # the step whose update comes next
@@ -122,7 +110,7 @@ class PartialFC(nn.Module):
         for the device.
         """
         if local.dim() != 1 or local.is_floating_point():
-            raise ValueError(f"labels: found {_described(local)}; wanted integers [b] of this rank")
+            raise ValueError(f"labels: found {described(local)}; wanted integers [b] of this rank")
         everyones = comm.gather_rows(local.to(self.centers.device, torch.int64), self.group)
         return everyones.cpu()
 
@@ -133,29 +121,9 @@ class PartialFC(nn.Module):
         nothing that waits for the device; cost O(B + S). Best called while the step before computes; steps are to be
         taken in the order in which they were prepared. Raises ValueError on a label that is no class and not -1.
         """
-        known = self._checked(labels)
-        owned = self.centers.owned
-        positions = np.flatnonzero((known >= owned.start) & (known < owned.stop))
-        positions = positions[np.argsort(known[positions], kind="stable")]
-        targets = known[positions] - owned.start  # [N] local rows
-        rows = self._sampled_rows(targets, number)
-        slots = targets if rows is None else np.searchsorted(rows, targets)
-        drawn = self._loss.draw(self.seed, number, len(known))
-        valid = known != IGNORE
-        classes = ActiveClasses(
-            rows=None if rows is None else torch.from_numpy(rows),
-            host_rows=rows,
-            target_positions=torch.from_numpy(positions),
-            target_slots=torch.from_numpy(slots),
-            host_target_slots=slots,
-            valid=torch.from_numpy(valid),
-            valid_positions=torch.from_numpy(np.flatnonzero(valid)),
-            drawn_margins=None if drawn is None else torch.from_numpy(drawn).to(self.centers.dtype),
-            logit_correction=self._logit_correction(rows, targets),
-            noise=self._noise(rows, number),
-        )
+        classes = self._selection(labels, number)
         self.centers.prefetch(classes)
-        return HeadStep(number, len(known), classes)
+        return HeadStep(number, len(labels), classes)
 
     def forward(self, embeddings: Tensor, step: HeadStep) -> Tensor:
         """Mean loss over the valid images of the global batch; the same scalar on every rank.
@@ -177,7 +145,7 @@ class PartialFC(nn.Module):
             everyones, norms = self._gathered(embeddings.to(self.centers.dtype))
             if not keep:
                 return self._softmax.forward(everyones, norms, rows, keep=False)[0]
-            loss: Tensor = _Loss.apply(everyones, norms, self._softmax, rows, step)
+            loss = loss_of_step(everyones, norms, self._softmax, rows, step)
         self._see(step.classes)
         self._due = step
         return loss
@@ -225,6 +193,18 @@ class PartialFC(nn.Module):
         never_positive = len(self._seen_classes) - int(np.count_nonzero(self._seen_classes))
         everyones = comm.of_each_rank(never_positive, self.group, self.centers.device)
         return Observation(target, nearest, flight.rows.classes.drawn_margins, everyones)
+
+    def _new_softmax(self) -> ShardedSoftmax:
+        return ShardedSoftmax(
+            self._loss,
+            width=self.embedding_size,
+            interclass_threshold=self.config.interclass_threshold,
+            logits_budget=self.config.logits_budget << 20,
+            matmul=Matmul(bf16_inputs=self.config.products == "bfloat16"),
+            group=self.group,
+            device=self.centers.device,
+            dtype=self.centers.dtype,
+        )
 
     def _saved(self) -> Saved:
         """All that the next step depends on, sharing memory."""
@@ -293,74 +273,20 @@ class PartialFC(nn.Module):
         good = embeddings.is_floating_point() and embeddings.device == self.centers.device
         if not good or tuple(embeddings.shape) != (local, width) or step.batch % self._world_size:
             raise ValueError(
-                f"embeddings: found {_described(embeddings)}; wanted floats [{local}, {width}] on "
+                f"embeddings: found {described(embeddings)}; wanted floats [{local}, {width}] on "
                 f"{self.centers.device}, since step {step.number} was prepared with {step.batch} labels for "
                 f"{self._world_size} rank(s); labels are those of the global batch, see gather_labels()"
             )
-
-    def _checked(self, labels: Tensor) -> NDArray[np.int64]:
-        if labels.device.type != "cpu" or labels.is_floating_point() or labels.dim() != 1 or not len(labels):
-            raise ValueError(
-                f"labels: found {_described(labels)}; wanted integers [B] of the global batch, on cpu"
-            )
-        known = labels.numpy().astype(np.int64)
-        wrong = np.flatnonzero((known < IGNORE) | (known >= self.num_classes))
-        if len(wrong):
-            raise ValueError(
-                f"image {wrong[0]} of the batch has label {known[wrong[0]]}; "
-                f"wanted 0 to {self.num_classes - 1}, or {IGNORE} to ignore it"
-            )
-        return known
 
     def _see(self, classes: ActiveClasses) -> None:
         slots = classes.host_target_slots
         self._seen_classes[slots if classes.host_rows is None else classes.host_rows[slots]] = 1
 
-    def _sampled_rows(self, targets: NDArray[np.int64], number: int) -> NDArray[np.int64] | None:
-        if self.config.sample_rate == 1:
-            return None
-        owned = self.centers.owned
-        drawn = sampling.sampled(self.num_classes, self.config.sample_rate, self.seed, number, owned)
-        return sampling.with_targets(drawn - owned.start, targets)
 
-    def _logit_correction(self, rows: NDArray[np.int64] | None, targets: NDArray[np.int64]) -> Tensor | None:
-        """A class that is active by chance stands for C / n classes; one of the batch, which always is, for itself."""
-        if rows is None or self.config.correction == "none":
-            return None
-        share = sampling.num_strata(self.num_classes, self.config.sample_rate) / self.num_classes
-        correction = np.where(np.isin(rows, targets), 0.0, -math.log(share))
-        return torch.from_numpy(correction).to(self.centers.dtype)
-
-    def _noise(self, rows: NDArray[np.int64] | None, number: int) -> Tensor | None:
-        if not self.centers.noisy:
-            return None
-        owned = self.centers.owned
-        classes = np.arange(owned.start, owned.stop) if rows is None else rows + owned.start
-        return rounding.noise_of(classes, self.seed, number)
-
-
-class _Loss(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        embeddings: Tensor,
-        norms: Tensor | None,
-        softmax: ShardedSoftmax,
-        rows: ActiveRows,
-        step: HeadStep,
-    ) -> Tensor:
-        value, gradient, left = softmax.forward(embeddings, norms, rows, keep=True)
-        step.begin(rows, left)
-        ctx.step = step
-        ctx.save_for_backward(gradient)
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        ctx.step.add_gradient(grads[0])
-        return gradient * grads[0], None, None, None, None
-
-
-def _described(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} on {tensor.device}"
+def _rule_of(config: HeadConfig, optim: AnyRule | None) -> AnyRule:
+    """How the centres step. ValueError where that is said twice, or does not go with the settings."""
+    if optim is not None and config.optim is not None:
+        raise ValueError("optim and config.optim: found both; wanted one of them")
+    rule = optim or config.optim or SgdRule()
+    config.check_with(rule)
+    return rule

@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from partialfc.head.active import ActiveClasses
 from partialfc.head.active_rows import ActiveRows
-from partialfc.head.softmax import Softmax
+from partialfc.head.softmax import ShardedSoftmax, Softmax
 
 
 class Stage(Enum):
@@ -27,6 +29,16 @@ class InFlight:
     rows: ActiveRows
     softmax: Softmax
     gradient: Tensor | None = None  # of what backward() was called on by the loss: a scalar on the device
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a closer look at a step finds in its global batch; on the device, the same on every rank."""
+
+    target: Tensor  # [B] cosine of an image with its own class's centre; -inf where it is ignored
+    nearest: Tensor  # [B] largest cosine with another active centre; -inf where there is none
+    margins: Tensor | None  # [B] drawn margins, in the order of their drawing
+    never_positive: Tensor  # [W] of each rank's classes, those that no batch has held so far
 
 
 class HeadStep:
@@ -95,3 +107,34 @@ class HeadStep:
             raise RuntimeError(
                 f"{call} of step {self.number}, which was {self._stage.value}: prepare() makes a new step"
             )
+
+
+def loss_of_step(
+    embeddings: Tensor, norms: Tensor | None, softmax: ShardedSoftmax, rows: ActiveRows, step: HeadStep
+) -> Tensor:
+    """The loss of everyone's embeddings [B, D], with gradient; `step` takes what its update will need."""
+    loss: Tensor = _Loss.apply(embeddings, norms, softmax, rows, step)
+    return loss
+
+
+class _Loss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        embeddings: Tensor,
+        norms: Tensor | None,
+        softmax: ShardedSoftmax,
+        rows: ActiveRows,
+        step: HeadStep,
+    ) -> Tensor:
+        value, gradient, left = softmax.forward(embeddings, norms, rows, keep=True)
+        step.begin(rows, left)
+        ctx.step = step
+        ctx.save_for_backward(gradient)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        ctx.step.add_gradient(grads[0])
+        return gradient * grads[0], None, None, None, None

@@ -13,7 +13,7 @@ from ranks import mine
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from partialfc.config import AdamW, AnyOptimizer, CosFace, HeadConfig, Sgd
+from partialfc.config import AdamW, AnyOptimizer, CosFace, HeadConfig, Sgd, SgdRule
 from partialfc.head import PartialFC
 
 CLASSES, WIDTH, BATCH = 31, 5, 12
@@ -213,3 +213,18 @@ def test_it_is_not_loaded_while_an_update_is_due():
         RuntimeError, match=r"load_state_dict\(\): update\(\) or discard\(\) of step 4 comes first"
     ):
         head.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_classes": 0}, "found 0 classes, .*; wanted numbers above 0"),
+        ({"backbone_gradients": "max"}, "backbone_gradients 'max'; wanted .* 'sum' or 'mean'"),
+        ({"optim": Sgd(), "config": HeadConfig(optim=SgdRule())}, "optim and config.optim: found both"),
+        ({"optim": AdamW(), "config": HeadConfig(unsampled="decay")}, "head.unsampled: decay needs .*sgd"),
+        ({"optim": AdamW(), "config": HeadConfig(moments="none")}, "head.moments: none needs .*sgd"),
+    ],
+)
+def test_what_a_head_cannot_be_made_of_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        PartialFC(**{"num_classes": 5, "embedding_size": 4, "margin": CosFace(), **arguments})
