@@ -123,7 +123,7 @@ class PartialFC(nn.Module):
         """
         classes = self._selection(labels, number)
         self.centers.prefetch(classes)
-        return HeadStep(number, len(labels), classes)
+        return HeadStep(self, number, len(labels), classes)
 
     def forward(self, embeddings: Tensor, step: HeadStep) -> Tensor:
         """Mean loss over the valid images of the global batch; the same scalar on every rank.
@@ -133,6 +133,7 @@ class PartialFC(nn.Module):
         again. Raises RuntimeError where another step's update is due. Collectives: one all-gather and one all-reduce,
         one more where the loss needs all target cosines; backward: one reduce-scatter.
         """
+        step.check_head(self, "forward()")
         self._check_embeddings(embeddings, step)
         keep = torch.is_grad_enabled() and embeddings.requires_grad
         if keep:
@@ -165,6 +166,7 @@ class PartialFC(nn.Module):
         scratch memory of the step is free again. Raises RuntimeError where forward() or backward() is still to come.
         """
         device = self.centers.device
+        step.check_head(self, "update()")
         flight, gradient = step.end("update()")
         self._due = None
         if finite is None:
@@ -177,6 +179,7 @@ class PartialFC(nn.Module):
 
     def discard(self, step: HeadStep) -> None:
         """Give up a step that was prepared or forwarded: no row changes, and its memory is free again."""
+        step.check_head(self, "discard()")
         step.discard()
         self.centers.drop(step.classes)
         if self._due is step:
@@ -188,6 +191,7 @@ class PartialFC(nn.Module):
 
         One more pass over the active rows, and two small collectives; nothing waits for the device.
         """
+        step.check_head(self, "observe()")
         flight = step.seen("observe()")
         target, nearest = self._softmax.cosines(flight.softmax, flight.rows)
         never_positive = len(self._seen_classes) - int(np.count_nonzero(self._seen_classes))

@@ -47,7 +47,8 @@ class HeadStep:
     A RuntimeError says which call comes first. `number` is the step's number, which keys all that is drawn.
     """
 
-    def __init__(self, number: int, batch: int, classes: ActiveClasses) -> None:
+    def __init__(self, head: object, number: int, batch: int, classes: ActiveClasses) -> None:
+        self._head = head  # that prepared it
         self.number, self.batch = number, batch  # batch: B images, over all ranks
         self.classes = classes
         self._stage = Stage.PREPARED
@@ -57,6 +58,11 @@ class HeadStep:
     def stage(self) -> Stage:
         """How far the step has come."""
         return self._stage
+
+    def check_head(self, head: object, call: str) -> None:
+        """RuntimeError where another head has prepared the step."""
+        if self._head is not head:
+            raise RuntimeError(f"{call} of step {self.number}, which another head has prepared")
 
     def begin(self, rows: ActiveRows, softmax: Softmax) -> None:
         """Take over what a forward with gradient has made."""

@@ -97,6 +97,16 @@ def test_a_step_that_is_over_is_refused(device, call, end):
         calls[call]()
 
 
+@pytest.mark.parametrize("call", ["update", "forward", "observe", "discard"])
+def test_a_step_of_another_head_is_refused(device, call):
+    embeddings, step = prepared(new_head(device), 7, device)
+    head = new_head(device)
+    calls = {"update": lambda: head.update(step, 0.1), "forward": lambda: head(embeddings, step)}
+    calls |= {"observe": lambda: head.observe(step), "discard": lambda: head.discard(step)}
+    with pytest.raises(RuntimeError, match=rf"{call}\(\) of step 7, which another head has prepared"):
+        calls[call]()
+
+
 def test_embeddings_without_gradient_do_not_begin_a_step(device):
     head = new_head(device)
     embeddings, step = prepared(head, 0, device)
