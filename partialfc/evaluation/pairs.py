@@ -57,12 +57,12 @@ class Pairs:
         yield "roc", pictures.roc(self.name, similarity, self.same)
         yield "hardest_pairs", pictures.hardest(self.pixels, similarity, self.same)
 
-    def pixels(self, place: int, size: int) -> Pixels:
-        """Image `place`, uint8 RGB [size, size, 3]. InputError names one that cannot be read."""
+    def pixels(self, index: int, size: int) -> Pixels:
+        """Image `index`, uint8 RGB [size, size, 3]. InputError names one that cannot be read."""
         try:
-            return images.decode(self.images[place], size)
+            return images.decode(self.images[index], size)
         except InputError as error:
-            raise InputError(f"{self.path}: image {place}: {error}") from None
+            raise InputError(f"{self.path}: image {index}: {error}") from None
 
 
 def load_pairs(path: Path) -> Pairs:
@@ -90,8 +90,8 @@ def load_pairs(path: Path) -> Pairs:
         raise InputError(
             f"{path}: {found} images and issame; wanted two images a pair, and 10 pairs at least"
         )
-    encoded = [_encoded(path, place, image) for place, image in enumerate(faces)]
-    return Pairs(path, encoded, np.array([_flag(path, place, flag) for place, flag in enumerate(same)], bool))
+    encoded = [_encoded(path, index, image) for index, image in enumerate(faces)]
+    return Pairs(path, encoded, np.array([_flag(path, index, flag) for index, flag in enumerate(same)], bool))
 
 
 def _length(part: Any) -> int:
@@ -99,13 +99,13 @@ def _length(part: Any) -> int:
     return len(part) if isinstance(part, list | tuple) or (isinstance(part, np.ndarray) and part.ndim) else -1
 
 
-def _flag(path: Path, place: int, flag: Any) -> bool:
+def _flag(path: Path, index: int, flag: Any) -> bool:
     if isinstance(flag, bool | np.bool_ | int | np.integer):
         return bool(flag)
-    raise InputError(f"{path}: issame {place} is a {type(flag).__name__}, wanted true or false")
+    raise InputError(f"{path}: issame {index} is a {type(flag).__name__}, wanted true or false")
 
 
-def _encoded(path: Path, place: int, image: Any) -> Encoded:
+def _encoded(path: Path, index: int, image: Any) -> Encoded:
     if isinstance(image, bytes):
         return image
     if (
@@ -115,4 +115,4 @@ def _encoded(path: Path, place: int, image: Any) -> Encoded:
         and image.size == max(image.shape)
     ):
         return image.reshape(-1)  # [n, 1] is what OpenCV's imencode returned for long
-    raise InputError(f"{path}: image {place} is a {type(image).__name__}, wanted bytes or a uint8 array")
+    raise InputError(f"{path}: image {index} is a {type(image).__name__}, wanted bytes or a uint8 array")

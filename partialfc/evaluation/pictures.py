@@ -36,7 +36,7 @@ def roc(name: str, similarity: Similarities, same: Same) -> Pixels:
 def hardest(pixels: PixelsOf, similarity: Similarities, same: Same) -> Pixels:
     """The pairs of one person that are least alike, and those of two that are most alike, each under its similarity.
 
-    pixels: gives image `place`, of a size; the images of pair i are those at 2 i and 2 i + 1.
+    pixels: gives image `index`, of a size; the images of pair i are those at 2 i and 2 i + 1.
     """
     order = np.argsort(similarity, kind="stable")
     kinds = {
@@ -44,8 +44,8 @@ def hardest(pixels: PixelsOf, similarity: Similarities, same: Same) -> Pixels:
         "two persons, most alike": order[::-1][~same[order[::-1]]],
     }
     parts = []
-    for title, places in kinds.items():
-        cells = [_cell(pixels, int(place), float(similarity[place])) for place in places[: _COLUMNS * _ROWS]]
+    for title, indices in kinds.items():
+        cells = [_cell(pixels, int(index), float(similarity[index])) for index in indices[: _COLUMNS * _ROWS]]
         cells += [np.full((_LABEL + _SIDE + _GAP, 2 * _SIDE + _GAP, 3), 255, np.uint8)] * (
             _COLUMNS * _ROWS - len(cells)
         )
@@ -54,9 +54,9 @@ def hardest(pixels: PixelsOf, similarity: Similarities, same: Same) -> Pixels:
     return np.vstack(parts)
 
 
-def _cell(pixels: PixelsOf, place: int, similarity: float) -> Pixels:
+def _cell(pixels: PixelsOf, index: int, similarity: float) -> Pixels:
     """A pair side by side, its similarity above, white around."""
-    faces = np.hstack([pixels(2 * place + side, _SIDE) for side in (0, 1)])
+    faces = np.hstack([pixels(2 * index + side, _SIDE) for side in (0, 1)])
     labelled = np.vstack([_text(f"{similarity:.3f}", faces.shape[1], height=_LABEL, scale=0.45), faces])
     return np.pad(labelled, ((0, _GAP), (0, _GAP), (0, 0)), constant_values=255)
 

@@ -20,8 +20,8 @@ class EvaluationSet(Protocol):
     def __len__(self) -> int:
         """How many images there are."""
 
-    def pixels(self, place: int, size: int) -> Pixels:
-        """Image `place`, uint8 RGB [size, size, 3]. InputError names one that cannot be read."""
+    def pixels(self, index: int, size: int) -> Pixels:
+        """Image `index`, uint8 RGB [size, size, 3]. InputError names one that cannot be read."""
 
     def score(self, embeddings: Tensor) -> Scores:
         """The scores of embeddings [n, D] of all images, of length 1."""

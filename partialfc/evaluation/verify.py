@@ -80,14 +80,14 @@ def _embedded(network: Network, images: EvaluationSet, ranks: Ranks, *, batch: i
 
 
 def _decoded(
-    images: EvaluationSet, places: Sequence[int], batch: int, size: int, pool: ThreadPoolExecutor
+    images: EvaluationSet, indices: Sequence[int], batch: int, size: int, pool: ThreadPoolExecutor
 ) -> Tensor:
-    """uint8 [batch, H, H, 3]: the images at `places`, then black ones."""
+    """uint8 [batch, H, H, 3]: the images at `indices`, then black ones."""
 
-    def decode(place: int) -> Pixels:
-        return images.pixels(place, size)
+    def decode(index: int) -> Pixels:
+        return images.pixels(index, size)
 
     block = np.zeros((batch, size, size, 3), np.uint8)
-    for row, pixels in enumerate(pool.map(decode, places)):
+    for row, pixels in enumerate(pool.map(decode, indices)):
         block[row] = pixels
     return torch.from_numpy(block)

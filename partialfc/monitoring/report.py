@@ -14,8 +14,8 @@ from partialfc.data.images import Pixels
 from partialfc.evaluation.sets import EvaluationSet, Scores, headline
 from partialfc.evaluation.verify import Embeddings
 from partialfc.monitoring.board import Board
+from partialfc.monitoring.diagnostics import show
 from partialfc.monitoring.history import History
-from partialfc.monitoring.observed import show
 from partialfc.monitoring.steps import Metrics, RunProgress, columns_of, line_of, log_line, speed_of
 from partialfc.monitoring.terminal import Terminal
 from partialfc.runtime import usage
@@ -176,8 +176,8 @@ class Report:
         trouble = bool(line["skipped"] or line["replaced"])
         self._terminal.steps(step, text, columns_of(line), left, stays=trouble)
         self._keep(text)
-        for observed in (it.observed for it in kept if it.observed is not None):
-            self._history.write(show(observed, self._board))
+        for diagnostics in (it.diagnostics for it in kept if it.diagnostics is not None):
+            self._history.write(show(diagnostics, self._board))
 
     def _epoch_line(self, step: int) -> None:
         waits, self._epoch = self._epoch, _Waits()

@@ -7,8 +7,8 @@ from datetime import timedelta
 import torch
 from torch import Tensor
 
+from partialfc.monitoring.diagnostics import StepDiagnostics
 from partialfc.monitoring.history import Line
-from partialfc.monitoring.observed import StepDiagnostics
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,10 @@ class Metrics:
     loss: Tensor
     gradient_norm: Tensor  # of the backbone, before clipping
     finite: Tensor  # bool: whether the step was taken
-    rate: float
+    lr: float  # the backbone's learning rate
     waited: float  # seconds for data
     replaced: int  # images that could not be read
-    observed: StepDiagnostics | None = None  # where the step was looked at more closely
+    diagnostics: StepDiagnostics | None = None  # where the step was looked at more closely
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def line_of(step: int, steps: Sequence[Metrics], length: RunProgress) -> Line:
         "step": step,
         "epoch": step / length.steps_per_epoch,
         "loss": sum(losses) / len(steps),
-        "rate": steps[-1].rate,
+        "rate": steps[-1].lr,
         "gradient_norm": norms[-1],
         "skipped": len(steps) - int(sum(taken)),
         "replaced": sum(it.replaced for it in steps),

@@ -91,22 +91,22 @@ def train_step(run: Run, batch: Batch, step: HeadStep) -> Metrics:
         run.statistics.restore_unless(finite, statistics)
         if run.average:
             run.average.update(number, finite)
-    observed = run.observe(step) if diagnostics_due(run) else None
+    diagnostics = run.observe(step) if _diagnostics_due(run) else None
     with section("head"):
         run.head.update(step, rows_lr, finite, loss_scale)
     return Metrics(
         loss=loss.detach(),
         gradient_norm=norm,
         finite=finite,
-        rate=lr,
+        lr=lr,
         waited=batch.waited,
         replaced=batch.replaced,
-        observed=observed,
+        diagnostics=diagnostics,
     )
 
 
-def diagnostics_due(run: Run) -> bool:
-    """Whether the step under way is."""
+def _diagnostics_due(run: Run) -> bool:
+    """Whether the step under way is looked at more closely."""
     done = run.step + 1
     return done % run.config.report.histograms == 0 or done == run.last_step
 
@@ -121,9 +121,9 @@ def _report(run: Run) -> Report:
         output.mkdir(parents=True, exist_ok=True)
         with atomic_write(output / "recipe.yaml") as temporary:
             temporary.write_text(recipe.dump(run.config), encoding="utf-8")
-    length = RunProgress(run.step, run.last_step, run.steps_per_epoch, run.config.train.batch, run.seconds)
+    progress = RunProgress(run.step, run.last_step, run.steps_per_epoch, run.config.train.batch, run.seconds)
     return Report(
-        output, length, every=run.config.report.every, device=run.ranks.device, enabled=run.ranks.first
+        output, progress, every=run.config.report.every, device=run.ranks.device, enabled=run.ranks.first
     )
 
 

@@ -20,7 +20,7 @@ from partialfc.evaluation.verify import Embeddings, embed_sets
 from partialfc.head import HeadStep, PartialFC
 from partialfc.head.rows.catch_up import MAX_STEPS
 from partialfc.inference.weights import AVERAGE, BACKBONE, load_weights, read_weights
-from partialfc.monitoring.observed import StepDiagnostics
+from partialfc.monitoring.diagnostics import StepDiagnostics
 from partialfc.runtime import checkpoint, comm
 from partialfc.runtime.checkpoint import Checkpoints
 from partialfc.runtime.comm import Ranks

@@ -14,7 +14,7 @@ from partialfc.monitoring.steps import Metrics, RunProgress
 
 def metrics(loss: float, finite: bool = True) -> Metrics:
     return Metrics(
-        torch.tensor(loss), torch.tensor(1.0), torch.tensor(finite), rate=0.1, waited=0.5, replaced=0
+        torch.tensor(loss), torch.tensor(1.0), torch.tensor(finite), lr=0.1, waited=0.5, replaced=0
     )
 
 

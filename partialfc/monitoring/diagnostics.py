@@ -20,29 +20,31 @@ class StepDiagnostics:
     memory: Tensor  # [W] bytes, the most that each rank has taken so far
 
 
-def show(observed: StepDiagnostics, board: Board) -> dict[str, Any]:
+def show(diagnostics: StepDiagnostics, board: Board) -> dict[str, Any]:
     """Put it on the board, and return a line of numbers: angles in degrees, memory in bytes. Waits for the device.
 
     target_angle and target_angle_std: between the images and their own classes' centres, how compact the classes are
     (ElasticFace, arXiv 2109.09416, compares losses by it); nearest_angle: to the nearest other active centre.
     """
-    target, nearest = _finite(observed.head.target), _finite(observed.head.nearest)
-    board.histogram(observed.step, "cosine/target", target)
-    board.histogram(observed.step, "cosine/nearest_negative", nearest)
-    if observed.head.margins is not None:
-        board.histogram(observed.step, "margin/drawn", _finite(observed.head.margins))
-    memory: list[float] = observed.memory.tolist()
-    board.group(observed.step, "memory", {f"rank_{rank}": taken / 2**30 for rank, taken in enumerate(memory)})
+    target, nearest = _finite(diagnostics.head.target), _finite(diagnostics.head.nearest)
+    board.histogram(diagnostics.step, "cosine/target", target)
+    board.histogram(diagnostics.step, "cosine/nearest_negative", nearest)
+    if diagnostics.head.margins is not None:
+        board.histogram(diagnostics.step, "margin/drawn", _finite(diagnostics.head.margins))
+    memory: list[float] = diagnostics.memory.tolist()
+    board.group(
+        diagnostics.step, "memory", {f"rank_{rank}": taken / 2**30 for rank, taken in enumerate(memory)}
+    )
     line: dict[str, Any] = {}
     if len(target):
         line |= {"target_angle": _degrees(target).mean(), "target_angle_std": _degrees(target).std()}
     if len(nearest):
         line["nearest_angle"] = _degrees(nearest).mean()
     line = {name: float(value) for name, value in line.items()} | {
-        "never_positive": int(observed.head.never_positive.sum())
+        "never_positive": int(diagnostics.head.never_positive.sum())
     }
-    board.numbers(observed.step, line)
-    return {"step": observed.step, **line, "memory": [int(taken) for taken in memory]}
+    board.numbers(diagnostics.step, line)
+    return {"step": diagnostics.step, **line, "memory": [int(taken) for taken in memory]}
 
 
 def _finite(values: Tensor) -> NDArray[np.float64]:
