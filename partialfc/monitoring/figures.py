@@ -22,7 +22,7 @@ def draw_runs(runs: Sequence[Path], picture: Path) -> None:
     loss, rate, scores_of_sets = figure.subplots(1, 3)
     loss.set_title("loss")
     rate.set_title("learning rate")
-    scores_of_sets.set_title("accuracy, or what else a set is watched by, %")
+    scores_of_sets.set_title("evaluation, %")
     for path in runs:
         lines, run = read_metrics(path), f"{path.parent.name} " if len(runs) > 1 else ""
         reports = [line for line in lines if "loss" in line]
@@ -70,8 +70,10 @@ def draw_comparison(runs: list[Path], picture: Path) -> dict[str, float]:
 
 
 def _draw_headline(axes: Axes, run: str, name: str, lines: list[Line]) -> None:
-    values = [100 * headline(line["verification"][name])[1] for line in lines]
-    axes.plot([line["step"] for line in lines], values, marker="o", label=f"{run}{name}: {values[-1]:.1f}")
+    watched = [headline(line["verification"][name]) for line in lines]
+    values = [100 * value for _, value in watched]
+    label = f"{run}{name}, {watched[-1][0]}: {values[-1]:.1f}"
+    axes.plot([line["step"] for line in lines], values, marker="o", label=label)
     axes.legend()
 
 
