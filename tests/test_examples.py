@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+import train_ddp
 from ranks import RankPool
 from runs import config_of, curve, trained
 
@@ -23,8 +24,6 @@ from partialfc.data.loader import Batch, Loader
 from partialfc.training import run
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-import train_ddp  # noqa: E402
 
 STEPS = 20
 

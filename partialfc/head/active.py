@@ -37,6 +37,12 @@ class ActiveClasses:
     logit_correction: Tensor | None  # [S] added to the logits of a class, for all images but its own
     noise: Tensor | None  # [S] int32, for the rounding of rows to bfloat16
 
+    @property
+    def target_rows(self) -> NDArray[np.int64]:
+        """[N] the rows of the targets, on the host."""
+        slots = self.host_target_slots
+        return slots if self.host_rows is None else self.host_rows[slots]
+
     def targets_of(self, start: int, stop: int) -> slice:
         """The part of `target_positions` and `target_slots` whose slots are from `start` to before `stop`."""
         first, last = np.searchsorted(self.host_target_slots, (start, stop)).tolist()

@@ -15,7 +15,7 @@ from torch.distributed import ProcessGroup
 from torch.nn.functional import normalize
 
 from partialfc.config import AnyMargin, AnyRule, HeadConfig, SgdRule
-from partialfc.head.active import ActiveClasses, Selection, described
+from partialfc.head.active import Selection, described
 from partialfc.head.centers import Centers
 from partialfc.head.losses import loss_of
 from partialfc.head.matmul import Matmul
@@ -65,34 +65,21 @@ class PartialFC(nn.Module):
         self.group = group if group is not None else comm.default_group()
         self.num_classes, self.embedding_size = num_classes, embedding_size
         self.margin, self.config, self.seed = margin, config, seed
-        rule = _rule_of(config, optim)
-        if min(num_classes, embedding_size) < 1 or backbone_gradients not in ("sum", "mean"):
-            raise ValueError(
-                f"found {num_classes} classes, embedding_size {embedding_size}, backbone_gradients "
-                f"{backbone_gradients!r}; wanted numbers above 0, and 'sum' or 'mean'"
-            )
+        _check_arguments(num_classes, embedding_size, backbone_gradients)
         rank, self._world_size = comm.place_in(self.group)
         self._gradient_factor = self._world_size if backbone_gradients == "mean" else 1
         self.centers = Centers(
             class_range(num_classes, rank, self._world_size),
             embedding_size,
             config,
-            rule,
+            _rule_of(config, optim),
             seed=seed,
             device=torch.empty(0, device=device).device,  # with its index, which other threads need
             dtype=dtype,
         )
         self._loss = loss_of(margin)
         self._loss.state = {name: it.to(self.centers.device, dtype) for name, it in self._loss.state.items()}
-        self._selection = Selection(
-            num_classes,
-            self.centers.owned,
-            config,
-            self._loss,
-            seed=seed,
-            noisy=self.centers.noisy,
-            dtype=dtype,
-        )
+        self._selection = self._new_selection()
         self._softmax = self._new_softmax()
         self._seen_classes = np.zeros(len(self.centers.owned), np.uint8)  # 1: was in a batch
         self._steps = np.zeros((), np.int64)
@@ -119,7 +106,8 @@ class PartialFC(nn.Module):
 
         labels: integers [B] of the global batch, on the host, equal on every rank; -1 is ignored. No communication, and
         nothing that waits for the device; cost O(B + S). Best called while the step before computes; steps are to be
-        taken in the order in which they were prepared. Raises ValueError on a label that is no class and not -1.
+        taken in the order in which they were prepared. Raises InputError on a label that is no class and not -1,
+        ValueError on labels of another kind, shape or device.
         """
         classes = self._selection(labels, number)
         self.centers.prefetch(classes)
@@ -130,7 +118,7 @@ class PartialFC(nn.Module):
 
         embeddings: this rank's [b, D], not normalised, of any floating type; computed on in the centres' type. Without
         gradient (under torch.no_grad(), or of embeddings that want none) `step` stays as it was, and may be forwarded
-        again. Raises RuntimeError where another step's update is due. Collectives: one all-gather and one all-reduce,
+        again. Raises RuntimeError where another step's update is due, ValueError on embeddings of another shape or device. Collectives: one all-gather and one all-reduce,
         one more where the loss needs all target cosines; backward: one reduce-scatter.
         """
         step.check_head(self, "forward()")
@@ -147,7 +135,6 @@ class PartialFC(nn.Module):
             if not keep:
                 return self._softmax.forward(everyones, norms, rows, keep=False)[0]
             loss = loss_of_step(everyones, norms, self._softmax, rows, step)
-        self._see(step.classes)
         self._due = step
         return loss
 
@@ -165,16 +152,16 @@ class PartialFC(nn.Module):
         against underflow (GradScaler.get_scale() before its update()); it is divided out of the rows' gradient. The
         scratch memory of the step is free again. Raises RuntimeError where forward() or backward() is still to come.
         """
-        device = self.centers.device
         step.check_head(self, "update()")
         flight, gradient = step.end("update()")
         self._due = None
         if finite is None:
-            finite = torch.ones((), dtype=torch.bool, device=device)
+            finite = torch.ones((), dtype=torch.bool, device=self.centers.device)
         weight = gradient.to(self.centers.dtype) / loss_scale
         masked_lr = finite.to(self.centers.dtype) * lr
         self._softmax.update(flight.softmax, flight.rows, weight, masked_lr, finite)
         self.centers.release(step.classes, masked_lr, finite)
+        self._seen_classes[step.classes.target_rows] = 1
         self._steps += 1
 
     def discard(self, step: HeadStep) -> None:
@@ -194,9 +181,22 @@ class PartialFC(nn.Module):
         step.check_head(self, "observe()")
         flight = step.seen("observe()")
         target, nearest = self._softmax.cosines(flight.softmax, flight.rows)
-        never_positive = len(self._seen_classes) - int(np.count_nonzero(self._seen_classes))
+        rows = step.classes.target_rows
+        seen_now = np.unique(rows[self._seen_classes[rows] == 0])
+        never_positive = len(self._seen_classes) - int(np.count_nonzero(self._seen_classes)) - len(seen_now)
         everyones = comm.of_each_rank(never_positive, self.group, self.centers.device)
         return Observation(target, nearest, flight.rows.classes.drawn_margins, everyones)
+
+    def _new_selection(self) -> Selection:
+        return Selection(
+            self.num_classes,
+            self.centers.owned,
+            self.config,
+            self._loss,
+            seed=self.seed,
+            noisy=self.centers.noisy,
+            dtype=self.centers.dtype,
+        )
 
     def _new_softmax(self) -> ShardedSoftmax:
         return ShardedSoftmax(
@@ -282,9 +282,13 @@ class PartialFC(nn.Module):
                 f"{self._world_size} rank(s); labels are those of the global batch, see gather_labels()"
             )
 
-    def _see(self, classes: ActiveClasses) -> None:
-        slots = classes.host_target_slots
-        self._seen_classes[slots if classes.host_rows is None else classes.host_rows[slots]] = 1
+
+def _check_arguments(num_classes: int, embedding_size: int, backbone_gradients: str) -> None:
+    if min(num_classes, embedding_size) < 1 or backbone_gradients not in ("sum", "mean"):
+        raise ValueError(
+            f"found {num_classes} classes, embedding_size {embedding_size}, backbone_gradients "
+            f"{backbone_gradients!r}; wanted numbers above 0, and 'sum' or 'mean'"
+        )
 
 
 def _rule_of(config: HeadConfig, optim: AnyRule | None) -> AnyRule:

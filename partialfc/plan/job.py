@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from partialfc.backbones import build_backbone
-from partialfc.config import AdamW, AnyBackbone, Config, Sgd
+from partialfc.config import AnyBackbone, Config
 from partialfc.head.active_rows import CENTERS
 from partialfc.head.centers import types_of
 from partialfc.head.losses import loss_of
@@ -22,6 +22,7 @@ from partialfc.head.sampling import num_strata
 from partialfc.head.shard import class_range
 from partialfc.head.softmax import chunk_of
 from partialfc.runtime.precision import autocast
+from partialfc.training.optim import copies_of
 
 Bytes = dict[str, int]  # by what they are for
 
@@ -110,12 +111,10 @@ class Job:
         config = self.config
         images = config.train.micro_batch or config.train.batch // self.ranks
         parameters, saved, largest = _traced(config.backbone, config.optim.precision, images)
-        # Of any optimizer but the fused ones two are assumed, and what a step may take back is copied.
-        moments = {Sgd: 1, AdamW: 2}.get(type(config.optim), 2 + 3)
         return {
             "backbone: parameters": parameters,
             "backbone: gradients": parameters,
-            "backbone: moments": moments * parameters,
+            "backbone: moments": copies_of(config.optim) * parameters,
             **({"backbone: moving average, and its change": 2 * parameters} if config.optim.ema else {}),
             "backbone: activations, estimated": saved + _TRANSIENT * largest,
         }

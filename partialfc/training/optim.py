@@ -1,5 +1,6 @@
 """The step of the parameters that every rank has a replica of: loss scale, clipping, and skips decided on the device."""
 
+import inspect
 import operator
 from contextlib import AbstractContextManager
 from itertools import compress
@@ -110,7 +111,8 @@ class BackboneOptimizer:
         before = [it.clone() for it in tensors]
         self._torchs.step()
         for now, then in zip(tensors, before, strict=True):
-            now.copy_(torch.where(finite.to(now.device, non_blocking=True), now, then))
+            # What is kept on the host, as steps are where `capturable` is unknown, waits for the device.
+            now.copy_(torch.where(finite.to(now.device), now, then))
 
     def _tensors(self) -> list[Tensor]:
         """All that a step changes."""
@@ -140,10 +142,26 @@ def _of_torch(
         raise InputError(f"optim.kind: {config.kind!r}, wanted a class of torch.optim, such as NAdam")
     try:
         arguments: dict[str, Any] = shared | config.options
+        if groups[0]["params"][0].is_cuda and "capturable" in inspect.signature(kind).parameters:
+            arguments.setdefault("capturable", True)  # what it keeps lies on the device, too
         optimizer: torch.optim.Optimizer = kind(groups, **arguments)
     except (TypeError, ValueError) as error:  # of its arguments, which are the recipe's
         raise InputError(f"optim: torch.optim.{config.kind}: {error}") from None
     return optimizer
+
+
+def copies_of(config: AnyOptimizer) -> int:
+    """How many tensors of the size of the parameters an optimizer keeps beside them, for a plan.
+
+    Two moments are assumed of a class of torch.optim, and three copies with which a step may be taken back.
+    """
+    match config:
+        case Sgd():
+            return 1
+        case AdamW():
+            return 2
+        case TorchOptimizer():
+            return 5
 
 
 def _groups(config: AnyOptimizer, parameters: list[nn.Parameter]) -> list[dict[str, Any]]:

@@ -12,7 +12,6 @@ import torch.distributed as dist
 from ranks import mine
 from reference import dense_loss
 from torch import Tensor
-from waiting import NoWaiting
 
 from partialfc.config import (
     AdaFace,
@@ -274,43 +273,6 @@ def count_collectives(margin: AnyMargin) -> tuple[int, int, int]:
 def test_collectives_of_a_step(ranks, margin):
     ordered = getattr(margin, "order", "none") != "none"
     assert ranks.run(2, count_collectives, margin) == [(0, 3 if ordered else 2, 1)] * 2
-
-
-def step_without_waiting(margin: AnyMargin, device: str) -> None:
-    config = HeadConfig(sample_rate=0.5, interclass_threshold=0.5)
-    head = PartialFC(7, WIDTH, margin, config=config, device=device)
-    embeddings = torch.randn(4 // comm.place_in(head.group)[1], WIDTH, device=device, requires_grad=True)
-    with NoWaiting(device):
-        step = head.prepare(torch.tensor([1, 2, -1, 4]), 0)
-        head(embeddings, step).backward()
-        head.update(step, RATE, embeddings.grad.isfinite().all())
-
-
-@pytest.mark.parametrize("margin", [*MARGINS, AdaFace()], ids=repr)
-def test_a_step_never_waits_for_the_device(ranks, device, margin):
-    if device == "cpu":
-        ranks.run(2, step_without_waiting, margin, device)
-    else:  # gloo, which the ranks of one GPU talk by, waits
-        step_without_waiting(margin, device)
-
-
-WAITING = {
-    "item": lambda it: it.sum().item(),
-    "tolist": lambda it: it.tolist(),
-    "cpu": lambda it: it.cpu(),
-    "bool": lambda it: bool(it.sum()),
-    "nonzero": lambda it: it.nonzero(),
-    "read by a mask": lambda it: it[it > 0],
-    "write by a mask": lambda it: it.__setitem__(it > 0, 1.0),
-    "repeat_interleave": lambda it: it.repeat_interleave(torch.ones(4, dtype=torch.int64, device=it.device)),
-}
-
-
-@pytest.mark.parametrize("name", WAITING)
-def test_what_waits_is_noticed(device, name):
-    tensor = torch.arange(4.0, device=device)
-    with NoWaiting(device), pytest.raises((AssertionError, RuntimeError)):
-        WAITING[name](tensor)
 
 
 def test_a_chunk_is_bounded_by_its_rows_and_by_its_logits():

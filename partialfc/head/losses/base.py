@@ -1,5 +1,6 @@
 """What every loss is: a margin that lowers the target's logit, so that its class has to be learnt by more."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ class Batch:
     norms: Tensor | None  # [B] of the embeddings, without gradient; for a loss that needs them
 
 
-class Loss:
+class Loss(ABC):
     """A softmax loss with a margin: what becomes of the target's cosine. Nothing else asks which loss it is.
 
     scale: s, of every logit. Where a loss has a state, `state` holds it: tensors that are the same on every rank, and
@@ -46,9 +47,9 @@ class Loss:
         """What each image's target works with, [B]; None where it is the same for all images."""
         return None
 
+    @abstractmethod
     def targets(self, angle: Tensor, margins: Tensor | None) -> tuple[Tensor, Tensor]:
         """The target's logit / s, and its derivative by the cosine, both [N].
 
         angle [N]: in radians, between an embedding and its own class's centre; margins [N]: of the same images.
         """
-        raise NotImplementedError

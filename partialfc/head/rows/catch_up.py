@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from partialfc.errors import InputError
 from partialfc.head.rows.optimizers import RowOptimizer
 from partialfc.head.scratch import on_device
 
@@ -84,15 +85,18 @@ class CatchUp:
         self, num_rows: int, optimizer: RowOptimizer, device: torch.device, dtype: torch.dtype
     ) -> None:
         self._optimizer, self._history = optimizer, History(device)
-        self.last_step = np.zeros(
-            num_rows, np.int32
-        )  # the number of steps with the latest that a row took part in
-        self.learning_rates = torch.zeros(
-            MAX_STEPS, dtype=dtype, device=device
-        )  # nan where a step was skipped
+        # The number of steps with the latest that a row took part in.
+        self.last_step = np.zeros(num_rows, np.int32)
+        # Of all steps so far, and 0 after them; nan where a step was skipped.
+        self.learning_rates = torch.zeros(MAX_STEPS, dtype=dtype, device=device)
 
     def factors(self, rows: Steps) -> Tensor:
-        """[S, 2, 2] float64: what (weight, momentum) of each of `rows` are to be multiplied by."""
+        """[S, 2, 2] float64: what (weight, momentum) of each of `rows` are to be multiplied by.
+
+        InputError after MAX_STEPS steps.
+        """
+        if self._history.length >= len(self.learning_rates):
+            raise InputError(f"head.unsampled: decay takes runs of up to {MAX_STEPS:,} steps; wanted hold")
         starts, which = np.unique(self.last_step[rows], return_inverse=True)
         products = self._history.products(starts.astype(np.int64))
         return products.index_select(0, on_device(which, products.device))

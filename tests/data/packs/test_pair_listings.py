@@ -37,10 +37,15 @@ def test_a_listing_of_pairs_reads_back(people):
         ("1\nAnn 1 2\nAnn 1 2 3 4\n", "line 3: 'Ann 1 2 3 4', wanted NAME i j"),
         ("1\nAnn 1 2\nAnn one Bo 2\n", "line 3: 'Ann one Bo 2', wanted"),
         ("1\nAnn 1 2\nAnn 1 Bo 3\n", "Bo_0003.jpg"),
+        ("1\nAnn 1 \u00b2\nAnn 1 Bo 2\n", "line 2: 'Ann 1 .*', wanted NAME i j"),
+        ("\u00b2\nAnn 1 2\n", "line 1: wanted the numbers"),
+        ("1" * 5000 + "\n", "line 1: wanted the numbers"),
+        ("1\nAnn\0 1 2\nAnn 1 Bo 2\n", "line 2: a zero byte; wanted NAME i j"),
+        ("1\nAnn\udcff 1 2\nAnn 1 Bo 2\n", "Ann.*_0001.jpg"),
     ],
 )
 def test_a_bad_listing_is_refused(people, text, message):
-    (people / "pairs.txt").write_text(text)
+    (people / "pairs.txt").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises((InputError, OSError), match=message):
         pack_pairs(people / "pairs.txt", people, people / "some.bin")
     assert not (people / "some.bin").exists()

@@ -1,10 +1,13 @@
 """Products of steps: any interval's, after any number of steps, also when they were loaded."""
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
 from partialfc.config import Sgd
+from partialfc.errors import InputError
+from partialfc.head.rows import catch_up
 from partialfc.head.rows.catch_up import CatchUp, History
 from partialfc.head.rows.optimizers import RowSgd
 
@@ -84,3 +87,13 @@ def test_a_step_without_gradient_is_that_of_torch():
         optimizer = RowSgd(Sgd(momentum=0.9, nesterov=nesterov, weight_decay=0.1), moments=True)
         found = product(optimizer.transitions(rates)) @ state
         torch.testing.assert_close(found[0], weight.detach())
+
+
+def test_more_steps_than_are_kept_are_refused(monkeypatch):
+    monkeypatch.setattr(catch_up, "MAX_STEPS", 2)
+    behind = CatchUp(1, RowSgd(Sgd(), moments=True), CPU, torch.float32)
+    for _ in range(2):
+        behind.factors(np.array([0]))
+        behind.append(np.array([0]), torch.tensor(0.1), torch.tensor(True))
+    with pytest.raises(InputError, match=r"head.unsampled: decay takes runs of up to 2 steps; wanted hold"):
+        behind.factors(np.array([0]))
