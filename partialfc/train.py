@@ -1,12 +1,16 @@
 """One rank of a training run: one of those that the launcher started, else the only one."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from partialfc.config import load_config
 from partialfc.runtime import comm
-from partialfc.runtime.errors import exit_on_input_error
+from partialfc.runtime.errors import DIVERGED, STOPPED, exit_on_input_error
+from partialfc.runtime.parent import end_with_launcher, has_launcher, tidy_up_quietly
+from partialfc.runtime.signals import StopRequest
+from partialfc.training.divergence import Diverged
 from partialfc.training.loop import train
 
 
@@ -16,10 +20,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("recipe", type=Path, help="YAML file, see recipes/")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     options = parser.parse_args(arguments)
-    with exit_on_input_error():
+    end_with_launcher()
+    tidy_up_quietly()
+    stop = StopRequest(speaks=not has_launcher())
+    with stop.listening(), exit_on_input_error():
         config = load_config(options.recipe, options.overrides)
         with comm.join(config.device) as ranks:
-            train(config, ranks)
+            try:
+                code = STOPPED if train(config, ranks, stop).stopped else 0
+            except Diverged as problem:  # on all ranks
+                code = DIVERGED
+                if ranks.first:
+                    print(f"error: {problem}", file=sys.stderr, flush=True)
+            comm.barrier(ranks.host)  # the launcher ends all when one has ended: not before all is said
+    sys.exit(code)
 
 
 if __name__ == "__main__":

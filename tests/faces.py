@@ -18,8 +18,11 @@ def face(identity: int, image: int, size: int = 32) -> bytes:
     return images.encode_jpeg(np.clip(127 + 50 * grown + 20 * noise, 0, 255).astype(np.uint8), 95)
 
 
-def write_pack(folder: Path, classes: int, images_each: int, size: int = 32) -> None:
-    samples = ((label, face(label, image, size)) for label in range(classes) for image in range(images_each))
+def write_pack(folder: Path, classes: int, images_each: int, size: int = 32, first: int = 0) -> None:
+    """first: the identity that has label 0."""
+    samples = (
+        (label, face(first + label, image, size)) for label in range(classes) for image in range(images_each)
+    )
     pack_writer.write_pack(folder, samples, num_classes=classes, size=size)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -66,6 +67,9 @@ def trained(
 
     def step_or_die(run, batch, step, train_step=loop.train_step):
         if run.step == stop:
+            for thread in threading.enumerate():
+                if thread.name == "checkpoint":  # what it writes does not die with this exception
+                    thread.join()
             raise StoppedHere
         return train_step(run, batch, step)
 

@@ -9,17 +9,31 @@ from pathlib import Path
 from unittest import mock
 
 import cv2
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from runs import assert_refused, assert_same_bits, config_of, curve, trained, verification_of, whole
+from faces import write_pack
+from runs import (
+    CLASSES,
+    IMAGES,
+    SIZE,
+    assert_refused,
+    assert_same_bits,
+    config_of,
+    curve,
+    trained,
+    verification_of,
+    whole,
+)
 from waiting import NoWaiting
 
 from partialfc.config import Config
 from partialfc.runtime import comm
-from partialfc.runtime.checkpoint import Checkpoints
+from partialfc.runtime.checkpoint import Manifest, folder, read_manifest
+from partialfc.runtime.checkpoint.folder import CheckpointFolder
 from partialfc.training import loop
-from partialfc.training.run import Run
+from partialfc.training.run import Run, build_run
 
 
 @pytest.fixture(scope="session")
@@ -88,6 +102,7 @@ def test_what_a_run_leaves(undisturbed):
     _, _, output = undisturbed[3]
     names = {path.name for path in output.iterdir()}
     assert names == {
+        ".lock",
         "recipe.yaml",
         "log.txt",
         "metrics.jsonl",
@@ -113,12 +128,16 @@ def test_what_a_run_leaves(undisturbed):
     assert "115 images of 23 identities" in log and "step 30/30" in log and "unseen: accuracy" in log
 
 
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Of every file but the lock, which says who was there last."""
+    return {it: it.read_bytes() for it in folder.rglob("*") if it.is_file() and it.name != ".lock"}
+
+
 def test_a_finished_run_that_is_started_again_stays_as_it_is(ranks, undisturbed, pack):
     _, state, output = undisturbed[1]
-    before = json.loads((output / "summary.json").read_text())
-    assert_same_bits(whole(ranks.run(1, trained, config_of(pack, output))), state)
-    after = json.loads((output / "summary.json").read_text())
-    assert {**after, "seconds": 0, "images_per_second": 0} == {**before, "seconds": 0, "images_per_second": 0}
+    before = contents(output)
+    assert_same_bits(whole(ranks.run(1, trained, config_of(pack, output, checkpoint={"every": 15}))), state)
+    assert contents(output) == before
 
 
 def test_verification_does_not_depend_on_the_world_size(ranks, pack, tmp_path):
@@ -131,70 +150,128 @@ def test_verification_does_not_depend_on_the_world_size(ranks, pack, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"train": {"batch": 48}}, "made with batch 24, the recipe says 48"),
-        ({"backbone": {"width": 8}}, "made with backbone .*'width': 4.* the recipe says .*'width': 8"),
-        ({"optim": {"name": "adamw"}}, "made with optim.name sgd, the recipe says adamw"),
-        ({"head": {"centers": "bfloat16"}}, "made with head.centers float32, the recipe says bfloat16"),
-        ({"head": {"moments": "none"}}, "made with head.moments float32, the recipe says none"),
-        ({"head": {"unsampled": "decay"}}, "made with head.unsampled hold, the recipe says decay"),
+        (
+            {"train": {"batch": 48}},
+            "train.batch 24 -> 48; wanted the same, another `output`, or checkpoint.ch",
+        ),
+        ({"backbone": {"width": 8}}, "made with other settings: backbone.width 4 -> 8"),
+        ({"optim": {"name": "adamw"}}, "optim.name sgd -> adamw; .*optim.betas .none. -> "),
+        ({"margin": {"margin": 0.5}}, "other settings: margin.margin 0.3 -> 0.5; wanted"),
+        ({"optim": {"lr": 0.1, "precision": "bf16"}}, "optim.lr 0.02 -> 0.1; optim.precision fp32 -> bf16; "),
+        ({"head": {"centers": "bfloat16"}}, "head.centers float32 -> bfloat16; wanted"),
+        ({"train": {"length": 20}}, "train.length 30 -> 20"),
+        (
+            {"train": {"length": 20}, "checkpoint": {"changes": "allow"}},
+            "20 steps, but .* has taken 30; wanted",
+        ),
+        ({"train": {"micro_batch": 4}}, "train.micro_batch 8 -> 4"),
+        (
+            {"head": {"centers": "bfloat16"}, "checkpoint": {"changes": "allow"}},
+            "centers is F32 .* makes it BF16",
+        ),
+        (
+            {"backbone": {"width": 8}, "checkpoint": {"changes": "allow"}},
+            "conv1.weight is F32 .4, 3, 3, 3., the recipe makes it F32 .8, ",
+        ),
         ({"checkpoint": {"resume": "never"}}, "never, but .*step_00000030 is there; name another `output`"),
-        ({"checkpoint": {"resume": "nowhere"}}, "nowhere is no checkpoint; wanted auto, never or a folder"),
+        (
+            {"checkpoint": {"resume": "nowhere"}},
+            "nowhere: no checkpoint; wanted a folder step_. with run.json",
+        ),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(ranks, pack, undisturbed, change, message):
-    assert_refused(ranks, 2, config_of(pack, undisturbed[3][2], **change), message)
+    assert_refused(ranks, 3, config_of(pack, undisturbed[3][2], **change), message)
 
 
-def test_a_checkpoint_of_an_earlier_version_is_refused(ranks, pack, tmp_path, undisturbed):
+def test_a_change_that_is_allowed_is_written_down(ranks, pack, tmp_path, undisturbed):
     shutil.copytree(undisturbed[1][2], tmp_path, symlinks=True, dirs_exist_ok=True)
-    path = tmp_path / "checkpoints/step_00000030/run.json"
-    facts = json.loads(path.read_text())
-    del facts["optim.ema"]
-    path.write_text(json.dumps(facts))
-    message = "step_00000030: of an earlier version, which did not write optim.ema; name another `output`"
+    sections = {"train": {"length": 34}, "optim": {"lr": 0.01}, "report": {"every": 2}}
+    changed = config_of(pack, tmp_path, checkpoint={"changes": "allow"}, **sections)
+    ranks.run(1, trained, changed)
+    told = ["train.length 30 -> 34", "optim.lr 0.02 -> 0.01"]
+    text = (tmp_path / "recipe.yaml").read_text()
+    assert [line for line in text.splitlines() if line.startswith("#")] == [
+        f"# changed after step 30: {one}" for one in told
+    ]
+    assert all(f"changed: {one}" in (tmp_path / "log.txt").read_text() for one in told)
+    manifest = read_manifest(tmp_path / "checkpoints/latest")
+    assert manifest.step == 34 and manifest.about["history"] == [[30, told]]
+    assert manifest.about["config"]["optim"]["lr"] == 0.01
+
+
+def test_another_pack_of_the_same_size_is_noticed(ranks, pack, tmp_path):
+    write_pack(tmp_path / "pack", CLASSES, IMAGES, SIZE)
+    config = config_of(tmp_path / "pack", tmp_path / "run", train={"length": 2})
+    ranks.run(1, trained, config)
+    write_pack(tmp_path / "pack", CLASSES, IMAGES, SIZE, first=1000)
+    assert_refused(ranks, 1, config, "made with other settings: the pack's fingerprint .* -> ")
+
+
+def test_what_is_normalised_together_stays_at_another_world_size(ranks, pack, tmp_path):
+    """Without train.micro_batch it is a rank's share when the run begins: 8 of 24 at three ranks."""
+    expected, config = (
+        config_of(pack, tmp_path / name, checkpoint={"every": 8}) for name in ("three", "run")
+    )
+    ranks.run(3, trained, expected)
+    ranks.run(3, trained, config, 10)
+    ranks.run(1, trained, config)
+    np.testing.assert_allclose(curve(tmp_path / "run"), curve(tmp_path / "three"), rtol=5e-3)
+    assert "micro_batch: 8" in (tmp_path / "run/recipe.yaml").read_text()
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused(ranks, pack, tmp_path):
+    folder = tmp_path / "checkpoints/step_00000030"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text('{"step": 30, "seconds": 1.5, "layout": 2}')
+    message = "step_00000030/run.json: of an earlier version, which wrote no digests; no checkpoint is left"
     assert_refused(ranks, 2, config_of(pack, tmp_path), message)
 
 
-def test_a_damaged_checkpoint_is_named(ranks, pack, tmp_path, undisturbed):
+def test_the_newest_checkpoint_that_is_whole_is_taken(ranks, pack, tmp_path, undisturbed):
+    """What is damaged is told, renamed, and neither counted nor removed; the end is that of the undisturbed run."""
     shutil.copytree(undisturbed[1][2], tmp_path, symlinks=True, dirs_exist_ok=True)
-    next((tmp_path / "checkpoints/step_00000030").glob("*.distcp")).unlink()
-    assert_refused(ranks, 2, config_of(pack, tmp_path), r"checkpoint .*step_00000030: rank 0: .*distcp")
+    shard = next((tmp_path / "checkpoints/step_00000030").glob("*.safetensors"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    state = whole(ranks.run(1, trained, config_of(pack, tmp_path, checkpoint={"every": 15})))
+    losses, expected, _ = undisturbed[1]
+    assert_same_bits(state, expected)
+    assert curve(tmp_path) == losses
+    names = sorted(path.name.partition(".damaged")[0] for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["latest", "step_00000015", "step_00000030", "step_00000030"]
+    log = (tmp_path / "log.txt").read_text()
+    assert f"not taken: {shard}: damaged" in log and "at step 15 of 30" in log
 
 
 def test_a_process_killed_while_it_removes_an_old_checkpoint_leaves_no_half_of_one(ranks, pack, tmp_path):
     config = config_of(pack, tmp_path, checkpoint={"every": 1, "keep": 1}, train={"length": 3})
     ranks.run(1, trained_without_removing, config, 2)
     left = {path.name for path in (tmp_path / "checkpoints").iterdir()}
-    assert left == {"latest", "step_00000002", ".step_00000001.removed.draft"}
+    assert {"latest", "step_00000002", ".step_00000001.removed.draft"} <= left
     ranks.run(1, trained, config)
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"latest", "step_00000003"}
 
 
 def trained_without_removing(config: Config, stop: int) -> None:
     """As if killed where the removal would begin."""
-    with mock.patch.object(shutil, "rmtree"):
+    with mock.patch.object(folder.shutil, "rmtree"):
         trained(config, stop)
 
 
 def save_and_be_killed(config: Config, folder: str) -> None:
     """Ends by a signal within its second save, when all is written but nothing is in place."""
-    publish = Checkpoints._publish
+    publish = CheckpointFolder.publish
 
-    def killed_the_second_time(checkpoints: Checkpoints, draft: Path, path: Path) -> None:
-        if path.name == "step_00000002":
+    def killed_the_second_time(self: CheckpointFolder, manifest: Manifest, *, best: bool) -> None:
+        if manifest.step == 2:
             os.kill(os.getpid(), signal.SIGKILL)
-        publish(checkpoints, draft, path)
+        publish(self, manifest, best=best)
 
-    with mock.patch.object(Checkpoints, "_publish", killed_the_second_time):
+    with mock.patch.object(CheckpointFolder, "publish", killed_the_second_time):
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
         trained(config)
-
-
-def test_damaged_facts_of_a_checkpoint_are_named(ranks, pack, tmp_path, undisturbed):
-    shutil.copytree(undisturbed[1][2], tmp_path, symlinks=True, dirs_exist_ok=True)
-    for content in ("{", "[]"):
-        (tmp_path / "checkpoints/step_00000030/run.json").write_text(content)
-        assert_refused(ranks, 1, config_of(pack, tmp_path), r"step_00000030: run.json: ")
 
 
 def test_a_process_killed_while_it_saves_leaves_the_checkpoint_before(ranks, pack, tmp_path):
@@ -225,7 +302,7 @@ def test_lower_precision_trains(ranks, pack, tmp_path, precision):
 
 
 def step_without_waiting(config: Config) -> None:
-    run = loop.build_run(config, comm.ranks_of(torch.device("cpu")))
+    run = build_run(config, comm.ranks_of(torch.device("cpu")))
     for batch in run.loader.batches(0, 2):
         with NoWaiting():
             loop.train_step(run, batch, run.head.prepare(batch.labels, run.step))
@@ -248,7 +325,7 @@ def overflow_on_one_rank(
 ) -> tuple[bool, float, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """A step in which the last rank's images are not finite: whether it was taken, the loss scale, before and after."""
     ranks = comm.ranks_of(torch.device("cpu"))
-    run = loop.build_run(config, ranks)
+    run = build_run(config, ranks)
     batch = next(run.loader.batches(0, 1))
     loop.train_step(run, batch, run.head.prepare(batch.labels, 0))  # so that there is momentum
     before = state_of(run)

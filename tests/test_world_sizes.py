@@ -118,4 +118,4 @@ def test_a_world_size_that_does_not_fit_is_refused_with_those_that_do(ranks, pac
 
 def test_another_micro_batch_is_another_run(ranks, pack, undisturbed):
     other = config(pack, undisturbed[2][2], train={"batch": 48, "micro_batch": 8, "length": STEPS})
-    assert_refused(ranks, 2, other, "made with micro_batch 4, the recipe says 8")
+    assert_refused(ranks, 2, other, "made with other settings: train.micro_batch 4 -> 8; wanted")

@@ -53,7 +53,18 @@ from partialfc.config.optimizers import (
     Step,
     TorchOptimizer,
 )
-from partialfc.config.types import IGNORE, Chance, Count, Duration, Fraction, Natural, Seed, Settings
+from partialfc.config.types import (
+    IGNORE,
+    Chance,
+    Count,
+    Duration,
+    Fraction,
+    Interval,
+    Natural,
+    Seed,
+    Settings,
+    Time,
+)
 from partialfc.errors import InputError
 
 __all__ = [
@@ -89,6 +100,8 @@ __all__ = [
     "IResNet200",
     "IResNetTiny",
     "InitConfig",
+    "Interval",
+    "LaunchConfig",
     "Margin",
     "MobileFaceNet",
     "Order",
@@ -197,8 +210,9 @@ class TrainConfig(Settings, frozen=True):
     length: Duration  # of the run
     batch: Count = 512  # images of a step, over all ranks
     micro_batch: Annotated[int, Meta(ge=2)] | None = (
-        None  # images normalised together; unset: a rank's share of the batch
+        None  # images normalised together; unset: a rank's share of the batch when the run began
     )
+    max_skipped: Count = 100  # steps in a row that are not finite, after which the run has diverged
 
 
 class EvaluationConfig(Settings, frozen=True):
@@ -207,9 +221,13 @@ class EvaluationConfig(Settings, frozen=True):
 
 
 class CheckpointConfig(Settings, frozen=True):
-    every: Duration = 0  # 0: only at the end
+    every: Interval = "15 minutes"  # 0: only at the end, and when the run is stopped
     keep: Count = 2  # the newest
+    # SET/score, such as lfw/accuracy: the checkpoint of the best evaluation stays, too
+    keep_best: Annotated[str, Meta(pattern="^[^/]+/[^/]+$")] | None = None
     resume: str = "auto"  # auto: from the newest under `output`; never; or the path of a checkpoint
+    # whether a run goes on where its settings, or its pack, are not those it was made with
+    changes: Literal["refuse", "allow"] = "refuse"
 
 
 class InitConfig(Settings, frozen=True):
@@ -222,6 +240,12 @@ class ReportConfig(Settings, frozen=True):
     every: Count = 20  # steps between log lines
     # steps between looks at cosines, margins and memory, one more pass over the active rows
     histograms: Count = 200
+
+
+class LaunchConfig(Settings, frozen=True):
+    restarts: Natural = 0  # times that all ranks are started again when one has died
+    requeues: Natural = 100  # times that a SLURM job that was stopped queues itself again
+    timeout: Time = "10 minutes"  # that a rank may stand still in a step before all end
 
 
 class Config(Settings, frozen=True):
@@ -239,6 +263,7 @@ class Config(Settings, frozen=True):
     checkpoint: CheckpointConfig = CheckpointConfig()
     report: ReportConfig = ReportConfig()
     init: InitConfig = InitConfig()
+    launch: LaunchConfig = LaunchConfig()
     output: str = "output"  # the run's folder
     seed: Seed = 0  # of everything that is drawn
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one

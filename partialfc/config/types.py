@@ -22,6 +22,9 @@ Scale = Annotated[float, Meta(gt=0, le=300)]  # exp(-2 * 300) still is a double
 Angle = Annotated[float, Meta(ge=0, le=3.14)]  # radians
 Seed = Annotated[int, Meta(ge=0, lt=1 << 62)]
 Duration = Natural | Annotated[str, Meta(pattern=r"^\d+(\.\d+)? epochs?$")]  # steps, or "26 epochs"
+Time = Annotated[str, Meta(pattern=r"^\d+(\.\d+)? (second|minute|hour)s?$")]
+# steps, "26 epochs", or "15 minutes" by the first rank's clock
+Interval = Natural | Annotated[str, Meta(pattern=r"^\d+(\.\d+)? (epoch|second|minute|hour)s?$")]
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -3,9 +3,10 @@
 Legend: B images in the global batch, b = B / W of them on this rank, H x H pixels.
 """
 
+import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,15 +22,26 @@ from partialfc.data.dataset import RecordDataset
 from partialfc.data.images import Pixels
 from partialfc.data.order import Order, RankBatches, Request
 from partialfc.errors import InputError
-from partialfc.runtime import comm, randomness
+from partialfc.runtime import comm, randomness, signals
 from partialfc.runtime.comm import Ranks
 from partialfc.runtime.errors import one_line
 
+_HEADER = 1 + 3  # numbers before the labels: of images replaced, and the notices
 _UNREAD = -2  # stands for the labels of a rank that could not read its images
 _PREFETCHED = 2  # parts that a worker makes ahead
 # Parts of a worker that are alive at once: those it makes ahead, the one that is handed over, and one to be safe.
 _RING = _PREFETCHED + 2
 _REPLACEMENTS = 100  # that are tried; a pack with so many in a row is not worth training on
+
+
+class Notices(NamedTuple):
+    """What ranks tell each other with the labels of a step, one or two steps ahead of it: of each, the largest number that
+    any rank has told.
+    """
+
+    signal: int = 0  # that asks the run to end
+    save: int = 0  # 1: a checkpoint is due
+    diverged: int = 0  # 1: the loss is lost
 
 
 @dataclass(frozen=True)
@@ -40,6 +52,7 @@ class Batch:
     labels: Tensor  # [B] int64, of all ranks in rank order, on the host
     waited: float  # seconds that the reading held up the rank
     replaced: int  # images of the global batch that could not be read, and have others in their place
+    notices: Notices
 
 
 @dataclass(frozen=True)
@@ -78,9 +91,13 @@ class Loader:
         self._order, self._ranks, self._workers = order, ranks, config.workers
         self._copies = torch.cuda.Stream(ranks.device) if ranks.device.type == "cuda" else None
 
-    def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """The batches of the steps from `start` to before `stop`, whatever the steps before."""
-        reading = iter(self._reader(range(start, stop)))
+    def batches(self, start: int, stop: int, notices: Callable[[], Notices] = Notices) -> Iterator[Batch]:
+        """The batches of the steps from `start` to before `stop`, whatever the steps before.
+
+        notices: called before the labels of a step are sent, for what this rank has to tell with them.
+        """
+        with signals.held_back():
+            reading = iter(self._reader(range(start, stop)))
         ahead = None
         for _ in range(start, stop):
             began = time.perf_counter()
@@ -90,7 +107,7 @@ class Loader:
                 raise RuntimeError("a data worker ended while it handed over its images") from error
             part = _own(part)
             waited = time.perf_counter() - began
-            gathering = comm.start_gather(self._message(part), self._ranks.host)
+            gathering = comm.start_gather(self._message(part, notices()), self._ranks.host)
             if ahead is not None:
                 yield self._ready(*ahead)
             ahead = part, gathering, waited
@@ -106,15 +123,15 @@ class Loader:
             num_workers=self._workers,
             prefetch_factor=_PREFETCHED if self._workers else None,
             multiprocessing_context="spawn" if self._workers else None,  # threads do not survive a fork
-            worker_init_fn=_use_one_thread,
+            worker_init_fn=_prepare_worker,
             pin_memory=self._copies is not None,
         )
 
-    def _message(self, part: _Part | _Unread) -> Tensor:
-        """What all ranks are to know of this one's part: how many images stand in for others, and the labels [b]."""
+    def _message(self, part: _Part | _Unread, notices: Notices) -> Tensor:
+        """What all ranks are to know of this one: notices, how many images stand in for others, and the labels [b]."""
         if isinstance(part, _Unread):
-            return torch.full((1 + self._order.batch // self._ranks.size,), _UNREAD)
-        return torch.cat([torch.tensor([part.replaced]), part.labels])
+            return torch.full((_HEADER + self._order.batch // self._ranks.size,), _UNREAD)
+        return torch.cat([torch.tensor([*notices, part.replaced]), part.labels])
 
     def _ready(self, part: _Part | _Unread, gathering: tuple[Tensor, comm.Work], waited: float) -> Batch:
         messages, gathered = gathering
@@ -123,8 +140,9 @@ class Loader:
             comm.raise_first(part.message if isinstance(part, _Unread) else None, self._ranks)
         assert not isinstance(part, _Unread)
         messages = messages.view(self._ranks.size, -1)
-        labels, replaced = messages[:, 1:].reshape(-1), int(messages[:, 0].sum())
-        return Batch(self._on_device(part), labels, waited, replaced)
+        header, labels = messages[:, :_HEADER], messages[:, _HEADER:].reshape(-1)
+        notices = Notices(*header[:, :-1].amax(0).tolist())
+        return Batch(self._on_device(part), labels, waited, int(header[:, -1].sum()), notices)
 
     def _on_device(self, part: _Part) -> Tensor:
         """The part's images, mirrored where they are to be."""
@@ -211,5 +229,13 @@ def _as_it_is(part: Any) -> Any:
     return part
 
 
-def _use_one_thread(worker: int) -> None:
+def _prepare_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # workers are the parallelism; torch sets its own threads to 1
+    sys.excepthook = _unless_the_rank_is_gone
+
+
+def _unless_the_rank_is_gone(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    if not issubclass(
+        kind, (ConnectionError, EOFError)
+    ):  # as a killed rank leaves the thread that hands over images
+        sys.__excepthook__(kind, error, trace)

@@ -1,6 +1,5 @@
 """A run's network for others: ONNX, safetensors, and a model card that says where it comes from."""
 
-import hashlib
 import json
 import logging
 import subprocess
@@ -12,10 +11,9 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from partialfc import recipe
 from partialfc.config import Config
+from partialfc.config.provenance import Provenance
 from partialfc.data import RecordDataset
-from partialfc.data.dataset import record_file
 from partialfc.data.images import Pixels
 from partialfc.errors import InputError
 from partialfc.evaluation.pairs import load_pairs
@@ -27,7 +25,6 @@ from partialfc.runtime.files import atomic_write, read_metrics
 
 LEAST_COSINE = 0.9999  # of embeddings of a face by onnxruntime and by torch
 _CHECKED = 64  # faces
-_END = 1 << 20  # bytes at each end of a .rec that its fingerprint covers
 
 
 def export(run: Path, out: Path) -> float:
@@ -37,21 +34,22 @@ def export(run: Path, out: Path) -> float:
     with are missing, RuntimeError where the networks differ by more than LEAST_COSINE allows.
     """
     recognizer = load(run, device="cpu")
-    if recognizer.config is None:
+    if recognizer.provenance is None:
         raise InputError(f"{run}: weights alone; wanted a run, or a checkpoint of one")
-    faces = _faces(recognizer.config, recognizer.network.input_size)
+    config = recognizer.provenance.config
+    faces = _faces(config, recognizer.network.input_size)
     out.mkdir(parents=True, exist_ok=True)
     with atomic_write(out / "model.onnx") as temporary:
         _write_onnx(recognizer, temporary)
         cosine = _least_cosine(recognizer, temporary, faces)
         if cosine < LEAST_COSINE:
             raise RuntimeError(f"{run}: a cosine of {cosine} between ONNX and torch, wanted {LEAST_COSINE}")
-    settings = msgspec.to_builtins(recognizer.config.backbone)
+    settings = msgspec.to_builtins(config.backbone)
     with atomic_write(out / "model.safetensors") as temporary:
         tensors = {name: tensor.contiguous() for name, tensor in recognizer.network.state_dict().items()}
         safetensors.torch.save_file(tensors, temporary, {SETTINGS: json.dumps(settings)})
     with atomic_write(out / "README.md") as temporary:
-        temporary.write_text(_card(run, recognizer.config, cosine), encoding="utf-8")
+        temporary.write_text(_card(run, recognizer.provenance, cosine), encoding="utf-8")
     return cosine
 
 
@@ -90,21 +88,6 @@ def _faces(config: Config, size: int) -> list[Pixels]:
     return [dataset[sample][0] for sample in range(min(_CHECKED, len(dataset)))]
 
 
-def fingerprint(folder: Path) -> str:
-    """The sha256 of a pack: of its .rec's length and both ends, its .idx and its property."""
-    record = record_file(folder)
-    found = hashlib.sha256(str(record.stat().st_size).encode())
-    with record.open("rb") as file:
-        found.update(file.read(_END))
-        file.seek(max(0, record.stat().st_size - _END))
-        found.update(file.read())
-    for path in (record.with_suffix(".idx"), folder / "property"):
-        if path.exists():
-            with path.open("rb") as file:
-                found.update(hashlib.file_digest(file, "sha256").digest())
-    return found.hexdigest()
-
-
 def _revision() -> str:
     """The revision of this code."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
@@ -114,17 +97,16 @@ def _revision() -> str:
         return "unknown"
 
 
-def _card(run: Path, config: Config, cosine: float) -> str:
-    step = checkpoint.step_of(newest(run))
+def _card(run: Path, provenance: Provenance, cosine: float) -> str:
+    step, config = checkpoint.read_manifest(newest(run)).step, provenance.config
     settings, folder = config.backbone, Path(config.data.path)
     size = settings.input_size
     name = msgspec.to_builtins(settings)["name"]
-    data = RecordDataset(folder)
     lines = [
         f"# {name}, {settings.embedding} numbers a face",
         "",
-        f"Trained for {step} steps on {len(data):,} images of {data.num_classes:,} identities "
-        f"(`{folder.name}`, fingerprint {fingerprint(folder)}); exported by partialfc at revision {_revision()}.",
+        f"Trained for {step} steps on {provenance.num_samples:,} images of {provenance.num_classes:,} identities "
+        f"(`{folder.name}`, fingerprint {provenance.pack}); exported by partialfc at revision {_revision()}.",
         "",
         f"Input `images`: float32 [batch, 3, {size}, {size}], aligned faces, RGB, (x - 127.5) / 127.5. "
         f"Output `embeddings`: float32 [batch, {settings.embedding}], to be normalised; two faces are as alike as "
@@ -137,7 +119,7 @@ def _card(run: Path, config: Config, cosine: float) -> str:
         "## Recipe",
         "",
         "```yaml",
-        recipe.dump(config).rstrip(),
+        provenance.in_words().rstrip(),
         "```",
         "",
     ]

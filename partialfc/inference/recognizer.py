@@ -15,12 +15,14 @@ from torch.nn.functional import normalize
 
 from partialfc import recipe
 from partialfc.backbones import Backbone, build_backbone, for_inference, move_to_device
-from partialfc.config import AnyBackbone, Config, load_config
+from partialfc.config import AnyBackbone, Config
+from partialfc.config.provenance import Provenance, provenance_of
 from partialfc.data.images import Pixels
 from partialfc.errors import InputError
 from partialfc.evaluation.verify import mirror_sum
 from partialfc.inference.onnx import OnnxNetwork
-from partialfc.inference.weights import load_weights, read_weights
+from partialfc.inference.weights import load_weights, newest, read_weights
+from partialfc.runtime import checkpoint
 from partialfc.runtime.precision import autocast, uses_cuda
 
 SETTINGS = "backbone"  # the key of a safetensors file's metadata under which export keeps them
@@ -32,7 +34,12 @@ class Recognizer:
 
     network: Backbone | OnnxNetwork
     device: torch.device
-    config: Config | None = None  # of the run, where it comes from one
+    provenance: Provenance | None = None  # where it comes from a run
+
+    @property
+    def config(self) -> Config | None:
+        """The run's, where it comes from one."""
+        return self.provenance.config if self.provenance else None
 
     @property
     def batch(self) -> int:
@@ -60,23 +67,23 @@ def load(path: Path, *, backbone: str | None = None, device: str = "auto") -> Re
     where = torch.device("cuda" if uses_cuda(device) else "cpu")
     if path.suffix == ".onnx":
         return Recognizer(OnnxNetwork(path), torch.device("cpu"))
-    config = None if path.is_file() or backbone else load_config(_recipe_of(path))
-    settings = config.backbone if config else _settings(path, backbone)
+    provenance = None if path.is_file() or backbone else _provenance(path)
+    settings = provenance.config.backbone if provenance else _settings(path, backbone)
     network = build_backbone(for_inference(settings))
     load_weights(network, read_weights(path), path)
     network.eval()
     move_to_device(network, where, channels_last=settings.channels_last)
-    return Recognizer(network, where, config)
+    return Recognizer(network, where, provenance)
 
 
-def _recipe_of(path: Path) -> Path:
-    """The recipe in a run's folder, or of a checkpoint's run."""
-    for folder in (path, *path.resolve().parents[:2]):
-        if (folder / "recipe.yaml").exists():
-            return folder / "recipe.yaml"
-    raise FileNotFoundError(
-        f"{path}: no run or weights; wanted a run's folder, a checkpoint of it, or a file of weights"
-    )
+def _provenance(path: Path) -> Provenance:
+    """What a checkpoint, or the newest one of a run, says of itself; the file `recipe.yaml` may be of a later start."""
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path}: no run or weights; wanted a run's folder, a checkpoint of it, or a file of weights"
+        )
+    made = newest(path)
+    return provenance_of(checkpoint.read_manifest(made).about, f"checkpoint {made}")
 
 
 def _settings(path: Path, name: str | None) -> AnyBackbone:

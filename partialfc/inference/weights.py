@@ -1,6 +1,4 @@
-"""Weights of a backbone from a file: a run, a checkpoint, a .pth or .pt, or safetensors. Nothing in a file is executed; but
-of a checkpoint, whose list of contents torch.distributed.checkpoint keeps as a pickle: load those of your own only.
-"""
+"""Weights of a backbone from a file: a run, a checkpoint, a .pth or .pt, or safetensors. Nothing in a file is executed."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,8 +39,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def newest(path: Path) -> Path:
     """The newest checkpoint of a run's folder; of anything else, itself."""
-    latest = path / "checkpoints/latest"
-    return latest.resolve() if latest.exists() else path
+    return checkpoint.newest(path / "checkpoints") or path
 
 
 def load_weights(backbone: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:

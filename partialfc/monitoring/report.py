@@ -1,7 +1,7 @@
 """What a run says: the terminal, the log, metrics.jsonl, TensorBoard, summary.json. Silent on all ranks but the first."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +19,8 @@ from partialfc.monitoring.history import History
 from partialfc.monitoring.steps import Metrics, RunProgress, columns_of, line_of, log_line, speed_of
 from partialfc.monitoring.terminal import Terminal
 from partialfc.runtime import usage
-from partialfc.runtime.files import atomic_write
+from partialfc.runtime.checkpoint import Outcome
+from partialfc.runtime.files import SUMMARY, atomic_write
 
 
 class _Waits:
@@ -42,13 +43,26 @@ class _Waits:
 class Report:
     """Collects the metrics of every step, and reads them from the device once every `every` steps.
 
-    What an earlier part of the run wrote stays, up to the step that it is resumed from.
+    What an earlier part of the run wrote stays, up to the step that it is resumed from. A disk that takes no more does
+    not end the run.
+
+    problem: what is wrong with the run after a step, if anything; called when the metrics are read, as it may wait for
+    the device, too.
     """
 
     def __init__(
-        self, folder: Path, length: RunProgress, *, every: int, device: torch.device, enabled: bool
+        self,
+        folder: Path,
+        length: RunProgress,
+        *,
+        every: int,
+        device: torch.device,
+        enabled: bool,
+        problem: Callable[[int], str | None] = lambda step: None,
     ) -> None:
         self._folder, self._length, self._every, self._enabled = folder, length, every, enabled
+        self._problem, self.diverged = problem, False
+        self._full = False  # whether a disk's error was told
         self._kept: list[Metrics] = []
         self._began = self._since = time.perf_counter()  # of the run here; of the steps, or since an aside
         self._line_seconds = 0.0  # of the steps since the newest line, up to the latest aside
@@ -73,7 +87,8 @@ class Report:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._files.close()
+        with self._spared():
+            self._files.close()
 
     @property
     def seconds(self) -> float:
@@ -92,7 +107,8 @@ class Report:
         """A line to the terminal and the log."""
         if self._enabled:
             self._terminal.say(text)
-            self._keep(text)
+            with self._spared():
+                self._keep(text)
 
     def step(self, step: int, metrics: Metrics) -> None:
         """After the step that makes it `step` steps."""
@@ -101,24 +117,46 @@ class Report:
         self._kept.append(metrics)
         self._epoch.add(metrics.waited)
         if step % self._every == 0 or step == self._length.total:
-            self._line(step)
+            with self._spared():
+                self._line(step)
+            self.diverged = self._problem(step) is not None
         if step % self._length.steps_per_epoch == 0:
-            self._epoch_line(step)
+            with self._spared():
+                self._epoch_line(step)
 
     def picture(self, name: str, pixels: Pixels, step: int) -> None:
         """For TensorBoard, of what step `step` works on."""
         if self._enabled:
-            self._board.picture(step, name, pixels)
+            with self._spared():
+                self._board.picture(step, name, pixels)
 
-    def evaluated(self, step: int, sets: Sequence[EvaluationSet], embeddings: Embeddings) -> None:
-        """An evaluation after `step` steps: the sets, and the embeddings of their images."""
+    def evaluated(
+        self, step: int, sets: Sequence[EvaluationSet], embeddings: Embeddings
+    ) -> dict[str, Scores]:
+        """An evaluation after `step` steps: the sets, and the embeddings of their images. Returns each set's scores on the
+        first rank, on others nothing.
+        """
+        if not self._enabled:
+            return {}
+        scores = {it.name: it.score(embeddings[it.name]) for it in sets}
+        with self._spared():
+            self.scores(step, scores, {it.name: it.in_words(scores[it.name]) for it in sets})
+            for one in sets:
+                for name, picture in one.pictures(embeddings[one.name]):
+                    self._board.picture(step, f"verification/{name}_of_{one.name}", picture)
+        return scores
+
+    def saved(self, outcome: Outcome) -> None:
+        """What came of a checkpoint."""
         if not self._enabled:
             return
-        scores = {it.name: it.score(embeddings[it.name]) for it in sets}
-        self.scores(step, scores, {it.name: it.in_words(scores[it.name]) for it in sets})
-        for one in sets:
-            for name, picture in one.pictures(embeddings[one.name]):
-                self._board.picture(step, f"verification/{name}_of_{one.name}", picture)
+        if outcome.problem is not None:
+            self.say(f"step {outcome.step} is not saved: {outcome.problem}; training goes on")
+            return
+        with self._spared():
+            self._history.write(
+                {"step": outcome.step, "saved_in": outcome.seconds, "stalled": outcome.stalled}
+            )
 
     def scores(self, step: int, scores: Mapping[str, Scores], words: Mapping[str, str]) -> None:
         """The scores of each set after `step` steps, and the same in words."""
@@ -153,11 +191,23 @@ class Report:
                 if name in verification[-1]
             },
         }
-        with atomic_write(self._folder / "summary.json") as temporary:
+        with atomic_write(self._folder / SUMMARY) as temporary:
             temporary.write_bytes(msgspec.json.format(msgspec.json.encode(content)))
         from partialfc.monitoring.figures import draw_runs  # here: matplotlib, as TensorBoard
 
         draw_runs([self._folder / "metrics.jsonl"], self._folder / "figures/run.png")
+
+    @contextmanager
+    def _spared(self) -> Iterator[None]:
+        """Around what is written for people: what the disk refuses is told once, and the run goes on."""
+        try:
+            yield
+        except OSError as error:
+            if not self._full:
+                self._full = True
+                self._terminal.say(
+                    f"{error.filename or self._folder}: {error.strerror}; training goes on without"
+                )
 
     def _line(self, step: int) -> None:
         kept, self._kept = self._kept, []

@@ -1,4 +1,4 @@
-"""How a program ends on bad input: one line, exit code 2."""
+"""How a program ends: the exit codes; and on bad input, with one line."""
 
 import sys
 from collections.abc import Iterator
@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from partialfc.errors import InputError
 
 EXIT_CODE = 2  # of a program that was given bad input
+DIVERGED = 3  # of a run whose loss is lost
+LOST = 4  # of a rank that lost another
+STOPPED = 75  # of a run that a signal ended, to be started again: EX_TEMPFAIL of sysexits.h
 
 
 @contextmanager

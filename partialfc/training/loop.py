@@ -1,71 +1,116 @@
 """The loop of a training run, and one step of it. Everything with state lives in Run."""
 
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from partialfc import recipe
 from partialfc.config import Config, Duration
+from partialfc.config.provenance import Provenance
 from partialfc.data import images
-from partialfc.data.loader import Batch
+from partialfc.data.loader import Batch, Notices
 from partialfc.head import HeadStep
 from partialfc.monitoring.report import Report
 from partialfc.monitoring.steps import Metrics, RunProgress
 from partialfc.runtime import comm
-from partialfc.runtime.comm import Ranks
-from partialfc.runtime.files import atomic_write
+from partialfc.runtime.checkpoint import Checkpoints, Found
+from partialfc.runtime.comm import CollectiveInputError, Ranks
+from partialfc.runtime.files import SUMMARY, atomic_write
+from partialfc.runtime.occupancy import occupied
+from partialfc.runtime.signals import StopRequest
 from partialfc.runtime.usage import section
 from partialfc.training import schedule
-from partialfc.training.run import Run, build_run
+from partialfc.training.divergence import Diverged
+from partialfc.training.resuming import begun, finished
+from partialfc.training.run import Run
+from partialfc.training.saving import Saving
 
 
-def train(config: Config, ranks: Ranks) -> Run:
-    """Train up to `train.length`, going on from the checkpoint that `checkpoint.resume` means."""
-    with comm.fail_on_all_ranks(ranks):
-        run = build_run(config, ranks)
-        resumed = run.checkpoints.to_resume(config.checkpoint.resume)
-    if resumed is not None:
-        run.restore(resumed)
-    with comm.fail_on_all_ranks(ranks):
-        report = _report(run)
-    with report:
-        _introduce(run, report, resumed)
-        if run.step == 0:
-            with report.untimed():
-                report.evaluated(run.step, run.sets, run.embed_sets())
-        start = run.step
-        for batch, step in _prepared(run):
+def train(config: Config, ranks: Ranks, stop: StopRequest | None = None) -> Run:
+    """Train up to `train.length`, going on from the checkpoint that `checkpoint.resume` means, or up to the step in which
+    `stop` is requested on any rank: then the run is saved, and `stopped`.
+
+    Diverged where the loss is lost; CollectiveInputError on bad input, and where the last checkpoint cannot be written.
+    """
+    output = Path(config.output)
+    with occupied(output, ranks):
+        checkpoints = Checkpoints(output / "checkpoints", keep=config.checkpoint.keep, ranks=ranks)
+        found = checkpoints.to_resume(config.checkpoint.resume)
+        run, provenance = begun(config, ranks, checkpoints, found)
+        if found is not None and finished(output, run):
+            if ranks.first:
+                print(f"{output}: finished at step {run.step}", flush=True)
+            return run
+        with comm.fail_on_all_ranks(ranks):
+            report = _report(run, provenance)
+        with report:
+            _introduce(run, report, found, provenance)
+            saving = Saving(run, checkpoints, provenance.about(), report.saved)
+            _train(run, report, saving, stop or StopRequest())
+    return run
+
+
+def _train(run: Run, report: Report, saving: Saving, stop: StopRequest) -> None:
+    """The run's steps, and what lies between them."""
+    if run.step == 0:
+        with report.untimed():
+            report.evaluated(run.step, run.sets, run.embed_sets())
+    start = run.step
+
+    def notices() -> Notices:
+        return Notices(stop.received, int(saving.notice), int(report.diverged))
+
+    with stop.deferred():
+        for batch, step, heard in _prepared(run, notices):
             if run.step == start:
                 with report.untimed():
                     faces = images.sheet(batch.images.cpu().numpy(), 8, 8)
                     report.picture("faces/as_trained", faces, run.step + 1)
             report.step(run.step + 1, train_step(run, batch, step))
             run.step += 1
+            if heard.diverged:
+                break
             with report.untimed():
-                if _due(run, config.evaluation.every):
-                    report.evaluated(run.step, run.sets, run.embed_sets())
-                if _due(run, config.checkpoint.every):
-                    run.save(report.seconds)
-        report.summary(run.step)
-    return run
+                scores = None
+                if _due(run, run.config.evaluation.every):
+                    scores = report.evaluated(run.step, run.sets, run.embed_sets())
+                saving.after_step(bool(heard.save), report.seconds, scores)
+            if heard.signal and run.step < run.last_step:
+                run.stopped = heard.signal
+                break
+        _end(run, report, saving)
 
 
-def _prepared(run: Run) -> Iterator[tuple[Batch, HeadStep]]:
+def _end(run: Run, report: Report, saving: Saving) -> None:
+    """Whatever the steps ended for."""
+    if problem := run.health.problem(run.step, run.config.train.max_skipped):
+        saving.finish()
+        raise Diverged(problem)
+    if run.stopped:
+        name = signal.Signals(run.stopped).name
+        report.say(f"stopped by {name} at step {run.step} of {run.last_step}: {saving.stop(report.seconds)}")
+        return
+    if problem := saving.finish():
+        raise CollectiveInputError(f"step {run.step} is not saved: {problem}")
+    report.summary(run.step)
+
+
+def _prepared(run: Run, notices: Callable[[], Notices]) -> Iterator[tuple[Batch, HeadStep, Notices]]:
     """The batches of the run, each with the head's step, which is prepared while the step before is taken: so rows
-    that live outside the device are there in time.
+    that live outside the device are there in time. Third, the latest that ranks have told each other.
     """
-    ahead, batches = None, run.loader.batches(run.step, run.last_step)
+    ahead, batches = None, run.loader.batches(run.step, run.last_step, notices)
     for number in range(run.step, run.last_step):
         with section("data"):
             batch = next(batches)
             step = run.head.prepare(batch.labels, number)  # all B labels, on the host
         if ahead is not None:
-            yield ahead
+            yield *ahead, batch.notices
         ahead = batch, step
     if ahead is not None:
-        yield ahead
+        yield *ahead, ahead[0].notices
 
 
 def train_step(run: Run, batch: Batch, step: HeadStep) -> Metrics:
@@ -91,6 +136,7 @@ def train_step(run: Run, batch: Batch, step: HeadStep) -> Metrics:
         run.statistics.restore_unless(finite, statistics)
         if run.average:
             run.average.update(number, finite)
+        run.health.update(number + 1, finite, loss.detach())
     diagnostics = run.observe(step) if _diagnostics_due(run) else None
     with section("head"):
         run.head.update(step, rows_lr, finite, loss_scale)
@@ -115,24 +161,36 @@ def _due(run: Run, every: Duration) -> bool:
     return schedule.due(run.step, every=schedule.in_steps(every, run.steps_per_epoch), last=run.last_step)
 
 
-def _report(run: Run) -> Report:
+def _report(run: Run, provenance: Provenance) -> Report:
     output = Path(run.config.output)
     if run.ranks.first:
-        output.mkdir(parents=True, exist_ok=True)
+        (output / SUMMARY).unlink(missing_ok=True)
         with atomic_write(output / "recipe.yaml") as temporary:
-            temporary.write_text(recipe.dump(run.config), encoding="utf-8")
+            temporary.write_text(provenance.in_words(), encoding="utf-8")
     progress = RunProgress(run.step, run.last_step, run.steps_per_epoch, run.config.train.batch, run.seconds)
     return Report(
-        output, progress, every=run.config.report.every, device=run.ranks.device, enabled=run.ranks.first
+        output,
+        progress,
+        every=run.config.report.every,
+        device=run.ranks.device,
+        enabled=run.ranks.first,
+        problem=lambda step: run.health.problem(step, run.config.train.max_skipped),
     )
 
 
-def _introduce(run: Run, report: Report, resumed: Path | None) -> None:
+def _introduce(run: Run, report: Report, found: Found | None, provenance: Provenance) -> None:
     parameters = sum(parameter.numel() for parameter in run.backbone.parameters())
     report.say(
         f"{run.order.num_samples} images of {run.head.num_classes} identities, batch {run.config.train.batch} on "
         f"{run.ranks.size} rank(s) of {', '.join(comm.hosts(run.ranks))}, {run.ranks.device.type}, {torch.get_num_threads()} thread(s) each; "
         f"backbone with {parameters / 1e6:.2f} M parameters"
     )
-    if resumed is not None:
-        report.say(f"going on from {resumed}, at step {run.step} of {run.last_step}")
+    if found is None:
+        return
+    for problem in found.problems:
+        report.say(f"not taken: {problem}")
+    report.say(f"going on from {found.path}, at step {run.step} of {run.last_step}")
+    for step, changes in provenance.history:
+        if step == run.step:
+            for change in changes:
+                report.say(f"changed: {change}")

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import msgspec
 import torch
 from torch import Tensor
 
 from partialfc.backbones import Backbone, build_backbone, for_inference, move_to_device
-from partialfc.config import AnyOptimizer, Config, TorchOptimizer
+from partialfc.config import Config
 from partialfc.data import RecordDataset, synthetic
 from partialfc.data.augment import network_input
 from partialfc.data.loader import Loader
@@ -21,16 +21,15 @@ from partialfc.head import HeadStep, PartialFC
 from partialfc.head.rows.catch_up import MAX_STEPS
 from partialfc.inference.weights import AVERAGE, BACKBONE, load_weights, read_weights
 from partialfc.monitoring.diagnostics import StepDiagnostics
-from partialfc.runtime import checkpoint, comm
-from partialfc.runtime.checkpoint import Checkpoints
+from partialfc.runtime import comm
+from partialfc.runtime.checkpoint import Checkpoints, Found, State
 from partialfc.runtime.comm import Ranks
 from partialfc.runtime.usage import peak_memory
+from partialfc.training.divergence import Health
 from partialfc.training.microbatches import MicroBatches
 from partialfc.training.optim import BackboneOptimizer
 from partialfc.training.replicas import MovingAverage, RunningStatistics
 from partialfc.training.schedule import in_steps
-
-_LAYOUT = 2  # of a checkpoint's tensors: their names and shapes
 
 
 @dataclass
@@ -48,9 +47,10 @@ class Run:
     micro_batches: MicroBatches
     loader: Loader
     sets: list[EvaluationSet]
-    checkpoints: Checkpoints
+    health: Health
     step: int = 0
     seconds: float = 0.0  # that its steps took, up to the checkpoint it goes on from
+    stopped: int = 0  # the signal that ended it before its last step
 
     @property
     def steps_per_epoch(self) -> int:
@@ -74,17 +74,18 @@ class Run:
         memory = comm.of_each_rank(peak_memory(self.ranks.device), self.ranks.group, self.ranks.device)
         return StepDiagnostics(self.step + 1, self.head.observe(step), memory)
 
-    def save(self, seconds: float) -> None:
-        """A checkpoint of the present step, which the run reached in `seconds`."""
+    def state(self) -> State:
+        """All tensors that the next step depends on, sharing memory, running statistics averaged over the ranks."""
         self._agree()
-        self.checkpoints.save(self.step, self._state(), seconds)
+        return self._state()
 
-    def restore(self, path: Path) -> None:
+    def restore(self, checkpoints: Checkpoints, found: Found) -> None:
         """Go on from a checkpoint."""
         self.optimizer.make_moments()
         state = self._state()
-        self.step, self.seconds = self.checkpoints.load(path, state)
+        checkpoints.load(found, state)
         self.head.load_state_dict(state["head"])
+        self.step, self.seconds = found.manifest.step, found.manifest.seconds
 
     def _agree(self) -> None:
         """The running statistics are the same on every rank."""
@@ -92,8 +93,8 @@ class Run:
         if self.average:
             self.average.average(self.ranks.group)
 
-    def _state(self) -> checkpoint.State:
-        """All tensors that the next step depends on; everything random is a function of seed and step."""
+    def _state(self) -> dict[str, Any]:
+        """Everything random is a function of seed and step."""
         scale = self.optimizer.loss_scale
         average = {AVERAGE: self.average.network.state_dict()} if self.average else {}
         return average | {
@@ -134,7 +135,7 @@ def build_run(config: Config, ranks: Ranks) -> Run:
         micro_batches=_micro_batches(config, backbone, optimizer, ranks),
         loader=Loader(dataset, order, config.data, config.augment, ranks),
         sets=[load_pairs(path) for path in sorted(Path(config.data.path).glob("*.bin"))],
-        checkpoints=_checkpoints(config, dataset.num_classes, order, ranks),
+        health=Health(ranks.device),
     )
 
 
@@ -176,33 +177,3 @@ def _head(config: Config, num_classes: int, ranks: Ranks) -> PartialFC:
         device=ranks.device,
         group=ranks.group,
     )
-
-
-def _name_of(optim: AnyOptimizer) -> str:
-    return f"torch {optim.kind}" if isinstance(optim, TorchOptimizer) else msgspec.to_builtins(optim)["name"]
-
-
-def _checkpoints(config: Config, num_classes: int, order: Order, ranks: Ranks) -> Checkpoints:
-    facts = {
-        "layout": _LAYOUT,
-        "num_classes": num_classes,
-        "num_samples": order.num_samples,
-        "data.order": config.data.order,
-        "data.lanes": order.lanes,
-        "backbone": {
-            key: value
-            for key, value in msgspec.to_builtins(config.backbone).items()
-            if key not in ("checkpointing", "channels_last", "compile")  # how it is computed
-        },
-        "optim.name": _name_of(config.optim),
-        "head.optim.name": msgspec.to_builtins(config.rows_optim)["name"],
-        "optim.ema": "kept" if config.optim.ema else "not kept",
-        "head.unsampled": config.head.unsampled,
-        "head.centers": config.head.centers,
-        "head.moments": config.head.moments,
-        "seed": config.seed,
-        "batch": config.train.batch,
-        "micro_batch": config.train.micro_batch,
-    }
-    folder = Path(config.output, "checkpoints")
-    return Checkpoints(folder, facts, keep=config.checkpoint.keep, ranks=ranks)

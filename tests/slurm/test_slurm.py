@@ -4,11 +4,12 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -59,29 +60,69 @@ def cluster() -> Iterator[dict[str, str]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL")
+
+
+class Job:
+    """A job of two nodes that runs launch.sh."""
+
+    def __init__(
+        self, cluster: dict[str, str], log: Path, *arguments: object, options: tuple[str, ...] = ()
+    ) -> None:
+        self._cluster, self._log = cluster, log
+        self.number = self._called(
+            "sbatch",
+            "--parsable",
+            "--nodes=2",
+            f"--output={log}",
+            *options,
+            "launch.sh",
+            *map(str, arguments),
+        ).strip()
+
+    def _called(self, *command: str) -> str:
+        done = subprocess.run(
+            command, check=True, capture_output=True, text=True, env=self._cluster, cwd=ROOT, timeout=60
+        )
+        return done.stdout
+
+    def signal(self, *options: str) -> None:
+        self._called("scancel", *options, self.number)
+
+    def start_now(self) -> None:
+        """A job that queues itself again waits two minutes."""
+        self._called("scontrol", "update", f"JobId={self.number}", "StartTime=now")
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text() if self._log.exists() else ""
+
+    def shown(self) -> tuple[str, str]:
+        """State and exit code."""
+        text = self._called("scontrol", "show", "job", self.number)
+        state, code = re.search(r"JobState=(\w+)", text), re.search(r"ExitCode=(\S+)", text)
+        assert state and code, text
+        return state[1], code[1]
+
+    def wait(self, *states: str) -> tuple[str, str]:
+        """Until it is in one of the states."""
+        return self._until(lambda: self.shown()[0] in states) or self.shown()
+
+    def wait_for(self, text: str) -> None:
+        """Until the log says so."""
+        self._until(lambda: text in self.log)
+
+    def _until(self, condition: Callable[[], bool]) -> None:
+        for _ in range(600):
+            if condition():
+                return
+            time.sleep(0.2)
+        raise TimeoutError(f"job {self.number} is {self.shown()}: {self.log}")
+
+
 def job(cluster: dict[str, str], log: Path, *arguments: object) -> tuple[str, str]:
-    """State and exit code of a job of two nodes that runs launch.sh."""
-    command = ["sbatch", "--parsable", "--nodes=2", f"--output={log}", "launch.sh", *map(str, arguments)]
-    sent = subprocess.run(
-        command, check=True, capture_output=True, text=True, env=cluster, cwd=ROOT, timeout=60
-    )
-    number = sent.stdout.strip()
-    for _ in range(1500):
-        shown = subprocess.run(
-            ["scontrol", "show", "job", number],
-            check=True,
-            capture_output=True,
-            text=True,
-            env=cluster,
-            timeout=60,
-        ).stdout
-        state = re.search(r"JobState=(\w+)", shown)
-        code = re.search(r"ExitCode=(\S+)", shown)
-        assert state and code, shown
-        if state[1] not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING"):
-            return state[1], code[1]
-        time.sleep(0.2)
-    raise TimeoutError(f"job {number} did not end: {log.read_text()}")
+    """State and exit code of a job, at its end."""
+    return Job(cluster, log, *arguments).wait(*ENDED)
 
 
 @pytest.fixture
@@ -121,6 +162,97 @@ def test_bad_input_of_a_job_is_one_line_and_exit_code_2(cluster, folder, changes
     told = [line for line in (folder / "log").read_text().splitlines() if not line.startswith(slurms)]
     assert ended == ("FAILED", "2:0"), told
     assert len(told) == 1 and message in told[0], told
+
+
+LONG = ["train={length: 2000, batch: 12}", "report.every=20"]
+
+
+def long_job(cluster: dict[str, str], folder: Path, *changes: str, options: tuple[str, ...] = ()) -> Job:
+    """A job that is at its steps: some ten seconds long."""
+    arguments = ["--ranks", 1, folder / "recipe.yaml", *SETTINGS, *LONG, *changes]
+    started = Job(cluster, folder / "log", *arguments, f"output={folder / 'output'}", options=options)
+    started.wait_for("step 40/2000")
+    return started
+
+
+def lives(log: str) -> list[int]:
+    """At which step each life of a job ended that was stopped; and that the next went on from there."""
+    stopped = [int(step) for step in re.findall(r"stopped by SIG\w+ at step (\d+) of 2000: saved", log)]
+    assert [int(step) for step in re.findall(r"going on from .*, at step (\d+) of 2000", log)] == stopped
+    return stopped
+
+
+@pytest.mark.slurm
+def test_a_job_near_its_time_limit_is_saved_queued_again_and_finishes(cluster, folder):
+    """--signal=B:USR1@120 of launch.sh is this signal, to the batch script alone."""
+    started = long_job(cluster, folder)
+    started.signal("--batch", "--signal=USR1")
+    started.wait("PENDING")
+    started.start_now()
+    assert started.wait(*ENDED) == ("COMPLETED", "0:0"), started.log
+    assert len(lives(started.log)) == 1 and "stopped by SIGUSR1" in started.log
+    assert "queued again, 1 of 100 times at most" in started.log and "Traceback" not in started.log
+    assert json.loads((folder / "output/summary.json").read_text())["steps"] == 2000
+
+
+@pytest.mark.slurm
+def test_a_job_that_is_preempted_goes_on_afterwards(cluster, folder):
+    started = long_job(cluster, folder)
+    urgent = subprocess.run(
+        ["sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive", "--wrap=sleep 2"],
+        check=True, capture_output=True, text=True, env=cluster, cwd=folder, timeout=60,
+    )  # fmt: skip
+    assert urgent.stdout
+    started.wait("PENDING")
+    started.start_now()
+    assert started.wait(*ENDED) == ("COMPLETED", "0:0"), started.log
+    assert len(lives(started.log)) == 1 and "stopped by SIGTERM" in started.log
+
+
+@pytest.mark.slurm
+def test_a_cancelled_job_is_saved_and_not_queued_again(cluster, folder):
+    started = long_job(cluster, folder)
+    started.signal()
+    assert started.wait(*ENDED, "PENDING")[0] == "CANCELLED"
+    started.wait_for(": saved")
+    assert "queued again" not in started.log and (folder / "output/checkpoints/latest").exists()
+
+
+@pytest.mark.slurm
+def test_a_job_is_queued_again_as_often_as_the_recipe_says(cluster, folder):
+    started = long_job(cluster, folder, "launch.requeues=0")
+    started.signal("--batch", "--signal=USR1")
+    assert started.wait(*ENDED, "PENDING") == ("FAILED", "75:0"), started.log
+    assert "not queued again: launch.requeues is 0" in started.log
+
+
+@pytest.mark.slurm
+def test_a_job_that_loses_a_nodes_ranks_ends_and_names_them(cluster, folder):
+    started = long_job(cluster, folder)
+    victims = [pid for pid in ranks_of(folder / "output") if b"\0SLURMD_NODENAME=n2\0" in environment_of(pid)]
+    began = time.monotonic()
+    for pid in victims:
+        os.kill(pid, signal.SIGKILL)
+    state, code = started.wait(*ENDED)
+    assert time.monotonic() - began < 30 and (state, code) == ("FAILED", "137:0"), started.log
+    assert re.search(r"rank \d on n2 was killed by SIGKILL", started.log) and len(victims) == 1
+
+
+def ranks_of(output: Path) -> list[int]:
+    """Of the run there."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (path / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if b"partialfc.train" in command and f"output={output}".encode() in command:
+            found.append(int(path.name))
+    return found
+
+
+def environment_of(pid: int) -> bytes:
+    return b"\0" + Path(f"/proc/{pid}/environ").read_bytes()
 
 
 def test_two_torchruns_by_hand_are_two_nodes(folder):

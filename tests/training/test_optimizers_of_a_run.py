@@ -45,5 +45,5 @@ def test_class_centres_may_have_a_rule_and_a_rate_of_their_own(ranks, pack, tmp_
         ranks,
         1,
         config_of(pack, tmp_path / "adamw", head={"sample_rate": 0.3, "optim": said}, train={"length": 8}),
-        "made with head.optim.name adamw, the recipe says sgd",
+        "other settings: train.length 4 -> 8; head.optim.name adamw -> sgd; ",
     )

@@ -1,0 +1,117 @@
+"""Of which run a checkpoint is: its whole recipe and its data; and what of them has changed when it goes on."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from partialfc import recipe
+from partialfc.config import Config
+from partialfc.errors import InputError
+
+_LAYOUT = 3  # of a checkpoint's tensors: their names and shapes
+# Settings by which no step of a run depends: how it is computed and reported, where it begins and lies.
+_FREE = (
+    "backbone.channels_last",
+    "backbone.checkpointing",
+    "backbone.compile",
+    "checkpoint",
+    "data.path",  # the pack is compared by its content
+    "data.reader",
+    "data.synthetic",
+    "data.workers",
+    "device",
+    "evaluation",
+    "head.folder",
+    "head.logits_budget",
+    "head.memory",
+    "init",
+    "launch",
+    "output",
+    "report",
+    "train.max_skipped",
+)
+
+
+class Provenance(Struct, frozen=True):
+    """What a checkpoint says of its run."""
+
+    config: Config  # resolved: train.micro_batch is that of the run
+    num_classes: int
+    num_samples: int
+    pack: str  # fingerprint
+    # what was changed when the run went on, oldest first: after how many steps, and a line on each setting
+    history: list[tuple[int, list[str]]] = []
+    layout: int = _LAYOUT
+
+    def about(self) -> dict[str, Any]:
+        """The same in JSON's types, as checkpoints keep it."""
+        about: dict[str, Any] = msgspec.to_builtins(self)
+        return about
+
+    def in_words(self) -> str:
+        """The recipe in YAML, every setting, below what was changed while the run was under way."""
+        lines = [f"# changed after step {step}: {one}" for step, changed in self.history for one in changed]
+        return "\n".join([*lines, recipe.dump(self.config)])
+
+
+def provenance_of(about: Mapping[str, Any], place: str) -> Provenance:
+    """What a checkpoint says. InputError at `place` where another version wrote it."""
+    if about.get("layout") != _LAYOUT:
+        raise InputError(f"{place}: of another version of the program; name another `output`")
+    found: Provenance = recipe.converted(dict(about), Provenance, place)
+    return found
+
+
+def changes(before: Provenance, now: Provenance) -> list[str]:
+    """A line on each thing that is not as it was, of those on which the steps of a run depend."""
+    old, new = (_settings(one.config) for one in (before, now))
+    lines = [
+        f"{key} {_shown(old, key)} -> {_shown(new, key)}"
+        for key in dict.fromkeys([*old, *new])
+        if old.get(key) != new.get(key)
+    ]
+    lines += [
+        f"{name} {getattr(before, name)} -> {getattr(now, name)}"
+        for name in ("num_classes", "num_samples")
+        if getattr(before, name) != getattr(now, name)
+    ]
+    if before.pack != now.pack:
+        lines.append(f"the pack's fingerprint {before.pack[:12]} -> {now.pack[:12]}")
+    return lines
+
+
+def checked_changes(found: Path, before: Provenance, now: Provenance, *, allowed: bool) -> list[str]:
+    """The changes since a checkpoint. InputError where there are any and none are allowed."""
+    changed = changes(before, now)
+    if changed and not allowed:
+        raise InputError(
+            f"checkpoint {found}: made with other settings: {'; '.join(changed)}; wanted the same, "
+            "another `output`, or checkpoint.changes=allow"
+        )
+    return changed
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    flat = _flat(msgspec.to_builtins(config))
+    return {
+        key: value
+        for key, value in flat.items()
+        if not any(key == free or key.startswith(f"{free}.") for free in _FREE)
+    }
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _shown(settings: Mapping[str, Any], key: str) -> str:
+    return str(settings[key]) if key in settings else "(none)"

@@ -1,0 +1,173 @@
+"""The ranks of a run on this machine, from their start to their end.
+
+torch's elastic agent starts and watches them. Unlike the torchrun command, signals are passed on at once, each to every
+rank, and the exit code is that of the rank that failed first, which says why itself, unless a signal killed it.
+"""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from torch.distributed.elastic.agent.server import WorkerGroup, WorkerSpec
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous import registry as rendezvous
+
+from partialfc.runtime import parent
+from partialfc.runtime.errors import DIVERGED, EXIT_CODE, LOST, STOPPED
+from partialfc.runtime.signals import SIGNALS, say_stopped
+
+# Seconds in which the other nodes' launchers see that their ranks ended with the same error: SLURM ends those that are
+# left when the first is gone, and then gives their exit code.
+_OTHERS_END = 5
+_PATIENCE = 3  # seconds between a second Ctrl-C and SIGKILL
+_INTERRUPTED = 128 + signal.SIGINT
+_FINAL = (0, EXIT_CODE, DIVERGED, STOPPED)  # after which a restart would change nothing, or is not wanted
+
+
+@dataclass(frozen=True)
+class Machines:
+    """The machines of a run, each with a launcher of its own."""
+
+    nodes: int
+    endpoint: str  # host:port where they meet
+    name: str  # of the run, at the endpoint
+    ranks: int  # of each
+
+
+def run_ranks(command: list[str], machines: Machines, restarts: int) -> int:
+    """Start the ranks, each of them Python with `command`, and return the exit code of the run. All ranks are started
+    again, up to `restarts` times, when one has died.
+    """
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the rank that failed says why
+    os.environ[parent.VARIABLE] = str(os.getpid())
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # ours are the others
+    code = 0
+    try:
+        for attempt in range(restarts + 1):
+            code = _attempt(command, machines, attempt)
+            if code in (*_FINAL, _INTERRUPTED) or attempt == restarts:
+                break
+            _say(f"starting all ranks again, {attempt + 1} of {restarts} times at most")
+    finally:
+        Console().show_cursor()  # on a terminal: a rank that was killed could not end its display
+    if code == EXIT_CODE and machines.nodes > 1:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # this one's exit code is known
+        time.sleep(_OTHERS_END)
+    return code
+
+
+def _attempt(command: list[str], machines: Machines, attempt: int) -> int:
+    meeting = rendezvous.get_rendezvous_handler(
+        RendezvousParameters(
+            backend="c10d",
+            endpoint=machines.endpoint,
+            run_id=f"{machines.name}.{attempt}",
+            min_nodes=machines.nodes,
+            max_nodes=machines.nodes,
+            timeout=900,
+        )
+    )
+    spec = WorkerSpec(
+        role="ranks",
+        local_world_size=machines.ranks,
+        entrypoint=sys.executable,
+        args=tuple(command),
+        rdzv_handler=meeting,
+        max_restarts=0,
+        monitor_interval=0.1,
+    )
+    with (
+        tempfile.TemporaryDirectory() as folder
+    ):  # of what the agent writes for itself, which else stays behind
+        agent = _Agent(spec, DefaultLogsSpecs(log_dir=folder))
+        try:
+            with agent.passing_signals_on():
+                result = agent.run()
+        finally:
+            meeting.shutdown()
+    if agent.ended:
+        return _INTERRUPTED
+    return _exit_code(result.failures) if result.is_failed() else 0
+
+
+class _Agent(LocalElasticAgent):
+    """Knows the processes that it has started, and passes signals on to them."""
+
+    def __init__(self, spec: WorkerSpec, logs: DefaultLogsSpecs) -> None:
+        super().__init__(spec, logs)
+        self._pids: list[int] = []
+        self.ended = False  # by a second Ctrl-C
+        self._interrupted = False
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        started = super()._start_workers(worker_group)
+        self._pids = [int(pid) for pid in started.values()]
+        return started
+
+    def passing_signals_on(self) -> "_Handlers":
+        """Around run(): a signal goes to every rank; a second Ctrl-C ends those that do not end by themselves."""
+        return _Handlers(self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        again = number == signal.SIGINT and self._interrupted
+        self._interrupted |= number == signal.SIGINT
+        self._send(number)
+        if again and not self.ended:
+            self.ended = True
+            say_stopped(number, again=True)
+            threading.Timer(_PATIENCE, self._send, [signal.SIGKILL]).start()
+        if not self._pids:
+            say_stopped(number, again=False)
+            sys.exit(STOPPED)
+
+    def _send(self, number: int) -> None:
+        for pid in self._pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+
+class _Handlers:
+    """Signal handlers that are there within the block; what is ignored, as nohup ignores SIGHUP, stays so."""
+
+    def __init__(self, handler: Any) -> None:
+        self._handler = handler
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> None:
+        for one in SIGNALS:
+            if signal.getsignal(one) != signal.SIG_IGN:
+                self._before[one] = signal.signal(one, self._handler)
+
+    def __exit__(self, *exception: object) -> None:
+        for one, handler in self._before.items():
+            signal.signal(one, handler)
+
+
+def _exit_code(failures: Mapping[int, ProcessFailure]) -> int:
+    """That of the rank whose failure was the first; says which was killed, as that one could not."""
+    killed = {rank: it for rank, it in failures.items() if it.exitcode < 0}
+    for rank, failure in killed.items():
+        memory = " (out of memory?)" if failure.exitcode == -signal.SIGKILL else ""
+        _say(f"rank {rank} on {socket.gethostname()} was killed by {failure.signal_name()}{memory}")
+    if killed:
+        return 128 - next(iter(killed.values())).exitcode  # as a shell tells it
+    own = [it.exitcode for it in failures.values() if it.exitcode != LOST]
+    return own[0] if own else LOST
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

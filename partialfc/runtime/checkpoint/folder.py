@@ -1,0 +1,106 @@
+"""A run's folder of checkpoints: which are there, how one comes in, and which go. For one process at a time.
+
+A checkpoint is the folder `step_00001000`: written under another name, synced, renamed. `latest` links to the newest,
+`best` to the one with the best score. A name that ends in `.damaged` is what did not verify; nobody touches it again.
+"""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from partialfc.errors import InputError
+from partialfc.runtime.checkpoint.manifest import Manifest, read_manifest, write_manifest
+from partialfc.runtime.files import sync_file
+
+LATEST, BEST = "latest", "best"
+_NAME = re.compile(r"step_\d+")
+
+
+def scan(folder: Path) -> tuple[dict[Path, Manifest], list[str]]:
+    """The checkpoints whose run.json is whole, newest save first; and a line on each of the others."""
+    found, problems = {}, []
+    for path in sorted(folder.glob("step_*")):
+        if _NAME.fullmatch(path.name):
+            try:
+                found[path] = read_manifest(path)
+            except (InputError, OSError) as error:
+                problems.append(str(error))
+    by_age = sorted(found, key=lambda path: found[path].number, reverse=True)
+    return {path: found[path] for path in by_age}, problems
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest checkpoint by its run.json, the files of tensors unverified; None where there is none. InputError where
+    none can be read.
+    """
+    found, problems = scan(folder)
+    if problems and not found:
+        raise InputError("; ".join(problems))
+    return next(iter(found), None)
+
+
+class CheckpointFolder:
+    """keep: how many of the newest stay, besides the best."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self._folder, self._keep = folder, keep
+
+    def path_of(self, step: int) -> Path:
+        """Where the checkpoint of a step comes to lie."""
+        return self._folder / f"step_{step:08d}"
+
+    def draft_of(self, step: int) -> Path:
+        """Where it is written."""
+        return self._folder / f".{self.path_of(step).name}.draft"
+
+    def begin(self, step: int) -> None:
+        """Make the folder to write into; what a killed process left of others goes."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for left in self._folder.glob(".step_*.draft"):
+            shutil.rmtree(left)
+        self.draft_of(step).mkdir()
+
+    def next_number(self) -> int:
+        """The number of a new save."""
+        return 1 + max((manifest.number for manifest in scan(self._folder)[0].values()), default=0)
+
+    def publish(self, manifest: Manifest, *, best: bool) -> None:
+        """Put what was written in place; then the oldest go."""
+        draft, path = self.draft_of(manifest.step), self.path_of(manifest.step)
+        write_manifest(draft, manifest)
+        sync_file(draft)
+        if path.exists():  # a run that went back saves a step again
+            self._remove(path)
+        draft.replace(path)
+        for name in [LATEST, BEST] if best else [LATEST]:
+            self._link(name, path)
+        sync_file(self._folder)
+        self._remove_old(path)
+
+    def discard(self, step: int) -> None:
+        """Give up what was begun."""
+        shutil.rmtree(self.draft_of(step), ignore_errors=True)
+
+    def set_aside(self, path: Path) -> None:
+        """Rename a checkpoint that is damaged, so that it neither counts nor is removed."""
+        path.replace(path.with_name(f"{path.name}.damaged.{path.stat().st_mtime_ns}"))
+
+    def _link(self, name: str, path: Path) -> None:
+        link = self._folder / f".{name}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(path.name)
+        os.replace(link, self._folder / name)
+
+    def _remove_old(self, written: Path) -> None:
+        """All but the newest by the number of their save, whatever the clock says, and what a link leads to."""
+        linked = {(self._folder / name).resolve() for name in (LATEST, BEST)}
+        for old in list(scan(self._folder)[0])[self._keep :]:
+            if old != written and old.resolve() not in linked:
+                self._remove(old)
+
+    def _remove(self, path: Path) -> None:
+        """At once, as far as others see: a process killed meanwhile leaves a draft, not half a checkpoint."""
+        aside = self._folder / f".{path.name}.removed.draft"
+        path.replace(aside)
+        shutil.rmtree(aside)

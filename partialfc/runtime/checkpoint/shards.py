@@ -1,0 +1,125 @@
+"""Tensors in files: safetensors, one file a rank, written as a stream that is digested on its way, read by rows."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+import xxhash
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from partialfc.errors import InputError
+from partialfc.runtime.checkpoint.manifest import ShardFile, Stored
+
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_BY_NAME = {name: dtype for dtype, name in _DTYPES.items()}
+_CHUNK = 8 << 20  # bytes that are written, or read, at once
+
+Pace = Callable[[int], None]  # called with the bytes that were just written; may wait
+
+
+def dtype_name(tensor: Tensor) -> str:
+    """The type of a tensor's elements, as the format calls it."""
+    return _DTYPES[tensor.dtype]
+
+
+def write_shard(path: Path, tensors: Mapping[str, Tensor], pace: Pace) -> ShardFile:
+    """Write contiguous tensors of the host to a new file, which is on the disk when this returns."""
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # aligned, for maps
+    digest, size = xxhash.xxh3_128(), 0
+    with path.open("xb", buffering=0) as file:
+        for chunk in _stream(names, tensors):
+            digest.update(chunk)
+            size += len(chunk)
+            while chunk:
+                written = file.write(chunk)
+                assert written is not None
+                pace(written)
+                chunk = chunk[written:]
+        os.fsync(file.fileno())
+    return ShardFile(size, digest.hexdigest())
+
+
+def digest_of(path: Path) -> ShardFile:
+    """What `write_shard` returned for the file, if it is still what was written."""
+    digest, size, buffer = xxhash.xxh3_128(), 0, bytearray(_CHUNK)
+    with path.open("rb", buffering=0) as file:
+        while read := file.readinto(buffer):
+            digest.update(memoryview(buffer)[:read])
+            size += read
+    return ShardFile(size, digest.hexdigest())
+
+
+def fill(target: Tensor, name: str, first: int, stored: Stored, folder: Path) -> None:
+    """Copy the rows of a stored tensor from row `first` on into `target`, as many as it has; a scalar as it is.
+
+    InputError where the files have no such rows.
+    """
+    if target.dim() == 0:
+        for file in stored.pieces:
+            target.copy_(_read(folder / file, name, None))
+        return
+    last, filled = first + len(target), 0
+    for file, (begin, end) in stored.pieces.items():
+        for start, stop in _steps(max(first, begin), min(last, end), target):
+            part = _read(folder / file, name, slice(start - begin, stop - begin))
+            target[start - first : stop - first].copy_(part)
+            filled += stop - start
+    if filled != len(target):
+        raise InputError(f"{folder}: {name}: {filled} of the rows {first} to {last}")
+
+
+def empty(stored: Stored) -> Tensor:
+    """A tensor of the host that a whole stored tensor can be read into."""
+    return torch.empty(stored.shape, dtype=_BY_NAME[stored.dtype])
+
+
+def _steps(start: int, stop: int, rows: Tensor) -> Iterator[tuple[int, int]]:
+    """Ranges of some megabytes."""
+    step = max(1, _CHUNK // max(1, rows[:1].nbytes))
+    for begin in range(start, stop, step):
+        yield begin, min(stop, begin + step)
+
+
+def _read(path: Path, name: str, rows: slice | None) -> Tensor:
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name) if rows is None else file.get_slice(name)[rows]
+    except SafetensorError as error:
+        raise InputError(f"{path}: {error}") from None
+    return tensor
+
+
+def _stream(names: list[str], tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
+    """The file's bytes: the length of its header, the header, the tensors."""
+    header: dict[str, object] = {}
+    offset = 0
+    for name in names:
+        tensor = tensors[name]
+        end = offset + tensor.nbytes
+        header[name] = {
+            "dtype": dtype_name(tensor),
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    yield memoryview(len(text).to_bytes(8, "little") + text)
+    for name in names:
+        content = tensors[name].reshape(-1).view(torch.uint8).numpy().data
+        for start in range(0, len(content), _CHUNK):
+            yield content[start : start + _CHUNK]

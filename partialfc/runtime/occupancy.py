@@ -1,0 +1,62 @@
+"""One run a folder: a lock that its first rank holds, in which the others find that they see the same folder."""
+
+import fcntl
+import os
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from partialfc.errors import InputError
+from partialfc.runtime import comm
+from partialfc.runtime.comm import Ranks
+
+_NAME = ".lock"
+
+
+@contextmanager
+def occupied(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Around a run that writes to `folder`, which is made where it is missing.
+
+    CollectiveInputError where another run is at work there, and where not every rank sees the first one's folder.
+    """
+    token = comm.of_first_rank(uuid.uuid4().hex, ranks.host)
+    lock = None
+    try:
+        with comm.fail_on_all_ranks(ranks):
+            if ranks.first:
+                lock = _lock(folder, token)
+        with comm.fail_on_all_ranks(ranks):
+            _check_seen(folder, token, ranks)
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(folder: Path, token: str) -> int:
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / _NAME, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(descriptor, 1000, 0).decode(errors="replace").partition("\n")[0]
+        os.close(descriptor)
+        raise InputError(
+            f"{folder}: {holder or 'another run'} is at work there; wanted another `output`, or to wait for its end"
+        ) from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n{token}\n".encode(), 0)
+    os.fsync(descriptor)
+    return descriptor
+
+
+def _check_seen(folder: Path, token: str, ranks: Ranks) -> None:
+    path = folder / _NAME
+    found = path.read_text(errors="replace") if path.exists() else ""
+    if token not in found:
+        raise InputError(
+            f"{folder}: rank {ranks.rank} on {socket.gethostname()} does not see what rank 0 wrote there; "
+            "wanted a folder that all nodes share"
+        )

@@ -1,0 +1,82 @@
+"""The signals that ask a run to end: noted, so that it ends between two steps, with nothing lost."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from partialfc.runtime.errors import STOPPED
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
+
+class StopRequest:
+    """What signals have asked of this process.
+
+    While nothing could be lost, a signal ends the process at once, with a line and the exit code STOPPED; within
+    `deferred` it is noted in `received`, for the run to end where it can; there a second SIGINT ends it at once.
+
+    speaks: whether the line is said here; the launcher says it for its ranks.
+    """
+
+    def __init__(self, *, speaks: bool = True) -> None:
+        self.received = 0  # the number of the first signal; 0: none
+        self._speaks = speaks
+        self._deferred = False
+        self._over = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Around the run, in the main thread of a process that ends with it: afterwards they are ignored, so that its exit
+        code stays what it is. A signal that is ignored before, as nohup ignores SIGHUP, stays so.
+        """
+        heard = [one for one in SIGNALS if signal.getsignal(one) != signal.SIG_IGN]
+        for one in heard:
+            signal.signal(one, self._receive)
+        try:
+            yield
+        finally:
+            for one in heard:
+                signal.signal(one, signal.SIG_IGN)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Around the steps: there is something to save."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred, self._over = False, True
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._over:  # the run has ended, and the process is about to
+            return
+        again = self.received == number == signal.SIGINT
+        if self._deferred and not again:
+            self.received = self.received or number
+            return
+        if self._speaks:
+            say_stopped(number, again=again)
+        if again:  # at once, whatever is under way; helpers end when they see that this process has
+            os._exit(128 + number)
+        sys.exit(STOPPED)
+
+
+def say_stopped(number: int, *, again: bool) -> None:
+    """The line of a process that a signal ends at once."""
+    when = "again, without waiting for the run to be saved" if again else "with nothing to save"
+    print(f"stopped by {signal.Signals(number).name} {when}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Around the start of helper processes: they inherit a mask in which these signals never reach them, wherever they
+    are sent; the run tells its helpers when to end.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

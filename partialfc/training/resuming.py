@@ -1,0 +1,65 @@
+"""A run that begins, or goes on from a checkpoint: built from its recipe, held against what the checkpoint was made with."""
+
+from pathlib import Path
+
+import msgspec
+
+from partialfc.config import Config
+from partialfc.config.provenance import Provenance, checked_changes, provenance_of
+from partialfc.data.fingerprint import fingerprint
+from partialfc.data.order import check_world_size
+from partialfc.errors import InputError
+from partialfc.runtime import comm
+from partialfc.runtime.checkpoint import Checkpoints, Found
+from partialfc.runtime.comm import Ranks
+from partialfc.runtime.files import SUMMARY
+from partialfc.training.run import Run, build_run
+
+
+def begun(
+    config: Config, ranks: Ranks, checkpoints: Checkpoints, found: Found | None
+) -> tuple[Run, Provenance]:
+    """The run, at the step of the checkpoint, if there is one, and what its own checkpoints are to say of it.
+
+    CollectiveInputError where recipe, data and ranks do not fit, and where the checkpoint was made with other settings.
+    """
+    with comm.fail_on_all_ranks(ranks):
+        check_world_size(config, ranks.size)
+        before = provenance_of(found.manifest.about, f"checkpoint {found.path}") if found else None
+        config = _with_micro_batch(config, before, ranks)
+        run = build_run(config, ranks)
+        pack = fingerprint(Path(config.data.path)) if ranks.first else ""
+    pack = comm.of_first_rank(pack, ranks.host)
+    now = Provenance(config, run.head.num_classes, run.order.num_samples, pack)
+    if found is None or before is None:
+        return run, now
+    with comm.fail_on_all_ranks(ranks):
+        history = _history(run, found, before, now)
+    run.restore(checkpoints, found)
+    return run, msgspec.structs.replace(now, history=history)
+
+
+def finished(output: Path, run: Run) -> bool:
+    """Whether nothing is left to do of a run that goes on from a checkpoint; equal on all ranks."""
+    done = run.step == run.last_step and (output / SUMMARY).exists()
+    return comm.of_first_rank(done, run.ranks.host)
+
+
+def _with_micro_batch(config: Config, before: Provenance | None, ranks: Ranks) -> Config:
+    """What is normalised together belongs to the run, at any number of ranks: where the recipe does not say, it is what
+    it was when the run began.
+    """
+    size = config.train.micro_batch or (before and before.config.train.micro_batch)
+    train = msgspec.structs.replace(config.train, micro_batch=size or config.train.batch // ranks.size)
+    return msgspec.structs.replace(config, train=train)
+
+
+def _history(run: Run, found: Found, before: Provenance, now: Provenance) -> list[tuple[int, list[str]]]:
+    step = found.manifest.step
+    allowed = run.config.checkpoint.changes == "allow"
+    changed = checked_changes(found.path, before, now, allowed=allowed)
+    if step > run.last_step:
+        raise InputError(
+            f"train.length: {run.last_step} steps, but checkpoint {found.path} has taken {step}; wanted as many or more"
+        )
+    return [*before.history, (step, changed)] if changed else before.history

@@ -1,0 +1,113 @@
+"""When a run's checkpoints are due, and what came of them."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from partialfc.config import CheckpointConfig
+from partialfc.errors import InputError
+from partialfc.evaluation.sets import Scores
+from partialfc.runtime import comm
+from partialfc.runtime.checkpoint import Checkpoints, Outcome
+from partialfc.training import schedule
+from partialfc.training.run import Run
+
+_AHEAD = 2  # steps between a notice and the step after which it is heard
+
+
+@dataclass
+class Saving:
+    """All ranks call its methods alike.
+
+    about: what each checkpoint says of the run. tell: called with the outcome of every save, on every rank.
+    """
+
+    run: Run
+    checkpoints: Checkpoints
+    about: dict[str, Any]
+    tell: Callable[[Outcome], None]
+
+    def __post_init__(self) -> None:
+        config: CheckpointConfig = self.run.config.checkpoint
+        self._seconds = schedule.in_seconds(config.every)
+        self._steps = (
+            0 if self._seconds is not None else schedule.in_steps(config.every, self.run.steps_per_epoch)
+        )
+        self._set, _, self._score_name = (config.keep_best or "").partition("/")
+        self._since = time.monotonic()  # of the first rank; the others' clocks are not asked
+        self._saved = self.run.step  # the newest step that was saved, or is being saved
+        self._due = False
+        self._best = self.checkpoints.best_score() if self._set else None
+
+    @property
+    def notice(self) -> bool:
+        """Whether this rank's clock says that a checkpoint is due; the first rank's counts."""
+        return self._seconds is not None and time.monotonic() - self._since >= self._seconds
+
+    def after_step(self, noticed: bool, seconds: float, scores: dict[str, Scores] | None) -> None:
+        """Save where it is due. noticed: what the first rank's `notice` was a moment ago; scores: of an evaluation after
+        this step, on the first rank; elsewhere {}, and None where there was none.
+        """
+        self._tell(self.checkpoints.finished())
+        step, last = self.run.step, self.run.last_step
+        noticed = noticed and step > self._saved + _AHEAD  # else it is of before the save
+        self._due |= noticed or schedule.due(step, every=self._steps, last=last)
+        score, best = self._scored(scores)
+        if (self._due or best) and not self._skipping():
+            self._save(seconds, score, best)
+
+    def stop(self, seconds: float) -> str:
+        """Save now, and return when it is on the disk: what there is to go on from, in words."""
+        if self.run.step > self._saved:
+            if self._skipping():
+                return "not saved, as its newest step was skipped"
+            self._save(seconds, None, best=False)
+        problem = self.finish()
+        return f"not saved: {problem}" if problem else "saved"
+
+    def finish(self) -> str | None:
+        """Return when nothing is being written any more: what is wrong with the newest save, if it failed."""
+        outcome = self.checkpoints.wait()
+        self._tell(outcome)
+        return outcome.problem if outcome else None
+
+    def _save(self, seconds: float, score: float | None, best: bool) -> None:
+        run = self.run
+        before = self.checkpoints.save(
+            run.step, run.state(), self.about, seconds=seconds, score=score, best=best
+        )
+        self._tell(before)
+        self._since, self._saved, self._due = time.monotonic(), run.step, False
+
+    def _tell(self, outcome: Outcome | None) -> None:
+        if outcome is not None:
+            self.tell(outcome)
+
+    def _skipping(self) -> bool:
+        """Whether the newest step was skipped: what is wrong may be in the weights. Waits for the device."""
+        return self.run.health.skipped > 0
+
+    def _scored(self, scores: dict[str, Scores] | None) -> tuple[float | None, bool]:
+        """The score that `keep_best` names, and whether it is the best so far; the same on all ranks."""
+        if scores is None or not self._set:
+            return None, False
+        ranks, score = self.run.ranks, None
+        with comm.fail_on_all_ranks(ranks):
+            if ranks.first:
+                score = self._named(scores)
+        score = comm.of_first_rank(score, ranks.host)
+        assert score is not None
+        best = self._best is None or score > self._best
+        if best:
+            self._best = score
+        return score, best
+
+    def _named(self, scores: dict[str, Scores]) -> float:
+        found = scores.get(self._set, {}).get(self._score_name)
+        if found is None:
+            known = [f"{name}/{score}" for name, values in scores.items() for score in values]
+            raise InputError(
+                f"checkpoint.keep_best: {self._set}/{self._score_name}, wanted one of {', '.join(known) or 'none'}"
+            )
+        return found
