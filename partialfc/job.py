@@ -73,6 +73,7 @@ def _queue_again(job: str, restarts: int, limit: int) -> None:
         _say(f"not queued again: launch.requeues is {limit}")
         return
     _say(f"queued again, {restarts + 1} of {limit} times at most")
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which SLURM ends this process
     if subprocess.run(["scontrol", "requeue", job], check=False).returncode == 0:
         time.sleep(_ENDED_BY_SLURM)
 

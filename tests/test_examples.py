@@ -20,7 +20,7 @@ from runs import config_of, curve, trained
 
 from partialfc.config import AdamW, ElasticArcFace, HeadConfig, IResNetTiny, Step, SyntheticData
 from partialfc.data import synthetic
-from partialfc.data.loader import Batch, Loader
+from partialfc.data.loader import Batch, Loader, Notices
 from partialfc.training import run
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -54,14 +54,14 @@ def losses_of(ranks: RankPool, world_size: int, *arguments: object) -> list[floa
     return [float(loss) for loss in re.findall(r"step \d+: loss (\S+)", printed[0])]
 
 
-def batches_of_the_example(loader: Loader, start: int, stop: int) -> Iterator[Batch]:
+def batches_of_the_example(loader: Loader, start: int, stop: int, notices: object) -> Iterator[Batch]:
     dataset, ranks = loader._samples._dataset, loader._ranks
     for number in range(start, stop):
         generator = torch.Generator().manual_seed(number)
         chosen = torch.randint(len(dataset), (train_ddp.BATCH,), generator=generator)
         pixels, labels = zip(*(dataset[int(it)] for it in chosen), strict=True)
         images = torch.from_numpy(np.stack(pixels)).chunk(ranks.size)[ranks.rank]
-        yield Batch(images, torch.tensor(labels), waited=0.0, replaced=0)
+        yield Batch(images, torch.tensor(labels), waited=0.0, replaced=0, notices=Notices())
 
 
 def new_network(_: object) -> torch.nn.Module:

@@ -18,6 +18,9 @@ from faces import write_pack, write_pairs
 
 from partialfc.runtime import comm
 from partialfc.runtime.occupancy import occupied
+from partialfc.runtime.watchdog import Entry, late_ranks
+
+pytestmark = pytest.mark.kills
 
 RECIPE = """
 data: {path: PACK, workers: 1}
@@ -210,3 +213,32 @@ def seen(folder: Path) -> str:
 def test_a_folder_that_is_not_shared_is_refused(ranks, tmp_path):
     told = ranks.run(2, seen, tmp_path)
     assert len(set(told)) == 1 and re.search(r"rank 1 on \S+ does not see what rank 0 wrote there", told[0])
+
+
+def test_a_rank_that_stands_still_is_named_and_ends_all(recipe):
+    with started(recipe, "--ranks", 2, "launch.timeout=2 seconds") as running:
+        os.kill(running.ranks[1], signal.SIGSTOP)
+        code, _, err = running.ended(60)
+    assert code == 4
+    assert re.fullmatch(
+        r"error: rank 1 on \S+ has not moved since step \d+, in .*; its process does not run\n", err
+    )
+    assert not any(Path(f"/proc/{pid}").exists() for pid in running.ranks)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "late"),
+    [
+        # the third process was stopped: it writes no more
+        ([(1, 5, "head"), (1, 5, "data, communication"), (1, 5, "head, communication")],
+         [(4, 5, "head, communication"), (4, 5, "data, communication"), (1, 5, "head, communication")], {2}),
+        # the second reads its images, for which the others wait
+        ([(1, 5, "data, communication"), (1, 4, "data"), (1, 5, "data, communication")],
+         [(4, 5, "data, communication"), (4, 4, "data"), (4, 5, "data, communication")], {1}),
+        # all wait for each other in the same step
+        ([(1, 5, "head, communication")] * 2, [(4, 5, "head, communication")] * 2, {0, 1}),
+    ],
+)  # fmt: skip
+def test_who_is_late(before, now, late):
+    entries = [{rank: Entry(*it, "n1") for rank, it in enumerate(written)} for written in (before, now)]
+    assert late_ranks(*entries).keys() == late

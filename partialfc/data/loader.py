@@ -22,7 +22,7 @@ from partialfc.data.dataset import RecordDataset
 from partialfc.data.images import Pixels
 from partialfc.data.order import Order, RankBatches, Request
 from partialfc.errors import InputError
-from partialfc.runtime import comm, randomness, signals
+from partialfc.runtime import comm, randomness, signals, usage
 from partialfc.runtime.comm import Ranks
 from partialfc.runtime.errors import one_line
 
@@ -135,7 +135,8 @@ class Loader:
 
     def _ready(self, part: _Part | _Unread, gathering: tuple[Tensor, comm.Work], waited: float) -> Batch:
         messages, gathered = gathering
-        gathered.wait()
+        with usage.section(comm.SECTION):
+            gathered.wait()
         if (messages == _UNREAD).any():
             comm.raise_first(part.message if isinstance(part, _Unread) else None, self._ranks)
         assert not isinstance(part, _Unread)

@@ -12,8 +12,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -33,9 +33,11 @@ from partialfc.runtime.signals import SIGNALS, say_stopped
 # Seconds in which the other nodes' launchers see that their ranks ended with the same error: SLURM ends those that are
 # left when the first is gone, and then gives their exit code.
 _OTHERS_END = 5
+_STRAGGLING = 15  # seconds in which a machine's ranks end after the first of them
 _PATIENCE = 3  # seconds between a second Ctrl-C and SIGKILL
 _INTERRUPTED = 128 + signal.SIGINT
-_FINAL = (0, EXIT_CODE, DIVERGED, STOPPED)  # after which a restart would change nothing, or is not wanted
+# After which a restart would change nothing, or is not wanted.
+_FINAL = (0, EXIT_CODE, DIVERGED, STOPPED, _INTERRUPTED)
 
 
 @dataclass(frozen=True)
@@ -50,27 +52,25 @@ class Machines:
 
 def run_ranks(command: list[str], machines: Machines, restarts: int) -> int:
     """Start the ranks, each of them Python with `command`, and return the exit code of the run. All ranks are started
-    again, up to `restarts` times, when one has died.
+    again, up to `restarts` times, when one has died. Afterwards signals are ignored: the exit code is known.
     """
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the rank that failed says why
     os.environ[parent.VARIABLE] = str(os.getpid())
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # ours are the others
-    code = 0
-    try:
+    processes, code = _Processes(), 0
+    with processes.passing_signals_on():
         for attempt in range(restarts + 1):
-            code = _attempt(command, machines, attempt)
-            if code in (*_FINAL, _INTERRUPTED) or attempt == restarts:
+            code = _attempt(command, machines, attempt, processes)
+            if code in _FINAL or attempt == restarts:
                 break
             _say(f"starting all ranks again, {attempt + 1} of {restarts} times at most")
-    finally:
-        Console().show_cursor()  # on a terminal: a rank that was killed could not end its display
+    Console().show_cursor()  # on a terminal: a rank that was killed could not end its display
     if code == EXIT_CODE and machines.nodes > 1:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # this one's exit code is known
         time.sleep(_OTHERS_END)
     return code
 
 
-def _attempt(command: list[str], machines: Machines, attempt: int) -> int:
+def _attempt(command: list[str], machines: Machines, attempt: int, processes: "_Processes") -> int:
     meeting = rendezvous.get_rendezvous_handler(
         RendezvousParameters(
             backend="c10d",
@@ -93,68 +93,85 @@ def _attempt(command: list[str], machines: Machines, attempt: int) -> int:
     with (
         tempfile.TemporaryDirectory() as folder
     ):  # of what the agent writes for itself, which else stays behind
-        agent = _Agent(spec, DefaultLogsSpecs(log_dir=folder))
         try:
-            with agent.passing_signals_on():
-                result = agent.run()
+            result = _Agent(spec, DefaultLogsSpecs(log_dir=folder), processes).run()
         finally:
             meeting.shutdown()
-    if agent.ended:
+    if processes.interrupted:
         return _INTERRUPTED
-    return _exit_code(result.failures) if result.is_failed() else 0
+    failures = {rank: it for rank, it in result.failures.items() if it.pid not in processes.killed}
+    return _exit_code(failures) if result.is_failed() else 0
 
 
-class _Agent(LocalElasticAgent):
-    """Knows the processes that it has started, and passes signals on to them."""
+class _Processes:
+    """The ranks that run on this machine, and the signals for them."""
 
-    def __init__(self, spec: WorkerSpec, logs: DefaultLogsSpecs) -> None:
-        super().__init__(spec, logs)
-        self._pids: list[int] = []
-        self.ended = False  # by a second Ctrl-C
-        self._interrupted = False
+    def __init__(self) -> None:
+        self.pids: list[int] = []
+        self.killed: set[int] = set()  # by this process
+        self.interrupted = False  # by a second Ctrl-C
+        self._asked = False  # by a first one
 
-    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
-        started = super()._start_workers(worker_group)
-        self._pids = [int(pid) for pid in started.values()]
-        return started
-
-    def passing_signals_on(self) -> "_Handlers":
-        """Around run(): a signal goes to every rank; a second Ctrl-C ends those that do not end by themselves."""
-        return _Handlers(self._receive)
+    @contextmanager
+    def passing_signals_on(self) -> Iterator[None]:
+        """Within the block a signal goes to every rank, and a second Ctrl-C ends those that do not end by themselves; after
+        it signals are ignored. What is ignored before, as nohup ignores SIGHUP, stays so.
+        """
+        heard = [one for one in SIGNALS if signal.getsignal(one) != signal.SIG_IGN]
+        for one in heard:
+            signal.signal(one, self._receive)
+        try:
+            yield
+        finally:
+            for one in heard:
+                signal.signal(one, signal.SIG_IGN)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        again = number == signal.SIGINT and self._interrupted
-        self._interrupted |= number == signal.SIGINT
+        again = number == signal.SIGINT and self._asked
+        self._asked |= number == signal.SIGINT
         self._send(number)
-        if again and not self.ended:
-            self.ended = True
+        if again and not self.interrupted:
+            self.interrupted = True
             say_stopped(number, again=True)
             threading.Timer(_PATIENCE, self._send, [signal.SIGKILL]).start()
-        if not self._pids:
+        if not self.pids:
             say_stopped(number, again=False)
             sys.exit(STOPPED)
 
     def _send(self, number: int) -> None:
-        for pid in self._pids:
+        for pid in self.pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
+    def started(self, pids: list[int]) -> None:
+        """Take note of ranks that run from now on."""
+        self.pids = pids
+        threading.Thread(target=self._end_stragglers, args=(pids,), daemon=True).start()
 
-class _Handlers:
-    """Signal handlers that are there within the block; what is ignored, as nohup ignores SIGHUP, stays so."""
+    def _end_stragglers(self, pids: list[int]) -> None:
+        """When one has ended, end those that are left some time later: they may wait for it for ever."""
+        while all(_runs(pid) for pid in pids):
+            time.sleep(0.5)
+        limit = time.monotonic() + _STRAGGLING
+        while any(_runs(pid) for pid in pids):
+            time.sleep(0.5)
+            if time.monotonic() > limit:
+                self.killed |= {pid for pid in pids if _runs(pid)}
+                self._send(signal.SIGKILL)
+                return
 
-    def __init__(self, handler: Any) -> None:
-        self._handler = handler
-        self._before: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> None:
-        for one in SIGNALS:
-            if signal.getsignal(one) != signal.SIG_IGN:
-                self._before[one] = signal.signal(one, self._handler)
+class _Agent(LocalElasticAgent):
+    """Knows the processes that it has started."""
 
-    def __exit__(self, *exception: object) -> None:
-        for one, handler in self._before.items():
-            signal.signal(one, handler)
+    def __init__(self, spec: WorkerSpec, logs: DefaultLogsSpecs, processes: _Processes) -> None:
+        super().__init__(spec, logs)
+        self._processes = processes
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        started = super()._start_workers(worker_group)
+        self._processes.started([int(pid) for pid in started.values()])
+        return started
 
 
 def _exit_code(failures: Mapping[int, ProcessFailure]) -> int:
@@ -167,6 +184,14 @@ def _exit_code(failures: Mapping[int, ProcessFailure]) -> int:
         return 128 - next(iter(killed.values())).exitcode  # as a shell tells it
     own = [it.exitcode for it in failures.values() if it.exitcode != LOST]
     return own[0] if own else LOST
+
+
+def _runs(pid: int) -> bool:
+    """Whether a child of this process has not ended; who waits for it still can."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    except ChildProcessError:
+        return False
 
 
 def _say(text: str) -> None:

@@ -85,18 +85,27 @@ def measured(device: torch.device) -> Iterator[Timeline]:
         _timeline = None
 
 
+_sections: list[str] = []  # that are open, whether or not anybody measures
+
+
+def whereabouts() -> str:
+    """The sections that are open, outermost first, such as `head, communication`; from any thread."""
+    return ", ".join(_sections) or "between sections"
+
+
 @contextmanager
 def section(name: str) -> Iterator[None]:
-    """Around a part of a step; costs nothing where nobody measures."""
+    """Around a part of a step; costs next to nothing where nobody measures."""
     timeline = _timeline
-    if timeline is None:
-        yield
-        return
-    timeline.enter(name)
+    _sections.append(name)
+    if timeline is not None:
+        timeline.enter(name)
     try:
         yield
     finally:
-        timeline.leave()
+        _sections.pop()
+        if timeline is not None:
+            timeline.leave()
 
 
 def peak_memory(device: torch.device) -> int:

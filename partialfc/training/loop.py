@@ -21,6 +21,7 @@ from partialfc.runtime.files import SUMMARY, atomic_write
 from partialfc.runtime.occupancy import occupied
 from partialfc.runtime.signals import StopRequest
 from partialfc.runtime.usage import section
+from partialfc.runtime.watchdog import watching
 from partialfc.training import schedule
 from partialfc.training.divergence import Diverged
 from partialfc.training.resuming import begun, finished
@@ -63,24 +64,34 @@ def _train(run: Run, report: Report, saving: Saving, stop: StopRequest) -> None:
         return Notices(stop.received, int(saving.notice), int(report.diverged))
 
     with stop.deferred():
-        for batch, step, heard in _prepared(run, notices):
-            if run.step == start:
-                with report.untimed():
-                    faces = images.sheet(batch.images.cpu().numpy(), 8, 8)
-                    report.picture("faces/as_trained", faces, run.step + 1)
-            report.step(run.step + 1, train_step(run, batch, step))
-            run.step += 1
-            if heard.diverged:
-                break
-            with report.untimed():
-                scores = None
-                if _due(run, run.config.evaluation.every):
-                    scores = report.evaluated(run.step, run.sets, run.embed_sets())
-                saving.after_step(bool(heard.save), report.seconds, scores)
-            if heard.signal and run.step < run.last_step:
-                run.stopped = heard.signal
-                break
+        with watching(run.ranks, schedule.seconds_of(run.config.launch.timeout)) as watchdog:
+            for batch, step, heard in _prepared(run, notices):
+                if run.step == start:
+                    _show_faces(run, report, batch)
+                watchdog.moved(run.step + 1)
+                report.step(run.step + 1, train_step(run, batch, step))
+                run.step += 1
+                run.stopped = heard.signal if run.step < run.last_step else 0
+                if heard.diverged:
+                    break
+                with report.untimed(), watchdog.paused():
+                    _between_steps(run, report, saving, heard)
+                if run.stopped:
+                    break
         _end(run, report, saving)
+
+
+def _show_faces(run: Run, report: Report, batch: Batch) -> None:
+    with report.untimed():
+        report.picture("faces/as_trained", images.sheet(batch.images.cpu().numpy(), 8, 8), run.step + 1)
+
+
+def _between_steps(run: Run, report: Report, saving: Saving, heard: Notices) -> None:
+    """Evaluate and save, where it is due."""
+    scores = None
+    if _due(run, run.config.evaluation.every):
+        scores = report.evaluated(run.step, run.sets, run.embed_sets())
+    saving.after_step(bool(heard.save), report.seconds, scores)
 
 
 def _end(run: Run, report: Report, saving: Saving) -> None:

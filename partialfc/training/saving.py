@@ -38,6 +38,7 @@ class Saving:
         self._since = time.monotonic()  # of the first rank; the others' clocks are not asked
         self._saved = self.run.step  # the newest step that was saved, or is being saved
         self._due = False
+        self.checkpoints.reserve(self.run.state())
         self._best = self.checkpoints.best_score() if self._set else None
 
     @property

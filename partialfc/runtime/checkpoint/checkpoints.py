@@ -59,6 +59,10 @@ class Checkpoints:
         self._writer.start(job)
         return before
 
+    def reserve(self, state: State) -> None:
+        """Take the memory that a save copies `state` to, so that the first save takes no longer than others."""
+        self._snapshot.take(state, self._ranks.rank, self._ranks.size)
+
     def finished(self) -> Outcome | None:
         """The outcome of a save that has come to its end since the last call; never waits."""
         return self._writer.finished()

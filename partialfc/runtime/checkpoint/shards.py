@@ -1,8 +1,8 @@
 """Tensors in files: safetensors, one file a rank, written as a stream that is digested on its way, read by rows."""
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from partialfc.errors import InputError
+from partialfc.runtime.checkpoint.direct import DirectFile
 from partialfc.runtime.checkpoint.manifest import ShardFile, Stored
 
 _DTYPES = {
@@ -40,16 +41,13 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor], pace: Pace) -> ShardF
     """Write contiguous tensors of the host to a new file, which is on the disk when this returns."""
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # aligned, for maps
     digest, size = xxhash.xxh3_128(), 0
-    with path.open("xb", buffering=0) as file:
+    with closing(DirectFile(path)) as file:
         for chunk in _stream(names, tensors):
             digest.update(chunk)
             size += len(chunk)
-            while chunk:
-                written = file.write(chunk)
-                assert written is not None
-                pace(written)
-                chunk = chunk[written:]
-        os.fsync(file.fileno())
+            file.write(chunk)
+            pace(len(chunk))
+        file.sync()
     return ShardFile(size, digest.hexdigest())
 
 

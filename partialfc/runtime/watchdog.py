@@ -1,0 +1,133 @@
+"""Who stands still: every rank writes down how far it is, and when one does not move, another says which.
+
+Collectives themselves wait for half an hour, as the first rank may draw and pack a data set meanwhile; between two steps
+nothing takes so long.
+"""
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NoReturn
+
+from partialfc.runtime import comm, usage
+from partialfc.runtime.comm import Ranks, Store
+from partialfc.runtime.errors import LOST
+
+_OFTEN = 5.0  # seconds between two entries, or a quarter of the limit
+_LATER = 2.0  # seconds after which those that say nothing end, too
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a rank wrote down."""
+
+    count: int  # of its entries
+    step: int  # the newest it has begun
+    place: str  # the section of the step it is in
+    host: str
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for other ranks."""
+        return self.place.endswith(comm.SECTION)
+
+
+class Watchdog:
+    """Beside the steps of a rank: ends the process, exit code LOST, when they stand still for `seconds`.
+
+    store: shared by all ranks; None: there is nobody to wait for, and nothing is watched.
+    """
+
+    def __init__(self, ranks: Ranks, store: Store | None, seconds: float) -> None:
+        self._rank, self._size, self._store, self._seconds = ranks.rank, ranks.size, store, seconds
+        self._often = min(_OFTEN, seconds / 4)
+        self._host, self._count, self._step = socket.gethostname(), 0, 0
+        self._since: float | None = None  # None: nobody waits for a step, as before the first
+        self._ended = threading.Event()
+
+    def moved(self, step: int) -> None:
+        """A step begins."""
+        self._step, self._since = step, time.monotonic()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around what may take long."""
+        self._since = None
+        yield
+        self._since = time.monotonic()
+
+    def start(self) -> None:
+        """Begin to watch, in a thread."""
+        if self._store is not None:
+            threading.Thread(target=self._watch, args=(self._store,), name="watchdog", daemon=True).start()
+
+    def stop(self) -> None:
+        """The steps are over."""
+        self._ended.set()
+
+    def _watch(self, store: Store) -> None:
+        try:
+            while not self._ended.wait(self._often):
+                self._write(store)
+                since = self._since
+                if since is not None and time.monotonic() - since > self._seconds:
+                    self._end(store)
+        except RuntimeError:  # the store ends with the launcher, and so does this process
+            return
+
+    def _write(self, store: Store) -> None:
+        self._count += 1
+        entry = [self._count, self._step, usage.whereabouts(), self._host]
+        store.set(str(self._rank), json.dumps(entry))
+
+    def _read(self, store: Store) -> dict[int, Entry]:
+        ranks = [rank for rank in range(self._size) if store.check([str(rank)])]
+        return {rank: Entry(*json.loads(store.get(str(rank)))) for rank in ranks}
+
+    def _end(self, store: Store) -> NoReturn:
+        """Look twice, so that a process that does not run is known by its entries."""
+        before = self._read(store)
+        for _ in range(3):
+            time.sleep(self._often)
+            self._write(store)
+        now = self._read(store)
+        late = late_ranks(before, now)
+        if self._rank == min(now.keys() - late.keys(), default=min(now)):
+            for rank, text in late.items():
+                print(f"error: rank {rank} {text}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(_LATER)
+        os._exit(LOST)  # the thread of the steps may never come back
+
+
+@contextmanager
+def watching(ranks: Ranks, seconds: float) -> Iterator[Watchdog]:
+    """Around the steps of a run, all of whose ranks come here."""
+    watchdog = Watchdog(ranks, comm.shared_store("watchdog"), seconds)
+    watchdog.start()
+    try:
+        yield watchdog
+    finally:
+        watchdog.stop()
+
+
+def late_ranks(before: dict[int, Entry], now: dict[int, Entry]) -> dict[int, str]:
+    """The ranks that the others wait for, each in words: those whose process stands still, else those that are behind and
+    wait for nobody, else those that are behind. before, now: what the ranks wrote, some entries apart.
+    """
+    still = [rank for rank, entry in now.items() if rank in before and entry.count == before[rank].count]
+    last = min(entry.step for entry in now.values())
+    behind = [rank for rank, entry in now.items() if entry.step == last]
+    late = still or [rank for rank in behind if not now[rank].waits] or behind
+    words = {}
+    for rank in late:
+        entry = now[rank]
+        process = "; its process does not run" if rank in still else ""
+        words[rank] = f"on {entry.host} has not moved since step {entry.step}, in {entry.place}{process}"
+    return words
