@@ -14,6 +14,7 @@ from partialfc.head.active import ActiveClasses
 from partialfc.head.active_rows import CENTERS, ActiveRows, Storage
 from partialfc.head.rows import memory, rounding
 from partialfc.head.rows.catch_up import CatchUp
+from partialfc.head.rows.frozen import FrozenRows
 from partialfc.head.rows.optimizers import row_optimizer
 from partialfc.head.scratch import ScratchMemory
 from partialfc.runtime import randomness
@@ -94,6 +95,10 @@ class Centers:
             shards["last_step"] = torch.from_numpy(self._catch_up.last_step)
             shared["learning_rates"] = self._catch_up.learning_rates
         return shards, shared
+
+    def freeze(self) -> dict[str, FrozenRows]:
+        """Of what `state()` gives, the rows that live in the host's memory or in files, as they are now, by name."""
+        return self._memory.freeze()
 
     def loaded(self, steps: int) -> None:
         """Take in that what `state()` gave was filled with that of `steps` steps."""

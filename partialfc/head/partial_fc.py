@@ -19,6 +19,7 @@ from partialfc.head.active import Selection, described
 from partialfc.head.centers import Centers
 from partialfc.head.losses import loss_of
 from partialfc.head.matmul import Matmul
+from partialfc.head.rows.frozen import FrozenRows
 from partialfc.head.saved import Saved
 from partialfc.head.shard import class_range
 from partialfc.head.softmax import ShardedSoftmax
@@ -186,6 +187,12 @@ class PartialFC(nn.Module):
         never_positive = len(self._seen_classes) - int(np.count_nonzero(self._seen_classes)) - len(seen_now)
         everyones = comm.of_each_rank(never_positive, self.group, self.centers.device)
         return Observation(target, nearest, flight.rows.classes.drawn_margins, everyones)
+
+    def freeze(self) -> dict[str, FrozenRows]:
+        """Those tensors of `state_dict()`, by name, that live in the host's memory or in files, as they are now: to be
+        saved while steps go on, without a copy of all. Each is to be closed. Empty with `memory: device`.
+        """
+        return self.centers.freeze()
 
     def _new_selection(self) -> Selection:
         return Selection(

@@ -8,6 +8,7 @@ from typing import Any
 from partialfc.config import CheckpointConfig
 from partialfc.errors import InputError
 from partialfc.evaluation.sets import Scores
+from partialfc.head.rows.frozen import FrozenRows
 from partialfc.runtime import comm
 from partialfc.runtime.checkpoint import Checkpoints, Outcome
 from partialfc.training import schedule
@@ -38,7 +39,10 @@ class Saving:
         self._since = time.monotonic()  # of the first rank; the others' clocks are not asked
         self._saved = self.run.step  # the newest step that was saved, or is being saved
         self._due = False
-        self.checkpoints.reserve(self.run.state())
+        streamed = self._streamed()
+        self.checkpoints.reserve(self.run.state(), streamed)
+        for rows in streamed.values():
+            rows.close()
         self._best = self.checkpoints.best_score() if self._set else None
 
     @property
@@ -76,10 +80,19 @@ class Saving:
     def _save(self, seconds: float, score: float | None, best: bool) -> None:
         run = self.run
         before = self.checkpoints.save(
-            run.step, run.state(), self.about, seconds=seconds, score=score, best=best
+            run.step,
+            run.state(),
+            self.about,
+            seconds=seconds,
+            streamed=self._streamed(),
+            score=score,
+            best=best,
         )
         self._tell(before)
         self._since, self._saved, self._due = time.monotonic(), run.step, False
+
+    def _streamed(self) -> dict[str, FrozenRows]:
+        return {f"head.{name}": rows for name, rows in self.run.head.freeze().items()}
 
     def _tell(self, outcome: Outcome | None) -> None:
         if outcome is not None:

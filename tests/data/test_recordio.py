@@ -195,3 +195,18 @@ def test_an_index_that_points_outside_does_not_stop_an_announcement(written, off
     path = written.with_suffix(".idx")
     path.write_text(path.read_text() + f"99\t{offset}\n")
     RecordFile(written).prefetch_hint(np.array([99]))
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_named(tmp_path):
+    """Not by SIGBUS, by which the system ends a process that looks at what is mapped and no longer there."""
+    path = tmp_path / "train.rec"
+    with RecordWriter(path, tmp_path / "train.idx") as writer:
+        for key in range(50):
+            writer.write(key, Header(float(key), key), bytes(1000))
+    records = RecordFile(path)
+    assert len(records[49][1]) == 1000
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.truncate(4096)
+    with pytest.raises(CorruptRecord, match=rf"train.rec: 4096 bytes, {size} when it was opened; cut while"):
+        records[49]

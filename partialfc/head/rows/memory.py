@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from partialfc.head.active import ActiveClasses
+from partialfc.head.rows.frozen import FrozenRows
 from partialfc.head.scratch import ScratchMemory, on_device
 
 Types = Mapping[str, torch.dtype]  # of the tensors, by name
@@ -56,6 +57,10 @@ class InPlace:
     def wait_for_writeback(self) -> None:
         """Nothing to do."""
 
+    def freeze(self) -> dict[str, FrozenRows]:
+        """None: they are copied faster than a device computes a step."""
+        return {}
+
 
 @dataclass
 class _Stage:
@@ -85,6 +90,7 @@ class Staged:
         self._stages: deque[_Stage] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rows")
         self._written: Future[None] | None = None  # the latest way back
+        self._frozen: list[FrozenRows] = []  # that somebody reads
 
     def prefetch(self, classes: ActiveClasses) -> None:
         """Start to bring the rows of `classes`; no more than two steps are on their way or active at once."""
@@ -136,6 +142,13 @@ class Staged:
         if self._written is not None:
             self._written.result()
 
+    def freeze(self) -> dict[str, FrozenRows]:
+        """The tensors as they are now, by name, to be read while steps go on; each is to be closed."""
+        self.wait_for_writeback()
+        frozen = {name: FrozenRows(tensor) for name, tensor in self.tensors.items()}
+        self._frozen = [it for it in self._frozen if not it.closed] + list(frozen.values())
+        return frozen
+
     def _start(self, rows: NDArray[np.int64]) -> None:
         slot = 1 - self._stages[-1].slot if self._stages else 0
         self._stages.append(_Stage(rows, slot, self._thread.submit(self._fetch, rows, self._slots[slot])))
@@ -159,6 +172,8 @@ class Staged:
         if done is not None:
             done.synchronize()
         index = torch.from_numpy(stage.rows)
+        for frozen in self._frozen:
+            frozen.before_write(stage.rows)
         for name, rows in stage.fetched.result().items():
             if self._copies is not None:
                 passing = self._pinned.get(name, tuple(rows.shape), rows.dtype)

@@ -1,6 +1,7 @@
 """Saving a run while it goes on, and finding the newest state of it that is whole, at any number of ranks."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from partialfc.errors import InputError
 from partialfc.runtime import comm
 from partialfc.runtime.checkpoint.folder import BEST, CheckpointFolder, scan
 from partialfc.runtime.checkpoint.manifest import Manifest, read_manifest
-from partialfc.runtime.checkpoint.shards import digest_of, dtype_name, empty, fill
+from partialfc.runtime.checkpoint.shards import Rows, digest_of, dtype_name, empty, fill
 from partialfc.runtime.checkpoint.snapshot import Snapshot, State, flattened
 from partialfc.runtime.checkpoint.writer import Job, Outcome, Writer
 from partialfc.runtime.comm import Ranks
@@ -42,6 +43,7 @@ class Checkpoints:
         about: dict[str, Any],
         *,
         seconds: float,
+        streamed: Mapping[str, Rows] | None = None,
         score: float | None = None,
         best: bool = False,
     ) -> Outcome | None:
@@ -49,19 +51,20 @@ class Checkpoints:
         link, too.
 
         Waits for a save that is still under way, and returns its outcome. about: of the run, in JSON's types. seconds: of
-        the run so far.
+        the run so far. streamed: tensors of `state`, by their dotted names, that are read while they are written instead
+        of copied, and then closed.
         """
         began = time.perf_counter()
         before = self._writer.wait()
-        tensors, described = self._snapshot.take(state, self._ranks.rank, self._ranks.size)
+        tensors, described = self._snapshot.take(state, self._ranks.rank, self._ranks.size, streamed or {})
         stalled = time.perf_counter() - began
         job = Job(step, seconds, score, best, about, tensors, described, stalled, ready=self._snapshot.wait)
         self._writer.start(job)
         return before
 
-    def reserve(self, state: State) -> None:
+    def reserve(self, state: State, streamed: Mapping[str, Rows]) -> None:
         """Take the memory that a save copies `state` to, so that the first save takes no longer than others."""
-        self._snapshot.take(state, self._ranks.rank, self._ranks.size)
+        self._snapshot.take(state, self._ranks.rank, self._ranks.size, streamed)
 
     def finished(self) -> Outcome | None:
         """The outcome of a save that has come to its end since the last call; never waits."""

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import xxhash
@@ -29,17 +30,35 @@ _DTYPES = {
 _BY_NAME = {name: dtype for dtype, name in _DTYPES.items()}
 _CHUNK = 8 << 20  # bytes that are written, or read, at once
 
+
+class Rows(Protocol):
+    """A tensor [n, ...] that is read in parts, in their order, while its owner may change it."""
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Contiguous rows of the host, as they were when this was made."""
+
+    def close(self) -> None:
+        """Nobody reads any more."""
+
+
+Source = Tensor | Rows
 Pace = Callable[[int], None]  # called with the bytes that were just written; may wait
 
 
-def dtype_name(tensor: Tensor) -> str:
+def dtype_name(tensor: Source) -> str:
     """The type of a tensor's elements, as the format calls it."""
     return _DTYPES[tensor.dtype]
 
 
-def write_shard(path: Path, tensors: Mapping[str, Tensor], pace: Pace) -> ShardFile:
+def write_shard(path: Path, tensors: Mapping[str, Source], pace: Pace) -> ShardFile:
     """Write contiguous tensors of the host to a new file, which is on the disk when this returns."""
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # aligned, for maps
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))  # aligned, for maps
     digest, size = xxhash.xxh3_128(), 0
     with closing(DirectFile(path)) as file:
         for chunk in _stream(names, tensors):
@@ -101,13 +120,13 @@ def _read(path: Path, name: str, rows: slice | None) -> Tensor:
     return tensor
 
 
-def _stream(names: list[str], tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
+def _stream(names: list[str], tensors: Mapping[str, Source]) -> Iterator[memoryview]:
     """The file's bytes: the length of its header, the header, the tensors."""
     header: dict[str, object] = {}
     offset = 0
     for name in names:
         tensor = tensors[name]
-        end = offset + tensor.nbytes
+        end = offset + tensor.shape.numel() * tensor.dtype.itemsize
         header[name] = {
             "dtype": dtype_name(tensor),
             "shape": list(tensor.shape),
@@ -118,6 +137,20 @@ def _stream(names: list[str], tensors: Mapping[str, Tensor]) -> Iterator[memoryv
     text += b" " * (-len(text) % 8)
     yield memoryview(len(text).to_bytes(8, "little") + text)
     for name in names:
-        content = tensors[name].reshape(-1).view(torch.uint8).numpy().data
+        yield from _chunks(tensors[name])
+
+
+def _chunks(source: Source) -> Iterator[memoryview]:
+    if isinstance(source, Tensor):
+        content = _bytes_of(source)
         for start in range(0, len(content), _CHUNK):
             yield content[start : start + _CHUNK]
+        return
+    count = source.shape[0]
+    step = max(1, _CHUNK // max(1, source.shape[1:].numel() * source.dtype.itemsize))
+    for start in range(0, count, step):
+        yield _bytes_of(source.read(start, min(count, start + step)))
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    return tensor.reshape(-1).view(torch.uint8).numpy().data

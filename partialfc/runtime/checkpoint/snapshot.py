@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from partialfc.runtime import comm
-from partialfc.runtime.checkpoint.shards import dtype_name
+from partialfc.runtime.checkpoint.shards import Rows, Source, dtype_name
 
 State = Mapping[str, Any]  # of tensors, maybe nested
 
@@ -37,13 +37,15 @@ class Snapshot:
         self._buffers: dict[str, Tensor] = {}
         self._copied: torch.cuda.Event | None = None
 
-    def take(self, state: State, rank: int, world_size: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Start to copy this rank's part of the state; `wait` returns when it is there.
+    def take(
+        self, state: State, rank: int, world_size: int, streamed: Mapping[str, Rows]
+    ) -> tuple[dict[str, Source], dict[str, Any]]:
+        """Start to copy this rank's part of the state; `wait` returns when it is there. What is in `streamed` is not copied.
 
-        Returns the copies; and of the whole state, equal on all ranks but for the pieces: type, shape, and the rows that
+        Returns the copies, and what is streamed; and of the whole state, equal on all ranks but for the pieces: type, shape, and the rows that
         this rank has.
         """
-        copies: dict[str, Tensor] = {}
+        copies: dict[str, Source] = {}
         described: dict[str, dict[str, Any]] = {}
         on_gpu = False
         flat = flattened(state)
@@ -53,9 +55,9 @@ class Snapshot:
             rows, first = comm.row_range(tensor)
             described[name] = {"dtype": dtype_name(tensor), "shape": list(tensor.shape), "rows": None}
             if owners.get(name, rank) == rank:
-                copies[name] = self._copy(name, rows.detach())
+                copies[name] = streamed.get(name) or self._copy(name, rows.detach())
                 described[name]["rows"] = first, first + (len(rows) if rows.dim() else 1)
-                on_gpu |= rows.is_cuda
+                on_gpu |= rows.is_cuda and name not in streamed
         self._copied = torch.cuda.current_stream().record_event() if on_gpu else None
         return copies, described
 

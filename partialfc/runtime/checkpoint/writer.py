@@ -14,7 +14,7 @@ from torch import Tensor
 from partialfc.runtime import comm
 from partialfc.runtime.checkpoint.folder import CheckpointFolder
 from partialfc.runtime.checkpoint.manifest import Manifest, ShardFile, Stored
-from partialfc.runtime.checkpoint.shards import write_shard
+from partialfc.runtime.checkpoint.shards import Source, write_shard
 from partialfc.runtime.comm import Ranks
 from partialfc.runtime.errors import one_line
 
@@ -30,7 +30,7 @@ class Job:
     score: float | None
     best: bool
     about: dict[str, Any]
-    tensors: dict[str, Tensor]  # this rank's, on the host
+    tensors: dict[str, Source]  # this rank's, on the host
     described: dict[str, Any]  # see Snapshot.take
     stalled: float  # seconds that the snapshot took
     ready: Callable[[], None]  # returns when `tensors` are filled
@@ -100,6 +100,10 @@ class Writer:
             self._outcome = Outcome(job.step, path, taken, job.stalled, problem)
         except BaseException as defect:  # of ours, or of a group whose ranks are gone: raised by wait()
             self._defect = defect
+        finally:
+            for source in job.tensors.values():
+                if not isinstance(source, Tensor):
+                    source.close()
 
     def _write(self, job: Job) -> None:
         self._on_first(lambda: self._folder.begin(job.step), job)
