@@ -9,15 +9,18 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from unittest import mock
 
+import kubernetes_validate
 import msgspec
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import train_ddp
+import yaml
 from ranks import RankPool
 from runs import config_of, curve, trained
 
+from partialfc import launch
 from partialfc.config import AdamW, ElasticArcFace, HeadConfig, IResNetTiny, Step, SyntheticData
 from partialfc.data import synthetic
 from partialfc.data.loader import Batch, Loader, Notices
@@ -104,3 +107,15 @@ def test_a_strangers_loop_trains_as_ours_and_resumes_on_another_number_of_ranks(
     )
     assert len(losses) == STEPS
     np.testing.assert_allclose(losses, ours, rtol=1e-5)
+
+
+def test_the_kubernetes_example_is_what_its_schema_says():
+    documents = list(yaml.safe_load_all((EXAMPLES / "kubernetes.yaml").read_text()))
+    assert [it["kind"] for it in documents] == ["Service", "Job"]
+    for document in documents:
+        kubernetes_validate.validate(document, "1.31", strict=True)
+    (container,) = documents[1]["spec"]["template"]["spec"]["containers"]
+    (command,) = container["args"]
+    arguments = command.split("partialfc.launch ")[1].split()
+    config = launch.checked([*arguments, "device=cpu", "--ranks=4"])
+    assert config.output == "/data/output"

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -263,7 +263,7 @@ def test_a_full_disk_ends_neither_the_run_nor_the_checkpoint_before(recipe, smal
     arguments = ["--ranks", 2, f"output={small_disk / 'run'}", "checkpoint.every=10"]
     with started(recipe, *arguments, lines=4) as running:
         filler = small_disk / "filler"
-        with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        with filler.open("wb", buffering=0) as file, suppress(OSError):
             while True:
                 file.write(bytes(4096))
         said = []

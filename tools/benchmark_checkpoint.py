@@ -1,0 +1,183 @@
+"""Times what saving costs the steps of a head: for how long the step that is saved waits, beside one copy of the state,
+and how much slower the steps are while the rest is written.
+
+    tools/benchmark_checkpoint.py FOLDER                       a million identities on two ranks; FOLDER on the disk that is meant
+    tools/benchmark_checkpoint.py FOLDER --memory host         rows in host memory, which are not copied
+    tools/benchmark_checkpoint.py FOLDER --device cuda --ranks 1
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from rich.console import Console
+from rich.table import Table
+
+from partialfc.config import CosFace, HeadConfig
+from partialfc.head import PartialFC
+from partialfc.runtime import comm
+from partialfc.runtime.checkpoint import Checkpoints
+from partialfc.runtime.comm import Ranks
+
+WIDTH = 512
+_STEPS = 30  # of which medians are taken, before the saves and between them
+_PROPORTION = 1000  # steps between two saves that the share of the whole is said for
+
+Row = dict[str, Any]
+
+
+class Steps:
+    """Steps of a head on labels drawn anew, timed one by one."""
+
+    def __init__(self, options: argparse.Namespace, ranks: Ranks) -> None:
+        config = HeadConfig(sample_rate=options.sample_rate, memory=options.memory, folder=options.rows)
+        self.head = PartialFC(options.identities, WIDTH, CosFace(), config=config, device=ranks.device)
+        self._options, self._ranks, self.taken = options, ranks, 0
+        self._draw = torch.Generator().manual_seed(0)
+
+    def step(self) -> float:
+        """Seconds of one step, of the slowest rank."""
+        batch, device = self._options.batch, self._ranks.device
+        labels = torch.randint(self._options.identities, (batch,), generator=self._draw)
+        step = self.head.prepare(labels, self.taken)
+        embeddings = torch.randn(batch // self._ranks.size, WIDTH, device=device, requires_grad=True)
+        began = time.perf_counter()
+        self.head(embeddings, step).backward()
+        self.head.update(step, 0.1)
+        _settled(self._ranks)
+        self.taken += 1
+        return time.perf_counter() - began
+
+    def median(self) -> float:
+        """Of as many as are wanted."""
+        return statistics.median(self.step() for _ in range(_STEPS))
+
+
+def _settled(ranks: Ranks) -> None:
+    if ranks.device.type == "cuda":
+        torch.cuda.synchronize()
+    comm.barrier(ranks.host)
+
+
+def one_copy(head: PartialFC, ranks: Ranks) -> tuple[float, int]:
+    """Seconds that it takes to copy what this rank saves to memory of the host, and its bytes."""
+    rows = [comm.row_range(it)[0] for it in head.state_dict().values()]
+    copies = [torch.zeros(it.shape, dtype=it.dtype, pin_memory=it.is_cuda) for it in rows]
+    _settled(ranks)
+    began = time.perf_counter()
+    for copy, tensor in zip(copies, rows, strict=True):
+        copy.copy_(tensor, non_blocking=True)
+    _settled(ranks)
+    return time.perf_counter() - began, sum(it.nbytes for it in rows)
+
+
+def save_and_step(steps: Steps, checkpoints: Checkpoints, ranks: Ranks) -> Row:
+    """One save, and the steps until it is on the disk; then as many without."""
+    streamed = steps.head.freeze()
+    _settled(ranks)
+    began = time.perf_counter()
+    checkpoints.save(steps.taken, steps.head.state_dict(), {}, seconds=0.0, streamed=streamed)
+    _settled(ranks)
+    stalled, during, outcome = time.perf_counter() - began, [], None
+    while not all(comm.of_all_ranks(outcome is not None, ranks.host)):
+        during.append(steps.step())
+        outcome = outcome or checkpoints.finished()
+    assert outcome is not None and outcome.problem is None, outcome
+    usual = steps.median()
+    cost = stalled + sum(during) - len(during) * usual
+    return {
+        "stalled_ms": 1000 * stalled,
+        "steps_meanwhile": len(during),
+        "written_s": outcome.seconds,
+        "step_meanwhile_ms": 1000 * statistics.median(during),
+        "step_ms": 1000 * usual,
+        "ratio": statistics.median(during) / usual,
+        "share": cost / (_PROPORTION * usual),
+    }
+
+
+def rank_main(options: argparse.Namespace, rank: int, folder: str, pipe: Connection) -> None:
+    """One rank; the first sends the rows."""
+    torch.set_num_threads(1)
+    on_gpu = options.device == "cuda"
+    device = torch.device("cuda", rank) if on_gpu else torch.device("cpu")
+    store = dist.FileStore(f"{folder}/store", options.ranks)
+    dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=options.ranks)
+    ranks = comm.ranks_of(device)
+    steps = Steps(options, ranks)
+    checkpoints = Checkpoints(Path(folder), keep=1, ranks=ranks)
+    streamed = steps.head.freeze()
+    checkpoints.reserve(steps.head.state_dict(), streamed)
+    for frozen in streamed.values():
+        frozen.close()
+    steps.median()
+    copy, size = one_copy(steps.head, ranks)
+    common = {
+        "case": f"{options.identities} identities, memory {options.memory}",
+        "bytes": size,
+        "copy_ms": 1000 * copy,
+    }
+    rows = [{**common, **save_and_step(steps, checkpoints, ranks)} for _ in range(options.saves)]
+    if ranks.first:
+        pipe.send(rows)
+    dist.destroy_process_group()
+
+
+def measured(options: argparse.Namespace) -> list[Row]:
+    context = mp.get_context("spawn")
+    options.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        ours, theirs = context.Pipe()
+        processes = [
+            context.Process(target=rank_main, args=(options, rank, folder, theirs))
+            for rank in range(options.ranks)
+        ]
+        for process in processes:
+            process.start()
+        theirs.close()
+        rows: list[Row] = ours.recv()
+        for process in processes:
+            process.join()
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="where a folder is made for the checkpoints, and removed")
+    parser.add_argument("--identities", type=int, default=1_000_000)
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=128, help="over all ranks")
+    parser.add_argument("--sample-rate", type=float, default=0.1)
+    parser.add_argument("--memory", choices=["device", "host", "file"], default="device")
+    parser.add_argument("--rows", help="folder of `--memory file`")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--saves", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    rows = measured(options)
+    table = Table(*(name for name in rows[0] if name != "case"), title=rows[0]["case"])
+    for row in rows:
+        table.add_row(
+            *(
+                f"{value:,.3f}" if isinstance(value, float) else f"{value:,}"
+                for name, value in row.items()
+                if name != "case"
+            )
+        )
+    Console(width=160).print(table)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
