@@ -72,8 +72,8 @@ def report(job: Job, gpu: str, memory: int | None) -> str:
         f"active in a step; batch {batch}, {batch // job.ranks} images on a rank",
         *_table("memory of a rank, MiB", job.head_memory() | job.backbone_memory()),
     ]
-    if on_host := job.host_memory():
-        lines += _table("beside it, on the host, MiB a rank", on_host)
+    on_host = job.host_memory() | job.snapshot_memory()
+    lines += _table("beside it, on the host, MiB a rank", on_host)
     lines += _table("sent by a rank in a step, MiB", job.sent_by_head() | job.sent_by_backbone())
     lines.append(f"the head's step on {gpu} at best, ms (no part can be faster; they may overlap)")
     lines += [f"  {name:34}{1000 * seconds:12,.2f}" for name, seconds in head_seconds(job, device).items()]

@@ -106,6 +106,19 @@ class Job:
             parts["steps of each row"] = self.owned * _COUNT
         return parts
 
+    def snapshot_memory(self) -> Bytes:
+        """In the host's memory, for each rank: the copy of what is written as a checkpoint. Rows that live there, or in
+        files, are not copied; the backbone is dealt out to the ranks.
+        """
+        config = self.config
+        parameters, _, _ = _traced(config.backbone, config.optim.precision, _FEWEST)
+        size = (1 + copies_of(config.optim) + bool(config.optim.ema)) * parameters // self.ranks
+        if config.head.memory == "device":
+            size += (
+                self.owned * sum(dtype.itemsize for dtype in self.stored.values()) * config.backbone.embedding
+            )
+        return {"a checkpoint being written": size}
+
     def backbone_memory(self) -> Bytes:
         """On the device of a rank."""
         config = self.config

@@ -95,7 +95,7 @@ def _between_steps(run: Run, report: Report, saving: Saving, heard: Notices) -> 
 
 
 def _end(run: Run, report: Report, saving: Saving) -> None:
-    """Whatever the steps ended for."""
+    """Whatever the steps ended for. Where the loss is lost nothing more is saved."""
     if problem := run.health.problem(run.step, run.config.train.max_skipped):
         saving.finish()
         raise Diverged(problem)

@@ -59,14 +59,12 @@ class Saving:
         noticed = noticed and step > self._saved + _AHEAD  # else it is of before the save
         self._due |= noticed or schedule.due(step, every=self._steps, last=last)
         score, best = self._scored(scores)
-        if (self._due or best) and not self._skipping():
+        if (self._due or best) and self._sound(step == last):
             self._save(seconds, score, best)
 
     def stop(self, seconds: float) -> str:
         """Save now, and return when it is on the disk: what there is to go on from, in words."""
         if self.run.step > self._saved:
-            if self._skipping():
-                return "not saved, as its newest step was skipped"
             self._save(seconds, None, best=False)
         problem = self.finish()
         return f"not saved: {problem}" if problem else "saved"
@@ -98,9 +96,14 @@ class Saving:
         if outcome is not None:
             self.tell(outcome)
 
-    def _skipping(self) -> bool:
-        """Whether the newest step was skipped: what is wrong may be in the weights. Waits for the device."""
-        return self.run.health.skipped > 0
+    def _sound(self, last: bool) -> bool:
+        """Whether there is no sign of divergence. While steps are skipped a checkpoint can wait, unless it is the last. Waits
+        for the device.
+        """
+        health, step = self.run.health, self.run.step
+        if last:
+            return health.problem(step, self.run.config.train.max_skipped) is None
+        return health.skipped == 0
 
     def _scored(self, scores: dict[str, Scores] | None) -> tuple[float | None, bool]:
         """The score that `keep_best` names, and whether it is the best so far; the same on all ranks."""

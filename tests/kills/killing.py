@@ -29,7 +29,7 @@ device: cpu
 INSIDE = {
     "a step": ("partialfc.training.loop.train_step", 1, 60),
     "a snapshot": ("partialfc.runtime.checkpoint.snapshot.Snapshot.take", 1, 6),
-    "a write": ("partialfc.runtime.checkpoint.writer.Writer._pace", 1, 20),
+    "a write": ("partialfc.runtime.checkpoint.writer.Pace.__call__", 1, 20),
     "a digest": ("partialfc.runtime.checkpoint.checkpoints.digest_of", 1, 2),
     "a load": ("partialfc.runtime.checkpoint.checkpoints.fill", 1, 60),
     "a manifest": ("partialfc.runtime.checkpoint.folder.write_manifest", 1, 6),

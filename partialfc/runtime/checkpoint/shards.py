@@ -48,7 +48,7 @@ class Rows(Protocol):
 
 
 Source = Tensor | Rows
-Pace = Callable[[int], None]  # called with the bytes that were just written; may wait
+Pace = Callable[[], None]  # called after each chunk; may wait
 
 
 def dtype_name(tensor: Source) -> str:
@@ -65,7 +65,7 @@ def write_shard(path: Path, tensors: Mapping[str, Source], pace: Pace) -> ShardF
             digest.update(chunk)
             size += len(chunk)
             file.write(chunk)
-            pace(len(chunk))
+            pace()
         file.sync()
     return ShardFile(size, digest.hexdigest())
 

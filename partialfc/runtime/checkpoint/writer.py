@@ -51,6 +51,21 @@ class _Failed(Exception):
     """A save that the system ended on some rank; says why."""
 
 
+class Pace:
+    """Called after each piece of work: leaves the processor and the disk to the steps most of the time, unless somebody
+    waits.
+    """
+
+    def __init__(self, hurry: threading.Event) -> None:
+        self._hurry, self._since = hurry, time.perf_counter()
+
+    def __call__(self) -> None:
+        taken = time.perf_counter() - self._since
+        if not self._hurry.is_set():
+            self._hurry.wait(min(1.0, taken * (1 / _SHARE - 1)))
+        self._since = time.perf_counter()
+
+
 class Writer:
     """Writes one job at a time. All ranks call the methods alike; the thread issues collectives of `ranks.saving`."""
 
@@ -112,7 +127,8 @@ class Writer:
 
         def shard() -> None:
             job.ready()
-            written.append(write_shard(self._folder.draft_of(job.step) / name, job.tensors, self._pace))
+            path = self._folder.draft_of(job.step) / name
+            written.append(write_shard(path, job.tensors, Pace(self._hurry)))
 
         self._together(shard, job)
         parts = comm.of_all_ranks((name, written[0], job.described), self._ranks.saving)
@@ -150,16 +166,6 @@ class Writer:
                 raise RuntimeError(f"step {job.step} could not be saved:\n{defect}")
             if problem is not None:
                 raise _Failed(problem)
-
-    def _pace(self, written: int) -> None:
-        """Leave the processor and the disk to the steps most of the time, unless somebody waits."""
-        now = time.perf_counter()
-        taken = now - self._chunk_began if self._chunk_began is not None else 0.0
-        if not self._hurry.is_set():
-            self._hurry.wait(min(1.0, taken * (1 / _SHARE - 1)))
-        self._chunk_began = time.perf_counter()
-
-    _chunk_began: float | None = None
 
 
 def _joined(parts: list[tuple[str, dict[str, Any]]]) -> dict[str, Stored]:
