@@ -1,6 +1,6 @@
 """Embeddings of the images of evaluation sets, by all ranks together."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -33,6 +33,18 @@ class Network(Protocol):
 Embeddings = dict[str, Tensor]  # [n, D] of each set's images, by its name
 
 
+class EvaluationStopped(Exception):
+    """An evaluation that was given up, on all ranks; `signal` is the number of what asked for it."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(f"signal {signal}")
+        self.signal = signal
+
+
+def _never() -> int:
+    return 0
+
+
 def embed_sets(
     network: Network,
     sets: Iterable[EvaluationSet],
@@ -40,17 +52,20 @@ def embed_sets(
     *,
     batch: int,
     autocast: AbstractContextManager[object],
+    stop: Callable[[], int] = _never,
 ) -> Embeddings:
     """Embeddings of length 1 of the images of each set, the same on every rank.
 
-    CollectiveInputError where an image cannot be read.
+    stop: asked after each batch; where it is not 0 on some rank, all raise EvaluationStopped. CollectiveInputError where an
+    image cannot be read.
     """
     was_training = network.training
     network.eval()
-    with torch.no_grad(), autocast:
-        found = {it.name: _embedded(network, it, ranks, batch=batch) for it in sets}
-    network.train(was_training)
-    return found
+    try:
+        with torch.no_grad(), autocast:
+            return {it.name: _embedded(network, it, ranks, batch, stop) for it in sets}
+    finally:
+        network.train(was_training)
 
 
 def mirror_sum(network: Network, pixels: Tensor) -> Tensor:
@@ -58,7 +73,9 @@ def mirror_sum(network: Network, pixels: Tensor) -> Tensor:
     return network(network_input(pixels)) + network(network_input(pixels.flip(2)))
 
 
-def _embedded(network: Network, images: EvaluationSet, ranks: Ranks, *, batch: int) -> Tensor:
+def _embedded(
+    network: Network, images: EvaluationSet, ranks: Ranks, batch: int, stop: Callable[[], int]
+) -> Tensor:
     """Unit embeddings [n, D] of all images, on every rank.
 
     The images go through in fixed blocks of `batch`, the last one padded, dealt out to the ranks in turn:
@@ -67,13 +84,15 @@ def _embedded(network: Network, images: EvaluationSet, ranks: Ranks, *, batch: i
     blocks = -(-len(images) // batch)
     turns = -(-blocks // ranks.size)
     parts = []
-    with comm.fail_on_all_ranks(ranks), ThreadPoolExecutor(2) as pool:  # decoding releases the interpreter
+    with ThreadPoolExecutor(2) as pool:  # decoding releases the interpreter
         for turn in range(turns):
             first = (turn * ranks.size + ranks.rank) * batch
-            block = _decoded(
-                images, range(first, min(first + batch, len(images))), batch, network.input_size, pool
-            )
+            indices = range(first, min(first + batch, len(images)))
+            with comm.fail_on_all_ranks(ranks):
+                block = _decoded(images, indices, batch, network.input_size, pool)
             parts.append(mirror_sum(network, block.to(ranks.device)))
+            if asked := max(comm.of_all_ranks(stop(), ranks.host)):
+                raise EvaluationStopped(asked)
     everyone = comm.gather_rows(normalize(torch.cat(parts).float()), ranks.group)
     in_turn = everyone.view(ranks.size, turns, batch, -1).transpose(0, 1)
     return in_turn.reshape(ranks.size * turns * batch, -1)[: len(images)]

@@ -20,6 +20,7 @@ class History:
 
     def __init__(self, path: Path, start: int) -> None:
         self.loss: float | None = None  # newest; None before the first
+        self.verified_step: int | None = None  # of the newest scores
         self.verification: list[
             Mapping[str, Scores]
         ] = []  # of each set, by its name: the first, and the newest
@@ -50,6 +51,7 @@ class History:
         if scores is None:
             return
         self.verification = [*self.verification[:1], scores]
+        self.verified_step = line["step"]
         for name, values in scores.items():
             _, value = headline(values)
             if name not in self.best or value > self.best[name][0]:

@@ -146,6 +146,10 @@ class Report:
                     self._board.picture(step, f"verification/{name}_of_{one.name}", picture)
         return scores
 
+    def has_scores(self, step: int) -> bool:
+        """Whether an evaluation after `step` steps stands in the metrics; on the first rank."""
+        return self._enabled and self._history.verified_step == step
+
     def saved(self, outcome: Outcome) -> None:
         """What came of a checkpoint."""
         if not self._enabled:

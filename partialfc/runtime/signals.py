@@ -27,6 +27,10 @@ class StopRequest:
         self._deferred = False
         self._over = False
 
+    def asked(self) -> int:
+        """The number of the first signal; 0: none."""
+        return self.received
+
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Around the run, in the main thread of a process that ends with it: afterwards they are ignored, so that its exit

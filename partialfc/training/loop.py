@@ -7,10 +7,12 @@ from pathlib import Path
 
 import torch
 
-from partialfc.config import Config, Duration
+from partialfc.config import Config
 from partialfc.config.provenance import Provenance
 from partialfc.data import images
 from partialfc.data.loader import Batch, Notices
+from partialfc.evaluation.sets import Scores
+from partialfc.evaluation.verify import EvaluationStopped
 from partialfc.head import HeadStep
 from partialfc.monitoring.report import Report
 from partialfc.monitoring.steps import Metrics, RunProgress
@@ -54,31 +56,40 @@ def train(config: Config, ranks: Ranks, stop: StopRequest | None = None) -> Run:
 
 
 def _train(run: Run, report: Report, saving: Saving, stop: StopRequest) -> None:
-    """The run's steps, and what lies between them."""
+    """All that there is to do of the run, unless it is stopped."""
     if run.step == 0:
-        with report.untimed():
-            report.evaluated(run.step, run.sets, run.embed_sets())
+        _evaluate(run, report, StopRequest())  # which a signal ends at once, with the run
+    with stop.deferred():
+        if _evaluation_missed(run, report):
+            _evaluate(run, report, stop)
+        if not run.stopped:
+            _steps(run, report, saving, stop)
+        _end(run, report, saving)
+
+
+def _steps(run: Run, report: Report, saving: Saving, stop: StopRequest) -> None:
+    """The run's steps, and what lies between them."""
     start = run.step
 
     def notices() -> Notices:
         return Notices(stop.received, int(saving.notice), int(report.diverged))
 
-    with stop.deferred():
-        with watching(run.ranks, schedule.seconds_of(run.config.launch.timeout)) as watchdog:
-            for batch, step, heard in _prepared(run, notices):
-                if run.step == start:
-                    _show_faces(run, report, batch)
-                watchdog.moved(run.step + 1)
-                report.step(run.step + 1, train_step(run, batch, step))
-                run.step += 1
-                run.stopped = heard.signal if run.step < run.last_step else 0
-                if heard.diverged:
-                    break
-                with report.untimed(), watchdog.paused():
-                    _between_steps(run, report, saving, heard)
-                if run.stopped:
-                    break
-        _end(run, report, saving)
+    with watching(run.ranks, schedule.seconds_of(run.config.launch.timeout)) as watchdog:
+        for batch, step, heard in _prepared(run, notices):
+            if run.step == start:
+                _show_faces(run, report, batch)
+            watchdog.moved(run.step + 1)
+            report.step(run.step + 1, train_step(run, batch, step))
+            run.step += 1
+            run.stopped = heard.signal if run.step < run.last_step else 0
+            if heard.diverged:
+                return
+            with watchdog.paused():
+                scores = _evaluate(run, report, stop) if _evaluation_due(run) else None
+                with report.untimed():
+                    saving.after_step(bool(heard.save), report.seconds, scores)
+            if run.stopped:
+                return
 
 
 def _show_faces(run: Run, report: Report, batch: Batch) -> None:
@@ -86,12 +97,20 @@ def _show_faces(run: Run, report: Report, batch: Batch) -> None:
         report.picture("faces/as_trained", images.sheet(batch.images.cpu().numpy(), 8, 8), run.step + 1)
 
 
-def _between_steps(run: Run, report: Report, saving: Saving, heard: Notices) -> None:
-    """Evaluate and save, where it is due."""
-    scores = None
-    if _due(run, run.config.evaluation.every):
-        scores = report.evaluated(run.step, run.sets, run.embed_sets())
-    saving.after_step(bool(heard.save), report.seconds, scores)
+def _evaluate(run: Run, report: Report, stop: StopRequest) -> dict[str, Scores] | None:
+    """The scores of each set, on the first rank; None where the evaluation, and with it the run, was stopped."""
+    with report.untimed():
+        try:
+            return report.evaluated(run.step, run.sets, run.embed_sets(stop.asked))
+        except EvaluationStopped as stopped:
+            run.stopped = stopped.signal
+            return None
+
+
+def _evaluation_missed(run: Run, report: Report) -> bool:
+    """Whether the run goes on after an evaluation that was due and stopped."""
+    missed = run.step > 0 and _evaluation_due(run) and not report.has_scores(run.step)
+    return comm.of_first_rank(missed, run.ranks.host)
 
 
 def _end(run: Run, report: Report, saving: Saving) -> None:
@@ -168,8 +187,9 @@ def _diagnostics_due(run: Run) -> bool:
     return done % run.config.report.histograms == 0 or done == run.last_step
 
 
-def _due(run: Run, every: Duration) -> bool:
-    return schedule.due(run.step, every=schedule.in_steps(every, run.steps_per_epoch), last=run.last_step)
+def _evaluation_due(run: Run) -> bool:
+    every = schedule.in_steps(run.config.evaluation.every, run.steps_per_epoch)
+    return schedule.due(run.step, every=every, last=run.last_step)
 
 
 def _report(run: Run, provenance: Provenance) -> Report:

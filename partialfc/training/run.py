@@ -1,5 +1,6 @@
 """Everything that a training run consists of, built from its recipe; and what of it is saved."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,12 +63,13 @@ class Run:
         """How many steps the run has."""
         return in_steps(self.config.train.length, self.steps_per_epoch)
 
-    def embed_sets(self) -> Embeddings:
-        """The embeddings of every evaluation set's images, the same on every rank."""
+    def embed_sets(self, stop: Callable[[], int]) -> Embeddings:
+        """The embeddings of every evaluation set's images, the same on every rank. stop: see `embed_sets` of evaluation."""
         self._agree()
         batch = self.config.evaluation.batch
         used = self.average.network if self.average else self.backbone
-        return embed_sets(used, self.sets, self.ranks, batch=batch, autocast=self.optimizer.autocast())
+        autocast = self.optimizer.autocast()
+        return embed_sets(used, self.sets, self.ranks, batch=batch, autocast=autocast, stop=stop)
 
     def observe(self, step: HeadStep) -> StepDiagnostics:
         """A closer look at a step between its forward and the head's update; nothing waits."""
