@@ -164,21 +164,21 @@ def test_bad_input_of_a_job_is_one_line_and_exit_code_2(cluster, folder, changes
     assert len(told) == 1 and message in told[0], told
 
 
-LONG = ["train={length: 600, batch: 12}", "report.every=20"]
+LONG = ["train={length: 200, batch: 12}", "report.every=20"]
 
 
 def long_job(cluster: dict[str, str], folder: Path, *changes: str, options: tuple[str, ...] = ()) -> Job:
     """A job that is at its steps: some ten seconds long."""
     arguments = ["--ranks", 1, folder / "recipe.yaml", *SETTINGS, *LONG, *changes]
     started = Job(cluster, folder / "log", *arguments, f"output={folder / 'output'}", options=options)
-    started.wait_for("step 40/600")
+    started.wait_for("step 40/200")
     return started
 
 
 def lives(log: str) -> list[int]:
     """At which step each life of a job ended that was stopped; and that the next went on from there."""
-    stopped = [int(step) for step in re.findall(r"stopped by SIG\w+ at step (\d+) of 600: saved", log)]
-    assert [int(step) for step in re.findall(r"going on from .*, at step (\d+) of 600", log)] == stopped
+    stopped = [int(step) for step in re.findall(r"stopped by SIG\w+ at step (\d+) of 200: saved", log)]
+    assert [int(step) for step in re.findall(r"going on from .*, at step (\d+) of 200", log)] == stopped
     return stopped
 
 
@@ -192,7 +192,7 @@ def test_a_job_near_its_time_limit_is_saved_queued_again_and_finishes(cluster, f
     assert started.wait(*ENDED) == ("COMPLETED", "0:0"), started.log
     assert len(lives(started.log)) == 1 and "stopped by SIGUSR1" in started.log
     assert "queued again, 1 of 100 times at most" in started.log and "Traceback" not in started.log
-    assert json.loads((folder / "output/summary.json").read_text())["steps"] == 600
+    assert json.loads((folder / "output/summary.json").read_text())["steps"] == 200
 
 
 @pytest.mark.slurm
