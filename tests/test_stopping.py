@@ -141,6 +141,18 @@ def test_before_the_first_step_there_is_nothing_to_save(recipe):
     assert process.returncode == 75 and err == "stopped by SIGTERM with nothing to save\n"
 
 
+def test_while_the_ranks_start_there_is_nothing_to_save(recipe):
+    """A signal that comes before a rank can listen."""
+    command = [sys.executable, "-m", "partialfc.launch", str(recipe), "--ranks", "2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while len(children(process.pid)) < 2:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 75 and err == "stopped by SIGTERM with nothing to save\n"
+
+
 def handled(pid: int) -> bytes:
     """SIGTERM where the process has a handler for it."""
     mask = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())

@@ -63,6 +63,7 @@ def run_ranks(command: list[str], machines: Machines, restarts: int) -> int:
             code = _attempt(command, machines, attempt, processes)
             if code in _FINAL or attempt == restarts:
                 break
+            processes.pids = []
             _say(f"starting all ranks again, {attempt + 1} of {restarts} times at most")
     Console().show_cursor()  # on a terminal: a rank that was killed could not end its display
     if code == EXIT_CODE and machines.nodes > 1:
@@ -90,17 +91,12 @@ def _attempt(command: list[str], machines: Machines, attempt: int, processes: "_
         max_restarts=0,
         monitor_interval=0.1,
     )
-    with (
-        tempfile.TemporaryDirectory() as folder
-    ):  # of what the agent writes for itself, which else stays behind
+    with tempfile.TemporaryDirectory() as folder:  # what the agent writes for itself would stay behind
         try:
             result = _Agent(spec, DefaultLogsSpecs(log_dir=folder), processes).run()
         finally:
             meeting.shutdown()
-    if processes.interrupted:
-        return _INTERRUPTED
-    failures = {rank: it for rank, it in result.failures.items() if it.pid not in processes.killed}
-    return _exit_code(failures) if result.is_failed() else 0
+    return processes.exit_code(result.failures) if result.is_failed() else 0
 
 
 class _Processes:
@@ -108,9 +104,9 @@ class _Processes:
 
     def __init__(self) -> None:
         self.pids: list[int] = []
-        self.killed: set[int] = set()  # by this process
-        self.interrupted = False  # by a second Ctrl-C
-        self._asked = False  # by a first one
+        self._killed: set[int] = set()  # by this process
+        self._passed_on: set[int] = set()  # signals
+        self._interrupted = False  # by a second Ctrl-C
 
     @contextmanager
     def passing_signals_on(self) -> Iterator[None]:
@@ -127,21 +123,16 @@ class _Processes:
                 signal.signal(one, signal.SIG_IGN)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        again = number == signal.SIGINT and self._asked
-        self._asked |= number == signal.SIGINT
-        self._send(number)
-        if again and not self.interrupted:
-            self.interrupted = True
+        again = number == signal.SIGINT and number in self._passed_on
+        self._passed_on.add(number)
+        _send(number, self.pids)
+        if again and not self._interrupted:
+            self._interrupted = True
             say_stopped(number, again=True)
-            threading.Timer(_PATIENCE, self._send, [signal.SIGKILL]).start()
+            threading.Timer(_PATIENCE, _send, [signal.SIGKILL, self.pids]).start()
         if not self.pids:
             say_stopped(number, again=False)
             sys.exit(STOPPED)
-
-    def _send(self, number: int) -> None:
-        for pid in self.pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
 
     def started(self, pids: list[int]) -> None:
         """Take note of ranks that run from now on."""
@@ -156,9 +147,26 @@ class _Processes:
         while any(_runs(pid) for pid in pids):
             time.sleep(0.5)
             if time.monotonic() > limit:
-                self.killed |= {pid for pid in pids if _runs(pid)}
-                self._send(signal.SIGKILL)
+                self._killed |= {pid for pid in pids if _runs(pid)}
+                _send(signal.SIGKILL, pids)
                 return
+
+    def exit_code(self, failures: Mapping[int, ProcessFailure]) -> int:
+        """That of the rank whose failure was the first; says which was killed, as that one could not."""
+        if self._interrupted:
+            return _INTERRUPTED
+        own = [it for it in failures.values() if it.pid not in self._killed]
+        for number in self._passed_on:
+            if any(it.exitcode == -number for it in own):  # it came before the rank could listen
+                say_stopped(number, again=False)
+                return STOPPED
+        killed = {rank: it for rank, it in failures.items() if it in own and it.exitcode < 0}
+        for rank, failure in killed.items():
+            memory = " (out of memory?)" if failure.exitcode == -signal.SIGKILL else ""
+            _say(f"rank {rank} on {socket.gethostname()} was killed by {failure.signal_name()}{memory}")
+        if killed:
+            return 128 - next(iter(killed.values())).exitcode  # as a shell tells it
+        return next((it.exitcode for it in own if it.exitcode != LOST), LOST)
 
 
 class _Agent(LocalElasticAgent):
@@ -174,16 +182,10 @@ class _Agent(LocalElasticAgent):
         return started
 
 
-def _exit_code(failures: Mapping[int, ProcessFailure]) -> int:
-    """That of the rank whose failure was the first; says which was killed, as that one could not."""
-    killed = {rank: it for rank, it in failures.items() if it.exitcode < 0}
-    for rank, failure in killed.items():
-        memory = " (out of memory?)" if failure.exitcode == -signal.SIGKILL else ""
-        _say(f"rank {rank} on {socket.gethostname()} was killed by {failure.signal_name()}{memory}")
-    if killed:
-        return 128 - next(iter(killed.values())).exitcode  # as a shell tells it
-    own = [it.exitcode for it in failures.values() if it.exitcode != LOST]
-    return own[0] if own else LOST
+def _send(number: int, pids: list[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def _runs(pid: int) -> bool:

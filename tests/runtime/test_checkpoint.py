@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import random
 import shutil
 import threading
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from damage import damages
 
 from partialfc.errors import InputError
 from partialfc.runtime import checkpoint, comm
@@ -106,19 +106,6 @@ def test_part_of_a_checkpoint_needs_no_process_group(alone, tmp_path):
     part = checkpoint.read_part(tmp_path / "step_00000003", "head")
     assert torch.equal(part["centers"], state_of(alone, seed=3)["head"]["centers"].to_local())
     assert part.keys() == {"centers", "counts"}
-
-
-def damages(path: Path) -> Iterator[bytes | None]:
-    """A file flipped at 40 places, cut at some, and gone."""
-    content, draw = path.read_bytes(), random.Random(0)
-    for place in draw.sample(range(len(content)), 40):
-        flipped = bytearray(content)
-        flipped[place] ^= 1 << draw.randrange(8)
-        yield bytes(flipped)
-    for size in (0, 1, len(content) // 2, len(content) - 1):
-        yield content[:size]
-    yield content + b"\0"
-    yield None
 
 
 @pytest.mark.parametrize("name", ["run.json", "rank_00000.safetensors"])
