@@ -67,20 +67,28 @@ def _settled(ranks: Ranks) -> None:
     comm.barrier(ranks.host)
 
 
-def one_copy(head: PartialFC, ranks: Ranks) -> tuple[float, int]:
-    """Seconds that it takes to copy what this rank saves to memory of the host, and its bytes."""
-    rows = [comm.row_range(it)[0] for it in head.state_dict().values()]
-    copies = [torch.zeros(it.shape, dtype=it.dtype, pin_memory=it.is_cuda) for it in rows]
-    _settled(ranks)
-    began = time.perf_counter()
-    for copy, tensor in zip(copies, rows, strict=True):
-        copy.copy_(tensor, non_blocking=True)
-    _settled(ranks)
-    return time.perf_counter() - began, sum(it.nbytes for it in rows)
+class Copy:
+    """Copies what this rank saves to memory of the host, the same each time."""
+
+    def __init__(self, head: PartialFC, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._rows = [comm.row_range(it)[0] for it in head.state_dict().values()]
+        self._copies = [torch.zeros(it.shape, dtype=it.dtype, pin_memory=it.is_cuda) for it in self._rows]
+        self.bytes = sum(it.nbytes for it in self._rows)
+
+    def timed(self) -> float:
+        """Seconds that it takes."""
+        _settled(self._ranks)
+        began = time.perf_counter()
+        for copy, tensor in zip(self._copies, self._rows, strict=True):
+            copy.copy_(tensor, non_blocking=True)
+        _settled(self._ranks)
+        return time.perf_counter() - began
 
 
-def save_and_step(steps: Steps, checkpoints: Checkpoints, ranks: Ranks) -> Row:
-    """One save, and the steps until it is on the disk; then as many without."""
+def save_and_step(steps: Steps, copy: Copy, checkpoints: Checkpoints, ranks: Ranks) -> Row:
+    """One copy, one save, and the steps until it is on the disk; then some without."""
+    copied = copy.timed()
     streamed = steps.head.freeze()
     _settled(ranks)
     began = time.perf_counter()
@@ -94,6 +102,8 @@ def save_and_step(steps: Steps, checkpoints: Checkpoints, ranks: Ranks) -> Row:
     usual = steps.median()
     cost = stalled + sum(during) - len(during) * usual
     return {
+        "bytes": copy.bytes,
+        "copy_ms": 1000 * copied,
         "stalled_ms": 1000 * stalled,
         "steps_meanwhile": len(during),
         "written_s": outcome.seconds,
@@ -119,13 +129,8 @@ def rank_main(options: argparse.Namespace, rank: int, folder: str, pipe: Connect
     for frozen in streamed.values():
         frozen.close()
     steps.median()
-    copy, size = one_copy(steps.head, ranks)
-    common = {
-        "case": f"{options.identities} identities, memory {options.memory}",
-        "bytes": size,
-        "copy_ms": 1000 * copy,
-    }
-    rows = [{**common, **save_and_step(steps, checkpoints, ranks)} for _ in range(options.saves)]
+    copy, case = Copy(steps.head, ranks), f"{options.identities} identities, memory {options.memory}"
+    rows = [{"case": case, **save_and_step(steps, copy, checkpoints, ranks)} for _ in range(options.saves)]
     if ranks.first:
         pipe.send(rows)
     dist.destroy_process_group()
