@@ -47,11 +47,13 @@ class Saving:
 
     @property
     def notice(self) -> bool:
-        """Whether this rank's clock says that a checkpoint is due; the first rank's counts."""
-        return self._seconds is not None and time.monotonic() - self._since >= self._seconds
+        """Whether the first rank's clock says that a checkpoint is due; on others never."""
+        if self._seconds is None or not self.run.ranks.first:
+            return False
+        return time.monotonic() - self._since >= self._seconds
 
     def after_step(self, noticed: bool, seconds: float, scores: dict[str, Scores] | None) -> None:
-        """Save where it is due. noticed: what the first rank's `notice` was a moment ago; scores: of an evaluation after
+        """Save where it is due. noticed: what `notice` was on the first rank, a step or two ago; scores: of an evaluation after
         this step, on the first rank; elsewhere {}, and None where there was none.
         """
         self._tell(self.checkpoints.finished())
