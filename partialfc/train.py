@@ -8,8 +8,8 @@ from pathlib import Path
 from partialfc.config import load_config
 from partialfc.runtime import comm
 from partialfc.runtime.errors import DIVERGED, STOPPED, exit_on_input_error
-from partialfc.runtime.parent import end_with_launcher, has_launcher, tidy_up_quietly
-from partialfc.runtime.signals import StopRequest
+from partialfc.runtime.process.parent import end_with_launcher, has_launcher, tidy_up_quietly
+from partialfc.runtime.process.signals import StopRequest
 from partialfc.training.divergence import Diverged
 from partialfc.training.loop import train
 

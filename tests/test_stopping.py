@@ -17,8 +17,8 @@ import torch
 from faces import write_pack, write_pairs
 
 from partialfc.runtime import comm
-from partialfc.runtime.occupancy import occupied
-from partialfc.runtime.watchdog import Entry, late_ranks
+from partialfc.runtime.process.occupancy import occupied
+from partialfc.runtime.process.watchdog import Entry, late_ranks
 
 pytestmark = pytest.mark.kills
 

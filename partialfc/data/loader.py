@@ -22,9 +22,10 @@ from partialfc.data.dataset import RecordDataset
 from partialfc.data.images import Pixels
 from partialfc.data.order import Order, RankBatches, Request
 from partialfc.errors import InputError
-from partialfc.runtime import comm, randomness, signals, usage
+from partialfc.runtime import comm, randomness, usage
 from partialfc.runtime.comm import Ranks
 from partialfc.runtime.errors import one_line
+from partialfc.runtime.process import signals
 
 _HEADER = 1 + 3  # numbers before the labels: of images replaced, and the notices
 _UNREAD = -2  # stands for the labels of a rank that could not read its images

@@ -26,9 +26,9 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous import registry as rendezvous
 
-from partialfc.runtime import parent
 from partialfc.runtime.errors import DIVERGED, EXIT_CODE, LOST, STOPPED
-from partialfc.runtime.signals import SIGNALS, say_stopped
+from partialfc.runtime.process import parent
+from partialfc.runtime.process.signals import SIGNALS, say_stopped
 
 # Seconds in which the other nodes' launchers see that their ranks ended with the same error: SLURM ends those that are
 # left when the first is gone, and then gives their exit code.

@@ -20,10 +20,10 @@ from partialfc.runtime import comm
 from partialfc.runtime.checkpoint import Checkpoints, Found
 from partialfc.runtime.comm import CollectiveInputError, Ranks
 from partialfc.runtime.files import SUMMARY, atomic_write
-from partialfc.runtime.occupancy import occupied
-from partialfc.runtime.signals import StopRequest
+from partialfc.runtime.process.occupancy import occupied
+from partialfc.runtime.process.signals import StopRequest
+from partialfc.runtime.process.watchdog import watching
 from partialfc.runtime.usage import section
-from partialfc.runtime.watchdog import watching
 from partialfc.training import schedule
 from partialfc.training.divergence import Diverged
 from partialfc.training.resuming import begun, finished

@@ -16,6 +16,7 @@ from damage import damages
 from partialfc.errors import InputError
 from partialfc.runtime import checkpoint, comm
 from partialfc.runtime.checkpoint import Checkpoints, writer
+from partialfc.runtime.checkpoint import checkpoints as checkpoints_module
 from partialfc.runtime.checkpoint.shards import write_shard
 
 CPU = torch.device("cpu")
@@ -133,6 +134,23 @@ def test_where_none_is_left_nothing_begins_afresh(alone, tmp_path):
     with pytest.raises(comm.CollectiveInputError, match=r"rank_00000\.safetensors: 0 bytes"):
         Checkpoints(tmp_path, keep=2, ranks=alone).to_resume(str(next(tmp_path.glob("step_*"))))
     assert found_in(tmp_path / "empty", alone) is None
+
+
+def test_a_file_that_cannot_be_read_is_not_taken_for_damaged(alone, tmp_path, monkeypatch):
+    """As where a server is away for a moment: nothing is renamed, and no older checkpoint taken."""
+    for step in (1, 2):
+        save(tmp_path, alone, step)
+
+    def unreadable(path: Path) -> Any:
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr(checkpoints_module, "digest_of", unreadable)
+    with pytest.raises(
+        comm.CollectiveInputError, match=r"step_00000002/rank_00000\.safetensors: Input/output error"
+    ):
+        found_in(tmp_path, alone)
+    monkeypatch.undo()
+    assert found_in(tmp_path, alone).path.name == "step_00000002"
 
 
 class Payload:

@@ -124,16 +124,20 @@ class Checkpoints:
                 _fill(tensor, name, found)
 
     def _damage(self, path: Path, manifest: Manifest) -> str | None:
-        """What is wrong with a checkpoint's files, of which every rank reads its share; None: nothing. Equal on all."""
+        """What is wrong with a checkpoint's files, of which every rank reads its share; None: nothing. Equal on all.
+
+        CollectiveInputError where one cannot be read: that may pass, and says nothing of what is in it.
+        """
         mine = list(manifest.files.items())[self._ranks.rank :: self._ranks.size]
-        found = next((it for it in (_damage_of(path / name, file) for name, file in mine) if it), None)
+        with comm.fail_on_all_ranks(self._ranks):
+            found = next((it for it in (_damage_of(path / name, file) for name, file in mine) if it), None)
         return next((it for it in comm.of_all_ranks(found, self._ranks.host) if it is not None), None)
 
 
 def _damage_of(path: Path, expected: Any) -> str | None:
     try:
         found = digest_of(path)
-    except OSError as error:
+    except FileNotFoundError as error:
         return one_line(error)
     if found == expected:
         return None
