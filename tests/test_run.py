@@ -62,8 +62,11 @@ def test_stopped_and_resumed_is_the_same_bit_for_bit(ranks, pack, tmp_path, undi
 
 def test_resumed_from_a_named_checkpoint_is_the_same_too(ranks, pack, tmp_path, undisturbed):
     named = str(undisturbed[1][2] / "checkpoints/step_00000015")
-    config = config_of(pack, tmp_path, checkpoint={"every": 15, "resume": named})
+    config = config_of(pack, tmp_path, checkpoint={"every": 4, "resume": named})
+    ranks.run(1, trained, config, 22)
     assert_same_bits(whole(ranks.run(1, trained, config)), undisturbed[1][1])
+    log = (tmp_path / "log.txt").read_text()  # the same command goes on from what it has saved since
+    assert "at step 15 of 30" in log and "at step 20 of 30" in log
 
 
 ROWS = {

@@ -44,6 +44,7 @@ class Provenance(Struct, frozen=True):
     pack: str  # fingerprint
     # what was changed when the run went on, oldest first: after how many steps, and a line on each setting
     history: list[tuple[int, list[str]]] = []
+    origin: str | None = None  # the checkpoint.resume that the run began with, where that is a path
     layout: int = _LAYOUT
 
     def about(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from partialfc.runtime.process.watchdog import watching
 from partialfc.runtime.usage import section
 from partialfc.training import schedule
 from partialfc.training.divergence import Diverged
-from partialfc.training.resuming import begun, finished
+from partialfc.training.resuming import begun, finished, to_resume
 from partialfc.training.run import Run
 from partialfc.training.saving import Saving
 
@@ -40,7 +40,7 @@ def train(config: Config, ranks: Ranks, stop: StopRequest | None = None) -> Run:
     output = Path(config.output)
     with occupied(output, ranks):
         checkpoints = Checkpoints(output / "checkpoints", keep=config.checkpoint.keep, ranks=ranks)
-        found = checkpoints.to_resume(config.checkpoint.resume)
+        found = to_resume(checkpoints, config.checkpoint.resume)
         run, provenance = begun(config, ranks, checkpoints, found)
         if found is not None and finished(output, run):
             if ranks.first:

@@ -1,5 +1,6 @@
 """A run that begins, or goes on from a checkpoint: built from its recipe, held against what the checkpoint was made with."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -10,10 +11,22 @@ from partialfc.data.fingerprint import fingerprint
 from partialfc.data.order import check_world_size
 from partialfc.errors import InputError
 from partialfc.runtime import comm
-from partialfc.runtime.checkpoint import Checkpoints, Found
+from partialfc.runtime.checkpoint import WORDS, Checkpoints, Found
 from partialfc.runtime.comm import Ranks
 from partialfc.runtime.files import SUMMARY
 from partialfc.training.run import Run, build_run
+
+
+def to_resume(checkpoints: Checkpoints, resume: str) -> Found | None:
+    """The checkpoint that a recipe's `checkpoint.resume` means: a path where the run begins, but where it has saved since,
+    the newest of its own, as the same command goes on. CollectiveInputError as of Checkpoints.to_resume.
+    """
+    if resume not in WORDS:
+        with suppress(comm.CollectiveInputError):  # of no use then, and not wanted
+            own = checkpoints.to_resume("auto")
+            if own is not None and own.manifest.about.get("origin") == resume:
+                return own
+    return checkpoints.to_resume(resume)
 
 
 def begun(
@@ -30,7 +43,9 @@ def begun(
         run = build_run(config, ranks)
         pack = fingerprint(Path(config.data.path)) if ranks.first else ""
     pack = comm.of_first_rank(pack, ranks.host)
-    now = Provenance(config, run.head.num_classes, run.order.num_samples, pack)
+    resume = config.checkpoint.resume
+    origin = resume if resume not in WORDS else (before.origin if before else None)
+    now = Provenance(config, run.head.num_classes, run.order.num_samples, pack, origin=origin)
     if found is None or before is None:
         return run, now
     with comm.fail_on_all_ranks(ranks):

@@ -2,10 +2,20 @@
 loadable at any number of ranks. Nothing in them is executed: safetensors, and a JSON file with all digests.
 """
 
-from partialfc.runtime.checkpoint.checkpoints import Checkpoints, Found, read_part
+from partialfc.runtime.checkpoint.checkpoints import WORDS, Checkpoints, Found, read_part
 from partialfc.runtime.checkpoint.folder import newest
 from partialfc.runtime.checkpoint.manifest import Manifest, read_manifest
 from partialfc.runtime.checkpoint.snapshot import State
 from partialfc.runtime.checkpoint.writer import Outcome
 
-__all__ = ["Checkpoints", "Found", "Manifest", "Outcome", "State", "newest", "read_manifest", "read_part"]
+__all__ = [
+    "WORDS",
+    "Checkpoints",
+    "Found",
+    "Manifest",
+    "Outcome",
+    "State",
+    "newest",
+    "read_manifest",
+    "read_part",
+]

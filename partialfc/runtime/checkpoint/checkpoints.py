@@ -18,6 +18,8 @@ from partialfc.runtime.checkpoint.writer import Job, Outcome, Writer
 from partialfc.runtime.comm import Ranks
 from partialfc.runtime.errors import one_line
 
+WORDS = ("auto", "never")  # of `resume`; anything else is a path
+
 
 @dataclass(frozen=True)
 class Found:
@@ -88,7 +90,7 @@ class Checkpoints:
         auto is the newest save that verifies; damaged ones that are newer are renamed. CollectiveInputError where there
         are checkpoints but none verifies, where the path is none, and where `never` would mix two runs in one folder.
         """
-        if resume not in ("auto", "never"):
+        if resume not in WORDS:
             with comm.fail_on_all_ranks(self._ranks):
                 manifest = read_manifest(Path(resume))
             found = Found(Path(resume), manifest, [])
