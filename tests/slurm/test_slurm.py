@@ -183,6 +183,7 @@ def lives(log: str) -> list[int]:
 
 
 @pytest.mark.slurm
+@pytest.mark.kills
 def test_a_job_near_its_time_limit_is_saved_queued_again_and_finishes(cluster, folder):
     """--signal=B:USR1@120 of launch.sh is this signal, to the batch script alone."""
     started = long_job(cluster, folder)
@@ -196,6 +197,7 @@ def test_a_job_near_its_time_limit_is_saved_queued_again_and_finishes(cluster, f
 
 
 @pytest.mark.slurm
+@pytest.mark.kills
 def test_a_job_that_is_preempted_goes_on_afterwards(cluster, folder):
     started = long_job(cluster, folder)
     urgent = subprocess.run(
@@ -210,6 +212,7 @@ def test_a_job_that_is_preempted_goes_on_afterwards(cluster, folder):
 
 
 @pytest.mark.slurm
+@pytest.mark.kills
 def test_a_cancelled_job_is_saved_and_not_queued_again(cluster, folder):
     started = long_job(cluster, folder)
     started.signal()
@@ -219,6 +222,7 @@ def test_a_cancelled_job_is_saved_and_not_queued_again(cluster, folder):
 
 
 @pytest.mark.slurm
+@pytest.mark.kills
 def test_a_job_is_queued_again_as_often_as_the_recipe_says(cluster, folder):
     started = long_job(cluster, folder, "launch.requeues=0")
     started.signal("--batch", "--signal=USR1")
@@ -227,6 +231,7 @@ def test_a_job_is_queued_again_as_often_as_the_recipe_says(cluster, folder):
 
 
 @pytest.mark.slurm
+@pytest.mark.kills
 def test_a_job_that_loses_a_nodes_ranks_ends_and_names_them(cluster, folder):
     started = long_job(cluster, folder)
     victims = [pid for pid in ranks_of(folder / "output") if b"\0SLURMD_NODENAME=n2\0" in environment_of(pid)]

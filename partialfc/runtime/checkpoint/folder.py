@@ -57,6 +57,7 @@ class CheckpointFolder:
     def begin(self, step: int) -> None:
         """Make the folder to write into; what a killed process left of others goes."""
         self._folder.mkdir(parents=True, exist_ok=True)
+        sync_file(self._folder.parent)
         for left in self._folder.glob(".step_*.draft"):
             shutil.rmtree(left)
         self.draft_of(step).mkdir()
