@@ -64,7 +64,12 @@ def started(recipe: Path, *arguments: object, lines: int = 3) -> Iterator[Runnin
     command = [sys.executable, "-m", "partialfc.launch", str(recipe), *map(str, arguments)]
     environment = os.environ | {"TMPDIR": str(temporary)}
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=listen,
     ) as process:
         try:
             for line in process.stdout:
@@ -74,6 +79,35 @@ def started(recipe: Path, *arguments: object, lines: int = 3) -> Iterator[Runnin
             yield Running(process, temporary)
         finally:
             process.kill()
+
+
+def listen() -> None:
+    """Signals that these tests are run without, as in the background of a shell, or under nohup, are heard."""
+    for one in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(one, signal.SIG_DFL)
+
+
+def test_what_is_ignored_stays_ignored(recipe):
+    """As under nohup."""
+    command = [
+        "nohup",
+        sys.executable,
+        "-m",
+        "partialfc.launch",
+        str(recipe),
+        "--ranks",
+        "1",
+        "train.length=150",
+    ]
+    output = recipe.parent / "nohup"
+    with subprocess.Popen(
+        [*command, f"output={output}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        for line in process.stdout:
+            if line.startswith("step 5/"):
+                process.send_signal(signal.SIGHUP)
+        process.wait(60)
+    assert process.returncode == 0 and (output / "summary.json").exists()
 
 
 def children(pid: int) -> list[int]:
