@@ -20,11 +20,8 @@ from partialfc.runtime.errors import STOPPED
 from partialfc.runtime.files import SUMMARY
 
 _ENDED_BY_SLURM = 60  # seconds in which it ends a batch script that has queued its job again
-_WARNINGS = (
-    signal.SIGUSR1,
-    signal.SIGINT,
-    signal.SIGHUP,
-)  # that SLURM, or somebody, sends to the batch script alone
+# Signals that SLURM, or somebody, sends to the batch script alone.
+_WARNINGS = (signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,9 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if code == 0 and not (Path(config.output) / SUMMARY).exists():
         _say("a launcher was killed before the run had ended")  # srun says 0 then
         code = 1
-    if (
-        code == STOPPED and _shown("job", job, "JobState") == "RUNNING"
-    ):  # nobody cancelled it, or queued it again
+    nobody_else = _shown("job", job, "JobState") == "RUNNING"  # has cancelled it, or queued it again
+    if code == STOPPED and nobody_else:
         _queue_again(job, restarts, config.launch.requeues)
     sys.exit(code)
 

@@ -177,8 +177,17 @@ def _explained(message: str, tree: Any, kind: Any) -> str:
     if allowed := sorted(_choices(inspect.type_info(kind), keys)):
         nearest = _suggestion(difflib.get_close_matches(str(found), allowed, 1))
         return f"{path}: {_shown(found)}, wanted one of {', '.join(allowed)}{nearest}"
+    if wanted := description(_at(inspect.type_info(kind), keys)):
+        return f"{path}: {_shown(found)}, wanted {wanted}"
     problem = problem[0].lower() + problem[1:].replace("`", "")
     return f"{path or 'recipe'}: {problem}; found {_shown(found)}"
+
+
+def description(kind: inspect.Type) -> str | None:
+    """What is wanted of a value of this type, where its Meta says so in words."""
+    options = kind.types if isinstance(kind, inspect.UnionType) else (kind,)
+    schemas = [it.extra_json_schema for it in options if isinstance(it, inspect.Metadata)]
+    return next((str(it["description"]) for it in schemas if it and "description" in it), None)
 
 
 def _unknown(keys: list[str], name: str, tree: Any, kind: inspect.Type) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from partialfc.config import load_config
 from partialfc.runtime import comm
-from partialfc.runtime.errors import DIVERGED, STOPPED, exit_on_input_error
+from partialfc.runtime.errors import DIVERGED, STOPPED, exit_on_defect, exit_on_input_error
 from partialfc.runtime.process.parent import end_with_launcher, has_launcher, tidy_up_quietly
 from partialfc.runtime.process.signals import StopRequest
 from partialfc.training.divergence import Diverged
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     end_with_launcher()
     tidy_up_quietly()
     stop = StopRequest(speaks=not has_launcher())
-    with stop.listening(), exit_on_input_error():
+    with stop.listening(), exit_on_defect(), exit_on_input_error():
         config = load_config(options.recipe, options.overrides)
         with comm.join(config.device) as ranks:
             try:

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 import torch
 from faces import write_pack, write_pairs
+from running import children, command_of
 
 from partialfc import launch
 from partialfc.config import Config
@@ -115,14 +116,6 @@ def test_a_killed_data_worker_ends_all_ranks_with_the_reason(recipe):
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
 
 
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def command_of(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-
-
 def test_a_defect_of_ours_is_a_traceback_and_exit_code_1(recipe):
     (recipe.parent / "sitecustomize.py").write_text(
         "import partialfc.training.run; partialfc.training.run.build_backbone = None"
@@ -204,3 +197,45 @@ def test_cuda_without_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(InputError, match="1 ranks on cuda, but torch sees 0 GPUs"):
         launch.num_ranks(config_of(16, device="cuda"), None, 1)
+
+
+LEFT_ALONE = """
+import os
+import sys
+import time
+from pathlib import Path
+if "partialfc.train" in " ".join(sys.orig_argv):
+    import partialfc.runtime.checkpoint.writer as writer
+    import partialfc.training.loop as loop
+    raised = Path(__file__).with_name("raised")
+
+    class Slow:
+        def __del__(self, sleep=time.sleep):
+            sleep(4)
+
+    def step(run, *arguments, right=loop.train_step):
+        if run.step == 5 and run.ranks.first:
+            raised.touch()
+            raise ZeroDivisionError("ours")
+        return right(run, *arguments)
+
+    def shard(*arguments):
+        while not raised.exists():
+            time.sleep(0.1)
+        time.sleep(2)
+        os._exit(4)
+
+    loop.train_step = step
+    if os.environ["RANK"] == "0":
+        sys.slow = Slow()  # Python's end takes some seconds
+    else:
+        writer.write_shard = shard
+"""
+
+
+def test_a_defect_while_a_thread_is_inside_a_collective_keeps_its_exit_code(recipe):
+    """The first rank's writer waits for the other's, which ends meanwhile: Python's own end would be an abort."""
+    (recipe.parent / "sitecustomize.py").write_text(LEFT_ALONE)
+    done = launched(recipe, "checkpoint.every=3", "train.length=100", path=recipe.parent)
+    assert "ZeroDivisionError: ours" in done.stderr and "terminate called" not in done.stderr, done.stderr
+    assert done.returncode == 1, done.stderr

@@ -1,23 +1,12 @@
 """A run equals a run: stopped and resumed, killed, in lower precision; and what is refused."""
 
 import json
-import os
-import shutil
-import signal
-from multiprocessing import get_context
 from pathlib import Path
-from unittest import mock
 
 import cv2
-import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-from faces import write_pack
 from runs import (
-    CLASSES,
-    IMAGES,
-    SIZE,
     assert_refused,
     assert_same_bits,
     config_of,
@@ -30,21 +19,8 @@ from waiting import NoWaiting
 
 from partialfc.config import Config
 from partialfc.runtime import comm
-from partialfc.runtime.checkpoint import Manifest, folder, read_manifest
-from partialfc.runtime.checkpoint.folder import CheckpointFolder
 from partialfc.training import loop
 from partialfc.training.run import Run, build_run
-
-
-@pytest.fixture(scope="session")
-def undisturbed(ranks, pack, tmp_path_factory):
-    """A run of 30 steps at two world sizes: its loss curve, its final state, its folder."""
-    runs = {}
-    for world_size in (1, 3):
-        config = config_of(pack, tmp_path_factory.mktemp("undisturbed"), checkpoint={"every": 15})
-        state = whole(ranks.run(world_size, trained, config, None, True))
-        runs[world_size] = curve(Path(config.output)), state, Path(config.output)
-    return runs
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
@@ -148,146 +124,6 @@ def test_verification_does_not_depend_on_the_world_size(ranks, pack, tmp_path):
     for world_size, output in zip((1, 3), outputs, strict=True):
         ranks.run(world_size, trained, config_of(pack, output), 0)
     assert verification_of(outputs[0], 0) == verification_of(outputs[1], 0)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            {"train": {"batch": 48}},
-            "train.batch 24 -> 48; wanted the same, another `output`, or checkpoint.ch",
-        ),
-        ({"backbone": {"width": 8}}, "made with other settings: backbone.width 4 -> 8"),
-        ({"optim": {"name": "adamw"}}, "optim.name sgd -> adamw; .*optim.betas .none. -> "),
-        ({"margin": {"margin": 0.5}}, "other settings: margin.margin 0.3 -> 0.5; wanted"),
-        ({"optim": {"lr": 0.1, "precision": "bf16"}}, "optim.lr 0.02 -> 0.1; optim.precision fp32 -> bf16; "),
-        ({"head": {"centers": "bfloat16"}}, "head.centers float32 -> bfloat16; wanted"),
-        ({"train": {"length": 20}}, "train.length 30 -> 20"),
-        (
-            {"train": {"length": 20}, "checkpoint": {"changes": "allow"}},
-            "20 steps, but .* has taken 30; wanted",
-        ),
-        ({"train": {"micro_batch": 4}}, "train.micro_batch 8 -> 4"),
-        (
-            {"head": {"centers": "bfloat16"}, "checkpoint": {"changes": "allow"}},
-            "centers is F32 .* makes it BF16",
-        ),
-        (
-            {"backbone": {"width": 8}, "checkpoint": {"changes": "allow"}},
-            "conv1.weight is F32 .4, 3, 3, 3., the recipe makes it F32 .8, ",
-        ),
-        ({"checkpoint": {"resume": "never"}}, "never, but .*step_00000030 is there; name another `output`"),
-        (
-            {"checkpoint": {"resume": "nowhere"}},
-            "nowhere: no checkpoint; wanted a folder step_. with run.json",
-        ),
-    ],
-)
-def test_a_checkpoint_of_another_run_is_refused(ranks, pack, undisturbed, change, message):
-    assert_refused(ranks, 3, config_of(pack, undisturbed[3][2], **change), message)
-
-
-def test_a_change_that_is_allowed_is_written_down(ranks, pack, tmp_path, undisturbed):
-    shutil.copytree(undisturbed[1][2], tmp_path, symlinks=True, dirs_exist_ok=True)
-    sections = {"train": {"length": 34}, "optim": {"lr": 0.01}, "report": {"every": 2}}
-    changed = config_of(pack, tmp_path, checkpoint={"changes": "allow"}, **sections)
-    ranks.run(1, trained, changed)
-    told = ["train.length 30 -> 34", "optim.lr 0.02 -> 0.01"]
-    text = (tmp_path / "recipe.yaml").read_text()
-    assert [line for line in text.splitlines() if line.startswith("#")] == [
-        f"# changed after step 30: {one}" for one in told
-    ]
-    assert all(f"changed: {one}" in (tmp_path / "log.txt").read_text() for one in told)
-    manifest = read_manifest(tmp_path / "checkpoints/latest")
-    assert manifest.step == 34 and manifest.about["history"] == [[30, told]]
-    assert manifest.about["config"]["optim"]["lr"] == 0.01
-
-
-def test_another_pack_of_the_same_size_is_noticed(ranks, pack, tmp_path):
-    write_pack(tmp_path / "pack", CLASSES, IMAGES, SIZE)
-    config = config_of(tmp_path / "pack", tmp_path / "run", train={"length": 2})
-    ranks.run(1, trained, config)
-    write_pack(tmp_path / "pack", CLASSES, IMAGES, SIZE, first=1000)
-    assert_refused(ranks, 1, config, "made with other settings: the pack's fingerprint .* -> ")
-
-
-def test_what_is_normalised_together_stays_at_another_world_size(ranks, pack, tmp_path):
-    """Without train.micro_batch it is a rank's share when the run begins: 8 of 24 at three ranks."""
-    expected, config = (
-        config_of(pack, tmp_path / name, checkpoint={"every": 8}) for name in ("three", "run")
-    )
-    ranks.run(3, trained, expected)
-    ranks.run(3, trained, config, 10)
-    ranks.run(1, trained, config)
-    np.testing.assert_allclose(curve(tmp_path / "run"), curve(tmp_path / "three"), rtol=5e-3)
-    assert "micro_batch: 8" in (tmp_path / "run/recipe.yaml").read_text()
-
-
-def test_a_checkpoint_of_an_earlier_version_is_refused(ranks, pack, tmp_path):
-    folder = tmp_path / "checkpoints/step_00000030"
-    folder.mkdir(parents=True)
-    (folder / "run.json").write_text('{"step": 30, "seconds": 1.5, "layout": 2}')
-    message = "step_00000030/run.json: of an earlier version, which wrote no digests; no checkpoint is left"
-    assert_refused(ranks, 2, config_of(pack, tmp_path), message)
-
-
-def test_the_newest_checkpoint_that_is_whole_is_taken(ranks, pack, tmp_path, undisturbed):
-    """What is damaged is told, renamed, and neither counted nor removed; the end is that of the undisturbed run."""
-    shutil.copytree(undisturbed[1][2], tmp_path, symlinks=True, dirs_exist_ok=True)
-    shard = next((tmp_path / "checkpoints/step_00000030").glob("*.safetensors"))
-    content = bytearray(shard.read_bytes())
-    content[len(content) // 2] ^= 1
-    shard.write_bytes(content)
-    state = whole(ranks.run(1, trained, config_of(pack, tmp_path, checkpoint={"every": 15})))
-    losses, expected, _ = undisturbed[1]
-    assert_same_bits(state, expected)
-    assert curve(tmp_path) == losses
-    names = sorted(path.name.partition(".damaged")[0] for path in (tmp_path / "checkpoints").iterdir())
-    assert names == ["latest", "step_00000015", "step_00000030", "step_00000030"]
-    log = (tmp_path / "log.txt").read_text()
-    assert f"not taken: {shard}: damaged" in log and "at step 15 of 30" in log
-
-
-def test_a_process_killed_while_it_removes_an_old_checkpoint_leaves_no_half_of_one(ranks, pack, tmp_path):
-    config = config_of(pack, tmp_path, checkpoint={"every": 1, "keep": 1}, train={"length": 3})
-    ranks.run(1, trained_without_removing, config, 2)
-    left = {path.name for path in (tmp_path / "checkpoints").iterdir()}
-    assert {"latest", "step_00000002", ".step_00000001.removed.draft"} <= left
-    ranks.run(1, trained, config)
-    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"latest", "step_00000003"}
-
-
-def trained_without_removing(config: Config, stop: int) -> None:
-    """As if killed where the removal would begin."""
-    with mock.patch.object(folder.shutil, "rmtree"):
-        trained(config, stop)
-
-
-def save_and_be_killed(config: Config, folder: str) -> None:
-    """Ends by a signal within its second save, when all is written but nothing is in place."""
-    publish = CheckpointFolder.publish
-
-    def killed_the_second_time(self: CheckpointFolder, manifest: Manifest, *, best: bool) -> None:
-        if manifest.step == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-        publish(self, manifest, best=best)
-
-    with mock.patch.object(CheckpointFolder, "publish", killed_the_second_time):
-        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
-        trained(config)
-
-
-def test_a_process_killed_while_it_saves_leaves_the_checkpoint_before(ranks, pack, tmp_path):
-    config = config_of(pack, tmp_path / "run", checkpoint={"every": 1}, train={"length": 4})
-    process = get_context("spawn").Process(target=save_and_be_killed, args=(config, str(tmp_path)))
-    process.start()
-    process.join(60)
-    assert process.exitcode == -signal.SIGKILL
-    folder = tmp_path / "run/checkpoints"
-    assert {path.name for path in folder.iterdir()} == {"latest", "step_00000001", ".step_00000002.draft"}
-    ranks.run(1, trained, config)
-    assert len(curve(tmp_path / "run")) == 4 and "at step 1 of 4" in (tmp_path / "run/log.txt").read_text()
-    assert {path.name for path in folder.iterdir()} == {"latest", "step_00000003", "step_00000004"}
 
 
 def test_a_world_size_that_does_not_divide_the_batch_is_refused(ranks, pack, tmp_path):

@@ -62,6 +62,7 @@ from partialfc.config.types import (
     Interval,
     Natural,
     Seed,
+    SetScore,
     Settings,
     Time,
 )
@@ -223,8 +224,7 @@ class EvaluationConfig(Settings, frozen=True):
 class CheckpointConfig(Settings, frozen=True):
     every: Interval = "15 minutes"  # 0: only at the end, and when the run is stopped
     keep: Count = 2  # the newest
-    # SET/score, such as lfw/accuracy: the checkpoint of the best evaluation stays, too
-    keep_best: Annotated[str, Meta(pattern="^[^/]+/[^/]+$")] | None = None
+    keep_best: SetScore | None = None  # lfw/accuracy: the checkpoint of the best evaluation stays, too
     resume: str = "auto"  # auto: from the newest under `output`; never; or the path of a checkpoint
     # whether a run goes on where its settings, or its pack, are not those it was made with
     changes: Literal["refuse", "allow"] = "refuse"

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import msgspec
 from msgspec import Meta, Struct
 
+from partialfc import recipe
 from partialfc.errors import InputError
 
 IGNORE = -1  # the label of an image that counts for nothing: padding, or of unknown identity
@@ -21,10 +22,32 @@ Chance = Annotated[float, Meta(ge=0, le=1)]
 Scale = Annotated[float, Meta(gt=0, le=300)]  # exp(-2 * 300) still is a double
 Angle = Annotated[float, Meta(ge=0, le=3.14)]  # radians
 Seed = Annotated[int, Meta(ge=0, lt=1 << 62)]
-Duration = Natural | Annotated[str, Meta(pattern=r"^\d+(\.\d+)? epochs?$")]  # steps, or "26 epochs"
-Time = Annotated[str, Meta(pattern=r"^\d+(\.\d+)? (second|minute|hour)s?$")]
-# steps, "26 epochs", or "15 minutes" by the first rank's clock
-Interval = Natural | Annotated[str, Meta(pattern=r"^\d+(\.\d+)? (epoch|second|minute|hour)s?$")]
+Duration = (
+    Natural
+    | Annotated[
+        str,
+        Meta(pattern=r"^\d+(\.\d+)? epochs?$", description="a number of steps, or text such as 26 epochs"),
+    ]
+)
+Time = Annotated[
+    str,
+    Meta(
+        pattern=r"^(?!0+(\.0+)? )\d+(\.\d+)? (second|minute|hour)s?$",
+        description="a time above 0, such as 15 minutes",
+    ),
+]
+# as a Duration, or a Time by the first rank's clock
+Interval = (
+    Natural
+    | Annotated[
+        str,
+        Meta(
+            pattern=r"^(?!0+(\.0+)? )\d+(\.\d+)? (epoch|second|minute|hour)s?$",
+            description="a number of steps, or text such as 26 epochs or 15 minutes",
+        ),
+    ]
+)
+SetScore = Annotated[str, Meta(pattern="^[^/]+/[^/]+$", description="SET/score, such as lfw/accuracy")]
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -56,5 +79,7 @@ def _kinds(settings: type[Settings]) -> list[tuple[str, Any]]:
 def _problem(kind: Any, error: msgspec.ValidationError) -> str:
     if get_origin(kind) is Literal:
         return f"wanted one of {', '.join(map(str, get_args(kind)))}"
+    if wanted := recipe.description(msgspec.inspect.type_info(kind)):
+        return f"wanted {wanted}"
     problem = str(error).replace("`", "")
     return problem[0].lower() + problem[1:]

@@ -27,7 +27,6 @@ from partialfc.runtime.comm import Ranks
 from partialfc.runtime.errors import one_line
 from partialfc.runtime.process import signals
 
-_HEADER = 1 + 3  # numbers before the labels: of images replaced, and the notices
 _UNREAD = -2  # stands for the labels of a rank that could not read its images
 _PREFETCHED = 2  # parts that a worker makes ahead
 # Parts of a worker that are alive at once: those it makes ahead, the one that is handed over, and one to be safe.
@@ -43,6 +42,9 @@ class Notices(NamedTuple):
     signal: int = 0  # that asks the run to end
     save: int = 0  # 1: a checkpoint is due
     diverged: int = 0  # 1: the loss is lost
+
+
+_HEADER = len(Notices._fields) + 1  # numbers before the labels: the notices, and how many images are replaced
 
 
 @dataclass(frozen=True)

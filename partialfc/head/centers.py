@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from partialfc.config import AnyRule, HeadConfig
+from partialfc.config import AnyRule, HeadConfig, SgdRule
 from partialfc.head.active import ActiveClasses
 from partialfc.head.active_rows import CENTERS, ActiveRows, Storage
 from partialfc.head.rows import memory, rounding
@@ -32,6 +32,15 @@ def draw_initial(centers: Tensor, seed: int, owned: range) -> None:
         begin, end = max(owned.start, block * _BLOCK), min(owned.stop, (block + 1) * _BLOCK)
         part = torch.from_numpy(drawn[begin - block * _BLOCK : end - block * _BLOCK])
         centers[begin - owned.start : end - owned.start] = part
+
+
+def rule_of(config: HeadConfig, optim: AnyRule | None) -> AnyRule:
+    """How the centres step. ValueError where that is said twice, or does not go with the settings."""
+    if optim is not None and config.optim is not None:
+        raise ValueError("optim and config.optim: found both; wanted one of them")
+    rule = optim or config.optim or SgdRule()
+    config.check_with(rule)
+    return rule
 
 
 def types_of(config: HeadConfig, moments: tuple[str, ...], computed: torch.dtype) -> dict[str, torch.dtype]:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn.functional import normalize
 
-from partialfc.config import AnyMargin, AnyRule, HeadConfig, SgdRule
+from partialfc.config import AnyMargin, AnyRule, HeadConfig
 from partialfc.head.active import Selection, described
-from partialfc.head.centers import Centers
+from partialfc.head.centers import Centers, rule_of
 from partialfc.head.losses import loss_of
 from partialfc.head.matmul import Matmul
 from partialfc.head.rows.frozen import FrozenRows
@@ -73,7 +73,7 @@ class PartialFC(nn.Module):
             class_range(num_classes, rank, self._world_size),
             embedding_size,
             config,
-            _rule_of(config, optim),
+            rule_of(config, optim),
             seed=seed,
             device=torch.empty(0, device=device).device,  # with its index, which other threads need
             dtype=dtype,
@@ -189,8 +189,8 @@ class PartialFC(nn.Module):
         return Observation(target, nearest, flight.rows.classes.drawn_margins, everyones)
 
     def freeze(self) -> dict[str, FrozenRows]:
-        """Those tensors of `state_dict()`, by name, that live in the host's memory or in files, as they are now: to be
-        saved while steps go on, without a copy of all. Each is to be closed. Empty with `memory: device`.
+        """The tensors of `state_dict()` that live in host memory or files, as they are now: see FrozenRows; none with
+        `memory: device`. Each is to be closed.
         """
         return self.centers.freeze()
 
@@ -296,12 +296,3 @@ def _check_arguments(num_classes: int, embedding_size: int, backbone_gradients: 
             f"found {num_classes} classes, embedding_size {embedding_size}, backbone_gradients "
             f"{backbone_gradients!r}; wanted numbers above 0, and 'sum' or 'mean'"
         )
-
-
-def _rule_of(config: HeadConfig, optim: AnyRule | None) -> AnyRule:
-    """How the centres step. ValueError where that is said twice, or does not go with the settings."""
-    if optim is not None and config.optim is not None:
-        raise ValueError("optim and config.optim: found both; wanted one of them")
-    rule = optim or config.optim or SgdRule()
-    config.check_with(rule)
-    return rule

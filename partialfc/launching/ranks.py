@@ -28,7 +28,7 @@ from torch.distributed.elastic.rendezvous import registry as rendezvous
 
 from partialfc.runtime.errors import DIVERGED, EXIT_CODE, LOST, STOPPED
 from partialfc.runtime.process import parent
-from partialfc.runtime.process.signals import SIGNALS, say_stopped
+from partialfc.runtime.process.signals import heard_by, say_stopped
 
 # Seconds in which the other nodes' launchers see that their ranks ended with the same error: SLURM ends those that are
 # left when the first is gone, and then gives their exit code.
@@ -111,16 +111,10 @@ class _Processes:
     @contextmanager
     def passing_signals_on(self) -> Iterator[None]:
         """Within the block a signal goes to every rank, and a second Ctrl-C ends those that do not end by themselves; after
-        it signals are ignored. What is ignored before, as nohup ignores SIGHUP, stays so.
+        it signals are ignored.
         """
-        heard = [one for one in SIGNALS if signal.getsignal(one) != signal.SIG_IGN]
-        for one in heard:
-            signal.signal(one, self._receive)
-        try:
+        with heard_by(self._receive):
             yield
-        finally:
-            for one in heard:
-                signal.signal(one, signal.SIG_IGN)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         again = number == signal.SIGINT and number in self._passed_on

@@ -1,8 +1,10 @@
 """How a program ends: the exit codes; and on bad input, with one line."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from partialfc.errors import InputError
 
@@ -22,6 +24,25 @@ def exit_on_input_error() -> Iterator[None]:
     except (InputError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
         sys.exit(EXIT_CODE)
+
+
+@contextmanager
+def exit_on_defect() -> Iterator[None]:
+    """End the program on a defect of ours, with its traceback and exit code 1, as Python would, but at once."""
+    try:
+        yield
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        end_at_once(1)
+
+
+def end_at_once(code: int) -> NoReturn:
+    """End the process without waiting for its threads. Python's own end aborts it, exit code 134, where a thread comes
+    back from a collective meanwhile. Helper processes end by themselves when they see that this one has.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def one_line(error: Exception) -> str:

@@ -82,7 +82,7 @@ def _steps(run: Run, report: Report, saving: Saving, stop: StopRequest) -> None:
             report.step(run.step + 1, train_step(run, batch, step))
             run.step += 1
             run.stopped = heard.signal if run.step < run.last_step else 0
-            if heard.diverged:
+            if heard.diverged and _problem(run):  # else a step was taken since
                 return
             with watchdog.paused():
                 scores = _evaluate(run, report, stop) if _evaluation_due(run) else None
@@ -115,7 +115,7 @@ def _evaluation_missed(run: Run, report: Report) -> bool:
 
 def _end(run: Run, report: Report, saving: Saving) -> None:
     """Whatever the steps ended for. Where the loss is lost nothing more is saved."""
-    if problem := run.health.problem(run.step, run.config.train.max_skipped):
+    if problem := _problem(run):
         saving.finish()
         raise Diverged(problem)
     if run.stopped:
@@ -179,6 +179,11 @@ def train_step(run: Run, batch: Batch, step: HeadStep) -> Metrics:
         replaced=batch.replaced,
         diagnostics=diagnostics,
     )
+
+
+def _problem(run: Run) -> str | None:
+    """What is wrong with the run, if it is to end for it; waits for the device. Equal on all ranks."""
+    return run.health.problem(run.step, run.config.train.max_skipped)
 
 
 def _diagnostics_due(run: Run) -> bool:

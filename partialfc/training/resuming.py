@@ -1,6 +1,5 @@
 """A run that begins, or goes on from a checkpoint: built from its recipe, held against what the checkpoint was made with."""
 
-from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -21,11 +20,8 @@ def to_resume(checkpoints: Checkpoints, resume: str) -> Found | None:
     """The checkpoint that a recipe's `checkpoint.resume` means: a path where the run begins, but where it has saved since,
     the newest of its own, as the same command goes on. CollectiveInputError as of Checkpoints.to_resume.
     """
-    if resume not in WORDS:
-        with suppress(comm.CollectiveInputError):  # of no use then, and not wanted
-            own = checkpoints.to_resume("auto")
-            if own is not None and own.manifest.about.get("origin") == resume:
-                return own
+    if resume not in WORDS and checkpoints.newest_about().get("origin") == resume:
+        resume = "auto"
     return checkpoints.to_resume(resume)
 
 

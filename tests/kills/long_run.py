@@ -9,10 +9,11 @@ import tempfile
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1])]
-from kills.killing import Killing  # noqa: E402
 
 
 def main() -> None:
+    from kills.killing import Killing
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -4,13 +4,14 @@ import os
 import pickle
 import shutil
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
-import torch.distributed as dist
+import xxhash
+from checkpoints import CPU, assert_equal, found_in, names_in, save, state_of, zeros_like
 from damage import damages
 
 from partialfc.errors import InputError
@@ -18,60 +19,6 @@ from partialfc.runtime import checkpoint, comm
 from partialfc.runtime.checkpoint import Checkpoints, writer
 from partialfc.runtime.checkpoint import checkpoints as checkpoints_module
 from partialfc.runtime.checkpoint.shards import write_shard
-
-CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory) -> Iterator[comm.Ranks]:
-    """One rank, this process."""
-    store = tmp_path_factory.mktemp("store") / "store"
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-    yield comm.ranks_of(CPU)
-    dist.destroy_process_group()
-
-
-def state_of(ranks: comm.Ranks, rows: int = 7, seed: int = 0) -> dict[str, Any]:
-    """Tensors of every kind that a run has: split by rows, replicated, scalars, of several types."""
-    generator = torch.Generator().manual_seed(seed)
-    whole = torch.randn(rows, 3, generator=generator)
-    share = -(-rows // ranks.size)
-    mine = whole[ranks.rank * share : (ranks.rank + 1) * share].clone()
-    return {
-        "head": {
-            "centers": comm.sharded(mine, rows, ranks.group),
-            "counts": comm.sharded(mine[:, 0].mul(100).to(torch.int32), rows, ranks.group),
-        },
-        "weight": torch.randn(4, 2, 3, 3, generator=generator).to(memory_format=torch.channels_last),
-        "half": torch.randn(5, generator=generator).bfloat16(),
-        "steps": torch.tensor(seed),
-        "none": torch.empty(0, 3),
-    }
-
-
-def zeros_like(state: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: zeros_like(it) if isinstance(it, dict) else torch.zeros_like(it) for name, it in state.items()
-    }
-
-
-def assert_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    for name, value in expected.items():
-        if isinstance(value, dict):
-            assert_equal(found[name], value)
-        else:
-            assert torch.equal(comm.row_range(found[name])[0], comm.row_range(value)[0]), name
-
-
-def save(folder: Path, ranks: comm.Ranks, step: int, keep: int = 2, **kwargs: Any) -> None:
-    checkpoints = Checkpoints(folder, keep=keep, ranks=ranks)
-    checkpoints.save(step, state_of(ranks, seed=step), {"seed": step}, seconds=1.0, **kwargs)
-    outcome = checkpoints.wait()
-    assert outcome is not None and outcome.problem is None, outcome
-
-
-def found_in(folder: Path, ranks: comm.Ranks) -> checkpoint.Found | None:
-    return Checkpoints(folder, keep=2, ranks=ranks).to_resume("auto")
 
 
 def saved_and_loaded(folder: Path, loads: bool) -> int:
@@ -150,7 +97,22 @@ def test_a_file_that_cannot_be_read_is_not_taken_for_damaged(alone, tmp_path, mo
     ):
         found_in(tmp_path, alone)
     monkeypatch.undo()
+    monkeypatch.setattr(Path, "read_bytes", unreadable)
+    with pytest.raises(comm.CollectiveInputError, match=r"step_00000001/run\.json: Input/output error"):
+        found_in(tmp_path, alone)
+    monkeypatch.undo()
     assert found_in(tmp_path, alone).path.name == "step_00000002"
+
+
+def test_facts_of_another_version_are_named(alone, tmp_path):
+    """Whose digest is right."""
+    save(tmp_path, alone, 1)
+    folder = tmp_path / "step_00000001"
+    content = msgspec.json.format(msgspec.json.encode({"number": 1, "step": "one"}), indent=1)
+    sealed = {"format": 3, "digest": xxhash.xxh3_128_hexdigest(content), "content": msgspec.Raw(content)}
+    (folder / "run.json").write_bytes(msgspec.json.encode(sealed))
+    with pytest.raises(InputError, match=r"run\.json: of another version: .*step"):
+        checkpoint.read_part(folder, "head")
 
 
 class Payload:
@@ -176,52 +138,6 @@ def test_nothing_in_a_checkpoint_runs(alone, tmp_path, monkeypatch):
                 checkpoint.read_part(folder, "head")
             (folder / name).write_bytes(before)
     assert not (tmp_path / "ran").exists()
-
-
-def names_in(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
-
-
-def test_a_clock_that_is_set_back_removes_nothing_new(alone, tmp_path):
-    for step in range(1, 5):
-        save(tmp_path, alone, step)
-        for path in tmp_path.glob("step_*/run.json"):
-            os.utime(path, (1e9 - step, 1e9 - step))
-    assert names_in(tmp_path) == {"latest", "step_00000003", "step_00000004"}
-
-
-def test_a_run_that_went_back_keeps_what_it_saves(alone, tmp_path):
-    """The steps of its newer checkpoints are smaller than those of what it left."""
-    for step in (10, 20, 5, 6):
-        save(tmp_path, alone, step)
-    assert names_in(tmp_path) == {"latest", "step_00000005", "step_00000006"}
-    assert found_in(tmp_path, alone).path.name == "step_00000006"
-    save(tmp_path, alone, 5)
-    assert found_in(tmp_path, alone).manifest.about == {"seed": 5}
-
-
-def test_the_best_stays(alone, tmp_path):
-    save(tmp_path, alone, 1, score=0.9, best=True)
-    for step in (2, 3, 4):
-        save(tmp_path, alone, step, keep=1)
-    assert names_in(tmp_path) == {"best", "latest", "step_00000001", "step_00000004"}
-    assert (tmp_path / "best").resolve().name == "step_00000001"
-    assert Checkpoints(tmp_path, keep=1, ranks=alone).best_score() == 0.9
-    save(tmp_path, alone, 5, keep=1, score=0.95, best=True)
-    assert names_in(tmp_path) == {"best", "latest", "step_00000005"}
-
-
-def test_what_is_no_checkpoint_is_left_alone(alone, tmp_path):
-    (tmp_path / "step_99").mkdir()
-    (tmp_path / "step_of_mine").mkdir()
-    for step in (1, 2, 3):
-        save(tmp_path, alone, step)
-    assert names_in(tmp_path) == {"latest", "step_00000002", "step_00000003", "step_99", "step_of_mine"}
-    found = found_in(tmp_path, alone)
-    assert found.path.name == "step_00000003"
-    assert found.problems == [
-        f"{tmp_path}/step_99: no checkpoint; wanted a folder step_* with run.json in it, or a run's"
-    ]
 
 
 def fails_on_one(folder: Path, error: Exception) -> tuple[str | None, str | None]:

@@ -61,6 +61,14 @@ def test_a_skipped_step_puts_off_the_checkpoint(ranks, pack, tmp_path):
     assert saved(tmp_path) == {4, 10, 12, 16, 20, 24, 28, 30}
 
 
+def test_a_run_whose_steps_are_taken_again_goes_on(ranks, pack, tmp_path):
+    """So many are skipped that the first rank gives notice; before it is heard, a step is taken."""
+    sections = {"train": {"length": 30, "max_skipped": 3}, "checkpoint": {"every": 0}}
+    ranks.run(2, skipping, config_of(pack, tmp_path, **sections), {8, 9, 10})
+    assert saved(tmp_path) == {30}
+    assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 30
+
+
 def skipping(config: Config, skipped: set[int]) -> None:
     """A run that takes these steps for skipped ones."""
     counted = Health.update

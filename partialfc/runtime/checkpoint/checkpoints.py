@@ -84,6 +84,13 @@ class Checkpoints:
                 score = read_manifest(best).score
         return comm.of_first_rank(score, self._ranks.host)
 
+    def newest_about(self) -> dict[str, Any]:
+        """What the newest save says of its run, the files of tensors unverified; empty where there is none. Equal on all
+        ranks.
+        """
+        there, _ = self._scanned()
+        return next(iter(there.values())).about if there else {}
+
     def to_resume(self, resume: str) -> Found | None:
         """The checkpoint that `auto`, `never` or a path means; None: start afresh.
 
@@ -96,9 +103,7 @@ class Checkpoints:
             found = Found(Path(resume), manifest, [])
             comm.raise_first(self._damage(found.path, manifest), self._ranks)
             return found
-        there, problems = comm.of_first_rank(
-            scan(self._path) if self._ranks.first else ({}, []), self._ranks.host
-        )
+        there, problems = self._scanned()
         if resume == "never":
             if there:
                 raise comm.CollectiveInputError(
@@ -124,6 +129,14 @@ class Checkpoints:
         with comm.fail_on_all_ranks(self._ranks):
             for name, tensor in flattened(state).items():
                 _fill(tensor, name, found)
+
+    def _scanned(self) -> tuple[dict[Path, Manifest], list[str]]:
+        """What the first rank sees."""
+        seen: tuple[dict[Path, Manifest], list[str]] = ({}, [])
+        with comm.fail_on_all_ranks(self._ranks):
+            if self._ranks.first:
+                seen = scan(self._path)
+        return comm.of_first_rank(seen, self._ranks.host)
 
     def _damage(self, path: Path, manifest: Manifest) -> str | None:
         """What is wrong with a checkpoint's files, of which every rank reads its share; None: nothing. Equal on all.

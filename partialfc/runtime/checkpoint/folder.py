@@ -1,7 +1,7 @@
 """A run's folder of checkpoints: which are there, how one comes in, and which go. For one process at a time.
 
 A checkpoint is the folder `step_00001000`: written under another name, synced, renamed. `latest` links to the newest,
-`best` to the one with the best score. A name that ends in `.damaged` is what did not verify; nobody touches it again.
+`best` to the one with the best score. `step_*.damaged.*` is what did not verify; nobody touches it again.
 """
 
 import os
@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from partialfc.errors import InputError
-from partialfc.runtime.checkpoint.manifest import Manifest, read_manifest, write_manifest
+from partialfc.runtime.checkpoint.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from partialfc.runtime.files import sync_file
 
 LATEST, BEST = "latest", "best"
@@ -18,13 +18,15 @@ _NAME = re.compile(r"step_\d+")
 
 
 def scan(folder: Path) -> tuple[dict[Path, Manifest], list[str]]:
-    """The checkpoints whose run.json is whole, newest save first; and a line on each of the others."""
+    """The checkpoints whose run.json is whole, newest save first; and a line on each of the others. OSError where one
+    cannot be read.
+    """
     found, problems = {}, []
     for path in sorted(folder.glob("step_*")):
         if _NAME.fullmatch(path.name):
             try:
                 found[path] = read_manifest(path)
-            except (InputError, OSError) as error:
+            except InputError as error:
                 problems.append(str(error))
     by_age = sorted(found, key=lambda path: found[path].number, reverse=True)
     return {path: found[path] for path in by_age}, problems
@@ -71,9 +73,10 @@ class CheckpointFolder:
         draft, path = self.draft_of(manifest.step), self.path_of(manifest.step)
         write_manifest(draft, manifest)
         sync_file(draft)
-        if path.exists():  # a run that went back saves a step again
-            self._remove(path)
+        replaced = self._make_way(path)
         draft.replace(path)
+        if replaced is not None:
+            shutil.rmtree(replaced)
         for name in [LATEST, BEST] if best else [LATEST]:
             self._link(name, path)
         sync_file(self._folder)
@@ -84,8 +87,19 @@ class CheckpointFolder:
         shutil.rmtree(self.draft_of(step), ignore_errors=True)
 
     def set_aside(self, path: Path) -> None:
-        """Rename a checkpoint that is damaged, so that it neither counts nor is removed."""
+        """Rename what is damaged, or no checkpoint, so that it neither counts nor is removed."""
         path.replace(path.with_name(f"{path.name}.damaged.{path.stat().st_mtime_ns}"))
+
+    def _make_way(self, path: Path) -> Path | None:
+        """Where a run that went back saves a step again: the draft that its old checkpoint has become. What is no checkpoint
+        is set aside.
+        """
+        if not path.exists():
+            return None
+        if not (path / MANIFEST).exists():
+            self.set_aside(path)
+            return None
+        return self._withdrawn(path)
 
     def _link(self, name: str, path: Path) -> None:
         link = self._folder / f".{name}"
@@ -102,6 +116,7 @@ class CheckpointFolder:
 
     def _remove(self, path: Path) -> None:
         """At once, as far as others see: a process killed meanwhile leaves a draft, not half a checkpoint."""
-        aside = self._folder / f".{path.name}.removed.draft"
-        path.replace(aside)
-        shutil.rmtree(aside)
+        shutil.rmtree(self._withdrawn(path))
+
+    def _withdrawn(self, path: Path) -> Path:
+        return path.replace(self._folder / f".{path.name}.removed.draft")

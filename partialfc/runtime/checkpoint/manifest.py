@@ -57,11 +57,13 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """A checkpoint's run.json. InputError where there is none, and where it is not what was written."""
+    """A checkpoint's run.json. InputError where there is none, and where it is not what was written; OSError where it
+    cannot be read.
+    """
     path = folder / MANIFEST
     try:
         written = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(
             f"{folder}: no checkpoint; wanted a folder step_* with {MANIFEST} in it, or a run's"
         ) from None
@@ -75,4 +77,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise InputError(f"{path}: format {sealed.format}, wanted {_FORMAT}, as it was written")
     if xxhash.xxh3_128_hexdigest(bytes(sealed.content)) != sealed.digest:
         raise InputError(f"{path}: not what was written")
-    return msgspec.json.decode(sealed.content, type=Manifest)
+    try:
+        return msgspec.json.decode(sealed.content, type=Manifest)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{path}: of another version: {error}") from None

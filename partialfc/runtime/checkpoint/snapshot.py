@@ -42,8 +42,8 @@ class Snapshot:
     ) -> tuple[dict[str, Source], dict[str, Any]]:
         """Start to copy this rank's part of the state; `wait` returns when it is there. What is in `streamed` is not copied.
 
-        Returns the copies, and what is streamed; and of the whole state, equal on all ranks but for the pieces: type, shape, and the rows that
-        this rank has.
+        Returns the copies, and what is streamed, by name; and for every name of the whole state its type, its shape, and
+        which rows of it are among them: the first, and the one after the last; None where none are.
         """
         copies: dict[str, Source] = {}
         described: dict[str, dict[str, Any]] = {}

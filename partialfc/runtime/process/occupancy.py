@@ -46,6 +46,11 @@ def _lock(folder: Path, token: str) -> int:
         raise InputError(
             f"{folder}: {holder or 'another run'} is at work there; wanted another `output`, or to wait for its end"
         ) from None
+    except OSError as error:  # of a file system without locks
+        os.close(descriptor)
+        raise InputError(
+            f"{folder}: {error.strerror}; wanted a folder in which files can be locked"
+        ) from None
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n{token}\n".encode(), 0)
     os.fsync(descriptor)

@@ -1,15 +1,29 @@
 """The signals that ask a run to end: noted, so that it ends between two steps, with nothing lost."""
 
-import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from partialfc.runtime.errors import STOPPED
+from partialfc.runtime.errors import STOPPED, end_at_once
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
+
+@contextmanager
+def heard_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Around what ends the process: SIGNALS go to the handler. Afterwards they are ignored, so that the exit code stays
+    what it is. A signal that is ignored before, as nohup ignores SIGHUP, stays so.
+    """
+    heard = [one for one in SIGNALS if signal.getsignal(one) != signal.SIG_IGN]
+    for one in heard:
+        signal.signal(one, handler)
+    try:
+        yield
+    finally:
+        for one in heard:
+            signal.signal(one, signal.SIG_IGN)
 
 
 class StopRequest:
@@ -33,17 +47,9 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Around the run, in the main thread of a process that ends with it: afterwards they are ignored, so that its exit
-        code stays what it is. A signal that is ignored before, as nohup ignores SIGHUP, stays so.
-        """
-        heard = [one for one in SIGNALS if signal.getsignal(one) != signal.SIG_IGN]
-        for one in heard:
-            signal.signal(one, self._receive)
-        try:
+        """Around the run, in the main thread of a process that ends with it; see heard_by."""
+        with heard_by(self._receive):
             yield
-        finally:
-            for one in heard:
-                signal.signal(one, signal.SIG_IGN)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -63,8 +69,8 @@ class StopRequest:
             return
         if self._speaks:
             say_stopped(number, again=again)
-        if again:  # at once, whatever is under way; helpers end when they see that this process has
-            os._exit(128 + number)
+        if again:
+            end_at_once(128 + number)
         sys.exit(STOPPED)
 
 

@@ -5,7 +5,6 @@ nothing takes so long.
 """
 
 import json
-import os
 import socket
 import sys
 import threading
@@ -17,7 +16,7 @@ from typing import NoReturn
 
 from partialfc.runtime import comm, usage
 from partialfc.runtime.comm import Ranks, Store
-from partialfc.runtime.errors import LOST
+from partialfc.runtime.errors import LOST, end_at_once
 
 _OFTEN = 5.0  # seconds between two entries, or a quarter of the limit
 _LATER = 2.0  # seconds after which those that say nothing end, too
@@ -103,7 +102,7 @@ class Watchdog:
                 print(f"error: rank {rank} {text}", file=sys.stderr, flush=True)
         else:
             time.sleep(_LATER)
-        os._exit(LOST)  # the thread of the steps may never come back
+        end_at_once(LOST)  # the thread of the steps may never come back
 
 
 @contextmanager

@@ -1,0 +1,81 @@
+"""A run that loses a process, or one of whose ranks stands still."""
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+from running import recipe_in, started
+
+from partialfc.runtime.process.watchdog import Entry, late_ranks
+
+pytestmark = pytest.mark.kills
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    """Its run goes on from one test to the next."""
+    return recipe_in(tmp_path_factory.mktemp("run"))
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_rank_is_named_and_ends_all(recipe, victim):
+    with started(recipe, "--ranks", 2) as running:
+        os.kill(running.ranks[victim], signal.SIGKILL)
+        code, _, err = running.ended(30)
+    assert code == 128 + signal.SIGKILL
+    named = rf"rank {victim} on \S+ was killed by SIGKILL \(out of memory\?\)\n"
+    assert re.fullmatch(rf"(error: a rank was lost, and with it the run\n)?{named}", err), err
+
+
+def test_ranks_end_with_their_launcher(recipe):
+    with started(recipe, "--ranks", 2) as running:
+        running.process.kill()
+        code, _, err = running.ended(30)
+    assert code == -signal.SIGKILL and not err
+    assert len(running.ranks) == 2 and not any(Path(f"/proc/{pid}").exists() for pid in running.ranks)
+
+
+def test_all_ranks_are_started_again_where_one_dies(recipe):
+    """From the last checkpoint; not after a signal that asks for the end."""
+    with started(recipe, "--ranks", 2, "launch.restarts=1", "checkpoint.every=5") as running:
+        os.kill(running.ranks[1], signal.SIGKILL)
+        going_on = 0
+        for line in running.process.stdout:
+            going_on += line.startswith("going on from")
+            if going_on and line.startswith("step "):
+                break
+        running.process.send_signal(signal.SIGTERM)
+        code, out, err = running.ended()
+    assert code == 75 and out[-1].startswith("stopped by SIGTERM") and going_on == 1
+    assert "starting all ranks again, 1 of 1 times at most\n" in err
+
+
+def test_a_rank_that_stands_still_is_named_and_ends_all(recipe):
+    with started(recipe, "--ranks", 2, "launch.timeout=2 seconds") as running:
+        os.kill(running.ranks[1], signal.SIGSTOP)
+        code, _, err = running.ended(60)
+    assert code == 4
+    assert re.fullmatch(
+        r"error: rank 1 on \S+ has not moved since step \d+, in .*; its process does not run\n", err
+    )
+    assert not any(Path(f"/proc/{pid}").exists() for pid in running.ranks)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "late"),
+    [
+        # the third process was stopped: it writes no more
+        ([(1, 5, "head"), (1, 5, "data, communication"), (1, 5, "head, communication")],
+         [(4, 5, "head, communication"), (4, 5, "data, communication"), (1, 5, "head, communication")], {2}),
+        # the second reads its images, for which the others wait
+        ([(1, 5, "data, communication"), (1, 4, "data"), (1, 5, "data, communication")],
+         [(4, 5, "data, communication"), (4, 4, "data"), (4, 5, "data, communication")], {1}),
+        # all wait for each other in the same step
+        ([(1, 5, "head, communication")] * 2, [(4, 5, "head, communication")] * 2, {0, 1}),
+    ],
+)  # fmt: skip
+def test_who_is_late(before, now, late):
+    entries = [{rank: Entry(*it, "n1") for rank, it in enumerate(written)} for written in (before, now)]
+    assert late_ranks(*entries).keys() == late
