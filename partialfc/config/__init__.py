@@ -182,7 +182,8 @@ class HeadConfig(Settings, frozen=True):
     memory: Literal["device", "host", "file"] = "device"  # where the rows live
     folder: str | None = None  # of `memory: file`, on a fast local disk; holds nothing after the run
     logits_budget: Natural = 4096  # MiB a rank; logits that do not fit are computed twice
-    products: Literal["float32", "bfloat16"] = "float32"  # bfloat16: of the factors; sums stay in float32
+    # factors of the products; their sums are in float32. auto: tf32 on a GPU; half: float16 and bfloat16
+    products: Literal["auto", "float32", "tf32", "half"] = "auto"
     optim: AnyRule | None = None  # of the class centres; unset: the rule and rate of the top level's optim
 
     def __post_init__(self) -> None:

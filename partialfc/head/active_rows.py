@@ -4,11 +4,14 @@ Legend: S active rows, c of them in a chunk, N targets, D embedding width.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from partialfc.head.active import ActiveClasses
+from partialfc.head.chunk import unit_rows, where_finite
+from partialfc.head.products import Products
 from partialfc.head.rows import rounding
 from partialfc.head.rows.optimizers import RowOptimizer, RowUpdate
 from partialfc.head.scratch import ScratchMemory
@@ -25,7 +28,15 @@ class Storage:
     dtype: torch.dtype  # that is computed in
     counts: Tensor  # [n] int32 steps that each row has taken; empty where the optimizer does not count
     rounding_columns: dict[str, Tensor]  # [D] int32, of each tensor that is stored in bfloat16
+    products: Products
     scratch: ScratchMemory
+
+
+class UnitRows(NamedTuple):
+    """Centres [c, D] of a chunk at length 1, as factors; both the same tensor where the types are."""
+
+    for_logits: Tensor
+    for_sums: Tensor  # that are weighted with exponentials
 
 
 class ActiveRows:
@@ -47,15 +58,27 @@ class ActiveRows:
         self._storage = storage
         stored = tensors[CENTERS].dtype == storage.dtype
         # Whether what read_chunk gives may be written to.
-        self.read_copies = index is not None or factors is not None or not stored
+        self._read_copies = index is not None or factors is not None or not stored
         self.num_active = len(tensors[CENTERS] if index is None else index)  # S
 
     def read_chunk(self, chunk: slice) -> Tensor:
-        """Centres [c, D] of a chunk, until the next call; to be read only unless `read_copies`."""
+        """Centres [c, D] of a chunk, until the next call; to be read only."""
         weight = self._load(CENTERS, chunk)
         if self._factors is None:
             return weight
         return self._caught_up(weight, self._moments(chunk), chunk)[0]
+
+    def unit_chunk(self, chunk: slice, *, inverse_: Tensor) -> UnitRows:
+        """Centres [c, D] of a chunk at length 1, until the next call; `inverse_` [c, 1] is filled with 1 / their lengths."""
+        weight, products, rows = self.read_chunk(chunk), self._storage.products, chunk.stop - chunk.start
+        memory = weight if self._read_copies else self._scratch("unit", rows, weight.dtype)
+        unit = unit_rows(weight, out=memory, inverse_=inverse_)
+        return UnitRows(
+            *(self._as_factor(unit, kind) for kind in (products.of_logits, products.of_exponentials))
+        )
+
+    def _as_factor(self, unit: Tensor, kind: torch.dtype) -> Tensor:
+        return unit if unit.dtype == kind else self._scratch(f"unit {kind}", len(unit), kind).copy_(unit)
 
     def gather_targets(self, slots: Tensor) -> Tensor:
         """Centres [N, D] that stand at `slots`, a copy."""
@@ -72,9 +95,10 @@ class ActiveRows:
     def update_chunk(self, chunk: slice, d_unit: Tensor, inverse: Tensor, lr: Tensor, finite: Tensor) -> None:
         """Take one optimizer step of a chunk, or none where `finite` is false.
 
-        d_unit [c, D]: the loss's gradient by the centres at length 1, finite, and overwritten; inverse [c, 1]:
-        1 / their lengths; lr: a scalar, 0 where `finite` is false.
+        d_unit [c, D]: the loss's gradient by the centres at length 1, anything where `finite` is false, and overwritten;
+        inverse [c, 1]: 1 / their lengths; lr: a scalar, 0 where `finite` is false.
         """
+        where_finite(d_unit, finite)
         weight, moments = self._load(CENTERS, chunk), self._moments(chunk)
         if self._factors is not None:
             weight, moments = self._caught_up(weight, moments, chunk)

@@ -12,6 +12,7 @@ from torch import Tensor
 from partialfc.config import AnyRule, HeadConfig, SgdRule
 from partialfc.head.active import ActiveClasses
 from partialfc.head.active_rows import CENTERS, ActiveRows, Storage
+from partialfc.head.products import Products
 from partialfc.head.rows import memory, rounding
 from partialfc.head.rows.catch_up import CatchUp
 from partialfc.head.rows.frozen import FrozenRows
@@ -66,7 +67,8 @@ class Centers:
         *,
         seed: int,
         device: torch.device,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype,
+        products: Products,
     ) -> None:
         self.owned, self.width, self.device, self.dtype = owned, width, device, dtype
         self._optimizer = row_optimizer(optim, moments=config.moments != "none")
@@ -81,6 +83,7 @@ class Centers:
             dtype=dtype,
             counts=torch.zeros(len(owned) if self._optimizer.counts else 0, dtype=torch.int32, device=device),
             rounding_columns={name: rounding.column_noise(name, width).to(device) for name in rounded},
+            products=products,
             scratch=ScratchMemory(device),
         )
         self._catch_up: CatchUp | None = None

@@ -1,4 +1,5 @@
-"""What is computed of one chunk of classes: tensors in, tensors out, no state. A kernel may replace each of these.
+"""What is computed of one chunk of classes: tensors in, tensors out, no state. Kernels stand behind some of these, see
+`kernels/`; these are the reference, and decide what is right.
 
 Legend: c rows of the chunk, B images in the global batch, N' of them of the chunk's classes, D width, s the scale.
 `out` and what ends in an underscore is memory that is written; nothing else is.
@@ -7,7 +8,7 @@ Legend: c rows of the chunk, B images in the global batch, N' of them of the chu
 import torch
 from torch import Tensor
 
-from partialfc.head.matmul import Matmul
+from partialfc.head.products import Products
 
 Places = tuple[Tensor, Tensor]  # [N'] rows and [N'] images: where a chunk's targets stand in [c, B]
 
@@ -19,23 +20,11 @@ def unit_rows(weight: Tensor, *, out: Tensor, inverse_: Tensor) -> Tensor:
     return torch.mul(weight, inverse_, out=out)
 
 
-def logits(
-    unit: Tensor,
-    scaled_embeddings: Tensor,
-    *,
-    largest: float | None,
-    correction: Tensor | None,
-    matmul: Matmul,
-    out: Tensor,
-) -> Tensor:
-    """s cos t [c, B], those of the targets too; -inf where above `largest`; plus `correction` [c].
-
-    unit: rows [c, D] at length 1; scaled_embeddings: [B, D] at length s.
-    """
-    matmul.into(out, unit, scaled_embeddings.T)
+def negatives(logits_: Tensor, largest: float | None, correction: Tensor | None) -> Tensor:
+    """`logits_` [c, B] as those of negatives: -inf where above `largest`; plus `correction` [c]."""
     if largest is not None:
-        out.masked_fill_(out > largest, -torch.inf)
-    return out if correction is None else out.add_(correction[:, None])
+        logits_.masked_fill_(logits_ > largest, -torch.inf)
+    return logits_ if correction is None else logits_.add_(correction[:, None])
 
 
 def without_targets(values_: Tensor, places: Places, instead: Tensor) -> Tensor:
@@ -48,17 +37,29 @@ def without_targets(values_: Tensor, places: Places, instead: Tensor) -> Tensor:
     return values_
 
 
-def exponentials(logits_: Tensor, shift: Tensor | None, places: Places, zero: Tensor) -> Tensor:
-    """exp(z - shift) [c, B], 0 at the targets, in the logits' memory; shift [B] or None."""
+def exponentials(
+    logits_: Tensor,
+    places: Places,
+    *,
+    shift: Tensor | None,
+    largest: float | None,
+    correction: Tensor | None,
+    total_: Tensor | None,
+    out: Tensor,
+) -> None:
+    """`out` [c, B] = exp(z - shift), 0 at the targets, with z the `negatives` of `logits_`; `total_`, [B] double, gets
+    their sums added, before they are rounded to the type of `out`.
+
+    shift: [B], or None: 0; out: may be `logits_`.
+    """
+    negatives(logits_, largest, correction)
     if shift is not None:
         logits_.sub_(shift)
-    return without_targets(logits_.exp_(), places, zero)
-
-
-def accumulate(total_: Tensor, weighted_: Tensor, kept: Tensor, unit: Tensor, matmul: Matmul) -> None:
-    """Add a chunk's exponentials `kept` [c, B] to their sum `total_`, [B] double, and kept w to `weighted_`, [B, D]."""
-    total_ += kept.sum(dim=0)
-    matmul.added_to(weighted_, kept.T, unit)
+    without_targets(logits_.exp_(), places, logits_.new_zeros(()))
+    if total_ is not None:
+        total_ += logits_.sum(dim=0)
+    if out is not logits_:
+        out.copy_(logits_)
 
 
 def row_gradients(
@@ -67,25 +68,24 @@ def row_gradients(
     target_slots: Tensor,
     target_pulls: Tensor,
     *,
-    finite_bits: Tensor,
-    matmul: Matmul,
+    products: Products,
     out: Tensor,
 ) -> Tensor:
-    """The loss's gradient [c, D] by the rows at length 1; 0 in a step that is skipped.
+    """The loss's gradient [c, D] by the rows at length 1; anything in a step that is skipped.
 
     kept: exponentials [c, B], 0 at the targets; pulls [B, D]: each embedding times what turns its exponentials into the
     loss's derivatives by the cosines; target_pulls [N', D]: the same of the targets, for the rows `target_slots` [N'].
-    finite_bits: from bits_of.
     """
-    matmul.into(out, kept, pulls)
+    products.into(out, kept, pulls)
     if len(target_slots):
         # accumulate: several images may be of one class; in a fixed order on a GPU, too, unlike index_add_
         out.index_put_((target_slots,), target_pulls, accumulate=True)
-    # What a skipped step leaves may be nan, which times 0 stays nan; and where() takes seven times as long on a CPU.
-    out.view(finite_bits.dtype).bitwise_and_(finite_bits)
     return out
 
 
-def bits_of(finite: Tensor, dtype: torch.dtype) -> Tensor:
-    """An integer scalar as wide as `dtype`, all ones where the bool scalar `finite` is true, else 0."""
-    return -finite.to(torch.int64 if dtype == torch.float64 else torch.int32)
+def where_finite(values_: Tensor, finite: Tensor) -> Tensor:
+    """`values_` where the bool scalar `finite` is true, else 0."""
+    bits = -finite.to(torch.int64 if values_.dtype == torch.float64 else torch.int32)
+    # What a skipped step leaves may be nan, which times 0 stays nan; and where() takes seven times as long on a CPU.
+    values_.view(bits.dtype).bitwise_and_(bits)
+    return values_

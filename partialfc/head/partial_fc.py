@@ -18,7 +18,7 @@ from partialfc.config import AnyMargin, AnyRule, HeadConfig
 from partialfc.head.active import Selection, described
 from partialfc.head.centers import Centers, rule_of
 from partialfc.head.losses import loss_of
-from partialfc.head.matmul import Matmul
+from partialfc.head.products import Products
 from partialfc.head.rows.frozen import FrozenRows
 from partialfc.head.saved import Saved
 from partialfc.head.shard import class_range
@@ -69,14 +69,17 @@ class PartialFC(nn.Module):
         _check_arguments(num_classes, embedding_size, backbone_gradients)
         rank, self._world_size = comm.place_in(self.group)
         self._gradient_factor = self._world_size if backbone_gradients == "mean" else 1
+        device = torch.empty(0, device=device).device  # with its index, which other threads need
+        self._products = Products(config.products, device, dtype)
         self.centers = Centers(
             class_range(num_classes, rank, self._world_size),
             embedding_size,
             config,
             rule_of(config, optim),
             seed=seed,
-            device=torch.empty(0, device=device).device,  # with its index, which other threads need
+            device=device,
             dtype=dtype,
+            products=self._products,
         )
         self._loss = loss_of(margin)
         self._loss.state = {name: it.to(self.centers.device, dtype) for name, it in self._loss.state.items()}
@@ -211,7 +214,7 @@ class PartialFC(nn.Module):
             width=self.embedding_size,
             interclass_threshold=self.config.interclass_threshold,
             logits_budget=self.config.logits_budget << 20,
-            matmul=Matmul(bf16_inputs=self.config.products == "bfloat16"),
+            products=self._products,
             group=self.group,
             device=self.centers.device,
             dtype=self.centers.dtype,

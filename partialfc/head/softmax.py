@@ -16,18 +16,10 @@ import torch
 from torch import Tensor
 
 from partialfc.head.active import ActiveClasses
-from partialfc.head.active_rows import ActiveRows
-from partialfc.head.chunk import (
-    accumulate,
-    bits_of,
-    exponentials,
-    logits,
-    row_gradients,
-    unit_rows,
-    without_targets,
-)
+from partialfc.head.active_rows import ActiveRows, UnitRows
+from partialfc.head.chunk import Places, exponentials, negatives, row_gradients, without_targets
 from partialfc.head.losses import Batch, Loss, State
-from partialfc.head.matmul import Matmul
+from partialfc.head.products import Products
 from partialfc.head.scratch import ScratchMemory
 from partialfc.runtime import comm
 from partialfc.runtime.comm import Group
@@ -46,7 +38,7 @@ class Softmax:
     """
 
     embeddings: Tensor  # [B, D], at length 1
-    scaled: Tensor  # [B, D], at length s
+    scaled: Tensor  # [B, D], at length s, as a factor of logits
     shift: Tensor | None  # [B] taken off the logits before exp; None: 0
     factor: Tensor  # [B]
     targets: Tensor  # [N]
@@ -65,18 +57,18 @@ class ShardedSoftmax:
         width: int,
         interclass_threshold: float,
         logits_budget: int,  # bytes
-        matmul: Matmul,
+        products: Products,
         group: Group,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
         self._loss, self._width, self._group = loss, width, group
         self._budget = logits_budget
-        self._matmul, self._device, self._dtype = matmul, device, dtype
+        self._products, self._device, self._dtype = products, device, dtype
         # The largest logit of a negative that is not left out; None: any.
         self._largest = interclass_threshold * loss.scale if interclass_threshold else None
         self._kept, self._scratch = ScratchMemory(device), ScratchMemory(device)
-        self._zero, self._lowest = torch.tensor([0.0, -torch.inf], dtype=dtype, device=device)
+        self._lowest = torch.full((), -torch.inf, dtype=dtype, device=device)
 
     def forward(
         self, embeddings: Tensor, norms: Tensor | None, rows: ActiveRows, *, keep: bool
@@ -119,23 +111,22 @@ class ShardedSoftmax:
 
         weight, lr: scalars, lr 0 in a step that is to change nothing, as the bool scalar `finite` says.
         """
-        classes, finite_bits = rows.classes, bits_of(finite, self._dtype)
-        pulls = left.embeddings * (left.factor * weight)[:, None]
+        classes = rows.classes
+        pulls = (left.embeddings * (left.factor * weight)[:, None]).to(self._products.of_exponentials)
         of_targets = left.embeddings.index_select(0, classes.target_positions)
         target_pulls = of_targets * (left.targets * weight)[:, None]  # [N, D]
         for chunk, images in self._chunks(rows):
             if left.exponentials is not None and left.inverse is not None:
                 kept, inverse = left.exponentials[chunk], left.inverse[chunk]
             else:
-                _, kept, inverse = self._negatives(left, rows, chunk, images)
+                _, kept, inverse = self._exponentials(left, rows, chunk, images)
             d_unit = row_gradients(
                 kept,
                 pulls,
                 classes.target_slots[images] - chunk.start,
                 target_pulls[images],
-                finite_bits=finite_bits,
-                matmul=self._matmul,
-                out=self._get("d_unit", (chunk.stop - chunk.start, self._width)),
+                products=self._products,
+                out=self._get("d_unit", (chunk.stop - chunk.start, self._width), self._dtype),
             )
             rows.update_chunk(chunk, d_unit, inverse, lr, finite)
         for name, value in left.loss_state.items():
@@ -158,15 +149,16 @@ class ShardedSoftmax:
 
     def _left(self, embeddings: Tensor, num_active: int, keep: bool) -> Softmax:
         shape = num_active, len(embeddings)
-        fits = keep and shape[0] * shape[1] * self._dtype.itemsize <= self._budget
+        kind = self._products.of_exponentials
+        fits = keep and shape[0] * shape[1] * kind.itemsize <= self._budget
         nothing = embeddings.new_empty(0)
         return Softmax(
             embeddings=embeddings,
-            scaled=embeddings * self._loss.scale,
+            scaled=(embeddings * self._loss.scale).to(self._products.of_logits),
             shift=None,
             factor=nothing,
             targets=nothing,
-            exponentials=self._kept.get("exponentials", shape, self._dtype) if fits else None,
+            exponentials=self._kept.get("exponentials", shape, kind) if fits else None,
             inverse=self._kept.get("inverse", (num_active, 1), self._dtype) if fits else None,
             loss_state={},
         )
@@ -199,6 +191,7 @@ class ShardedSoftmax:
         largest = torch.full_like(left.embeddings[:, 0], -self._loss.max_logit)
         for chunk, images in self._chunks(rows):
             _, found, _ = self._logits(left, rows, chunk)
+            negatives(found, self._largest, _correction(rows.classes, chunk))
             without_targets(found, _places(rows.classes, chunk, images), self._lowest)
             torch.maximum(largest, found.amax(dim=0), out=largest)
         return largest
@@ -209,38 +202,45 @@ class ShardedSoftmax:
         total = torch.zeros(len(embeddings), dtype=torch.float64, device=embeddings.device)
         weighted = torch.zeros_like(embeddings)
         for chunk, images in self._chunks(rows):
-            unit, kept, _ = self._negatives(left, rows, chunk, images)
-            accumulate(total, weighted, kept, unit, self._matmul)
+            unit, kept, _ = self._exponentials(left, rows, chunk, images, total)
+            self._products.added_to(weighted, kept.T, unit.for_sums)
         return total, weighted
 
-    def _negatives(
-        self, left: Softmax, rows: ActiveRows, chunk: slice, images: slice
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """A chunk's rows [c, D] at length 1, its exp(z - shift) [c, B], 0 at the targets, and 1 / lengths [c, 1]."""
+    def _exponentials(
+        self, left: Softmax, rows: ActiveRows, chunk: slice, images: slice, total: Tensor | None = None
+    ) -> tuple[UnitRows, Tensor, Tensor]:
+        """A chunk's rows, its exp(z - shift) [c, B], 0 at the targets, and 1 / lengths [c, 1]; `total` gets their sums."""
         unit, found, inverse = self._logits(left, rows, chunk)
-        places = _places(rows.classes, chunk, images)
-        return unit, exponentials(found, left.shift, places, self._zero), inverse
-
-    def _logits(self, left: Softmax, rows: ActiveRows, chunk: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """A chunk's rows at length 1, its logits in the memory of the exponentials, and 1 / lengths."""
-        size, correction = chunk.stop - chunk.start, rows.classes.logit_correction
-        if left.exponentials is not None and left.inverse is not None:
-            out, inverse = left.exponentials[chunk], left.inverse[chunk]
-        else:
-            out = self._get("exponentials", (size, len(left.embeddings)))
-            inverse = self._get("inverse", (size, 1))
-        weight = rows.read_chunk(chunk)
-        unit_memory = weight if rows.read_copies else self._get("unit", tuple(weight.shape))
-        unit = unit_rows(weight, out=unit_memory, inverse_=inverse)
-        found = logits(
-            unit,
-            left.scaled,
+        kept = found
+        if left.exponentials is not None:
+            kept = left.exponentials[chunk]
+        elif self._products.of_exponentials != found.dtype:
+            kept = self._get("exponentials", tuple(found.shape), self._products.of_exponentials)
+        exponentials(
+            found,
+            _places(rows.classes, chunk, images),
+            shift=left.shift,
             largest=self._largest,
-            correction=None if correction is None else correction[chunk],
-            matmul=self._matmul,
-            out=out,
+            correction=_correction(rows.classes, chunk),
+            total_=total,
+            out=kept,
         )
-        return unit, found, inverse
+        return unit, kept, inverse
+
+    def _logits(self, left: Softmax, rows: ActiveRows, chunk: slice) -> tuple[UnitRows, Tensor, Tensor]:
+        """A chunk's rows at length 1, s cos t [c, B], those of the targets too, and 1 / lengths [c, 1]; logits in the
+        memory of the exponentials where these are of their type.
+        """
+        size = chunk.stop - chunk.start
+        inverse = (
+            self._get("inverse", (size, 1), self._dtype) if left.inverse is None else left.inverse[chunk]
+        )
+        if left.exponentials is not None and left.exponentials.dtype == self._dtype:
+            out = left.exponentials[chunk]
+        else:
+            out = self._get("logits", (size, len(left.embeddings)), self._dtype)
+        unit = rows.unit_chunk(chunk, inverse_=inverse)
+        return unit, self._products.into(out, unit.for_logits, left.scaled.T), inverse
 
     def _chunks(self, rows: ActiveRows) -> Iterator[tuple[slice, slice]]:
         """The chunks of the S active classes, each with those of the N images whose class is among it."""
@@ -250,8 +250,8 @@ class ShardedSoftmax:
             stop = min(start + size, rows.num_active)
             yield slice(start, stop), rows.classes.targets_of(start, stop)
 
-    def _get(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        return self._scratch.get(name, shape, self._dtype)
+    def _get(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return self._scratch.get(name, shape, dtype)
 
 
 def chunk_of(width: int, batch: int, device: str, itemsize: int) -> int:
@@ -270,6 +270,11 @@ def angles(embeddings: Tensor, centers: Tensor) -> Tensor:
     return 2 * torch.atan2(apart, together)
 
 
-def _places(classes: ActiveClasses, chunk: slice, images: slice) -> tuple[Tensor, Tensor]:
+def _places(classes: ActiveClasses, chunk: slice, images: slice) -> Places:
     """Where the targets of a chunk stand in its [c, B] logits."""
     return classes.target_slots[images] - chunk.start, classes.target_positions[images]
+
+
+def _correction(classes: ActiveClasses, chunk: slice) -> Tensor | None:
+    """[c] what is added to the logits of a chunk."""
+    return None if classes.logit_correction is None else classes.logit_correction[chunk]

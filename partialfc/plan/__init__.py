@@ -54,10 +54,9 @@ def _last(holds: Callable[[int], bool], low: int, high: int) -> int:
 
 def head_seconds(job: Job, device: Device) -> dict[str, float]:
     """Seconds of a step's head at best, by what they go to: none can be faster, and they may overlap."""
-    lower = job.config.head.products == "bfloat16"
     link = device.near if job.ranks <= MACHINE else device.far
     return {
-        "arithmetic": job.operations() / (device.bfloat16 if lower else device.float32),
+        "arithmetic": job.operations() / getattr(device, job.products),
         "memory traffic": job.traffic() / device.traffic,
         "network": sum(job.sent_by_head().values()) / link,
     }

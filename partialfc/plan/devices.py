@@ -8,8 +8,9 @@ class Device:
     """One GPU of a machine of eight."""
 
     memory: int  # bytes
-    float32: float  # operations a second, tensor cores not counted
-    bfloat16: float  # operations a second, dense
+    float32: float  # operations a second of products, tensor cores not counted
+    tf32: float  # of float32 factors, on tensor cores that take 10 bits of their mantissas; dense
+    half: float  # of float16 or bfloat16 factors; dense
     traffic: float  # bytes a second, between the GPU and its memory
     near: float  # bytes a second that it can send to GPUs of its machine
     far: float  # bytes a second, to other machines
@@ -17,11 +18,13 @@ class Device:
 
 DEVICES = {
     # NVIDIA V100 datasheet (SXM2, 32 GB); DGX-1: 4 x 100 Gb/s InfiniBand for 8 GPUs;
-    # no bfloat16 in its tensor cores
-    "v100": Device(32 << 30, 15.7e12, 15.7e12, 0.9e12, 150e9, 6.25e9),
+    # neither TF32 nor bfloat16 in its tensor cores
+    "v100": Device(32 << 30, 15.7e12, 15.7e12, 15.7e12, 0.9e12, 150e9, 6.25e9),
     # NVIDIA A100 datasheet (SXM, 80 GB); DGX A100: a 200 Gb/s InfiniBand port a GPU
-    "a100": Device(80 << 30, 19.5e12, 312e12, 2.039e12, 300e9, 25e9),
+    "a100": Device(80 << 30, 19.5e12, 156e12, 312e12, 2.039e12, 300e9, 25e9),
     # NVIDIA H100 datasheet (SXM, 80 GB); DGX H100: a 400 Gb/s InfiniBand port a GPU
-    "h100": Device(80 << 30, 67e12, 989e12, 3.35e12, 450e9, 50e9),
+    "h100": Device(80 << 30, 67e12, 494.5e12, 989e12, 3.35e12, 450e9, 50e9),
+    # NVIDIA H200 datasheet (SXM, 141 GB); otherwise as H100
+    "h200": Device(140 << 30, 67e12, 494.5e12, 989e12, 4.8e12, 450e9, 50e9),
 }
 MACHINE = 8  # GPUs

@@ -26,7 +26,7 @@ from partialfc.training.optim import copies_of
 
 Bytes = dict[str, int]  # by what they are for
 
-_FLOAT, _DOUBLE, _COUNT = 4, 8, 4
+_HALF, _FLOAT, _DOUBLE, _COUNT = 2, 4, 8, 4
 # Live at once at the peak of a backward, beside what the forward saved: gradients of its largest activation.
 _TRANSIENT = 4
 _FEWEST = 2  # images that BatchNorm takes in training
@@ -67,9 +67,15 @@ class Job:
         return types_of(head, self.optimizer.moments, torch.float32)
 
     @property
+    def products(self) -> str:
+        """float32, tf32 or half, as a GPU multiplies."""
+        chosen = self.config.head.products
+        return "tf32" if chosen == "auto" else chosen
+
+    @property
     def keeps_logits(self) -> bool:
-        """Whether they fit the budget."""
-        wanted = self.sampled * self.config.train.batch * _FLOAT
+        """Whether their exponentials fit the budget."""
+        wanted = self.sampled * self.config.train.batch * self._exponential
         return wanted <= self.config.head.logits_budget << 20
 
     def head_memory(self) -> Bytes:
@@ -89,7 +95,9 @@ class Job:
         if self._decays:
             parts["what rows have missed"] = self.sampled * 4 * (_DOUBLE + _FLOAT)
             parts["learning rates of all steps"] = MAX_STEPS * _FLOAT
-        parts["logits"] = (self.sampled if self.keeps_logits else chunk) * batch * _FLOAT
+        parts["logits"] = (self.sampled if self.keeps_logits else chunk) * batch * self._exponential
+        if self.products == "half":
+            parts["logits"] += chunk * batch * _FLOAT  # as the product gives them
         parts["a chunk's buffers"] = chunk * self._row_buffers(row, on_device)
         # gathered, at length s, their gradient from the classes, that times the loss's own, and two for the update
         parts["embeddings"] = (6 * batch + 3 * batch // self.ranks) * width * _FLOAT
@@ -160,9 +168,14 @@ class Job:
         centers = self.stored[CENTERS].itemsize
         moments = sum(dtype.itemsize for dtype in self.stored.values()) - centers
         rows = self.sampled * width * (3 * centers + 2 * moments)
-        # written; exp read and written; summed, weighted, and read for the rows
-        passes = 1 + 2 + 1 + 1 + 1
-        return rows + passes * self.sampled * self.config.train.batch * _FLOAT
+        # logits written and read; exponentials written, and read for the embeddings and for the rows
+        logits = 2 * _FLOAT + 3 * self._exponential
+        return rows + logits * self.sampled * self.config.train.batch
+
+    @property
+    def _exponential(self) -> int:
+        """Bytes of one that is kept."""
+        return _HALF if self.products == "half" else _FLOAT
 
     @property
     def _decays(self) -> bool:
@@ -175,7 +188,7 @@ class Job:
         buffers = 2 + converted + (2 if converted else 0)
         if self._decays:
             buffers += len(kept)
-        buffers += self.optimizer.temporaries
+        buffers += self.optimizer.temporaries + (self.products == "half")  # two factors of half the size
         return buffers * width * _FLOAT + (row if gathered else 0)
 
 
