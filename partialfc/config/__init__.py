@@ -184,6 +184,7 @@ class HeadConfig(Settings, frozen=True):
     logits_budget: Natural = 4096  # MiB a rank; logits that do not fit are computed twice
     # factors of the products; their sums are in float32. auto: tf32 on a GPU; half: float16 and bfloat16
     products: Literal["auto", "float32", "tf32", "half"] = "auto"
+    kernels: Literal["auto", "torch", "triton"] = "auto"  # Triton's on a GPU, where it is installed
     optim: AnyRule | None = None  # of the class centres; unset: the rule and rate of the top level's optim
 
     def __post_init__(self) -> None:

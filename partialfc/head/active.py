@@ -5,6 +5,7 @@ Legend: B images in the global batch, V of them valid, N of them of a class of t
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from partialfc.config import IGNORE, HeadConfig
 from partialfc.errors import InputError
 from partialfc.head import sampling
+from partialfc.head.checks import described
 from partialfc.head.losses import Loss
 from partialfc.head.rows import rounding
 
@@ -48,16 +50,15 @@ class ActiveClasses:
         first, last = np.searchsorted(self.host_target_slots, (start, stop)).tolist()
         return slice(first, last)
 
-    def to(self, device: torch.device) -> Self:
-        """The same on `device`, which the host does not wait for."""
-        if device.type == "cpu":
-            return self
+    def tensors(self) -> dict[str, Tensor]:
+        """Those that a step needs on the device, by the name of their field."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        moved: dict[str, Any] = {
-            name: it.pin_memory().to(device, non_blocking=True) if isinstance(it, Tensor) else it
-            for name, it in fields.items()
-        }
-        return type(self)(**moved)
+        return {name: it for name, it in fields.items() if isinstance(it, Tensor)}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
+        """The same with other tensors in the place of those of `tensors()`."""
+        changes: dict[str, Any] = dict(tensors)
+        return dataclasses.replace(self, **changes)
 
 
 class Selection:
@@ -139,8 +140,3 @@ class Selection:
         owned = self._owned
         classes = np.arange(owned.start, owned.stop) if rows is None else rows + owned.start
         return rounding.noise_of(classes, self._seed, number)
-
-
-def described(tensor: Tensor) -> str:
-    """What kind of tensor it is, for a message."""
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} on {tensor.device}"

@@ -69,6 +69,7 @@ class Centers:
         device: torch.device,
         dtype: torch.dtype,
         products: Products,
+        rows: type[ActiveRows] = ActiveRows,
     ) -> None:
         self.owned, self.width, self.device, self.dtype = owned, width, device, dtype
         self._optimizer = row_optimizer(optim, moments=config.moments != "none")
@@ -86,6 +87,7 @@ class Centers:
             products=products,
             scratch=ScratchMemory(device),
         )
+        self._rows_kind = rows
         self._catch_up: CatchUp | None = None
         if config.unsampled == "decay" and config.sample_rate < 1:
             self._catch_up = CatchUp(len(owned), self._optimizer, device, dtype)
@@ -123,14 +125,12 @@ class Centers:
         self._memory.prefetch(classes)
 
     def activate(self, classes: ActiveClasses) -> ActiveRows:
-        """The rows of `classes`, to be worked on. classes: on the host."""
-        on_device = classes.to(self.device)
-        return self._rows(*self._memory.activate(classes, on_device), on_device)
+        """The rows of `classes`, whose tensors are on the device, to be worked on."""
+        return self._rows(*self._memory.activate(classes), classes)
 
     def look_at(self, classes: ActiveClasses) -> ActiveRows:
-        """The rows of `classes`, to be read only, whatever step is under way. classes: on the host."""
-        on_device = classes.to(self.device)
-        return self._rows(*self._memory.look_at(classes, on_device), on_device)
+        """The rows of `classes`, whose tensors are on the device, to be read only, whatever step is under way."""
+        return self._rows(*self._memory.look_at(classes), classes)
 
     def release(self, classes: ActiveClasses, lr: Tensor, finite: Tensor) -> None:
         """Take back rows that a step has updated. classes: as `activate` got them."""
@@ -148,7 +148,7 @@ class Centers:
         if self._catch_up is not None:
             assert classes.host_rows is not None
             factors = self._catch_up.factors(classes.host_rows).to(self.dtype)
-        return ActiveRows(tensors, index, classes, factors, self._storage)
+        return self._rows_kind(tensors, index, classes, factors, self._storage)
 
 
 def _memory(

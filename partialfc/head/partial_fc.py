@@ -15,12 +15,15 @@ from torch.distributed import ProcessGroup
 from torch.nn.functional import normalize
 
 from partialfc.config import AnyMargin, AnyRule, HeadConfig
-from partialfc.head.active import Selection, described
+from partialfc.head.active import Selection
 from partialfc.head.centers import Centers, rule_of
+from partialfc.head.checks import check_arguments, check_embeddings, described
+from partialfc.head.kernels import operations_of
 from partialfc.head.losses import loss_of
 from partialfc.head.products import Products
 from partialfc.head.rows.frozen import FrozenRows
 from partialfc.head.saved import Saved
+from partialfc.head.scratch import Sender
 from partialfc.head.shard import class_range
 from partialfc.head.softmax import ShardedSoftmax
 from partialfc.head.step import HeadStep, Observation, loss_of_step
@@ -66,11 +69,12 @@ class PartialFC(nn.Module):
         self.group = group if group is not None else comm.default_group()
         self.num_classes, self.embedding_size = num_classes, embedding_size
         self.margin, self.config, self.seed = margin, config, seed
-        _check_arguments(num_classes, embedding_size, backbone_gradients)
+        check_arguments(num_classes, embedding_size, backbone_gradients)
         rank, self._world_size = comm.place_in(self.group)
         self._gradient_factor = self._world_size if backbone_gradients == "mean" else 1
         device = torch.empty(0, device=device).device  # with its index, which other threads need
         self._products = Products(config.products, device, dtype)
+        self._operations = operations_of(config.kernels, device)
         self.centers = Centers(
             class_range(num_classes, rank, self._world_size),
             embedding_size,
@@ -80,10 +84,11 @@ class PartialFC(nn.Module):
             device=device,
             dtype=dtype,
             products=self._products,
+            rows=self._operations.rows,
         )
         self._loss = loss_of(margin)
         self._loss.state = {name: it.to(self.centers.device, dtype) for name, it in self._loss.state.items()}
-        self._selection = self._new_selection()
+        self._selection, self._sender = self._new_selection(), Sender(device)
         self._softmax = self._new_softmax()
         self._seen_classes = np.zeros(len(self.centers.owned), np.uint8)  # 1: was in a batch
         self._steps = np.zeros((), np.int64)
@@ -115,7 +120,8 @@ class PartialFC(nn.Module):
         """
         classes = self._selection(labels, number)
         self.centers.prefetch(classes)
-        return HeadStep(self, number, len(labels), classes)
+        sending = self._sender.start(list(classes.tensors().values()))
+        return HeadStep(self, number, len(labels), classes, sending)
 
     def forward(self, embeddings: Tensor, step: HeadStep) -> Tensor:
         """Mean loss over the valid images of the global batch; the same scalar on every rank.
@@ -126,14 +132,21 @@ class PartialFC(nn.Module):
         one more where the loss needs all target cosines; backward: one reduce-scatter.
         """
         step.check_head(self, "forward()")
-        self._check_embeddings(embeddings, step)
+        check_embeddings(
+            embeddings,
+            step.number,
+            width=self.embedding_size,
+            batch=step.batch,
+            world_size=self._world_size,
+            device=self.centers.device,
+        )
         keep = torch.is_grad_enabled() and embeddings.requires_grad
         if keep:
             step.check_open("forward()")
             self._check_nothing_due(f"forward() of step {step.number}")
-            rows = self.centers.activate(step.classes)
+            rows = self.centers.activate(step.classes_on_device())
         else:
-            rows = self.centers.look_at(step.classes)
+            rows = self.centers.look_at(step.classes_on_device())
         with torch.autocast(embeddings.device.type, enabled=False):
             everyones, norms = self._gathered(embeddings.to(self.centers.dtype))
             if not keep:
@@ -215,6 +228,7 @@ class PartialFC(nn.Module):
             interclass_threshold=self.config.interclass_threshold,
             logits_budget=self.config.logits_budget << 20,
             products=self._products,
+            exponentials=self._operations.exponentials,
             group=self.group,
             device=self.centers.device,
             dtype=self.centers.dtype,
@@ -281,21 +295,3 @@ class PartialFC(nn.Module):
     def _check_nothing_due(self, call: str) -> None:
         if self._due is not None:
             raise RuntimeError(f"{call}: update() or discard() of step {self._due.number} comes first")
-
-    def _check_embeddings(self, embeddings: Tensor, step: HeadStep) -> None:
-        local, width = step.batch // self._world_size, self.embedding_size
-        good = embeddings.is_floating_point() and embeddings.device == self.centers.device
-        if not good or tuple(embeddings.shape) != (local, width) or step.batch % self._world_size:
-            raise ValueError(
-                f"embeddings: found {described(embeddings)}; wanted floats [{local}, {width}] on "
-                f"{self.centers.device}, since step {step.number} was prepared with {step.batch} labels for "
-                f"{self._world_size} rank(s); labels are those of the global batch, see gather_labels()"
-            )
-
-
-def _check_arguments(num_classes: int, embedding_size: int, backbone_gradients: str) -> None:
-    if min(num_classes, embedding_size) < 1 or backbone_gradients not in ("sum", "mean"):
-        raise ValueError(
-            f"found {num_classes} classes, embedding_size {embedding_size}, backbone_gradients "
-            f"{backbone_gradients!r}; wanted numbers above 0, and 'sum' or 'mean'"
-        )

@@ -9,7 +9,7 @@ which the embeddings' gradient is made; and after the backward, for their own gr
 denominator and of the scale is multiplied into rows [c, D] and embeddings [B, D], and never into [c, B].
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from partialfc.head.active import ActiveClasses
 from partialfc.head.active_rows import ActiveRows, UnitRows
-from partialfc.head.chunk import Places, exponentials, negatives, row_gradients, without_targets
+from partialfc.head.chunk import Places, negatives, row_gradients, without_targets
 from partialfc.head.losses import Batch, Loss, State
 from partialfc.head.products import Products
 from partialfc.head.scratch import ScratchMemory
@@ -58,12 +58,13 @@ class ShardedSoftmax:
         interclass_threshold: float,
         logits_budget: int,  # bytes
         products: Products,
+        exponentials: Callable[..., None],
         group: Group,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
         self._loss, self._width, self._group = loss, width, group
-        self._budget = logits_budget
+        self._budget, self._exponentials = logits_budget, exponentials
         self._products, self._device, self._dtype = products, device, dtype
         # The largest logit of a negative that is not left out; None: any.
         self._largest = interclass_threshold * loss.scale if interclass_threshold else None
@@ -119,7 +120,7 @@ class ShardedSoftmax:
             if left.exponentials is not None and left.inverse is not None:
                 kept, inverse = left.exponentials[chunk], left.inverse[chunk]
             else:
-                _, kept, inverse = self._exponentials(left, rows, chunk, images)
+                _, kept, inverse = self._kept_of(left, rows, chunk, images)
             d_unit = row_gradients(
                 kept,
                 pulls,
@@ -202,11 +203,11 @@ class ShardedSoftmax:
         total = torch.zeros(len(embeddings), dtype=torch.float64, device=embeddings.device)
         weighted = torch.zeros_like(embeddings)
         for chunk, images in self._chunks(rows):
-            unit, kept, _ = self._exponentials(left, rows, chunk, images, total)
+            unit, kept, _ = self._kept_of(left, rows, chunk, images, total)
             self._products.added_to(weighted, kept.T, unit.for_sums)
         return total, weighted
 
-    def _exponentials(
+    def _kept_of(
         self, left: Softmax, rows: ActiveRows, chunk: slice, images: slice, total: Tensor | None = None
     ) -> tuple[UnitRows, Tensor, Tensor]:
         """A chunk's rows, its exp(z - shift) [c, B], 0 at the targets, and 1 / lengths [c, 1]; `total` gets their sums."""
@@ -216,7 +217,7 @@ class ShardedSoftmax:
             kept = left.exponentials[chunk]
         elif self._products.of_exponentials != found.dtype:
             kept = self._get("exponentials", tuple(found.shape), self._products.of_exponentials)
-        exponentials(
+        self._exponentials(
             found,
             _places(rows.classes, chunk, images),
             shift=left.shift,

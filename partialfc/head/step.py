@@ -9,6 +9,7 @@ from torch import Tensor
 
 from partialfc.head.active import ActiveClasses
 from partialfc.head.active_rows import ActiveRows
+from partialfc.head.scratch import Sending
 from partialfc.head.softmax import ShardedSoftmax, Softmax
 
 
@@ -47,12 +48,21 @@ class HeadStep:
     A RuntimeError says which call comes first. `number` is the step's number, which keys all that is drawn.
     """
 
-    def __init__(self, head: object, number: int, batch: int, classes: ActiveClasses) -> None:
+    def __init__(
+        self, head: object, number: int, batch: int, classes: ActiveClasses, sending: Sending
+    ) -> None:
         self._head = head  # that prepared it
         self.number, self.batch = number, batch  # batch: B images, over all ranks
-        self.classes = classes
+        self.classes = classes  # on the host
+        self._sending = sending
         self._stage = Stage.PREPARED
         self._in_flight: InFlight | None = None
+
+    def classes_on_device(self) -> ActiveClasses:
+        """The same, their tensors on the device."""
+        return self.classes.with_tensors(
+            dict(zip(self.classes.tensors(), self._sending.arrived(), strict=True))
+        )
 
     @property
     def stage(self) -> Stage:

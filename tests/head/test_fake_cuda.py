@@ -1,47 +1,86 @@
-"""A step of the head on CUDA tensors that hold no numbers: no host tensor stands among those of the device."""
+"""A step of the head on CUDA tensors that hold no numbers: the host waits for nothing, and sends nothing but pinned memory."""
 
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
-from fake_cuda import DEVICE, Crossings, fake_cuda
+from fake_cuda import DEVICE, Launches, fake_cuda, launches
 
-from partialfc.config import AdaFace, AdamW, AnyMargin, CosFace, ElasticArcFace, HeadConfig, Sgd
+from partialfc.config import AdaFace, AdamWRule, AnyMargin, CosFace, ElasticArcFace, HeadConfig
 from partialfc.head import PartialFC, centers
 
 CLASSES, WIDTH, BATCH = 3000, 16, 64
-OPTIONS = [
+SAMPLED = {"sample_rate": 0.1}
+OPTIONS: list[dict[str, Any]] = [
     {},
-    {"sample_rate": 0.1},
-    {"sample_rate": 0.1, "logits_budget": 0, "correction": "log_rate", "interclass_threshold": 0.5},
-    {"sample_rate": 0.1, "unsampled": "decay"},
-    {"sample_rate": 0.1, "centers": "bfloat16", "moments": "bfloat16"},
-    {"sample_rate": 0.1, "optim": AdamW()},
+    SAMPLED,
+    SAMPLED | {"products": "half"},
+    SAMPLED | {"logits_budget": 0, "correction": "log_rate", "interclass_threshold": 0.5},
+    SAMPLED | {"logits_budget": 0, "products": "half"},
+    SAMPLED | {"unsampled": "decay"},
+    SAMPLED | {"unsampled": "decay", "moments": "none"},
+    SAMPLED | {"centers": "bfloat16", "moments": "bfloat16"},
+    SAMPLED | {"optim": AdamWRule()},
+    SAMPLED | {"memory": "host"},
+    SAMPLED | {"memory": "host", "centers": "bfloat16", "optim": AdamWRule()},
 ]
 
 
-def crossings(world_size: int, margin: AnyMargin, options: dict[str, Any]) -> list[str]:
-    options = dict(options)
-    optim = options.pop("optim", Sgd())
-    labels = torch.arange(BATCH) * 37
+def stepped(
+    world_size: int,
+    options: dict[str, Any],
+    margin: AnyMargin | None = None,
+    shape: tuple[int, int, int] = (CLASSES, WIDTH, BATCH),
+    observed: bool = True,
+) -> Launches:
+    """What a step launches."""
+    classes, width, batch = shape
+    labels = torch.arange(batch) * 37 % classes
     with fake_cuda(world_size) as fake, mock.patch.object(centers, "draw_initial"):
         with fake:
-            head = PartialFC(CLASSES, WIDTH, margin, config=HeadConfig(**options), optim=optim, device=DEVICE)
+            head = PartialFC(classes, width, margin or CosFace(), config=HeadConfig(**options), device=DEVICE)
         step = head.prepare(labels, 0)
-        with fake, Crossings() as found:
-            loss = head(torch.empty(BATCH // world_size, WIDTH, device=DEVICE, requires_grad=True), step)
-            head.observe(step)
+        with launches(fake) as found:
+            loss = head(torch.empty(batch // world_size, width, device=DEVICE, requires_grad=True), step)
+            if observed:
+                head.observe(step)
             step.add_gradient(torch.ones_like(loss))  # a backward cannot run on such tensors
             head.update(step, 0.1)
-    assert found.launches
-    return found.found
+    assert found.launched
+    return found
 
 
 @pytest.mark.parametrize("world_size", [1, 8])
+@pytest.mark.parametrize("kernels", ["torch", "triton"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize(
-    "margin", [CosFace(), ElasticArcFace(order="paper", scale=128.0), AdaFace()], ids=repr
-)
-def test_no_host_tensor_among_those_of_the_device(margin, options, world_size):
-    assert not crossings(world_size, margin, options)
+def test_a_step_holds_nobody_up(options, kernels, world_size):
+    assert not stepped(world_size, options | {"kernels": kernels}).crossings
+
+
+@pytest.mark.parametrize("world_size", [1, 8])
+@pytest.mark.parametrize("margin", [ElasticArcFace(order="paper", scale=128.0), AdaFace()], ids=repr)
+@pytest.mark.parametrize("options", OPTIONS[:4], ids=str)
+def test_a_step_of_any_loss_holds_nobody_up(options, margin, world_size):
+    assert not stepped(world_size, options, margin).crossings
+
+
+@pytest.mark.parametrize(("products", "precision"), [("auto", "tf32"), ("tf32", "tf32"), ("float32", "ieee")])
+def test_products_are_as_the_recipe_says_and_no_others(products, precision):
+    before = torch.backends.cuda.matmul.fp32_precision
+    found = stepped(1, SAMPLED | {"products": products}, observed=False)
+    assert found.precisions == {(torch.float32, precision)}
+    assert torch.backends.cuda.matmul.fp32_precision == before
+
+
+def test_half_multiplies_logits_in_float16_and_exponentials_in_bfloat16():
+    found = stepped(1, SAMPLED | {"products": "half"}, observed=False)
+    assert {kind for kind, _ in found.precisions} == {torch.float16, torch.bfloat16}
+
+
+def test_what_would_hold_the_host_up_is_found():
+    with fake_cuda(1) as fake, launches(fake) as found:
+        there = torch.empty(4, 4, device=DEVICE)
+        there[torch.tensor([1, 2])]  # copied from memory that is not pinned
+        there.cpu()
+    assert [it.split()[0] for it in found.crossings] == ["index", "_to_copy"]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from partialfc.config import (
     AdaFace,
+    AdamWRule,
     AnyMargin,
     ArcFace,
     Combined,
@@ -79,6 +80,9 @@ OPTIONS = [
     {"sample_rate": 1e-9},
     {"logits_budget": 0},
     {"sample_rate": 0.5, "logits_budget": 0, "memory": "host"},
+    {"kernels": "triton"},
+    {"kernels": "triton", "sample_rate": 0.5, "correction": "log_rate", "interclass_threshold": 0.2},
+    {"kernels": "triton", "sample_rate": 0.5, "logits_budget": 0, "memory": "host"},
 ]
 BATCHES = {
     "a rank without targets": ([[0, 1, 0, 1, 0, 1]], 7),
@@ -238,7 +242,16 @@ def step_that_is_not_finite(options: dict[str, Any], device: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"logits_budget": 0}, {"memory": "host"}, {"centers": "bfloat16"}], ids=str
+    "options",
+    [
+        {},
+        {"logits_budget": 0},
+        {"memory": "host"},
+        {"centers": "bfloat16"},
+        {"kernels": "triton", "centers": "bfloat16"},
+        {"kernels": "triton", "optim": AdamWRule()},
+    ],
+    ids=str,
 )
 def test_a_step_that_is_not_finite_changes_no_row(ranks, device, options):
     assert ranks.run(2, step_that_is_not_finite, options, device) == [True, True]

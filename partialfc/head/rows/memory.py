@@ -19,7 +19,7 @@ from torch import Tensor
 
 from partialfc.head.active import ActiveClasses
 from partialfc.head.rows.frozen import FrozenRows
-from partialfc.head.scratch import ScratchMemory, on_device
+from partialfc.head.scratch import ScratchMemory, on_device, pinned
 
 Types = Mapping[str, torch.dtype]  # of the tensors, by name
 Advise = Callable[[NDArray[np.int64]], None]  # told which rows will be wanted
@@ -37,11 +37,9 @@ class InPlace:
     def prefetch(self, classes: ActiveClasses) -> None:
         """Nothing to do."""
 
-    def activate(
-        self, classes: ActiveClasses, on_device: ActiveClasses
-    ) -> tuple[dict[str, Tensor], Tensor | None]:
-        """The tensors [n, D] and which rows of them to work on (None: all). on_device: the same classes there."""
-        return self.tensors, on_device.rows
+    def activate(self, classes: ActiveClasses) -> tuple[dict[str, Tensor], Tensor | None]:
+        """The tensors [n, D] and which rows of them to work on (None: all)."""
+        return self.tensors, classes.rows
 
     look_at = activate
 
@@ -97,7 +95,7 @@ class Staged:
         if len(self._stages) < 2:
             self._start(_rows_of(classes))
 
-    def activate(self, classes: ActiveClasses, on_device: ActiveClasses) -> tuple[dict[str, Tensor], None]:
+    def activate(self, classes: ActiveClasses) -> tuple[dict[str, Tensor], None]:
         """Tensors [S, D] on the device, to be worked on in place. Steps that were prefetched before and not used are
         dropped.
         """
@@ -108,7 +106,7 @@ class Staged:
             self._start(rows)
         return self._stages[0].fetched.result(), None
 
-    def look_at(self, classes: ActiveClasses, on_device: ActiveClasses) -> tuple[dict[str, Tensor], None]:
+    def look_at(self, classes: ActiveClasses) -> tuple[dict[str, Tensor], None]:
         """Tensors [S, D] on the device, to be read only; what is on its way or active stays so."""
         rows = _rows_of(classes)
         for stage in self._stages:
@@ -205,10 +203,9 @@ def _rows_of(classes: ActiveClasses) -> NDArray[np.int64]:
 
 def in_host_memory(types: Types, shape: tuple[int, int], device: torch.device) -> Staged:
     """Rows in memory that the device can copy from directly."""
-    pinned = device.type == "cuda"
-    return Staged(
-        {name: torch.zeros(shape, dtype=dtype, pin_memory=pinned) for name, dtype in types.items()}, device
-    )
+    allocated = pinned if device.type == "cuda" else torch.empty
+    tensors = {name: allocated(shape, dtype=dtype).zero_() for name, dtype in types.items()}
+    return Staged(tensors, device)
 
 
 def in_files(types: Types, shape: tuple[int, int], device: torch.device, folder: Path) -> Staged:

@@ -26,9 +26,21 @@ class RowUpdate:
     count: Tensor | None  # [c, 1] int32 steps of each row, this one included; of an optimizer that counts
 
 
+@dataclass(frozen=True)
+class Constants:
+    """Of an optimizer, for a kernel that takes its step; the other optimizer's are 0."""
+
+    decay: float
+    momentum: float = 0.0
+    nesterov: bool = False
+    betas: tuple[float, float] = (0.0, 0.0)
+    eps: float = 0.0
+
+
 class RowOptimizer(ABC):
     """How rows step; states what it keeps, so that nobody asks which it is."""
 
+    constants: Constants
     moments: tuple[str, ...] = ()  # names of the tensors [n, D] that are kept beside the centres
     counts = False  # whether it wants to know how many steps a row has taken
     temporaries = 0  # tensors [c, D] that a step takes for itself
@@ -36,6 +48,13 @@ class RowOptimizer(ABC):
     @abstractmethod
     def step(self, rows: RowUpdate) -> None:
         """Take one step of a chunk of rows, in place."""
+
+    def corrections(self, count: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """What the first moment, and the root of the second, are divided by, of `dtype`, after `count` steps of each row.
+
+        Only of an optimizer that counts.
+        """
+        raise NotImplementedError
 
     def transitions(self, learning_rates: Tensor) -> Tensor:
         """What steps without a gradient do to (weight, momentum), [t, 2, 2] float64; learning_rates [t], nan: skipped.
@@ -53,6 +72,7 @@ class RowSgd(RowOptimizer):
         self._nesterov = config.nesterov
         self.moments = ("momentum",) if self._momentum else ()
         self._decay = config.weight_decay
+        self.constants = Constants(self._decay, self._momentum, self._nesterov)
 
     def step(self, rows: RowUpdate) -> None:
         """weight, momentum = one step of torch.optim.SGD, dampening 0; in place."""
@@ -87,6 +107,7 @@ class RowAdamW(RowOptimizer):
 
     def __init__(self, config: AdamWRule) -> None:
         self._betas, self._eps, self._decay = config.betas, config.eps, config.weight_decay
+        self.constants = Constants(self._decay, betas=self._betas, eps=self._eps)
 
     def step(self, rows: RowUpdate) -> None:
         """weight, both moments = one step of torch.optim.AdamW; in place."""
@@ -97,12 +118,17 @@ class RowAdamW(RowOptimizer):
         kept = [_where(finite, beta, weight) for beta in self._betas]
         first.mul_(kept[0]).add_(gradient, alpha=1 - self._betas[0])
         second.mul_(kept[1]).addcmul_(gradient, gradient, value=1 - self._betas[1])
-        # Where a row has taken no step yet, and skips this one: 0 / tiny, not 0 / 0.
-        tiny = torch.finfo(weight.dtype).tiny
-        bias, square = ((1 - beta ** count.double()).clamp_min(tiny).to(weight.dtype) for beta in self._betas)
-        denominator = torch.sqrt(second, out=gradient).div_(square.sqrt()).add_(self._eps)
+        bias, root = self.corrections(count, weight.dtype)
+        denominator = torch.sqrt(second, out=gradient).div_(root).add_(self._eps)
         weight.mul_(1 - lr * self._decay)
         weight.addcdiv_(first * (-lr / bias), denominator)
+
+    def corrections(self, count: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """See RowOptimizer."""
+        # Where a row has taken no step yet, and skips this one: 0 / tiny, not 0 / 0.
+        tiny = torch.finfo(dtype).tiny
+        bias, square = ((1 - beta ** count.double()).clamp_min(tiny).to(dtype) for beta in self._betas)
+        return bias, square.sqrt()
 
 
 def row_optimizer(config: AnyRule, *, moments: bool) -> RowOptimizer:

@@ -13,11 +13,11 @@ from torch import Tensor
 from partialfc.head.scratch import ScratchMemory
 from partialfc.runtime import randomness
 
-_MIX = (
+MIX = (
     0x7FEB352D,
     0x846CA68B - (1 << 32),
 )  # of a 32-bit hash by Wellons: two odd factors, as signed integers
-_LOW = 0xFFFF  # the bits of a float32 that bfloat16 lacks
+LOW = 0xFFFF  # the bits of a float32 that bfloat16 lacks
 
 
 def noise_of(classes: NDArray[np.int64], seed: int, step: int) -> Tensor:
@@ -43,12 +43,10 @@ def round_(values: Tensor, noise: Tensor, columns: Tensor, scratch: ScratchMemor
         noise[:, None], columns, out=scratch.get("noise", tuple(values.shape), torch.int32)
     )  # fmt: skip
     shifted = scratch.get("shifted noise", tuple(values.shape), torch.int32)
-    for factor in _MIX:
+    for factor in MIX:
         torch.bitwise_right_shift(word, 16, out=shifted)
-        word.bitwise_xor_(shifted.bitwise_and_(_LOW)).mul_(factor)
+        word.bitwise_xor_(shifted.bitwise_and_(LOW)).mul_(factor)
     torch.bitwise_right_shift(word, 16, out=shifted)  # the upper half, which is mixed best
     bits = values.view(torch.int32)
-    bits.add_(shifted.bitwise_and_(_LOW)).bitwise_and_(
-        ~_LOW
-    )  # carries with the probability of the lower half
+    bits.add_(shifted.bitwise_and_(LOW)).bitwise_and_(~LOW)  # carries with the probability of the lower half
     return values

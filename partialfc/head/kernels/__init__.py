@@ -1,0 +1,48 @@
+"""Triton kernels for what stands in a step's way on a GPU: passes over the memory around the products.
+
+The functions of `chunk.py` and `active_rows.py` are the reference: they decide what is right, and are what runs where
+there is no Triton, or no GPU.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Literal
+
+import torch
+
+from partialfc.errors import InputError
+from partialfc.head import chunk
+from partialfc.head.active_rows import ActiveRows
+
+Choice = Literal["auto", "torch", "triton"]
+
+
+@dataclass(frozen=True)
+class Operations:
+    """What a step's passes over the memory are done by."""
+
+    rows: type[ActiveRows]
+    exponentials: Callable[..., None]  # as `chunk.exponentials`
+
+
+def operations_of(choice: Choice, device: torch.device) -> Operations:
+    """What a recipe's `head.kernels` means on a device. auto: Triton's on a GPU, where Triton is installed.
+
+    InputError where they are asked for and cannot be had.
+    """
+    runs = device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+    there = find_spec("triton") is not None
+    if choice == "triton" and not (runs and there):
+        found = f"device {device.type}" if there else "no package triton"
+        raise InputError(
+            f"head.kernels: triton wants a GPU and Triton; found {found}; wanted head.kernels: auto"
+        )
+    if choice == "torch" or not there or (choice == "auto" and device.type != "cuda"):
+        return Operations(ActiveRows, chunk.exponentials)
+    # here: it is imported only where it is used
+    from partialfc.head.kernels.fused_rows import FusedRows
+    from partialfc.head.kernels.logits import exponentials
+
+    return Operations(FusedRows, exponentials)

@@ -1,0 +1,20 @@
+"""How Triton kernels are launched."""
+
+import os
+from typing import Any
+
+import torch
+import triton.language as tl
+
+TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}  # that are computed in
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # on the host, for tests
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    """Launch a kernel on the device of its first argument, whichever is the current one; nobody waits for it."""
+    if INTERPRETED:
+        kernel[grid](*arguments, **constants)
+        return
+    with torch.cuda.device(arguments[0].device):
+        kernel[grid](*arguments, **constants)

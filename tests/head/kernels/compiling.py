@@ -1,0 +1,64 @@
+"""Compiles the kernels that a step of the head would launch, for GPUs that are not here."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from partialfc.config import AdamWRule, CosFace, HeadConfig
+from partialfc.head import PartialFC, partial_fc
+from partialfc.head.kernels import Operations, fused_rows, logits, rows
+
+POINTERS = {
+    torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16",
+    torch.int64: "*i64", torch.int32: "*i32", torch.uint8: "*u8",
+}  # fmt: skip
+SETTINGS: list[dict[str, Any]] = [
+    {"sample_rate": 0.1},
+    {"sample_rate": 0.1, "products": "half", "centers": "bfloat16", "moments": "bfloat16"},
+    {"sample_rate": 0.1, "products": "half", "interclass_threshold": 0.5, "correction": "log_rate", "unsampled": "decay"},
+    {"optim": AdamWRule(), "scale": 128.0},
+]  # fmt: skip
+
+
+def compiled_in(folder: Path, capability: int) -> None:
+    """Write the PTX of each kernel, in each way in which the steps of SETTINGS launch it, for a compute capability."""
+    count = itertools.count()
+
+    def compile_(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+        named = dict(zip(kernel.arg_names, arguments, strict=False)) | constants
+        signature, attributes = {}, {}
+        for place, (name, value) in enumerate(named.items()):
+            if isinstance(value, torch.Tensor):
+                signature[name] = POINTERS[value.dtype]
+                attributes[(place,)] = [["tt.divisibility", 16]]
+            else:
+                signature[name] = "i32" if name not in constants and isinstance(value, int) else "constexpr"
+                if signature[name] == "i32" and value % 16 == 0:
+                    attributes[(place,)] = [["tt.divisibility", 16]]
+        values = {name: named[name] for name, kind in signature.items() if kind == "constexpr"}
+        source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
+        result = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+        (folder / f"{kernel.fn.__name__}.{next(count)}.ptx").write_text(result.asm["ptx"])
+
+    operations = Operations(fused_rows.FusedRows, logits.exponentials)
+    with (
+        mock.patch.object(rows, "launch", compile_),
+        mock.patch.object(logits, "launch", compile_),
+        mock.patch.object(partial_fc, "operations_of", return_value=operations),
+    ):
+        for settings in SETTINGS:
+            step(**settings)
+
+
+def step(scale: float = 64.0, **settings: Any) -> None:
+    """A step that computes nothing."""
+    head = PartialFC(2000, 512, CosFace(scale=scale), config=HeadConfig(**settings))
+    step = head.prepare(torch.arange(128), 0)
+    head(torch.randn(128, 512, requires_grad=True), step).backward()
+    head.update(step, 0.1)
