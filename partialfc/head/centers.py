@@ -5,34 +5,19 @@ Legend: n classes of this rank, S of them active in a step, D embedding width.
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from partialfc.config import AnyRule, HeadConfig, SgdRule
 from partialfc.head.active import ActiveClasses
 from partialfc.head.active_rows import CENTERS, ActiveRows, Storage
+from partialfc.head.initial import draw_initial
 from partialfc.head.products import Products
 from partialfc.head.rows import memory, rounding
 from partialfc.head.rows.catch_up import CatchUp
 from partialfc.head.rows.frozen import FrozenRows
 from partialfc.head.rows.optimizers import row_optimizer
 from partialfc.head.scratch import ScratchMemory
-from partialfc.runtime import randomness
-
-INITIAL_STD = 0.01  # of a centre's components
-_BLOCK = 4096  # classes drawn together; part of the definition of the initial centres
-
-
-def draw_initial(centers: Tensor, seed: int, owned: range) -> None:
-    """Fill `centers` [n, D] of the classes `owned`, in blocks keyed by (seed, block): the same for any sharding."""
-    width = centers.shape[1]
-    for block in range(owned.start // _BLOCK, -(-owned.stop // _BLOCK) if owned else 0):
-        generator = np.random.Generator(np.random.Philox(key=randomness.key(seed, "centers", block)))
-        drawn = generator.standard_normal((_BLOCK, width), np.float32) * np.float32(INITIAL_STD)
-        begin, end = max(owned.start, block * _BLOCK), min(owned.stop, (block + 1) * _BLOCK)
-        part = torch.from_numpy(drawn[begin - block * _BLOCK : end - block * _BLOCK])
-        centers[begin - owned.start : end - owned.start] = part
 
 
 def rule_of(config: HeadConfig, optim: AnyRule | None) -> AnyRule:
@@ -70,12 +55,14 @@ class Centers:
         dtype: torch.dtype,
         products: Products,
         rows: type[ActiveRows] = ActiveRows,
+        drawn: bool = True,
     ) -> None:
         self.owned, self.width, self.device, self.dtype = owned, width, device, dtype
         self._optimizer = row_optimizer(optim, moments=config.moments != "none")
         types = types_of(config, self._optimizer.moments, dtype)
         self._memory = _memory(config, types, (len(owned), width), device)
-        draw_initial(self._memory.tensors[CENTERS], seed, owned)
+        if drawn:
+            draw_initial(self._memory.tensors[CENTERS], seed, owned, device)
         rounded = [name for name, kind in types.items() if kind == torch.bfloat16]
         self.noisy = bool(rounded)  # whether rows are rounded as they are written
         self._storage = Storage(

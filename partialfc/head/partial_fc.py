@@ -48,7 +48,8 @@ class PartialFC(nn.Module):
 
     The class centres are no parameters: `update` is their optimizer. They are in `state_dict()`, as DTensors where there
     is a process group, which torch.distributed.checkpoint saves and loads at any number of ranks. optim: how they
-    step, which may also stand in `config`; without, SGD with its defaults.
+    step, which may also stand in `config`; without, SGD with its defaults. drawn: False leaves them 0, for a state_dict to
+    be loaded; drawing takes a CPU seven seconds a million.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class PartialFC(nn.Module):
         dtype: torch.dtype = torch.float32,
         group: ProcessGroup | None = None,
         backbone_gradients: Literal["sum", "mean"] = "sum",
+        drawn: bool = True,
     ) -> None:
         super().__init__()
         self.group = group if group is not None else comm.default_group()
@@ -85,6 +87,7 @@ class PartialFC(nn.Module):
             dtype=dtype,
             products=self._products,
             rows=self._operations.rows,
+            drawn=drawn,
         )
         self._loss = loss_of(margin)
         self._loss.state = {name: it.to(self.centers.device, dtype) for name, it in self._loss.state.items()}

@@ -9,9 +9,11 @@ import zlib
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-_GAMMA = 0x9E3779B97F4A7C15
+GAMMA = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
+_FACTORS = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 Words = NDArray[np.uint64]
 
@@ -22,13 +24,13 @@ def key(seed: int, purpose: str, *counters: int) -> int:
     """
     state = np.uint64(0)
     for word in (seed, zlib.crc32(purpose.encode()), *counters):
-        state = _mix(np.array([int(state) + _GAMMA & _MASK ^ word & _MASK], np.uint64))[0]
+        state = _mix(np.array([int(state) + GAMMA & _MASK ^ word & _MASK], np.uint64))[0]
     return int(state)
 
 
 def bits(key: int | Words, index: NDArray[np.integer]) -> Words:
     """64 random bits for each index, uint64, in index's shape; key: one for all, or one for each."""
-    return _mix(_mix(np.asarray(key, np.uint64) + index.astype(np.uint64) * np.uint64(_GAMMA)))
+    return _mix(_mix(np.asarray(key, np.uint64) + index.astype(np.uint64) * np.uint64(GAMMA)))
 
 
 def uniform(key: int, index: NDArray[np.integer]) -> NDArray[np.float64]:
@@ -78,7 +80,20 @@ def _feistel(keys: Words, value: Words, half: int) -> Words:
     return left << np.uint64(half) | right
 
 
+def signed(word: int) -> int:
+    """A word of 64 bits as the int64 of the same bits."""
+    return word - (1 << 64) if word >> 63 else word
+
+
+def mixed(words_: Tensor) -> Tensor:
+    """What `bits` makes of key + index * GAMMA, as int64 of the same bits, on any device; `words_` is overwritten."""
+    for _ in range(2):
+        for shift, factor in ((30, _FACTORS[0]), (27, _FACTORS[1]), (31, 1)):
+            words_.bitwise_xor_((words_ >> shift) & ((1 << 64 - shift) - 1)).mul_(signed(factor))
+    return words_
+
+
 def _mix(word: Words) -> Words:
-    word = (word ^ word >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-    word = (word ^ word >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    word = (word ^ word >> np.uint64(30)) * np.uint64(_FACTORS[0])
+    word = (word ^ word >> np.uint64(27)) * np.uint64(_FACTORS[1])
     return word ^ word >> np.uint64(31)

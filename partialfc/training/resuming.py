@@ -36,7 +36,7 @@ def begun(
         check_world_size(config, ranks.size)
         before = provenance_of(found.manifest.about, f"checkpoint {found.path}") if found else None
         config = _with_micro_batch(config, before, ranks)
-        run = build_run(config, ranks)
+        run = build_run(config, ranks, drawn=found is None)
         pack = fingerprint(Path(config.data.path)) if ranks.first else ""
     pack = comm.of_first_rank(pack, ranks.host)
     resume = config.checkpoint.resume

@@ -107,8 +107,8 @@ class Run:
         }
 
 
-def build_run(config: Config, ranks: Ranks) -> Run:
-    """A fresh run, at step 0. No collectives; InputError or OSError where recipe, data and ranks do not fit."""
+def build_run(config: Config, ranks: Ranks, *, drawn: bool = True) -> Run:
+    """A fresh run, at step 0. drawn: False where the class centres are loaded next. No collectives; InputError or OSError where recipe, data and ranks do not fit."""
     check_world_size(config, ranks.size)
     if config.data.synthetic is not None:
         synthetic.ensure(Path(config.data.path), config.data.synthetic)
@@ -132,7 +132,7 @@ def build_run(config: Config, ranks: Ranks) -> Run:
         backbone=backbone,
         statistics=statistics,
         average=_average(config, backbone, ranks),
-        head=_head(config, dataset.num_classes, ranks),
+        head=_head(config, dataset.num_classes, ranks, drawn=drawn),
         optimizer=optimizer,
         micro_batches=_micro_batches(config, backbone, optimizer, ranks),
         loader=Loader(dataset, order, config.data, config.augment, ranks),
@@ -168,7 +168,7 @@ def _micro_batches(
     )
 
 
-def _head(config: Config, num_classes: int, ranks: Ranks) -> PartialFC:
+def _head(config: Config, num_classes: int, ranks: Ranks, *, drawn: bool) -> PartialFC:
     return PartialFC(
         num_classes,
         config.backbone.embedding,
@@ -178,4 +178,5 @@ def _head(config: Config, num_classes: int, ranks: Ranks) -> PartialFC:
         seed=config.seed,
         device=ranks.device,
         group=ranks.group,
+        drawn=drawn,
     )

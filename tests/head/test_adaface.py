@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from partialfc.config import AdaFace, HeadConfig, Sgd
 from partialfc.head import PartialFC, sampling
-from partialfc.head.centers import draw_initial
+from partialfc.head.initial import draw_initial
 from partialfc.head.losses import loss_of
 
 CLASSES, WIDTH, BATCH, SEED, LR = 11, 5, 6, 7, 0.3
@@ -27,10 +27,10 @@ def images(number: int) -> Tensor:
     return lengths * torch.randn(BATCH, WIDTH, dtype=torch.float64, generator=generator)
 
 
-def dense(sample_rate: float) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
+def dense(sample_rate: float, device: str) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
     """Losses and gradients by the embeddings of each step, centres and statistics after them."""
     weight = torch.empty(CLASSES, WIDTH, dtype=torch.float64)
-    draw_initial(weight, SEED, range(CLASSES))
+    draw_initial(weight, SEED, range(CLASSES), torch.device(device))
     mean, std = torch.tensor(20.0, dtype=torch.float64), torch.tensor(100.0, dtype=torch.float64)
     losses, gradients = [], []
     for number, labels in enumerate(map(torch.tensor, LABELS)):
@@ -96,7 +96,7 @@ def sharded(sample_rate: float, device: str) -> tuple[list[Tensor], list[Tensor]
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("sample_rate", [1, 0.4])
 def test_sharded_is_dense(ranks, device, sample_rate, world_size):
-    losses, gradients, centers, statistics = dense(sample_rate)
+    losses, gradients, centers, statistics = dense(sample_rate, device)
     results = ranks.run(world_size, sharded, sample_rate, device)
     for rank_losses, _, _, rank_statistics in results:
         torch.testing.assert_close(rank_losses, losses)

@@ -27,7 +27,7 @@ from partialfc.config import (
     SoftMax,
 )
 from partialfc.head import PartialFC, sampling, softmax
-from partialfc.head.centers import draw_initial
+from partialfc.head.initial import draw_initial
 from partialfc.head.losses import loss_of
 from partialfc.runtime import comm
 
@@ -93,10 +93,10 @@ BATCHES = {
 }
 
 
-def dense(case: Case) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
+def dense(case: Case, device: str) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
     """Losses, embedding gradients, and the centres and momentum after the steps."""
     weight = torch.empty(case.num_classes, WIDTH, dtype=torch.float64)
-    draw_initial(weight, SEED, range(case.num_classes))
+    draw_initial(weight, SEED, range(case.num_classes), torch.device(device))
     weight.requires_grad_()
     momentum = torch.zeros_like(weight)
     losses, gradients = [], []
@@ -165,7 +165,7 @@ def sharded(
 
 
 def assert_same(ranks, case: Case, world_size: int, device: str, **more: float) -> None:
-    losses, gradients, weight, momentum = dense(case)
+    losses, gradients, weight, momentum = dense(case, device)
     results = ranks.run(world_size, sharded, case, device, *more.values())
     for rank_losses, *_ in results:
         torch.testing.assert_close(rank_losses, losses)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from partialfc.config import AdamW, AnyOptimizer, CosFace, HeadConfig, Sgd
 from partialfc.head import PartialFC, sampling
-from partialfc.head.centers import draw_initial
+from partialfc.head.initial import draw_initial
 
 CLASSES, WIDTH, BATCH, SEED = 60, 8, 12, 5
 MARGIN = CosFace(scale=8.0, margin=0.2)
@@ -46,10 +46,10 @@ def torchs(optim: AnyOptimizer, weight: torch.nn.Parameter) -> torch.optim.Optim
     )
 
 
-def dense(optim: AnyOptimizer, sample_rate: float, steps: int) -> Tensor:
+def dense(optim: AnyOptimizer, sample_rate: float, steps: int, device: str) -> Tensor:
     """The centres [C, D] after steps of torch's optimizer on the dense gradient, zero for unsampled classes."""
     start = torch.empty(CLASSES, WIDTH, dtype=torch.float64)
-    draw_initial(start, SEED, range(CLASSES))
+    draw_initial(start, SEED, range(CLASSES), torch.device(device))
     weight = torch.nn.Parameter(start)
     optimizer = torchs(optim, weight)
     for step in range(steps):
@@ -110,14 +110,14 @@ def difference(results: list[dict[str, Tensor]], expected: Tensor) -> float:
 def test_with_all_classes_active_it_is_torchs(ranks, device, name, world_size):
     optim = OPTIMIZERS[name]
     results = ranks.run(world_size, ours, optim, 20, torch.float64, device, {})
-    assert difference(results, dense(optim, 1.0, 20)) < 1e-9
+    assert difference(results, dense(optim, 1.0, 20, device)) < 1e-9
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("name", ["sgd", "nesterov", "plain"])
 def test_decay_is_the_dense_optimizer_with_a_tenth_of_the_classes(ranks, device, name, world_size):
     optim, options = OPTIMIZERS[name], {"sample_rate": 0.1, "unsampled": "decay"}
-    expected = dense(optim, 0.1, 60)
+    expected = dense(optim, 0.1, 60, device)
     results = ranks.run(world_size, ours, optim, 60, torch.float64, device, options, 33)
     assert difference(results, expected) < 1e-9
     held = ranks.run(world_size, ours, optim, 60, torch.float64, device, {"sample_rate": 0.1})
@@ -128,13 +128,13 @@ def test_decay_is_the_dense_optimizer_with_a_tenth_of_the_classes(ranks, device,
 def test_decay_stays_the_dense_optimizer_over_a_long_run_in_float32(ranks, device, steps, bound):
     optim, options = OPTIMIZERS["sgd"], {"sample_rate": 0.1, "unsampled": "decay"}
     results = ranks.run(2, ours, optim, steps, torch.float32, device, options, steps // 2)
-    assert difference(results, dense(optim, 0.1, steps)) < bound
+    assert difference(results, dense(optim, 0.1, steps, device)) < bound
 
 
 def test_decay_without_momentum_kept(ranks, device):
     options = {"sample_rate": 0.1, "unsampled": "decay", "moments": "none"}
     results = ranks.run(2, ours, OPTIMIZERS["sgd"], 40, torch.float64, device, options, 20)
-    assert difference(results, dense(OPTIMIZERS["plain"], 0.1, 40)) < 1e-9
+    assert difference(results, dense(OPTIMIZERS["plain"], 0.1, 40, device)) < 1e-9
     assert list(results[0]) == ["centers"]
 
 
@@ -142,12 +142,12 @@ def test_adamw_of_sampled_rows_counts_each_rows_own_steps(ranks, device):
     """Against torch.optim.AdamW on each row alone, stepped when the row is active."""
     optim = OPTIMIZERS["adamw"]
     results = ranks.run(2, ours, optim, 40, torch.float64, device, {"sample_rate": 0.1}, 20)
-    assert difference(results, row_by_row(optim, 0.1, 40)) < 1e-9
+    assert difference(results, row_by_row(optim, 0.1, 40, device)) < 1e-9
 
 
-def row_by_row(optim: AdamW, sample_rate: float, steps: int) -> Tensor:
+def row_by_row(optim: AdamW, sample_rate: float, steps: int, device: str) -> Tensor:
     start = torch.empty(CLASSES, WIDTH, dtype=torch.float64)
-    draw_initial(start, SEED, range(CLASSES))
+    draw_initial(start, SEED, range(CLASSES), torch.device(device))
     rows = [torch.nn.Parameter(row.clone()) for row in start]
     optimizers = [torchs(optim, row) for row in rows]
     for step in range(steps):
