@@ -60,6 +60,10 @@ def move_to_device(network: nn.Module, device: torch.device, *, channels_last: b
     layout = torch.channels_last if channels_last else torch.contiguous_format
     # torch's stubs do not know that Module.to takes a memory_format
     network.to(device, memory_format=layout)  # type: ignore[call-overload]
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm.num_batches_tracked is not None:
+            # Counted up in every forward and read by nobody: on a GPU, a kernel for each norm.
+            norm.num_batches_tracked = norm.num_batches_tracked.cpu()
 
 
 def _network(settings: config.AnyBackbone) -> Backbone:

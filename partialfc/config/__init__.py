@@ -269,6 +269,8 @@ class Config(Settings, frozen=True):
     output: str = "output"  # the run's folder
     seed: Seed = 0  # of everything that is drawn
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
+    # on a GPU: the same bits in every run, at the cost of algorithms that are faster, and of looking for them
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,5 +1,6 @@
-"""The precision that a network computes in, and the kind of device that it computes on."""
+"""How and on what kind of device a network computes: precision, algorithms."""
 
+import os
 from contextlib import AbstractContextManager
 
 import torch
@@ -11,6 +12,18 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
     """Around a network: it computes in fp32, bf16 or fp16."""
     dtype = _TYPES.get(precision)
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
+def choose_algorithms(*, deterministic: bool) -> None:
+    """How this process chooses among a GPU's algorithms: the fastest that it finds, or those whose bits do not vary.
+
+    Before anything is computed there. An operation that has no such algorithm is warned of.
+    """
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS takes what memory it finds
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # it is written before it is read
 
 
 def uses_cuda(device: str) -> bool:

@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -75,12 +76,13 @@ def _steps(run: Run, report: Report, saving: Saving, stop: StopRequest) -> None:
         return Notices(stop.received, int(saving.notice), int(report.diverged))
 
     with watching(run.ranks, schedule.seconds_of(run.config.launch.timeout)) as watchdog:
-        for batch, step, heard in _prepared(run, notices):
+        watchdog.moved(start + 1)
+        for batch, metrics, heard in _taken(run, notices):
             if run.step == start:
                 _show_faces(run, report, batch)
-            watchdog.moved(run.step + 1)
-            report.step(run.step + 1, train_step(run, batch, step))
+            report.step(run.step + 1, metrics)
             run.step += 1
+            watchdog.moved(run.step + 1)
             run.stopped = heard.signal if run.step < run.last_step else 0
             if heard.diverged and _problem(run):  # else a step was taken since
                 return
@@ -127,20 +129,31 @@ def _end(run: Run, report: Report, saving: Saving) -> None:
     report.summary(run.step)
 
 
-def _prepared(run: Run, notices: Callable[[], Notices]) -> Iterator[tuple[Batch, HeadStep, Notices]]:
-    """The batches of the run, each with the head's step, which is prepared while the step before is taken: so rows
-    that live outside the device are there in time. Third, the latest that ranks have told each other.
+def _taken(run: Run, notices: Callable[[], Notices]) -> Iterator[tuple[Batch, Metrics, Notices]]:
+    """Take the run's steps, one each time the next is asked for: its batch, what it brings, and the latest that ranks have
+    told each other.
+
+    The next batch is read, and its step of the head prepared, while a step is computed: on a GPU once it is launched, so
+    that the GPU does not wait for the host; on a CPU before it is, as rows that live outside the device are then on
+    their way while it computes.
     """
-    ahead, batches = None, run.loader.batches(run.step, run.last_step, notices)
-    for number in range(run.step, run.last_step):
+    numbers, batches = count(run.step), run.loader.batches(run.step, run.last_step, notices)
+    on_gpu = run.ranks.device.type == "cuda"
+
+    def following() -> tuple[Batch, HeadStep] | None:
         with section("data"):
-            batch = next(batches)
-            step = run.head.prepare(batch.labels, number)  # all B labels, on the host
-        if ahead is not None:
-            yield *ahead, batch.notices
-        ahead = batch, step
-    if ahead is not None:
-        yield *ahead, ahead[0].notices
+            batch = next(batches, None)
+            return None if batch is None else (batch, run.head.prepare(batch.labels, next(numbers)))
+
+    ahead = following()
+    while ahead is not None:
+        batch, step = ahead
+        if not on_gpu:
+            ahead = following()
+        metrics = train_step(run, batch, step)
+        if on_gpu:
+            ahead = following()
+        yield batch, metrics, (batch if ahead is None else ahead[0]).notices
 
 
 def train_step(run: Run, batch: Batch, step: HeadStep) -> Metrics:

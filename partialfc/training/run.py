@@ -25,6 +25,7 @@ from partialfc.monitoring.diagnostics import StepDiagnostics
 from partialfc.runtime import comm
 from partialfc.runtime.checkpoint import Checkpoints, Found, State
 from partialfc.runtime.comm import Ranks
+from partialfc.runtime.precision import choose_algorithms
 from partialfc.runtime.usage import peak_memory
 from partialfc.training.divergence import Health
 from partialfc.training.microbatches import MicroBatches
@@ -110,6 +111,8 @@ class Run:
 def build_run(config: Config, ranks: Ranks, *, drawn: bool = True) -> Run:
     """A fresh run, at step 0. drawn: False where the class centres are loaded next. No collectives; InputError or OSError where recipe, data and ranks do not fit."""
     check_world_size(config, ranks.size)
+    if ranks.device.type == "cuda":
+        choose_algorithms(deterministic=config.deterministic)
     if config.data.synthetic is not None:
         synthetic.ensure(Path(config.data.path), config.data.synthetic)
     torch.manual_seed(config.seed)  # the initial weights, the same on every rank
