@@ -285,15 +285,16 @@ class PartialFC(nn.Module):
 
     def _gathered(self, embeddings: Tensor) -> tuple[Tensor, Tensor | None]:
         """Everyone's embeddings [B, D], at length 1; and the norms [B] that they had, where the loss needs them."""
-        unit, norms = normalize(embeddings), None
+        norms = None
         if self._loss.needs_norms:
-            unit = torch.cat(
-                [unit, torch.linalg.vector_norm(embeddings.detach(), dim=1, keepdim=True)], dim=1
-            )
-        everyones = comm.gather_rows(unit, self.group, gradient_factor=self._gradient_factor)
-        if self._loss.needs_norms:
-            everyones, norms = everyones[:, :-1].contiguous(), everyones.detach()[:, -1].contiguous()
-        return everyones, norms
+            norms = torch.linalg.vector_norm(embeddings.detach(), dim=1)
+        return comm.gather_with_gradient(
+            normalize(embeddings),
+            norms,
+            self.group,
+            gradient_factor=self._gradient_factor,
+            sent_as=self._products.of_logits,
+        )
 
     def _check_nothing_due(self, call: str) -> None:
         if self._due is not None:

@@ -75,7 +75,7 @@ class Job:
     @property
     def keeps_logits(self) -> bool:
         """Whether their exponentials fit the budget."""
-        wanted = self.sampled * self.config.train.batch * self._exponential
+        wanted = self.sampled * self.config.train.batch * self._factor
         return wanted <= self.config.head.logits_budget << 20
 
     def head_memory(self) -> Bytes:
@@ -95,7 +95,7 @@ class Job:
         if self._decays:
             parts["what rows have missed"] = self.sampled * 4 * (_DOUBLE + _FLOAT)
             parts["learning rates of all steps"] = MAX_STEPS * _FLOAT
-        parts["logits"] = (self.sampled if self.keeps_logits else chunk) * batch * self._exponential
+        parts["logits"] = (self.sampled if self.keeps_logits else chunk) * batch * self._factor
         if self.products == "half":
             parts["logits"] += chunk * batch * _FLOAT  # as the product gives them
         parts["a chunk's buffers"] = chunk * self._row_buffers(row, on_device)
@@ -145,10 +145,11 @@ class Job:
         batch, width = self.config.train.batch, self.config.backbone.embedding
         others = (self.ranks - 1) / self.ranks
         loss = loss_of(self.config.margin)
-        embeddings = round(others * batch * (width + loss.needs_norms) * _FLOAT)
         return {
-            "embeddings, gathered": embeddings,
-            "their gradients, scattered": embeddings,
+            "embeddings, gathered": round(
+                others * batch * (width * self._factor + loss.needs_norms * _FLOAT)
+            ),
+            "their gradients, scattered": round(others * batch * width * _FLOAT),
             "softmax": round(2 * others * batch * (2 * _DOUBLE + _FLOAT * loss.needs_cosines)),
         }
 
@@ -169,12 +170,12 @@ class Job:
         moments = sum(dtype.itemsize for dtype in self.stored.values()) - centers
         rows = self.sampled * width * (3 * centers + 2 * moments)
         # logits written and read; exponentials written, and read for the embeddings and for the rows
-        logits = 2 * _FLOAT + 3 * self._exponential
+        logits = 2 * _FLOAT + 3 * self._factor
         return rows + logits * self.sampled * self.config.train.batch
 
     @property
-    def _exponential(self) -> int:
-        """Bytes of one that is kept."""
+    def _factor(self) -> int:
+        """Bytes of a factor of a product, and so of an exponential that is kept."""
         return _HALF if self.products == "half" else _FLOAT
 
     @property

@@ -52,3 +52,22 @@ def gather_and_sum() -> tuple[list[float], list[float]]:
 
 def test_gather_and_sum_under_way_at_once(ranks):
     assert ranks.run(3, gather_and_sum) == [([0.0, 1.0, 2.0], [3.0, 3.0])] * 3
+
+
+def gathered(sent_as: torch.dtype | None) -> tuple[list[float], list[float], list[float]]:
+    """Rows, what is beside them, and the gradient that a rank gets where each weighs all rows by rank + 1."""
+    ranks = comm.ranks_of(torch.device("cpu"))
+    local = torch.tensor([[ranks.rank + 1 / 3]], requires_grad=True)
+    beside = torch.tensor([1 / 3 - 1000 * ranks.rank])
+    rows, others = comm.gather_with_gradient(local, beside, ranks.group, gradient_factor=2, sent_as=sent_as)
+    (rows * (ranks.rank + 1e-6)).sum().backward()
+    return rows[:, 0].tolist(), others.tolist(), local.grad[0].tolist()
+
+
+@pytest.mark.parametrize("sent_as", [None, torch.float16], ids=str)
+def test_rows_are_rounded_on_the_way_and_nothing_else_is(ranks, sent_as):
+    rows = torch.tensor([1 / 3, 4 / 3, 7 / 3])
+    beside = torch.tensor([1 / 3 - 1000 * rank for rank in range(3)]).tolist()
+    gradient = (torch.tensor([2e-6 * 3 + 6])).tolist()  # float16 would make it 6
+    expected = rows.to(sent_as or torch.float32).float().tolist(), beside, pytest.approx(gradient, rel=1e-7)
+    assert ranks.run(3, gathered, sent_as) == [expected] * 3
