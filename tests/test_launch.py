@@ -69,7 +69,7 @@ def test_a_plan_starts_nothing_and_takes_overrides_before_and_after(recipe):
         (["--identities", "0"], "--identities 0: wanted a number above 0"),
         (["--gpus", "-2"], "--gpus -2: wanted a number above 0"),
         (["--gpu-memory", "nan"], "--gpu-memory nan: wanted a number above 0"),
-        (["--gpu", "b200"], "--gpu b200: wanted one of v100, a100, h100"),
+        (["--gpu", "b200"], "--gpu b200: wanted one of v100, a100, h100, h200"),
         (["data.path=nowhere"], "nowhere/property: not there, .*; wanted --identities N"),
     ],
 )

@@ -1,0 +1,40 @@
+"""The report of a GPU, rehearsed without one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+TOOL = Path(__file__).parents[1] / "tools/benchmark_gpu.py"
+
+
+def reported(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(TOOL), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_every_section_has_rows(tmp_path):
+    sections = ["machine", "ceilings", "agreement", "heads", "steps", "many"]
+    done = reported(*sections, "--json", tmp_path / "gpu.json")
+    assert done.returncode == 0 and not done.stderr
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    assert list(report) == sections
+    for name, rows in report.items():
+        assert rows[-1].keys() == {"seconds"}, rows  # it was through
+        assert f"## {name}" in done.stdout and len(rows) > 1
+    errors = [row["loss_error"] for row in report["agreement"] if "products" in row]
+    assert len(errors) == 24 and max(errors) < 1e-3
+    assert all(row["ms"] > 0 for name in ("heads", "many") for row in report[name][:-1])
+
+
+def test_a_section_that_fails_says_so_and_ends_alone(tmp_path):
+    """As where insightface is not what was expected."""
+    done = reported("heads", "machine", "--insightface", tmp_path, "--json", tmp_path / "gpu.json")
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    assert report["heads"][0]["failed"] == 1 and "No module named 'losses'" in done.stdout
+    assert done.returncode == 0 and report["machine"][-1].keys() == {"seconds"}
+
+
+def test_an_unknown_section_is_refused():
+    done = reported("header")
+    assert done.returncode == 2 and "found section header; wanted some of machine, ceilings" in done.stderr

@@ -1,0 +1,149 @@
+"""Measures everything that there is to know of one GPU, in one call of eight minutes at most; needs no network.
+
+    tools/benchmark_gpu.py --json gpu.json                             the whole report
+    tools/benchmark_gpu.py heads --insightface DIR --json heads.json   a section; DIR: recognition/arcface_torch of theirs
+
+A section that fails, or takes too long, says so in the report; the others go on. Without a GPU it is a rehearsal, whose
+figures mean nothing. Of packages, msgspec is enough beside torch, numpy and OpenCV; the section `tests` wants those of
+requirements-test.txt.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.abc import MetaPathFinder
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+Row = dict[str, Any]
+
+ROOT = Path(__file__).resolve().parent.parent
+# Sections, in the order of what should be known first, and the seconds that each may take.
+SECTIONS = {
+    "machine": 30,
+    "ceilings": 40,
+    "agreement": 90,
+    "heads": 150,
+    "steps": 150,
+    "tests": 150,
+    "many": 120,
+}
+LIMIT = 470  # seconds, of all sections together
+_NOT_NEEDED = (
+    "rich",
+    "xxhash",
+    "lmdb",
+    "msgpack",
+    "safetensors",
+    "tensorboard",
+    "yaml",
+    "matplotlib",
+    "onnx",
+)
+
+
+def main() -> None:
+    options = options_of()
+    if options.one is not None:
+        options.json.write_text(json.dumps(section(options.one, options)), encoding="utf-8")
+        return
+    began, report = time.monotonic(), {}
+    for name in options.sections or SECTIONS:
+        left = LIMIT - (time.monotonic() - began)
+        report[name] = measured(name, min(SECTIONS[name], left), options)
+        print_rows(name, report[name])
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
+
+
+def options_of() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)}; all without")
+    parser.add_argument("--json", type=Path, help="write the rows of each section there, too")
+    parser.add_argument("--insightface", type=Path, metavar="DIR", help="where their partial_fc_v2.py is")
+    parser.add_argument("--one", choices=SECTIONS, help=argparse.SUPPRESS)  # in a process of its own
+    options = parser.parse_args()
+    if unknown := set(options.sections) - set(SECTIONS):
+        parser.error(f"found section {', '.join(unknown)}; wanted some of {', '.join(SECTIONS)}")
+    return options
+
+
+def measured(name: str, seconds: float, options: argparse.Namespace) -> list[Row]:
+    """A section's rows, from a process of its own: a fault of the GPU ends that process."""
+    if seconds <= 0:
+        return [{"not run": "no time is left"}]
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "rows.json")
+        command = [sys.executable, __file__, "--one", name, "--json", str(out)]
+        if options.insightface:
+            command += ["--insightface", str(options.insightface)]
+        began = time.monotonic()
+        try:
+            done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=seconds, check=False)
+        except subprocess.TimeoutExpired:
+            return [{"not run": f"took more than {seconds:.0f} s"}]
+        if done.returncode or not out.exists():
+            return [{"failed": done.returncode, "said": done.stderr[-3000:]}]
+        rows: list[Row] = json.loads(out.read_text(encoding="utf-8"))
+        return [*rows, {"seconds": time.monotonic() - began}]
+
+
+def section(name: str, options: argparse.Namespace) -> list[Row]:
+    sys.path.insert(0, str(ROOT))
+    if name == "tests":
+        return tests()
+    sys.meta_path.append(StandIns())
+    import gpu_sections
+    import gpu_steps
+
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    here = gpu_sections.Machine(device, options.insightface)
+    module = gpu_steps if name in ("steps", "many") else gpu_sections
+    rows: list[Row] = getattr(module, name)(here)
+    return rows
+
+
+def tests() -> list[Row]:
+    """The head's tests on the device."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = ["tests/head"] if device == "cuda" else ["tests/head/test_shard.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=line", "--device", device, *chosen]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return [{"exit_code": done.returncode, "said": done.stdout[-4000:] + done.stderr[-1000:]}]
+
+
+class StandIns(MetaPathFinder):
+    """Where a package is missing that training uses and a step does not, something stands in for it."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> None:
+        if name.split(".")[0] in _NOT_NEEDED:
+            sys.modules[name] = mock.MagicMock()
+
+
+def print_rows(name: str, rows: list[Row]) -> None:
+    """Rows of the same keys are a table."""
+    print(f"\n## {name}\n", flush=True)
+    shown: tuple[str, ...] = ()
+    for row in rows:
+        if tuple(row) != shown:
+            shown = tuple(row)
+            print("| " + " | ".join(shown) + " |\n|" + "---|" * len(shown))
+        print("| " + " | ".join(map(in_words, row.values())) + " |", flush=True)
+
+
+def in_words(value: Any) -> str:
+    if isinstance(value, str):
+        return value.strip().rpartition("\n")[2]  # of what failed, the error itself
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""What tools/benchmark_gpu.py measures of whole training steps and of many identities, a section each."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import msgspec
+import numpy as np
+import torch
+import torch.distributed as dist
+from gpu_sections import MARGIN, OPTIM, Machine, Row, stepping
+from textbook_head import Case
+
+from partialfc.config import Config, DataConfig, HeadConfig, IResNetTiny, TrainConfig
+from partialfc.data import recordio
+from partialfc.head import PartialFC
+from partialfc.plan import Job
+from partialfc.runtime import comm
+from partialfc.training.loop import train_step
+from partialfc.training.run import Run, build_run
+
+CLASSES, IMAGES = 100_000, 2048
+NETWORKS = {"iresnet50": 256, "iresnet100": 128}  # images of a step
+
+
+def steps(here: Machine) -> list[Row]:
+    """Thirty training steps: images a second, how much longer than the backbone alone, and how long the GPU has nothing
+    to do; then twenty steps twice: bits.
+    """
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="benchmark_gpu") as folder, _alone(here) as ranks:
+        noise_pack(Path(folder), here.sized(CLASSES), here.sized(IMAGES * 64) // 64, 112)
+        for network, batch in NETWORKS.items():
+            config = _config(here, Path(folder), network, batch)
+            run = build_run(config, ranks)
+            step = _steps_of(run)
+            with _no_waiting(here):
+                for _ in range(3):
+                    step()
+            taken, on_host = here.milliseconds(step, 30)
+            alone, _ = here.milliseconds(_backbone_alone(run), 15)
+            rows.append(
+                {
+                    "network": network, "batch": config.train.batch, "ms": taken, "host_ms": on_host,
+                    "images_per_second": 1000 * config.train.batch / taken, "backbone_ms": alone,
+                    "over_backbone": taken / alone, "idle": idle(here, step), "peak_bytes": here.peak(),
+                }
+            )  # fmt: skip
+            del run, step
+        rows += [_bits(here, Path(folder), ranks, deterministic) for deterministic in (False, True)]
+    return rows
+
+
+def many(here: Machine) -> list[Row]:
+    """Steps of a head of as many identities as fit: bfloat16 rows without moments, and float32 rows with momentum."""
+    rows = []
+    for classes, options in (
+        (1_000_000, {"centers": "bfloat16", "moments": "none"}),
+        (100_000_000, {"centers": "bfloat16", "moments": "none"}),
+        (30_000_000, {}),
+    ):
+        job = Job(_head_config(here, options), here.sized(classes), 1, device=here.device.type)
+        planned = sum(job.head_memory().values())
+        row: Row = {"ids": job.num_classes, **options, "planned_bytes": planned}
+        if not here.rehearsed and planned > 0.97 * torch.cuda.mem_get_info(here.device)[0]:
+            rows.append(row | {"not run": "does not fit"})
+            continue
+        rows.append(row | _stepped(here, job))
+        torch.cuda.empty_cache()
+    return rows
+
+
+def noise_pack(folder: Path, classes: int, images: int, size: int) -> None:
+    """A pack of noise, whose images are of some of `classes` identities; as im2rec writes one."""
+    generator = np.random.default_rng(0)
+    with recordio.RecordWriter(folder / "train.rec", folder / "train.idx") as writer:
+        for key, label in enumerate(generator.integers(classes, size=images).tolist()):
+            pixels = generator.integers(0, 255, (size, size, 3), np.uint8)
+            payload = cv2.imencode(".jpg", pixels)[1].tobytes()
+            writer.write(key, recordio.Header(float(label), key), payload)
+    (folder / "property").write_text(f"{classes},{size},{size}")
+
+
+@contextmanager
+def _alone(here: Machine) -> Iterator[comm.Ranks]:
+    dist.init_process_group(
+        "gloo" if here.rehearsed else "nccl", store=dist.HashStore(), rank=0, world_size=1,
+        device_id=None if here.rehearsed else here.device,
+    )  # fmt: skip
+    try:
+        yield comm.ranks_of(here.device)
+    finally:
+        dist.destroy_process_group()
+
+
+def _config(here: Machine, folder: Path, network: str, batch: int, **more: Any) -> Config:
+    tree = {
+        "data": {"path": str(folder), "workers": 0 if here.rehearsed else 6},
+        "backbone": {"name": "iresnet_tiny" if here.rehearsed else network, "embedding": here.width},
+        "head": {"sample_rate": 0.1, "products": "half"},
+        "optim": {"name": "sgd", "precision": "bf16", "ema": 0.999},
+        "train": {"length": 100_000, "batch": 4 if here.rehearsed else batch},
+        "device": here.device.type, "output": str(folder / "output"),
+    }  # fmt: skip
+    return msgspec.convert(tree | more, Config)
+
+
+def _steps_of(run: Run) -> Callable[[], None]:
+    """The run's next step, in the order of training: launched, then the next batch read and prepared."""
+    batches = run.loader.batches(0, run.last_step)
+    batch = next(batches)
+    ahead = [(batch, run.head.prepare(batch.labels, 0))]
+
+    def step() -> None:
+        train_step(run, *ahead[0])
+        run.step += 1
+        following = next(batches)
+        ahead[0] = following, run.head.prepare(following.labels, run.step)
+
+    return step
+
+
+def _backbone_alone(run: Run) -> Callable[[], None]:
+    size, batch = run.backbone.input_size, run.config.train.batch
+    images = torch.randint(0, 255, (batch, size, size, 3), dtype=torch.uint8, device=run.ranks.device)
+    gradient = torch.randn(batch, run.config.backbone.embedding, device=run.ranks.device)
+    loss = torch.ones((), device=run.ranks.device)
+
+    def step() -> None:
+        run.micro_batches.forward(images, 0)
+        run.micro_batches.backward(images, 0, gradient)
+        _, finite = run.optimizer.step(0.0, loss)
+        if run.average:
+            run.average.update(0, finite)
+
+    return step
+
+
+@contextmanager
+def _no_waiting(here: Machine) -> Iterator[None]:
+    """What waits for the GPU raises."""
+    if here.rehearsed:
+        yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def idle(here: Machine, step: Callable[[], None]) -> float:
+    """The share of five steps in which nothing runs on the GPU."""
+    if here.rehearsed:
+        return 0.0
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(5):
+            step()
+        here.wait()
+    spans = sorted(
+        (it.time_range.start, it.time_range.end)
+        for it in profile.events()
+        if it.device_type == torch.autograd.DeviceType.CUDA
+    )
+    busy, end = 0.0, spans[0][0]
+    for begin, until in spans:
+        busy += max(0.0, until - max(begin, end))
+        end = max(end, until)
+    return 1 - busy / (end - spans[0][0])
+
+
+def _bits(here: Machine, folder: Path, ranks: comm.Ranks, deterministic: bool) -> Row:
+    found = []
+    for _ in range(2):
+        run = build_run(_config(here, folder, "iresnet50", 128, deterministic=deterministic), ranks)
+        step = _steps_of(run)
+        for _ in range(2 if here.rehearsed else 20):
+            step()
+        found.append(
+            [it.detach().clone() for it in (*run.backbone.parameters(), *run.head.centers.tensors.values())]
+        )
+        taken, _ = here.milliseconds(step, 10)
+    torch.use_deterministic_algorithms(False)
+    return {
+        "network": "iresnet50", "batch": run.config.train.batch, "deterministic": deterministic,
+        "same_bits": all(map(torch.equal, *found)), "ms": taken,
+    }  # fmt: skip
+
+
+def _head_config(here: Machine, options: dict[str, str]) -> Config:
+    head = msgspec.convert({"sample_rate": 0.01, "products": "half", **options}, HeadConfig)
+    return Config(
+        data=DataConfig(path=""), train=TrainConfig(length=1, batch=here.batch), backbone=IResNetTiny(embedding=here.width),
+        head=head, margin=MARGIN, optim=OPTIM,
+    )  # fmt: skip
+
+
+def _stepped(here: Machine, job: Job) -> Row:
+    here.peak()
+    head = PartialFC(
+        job.num_classes, here.width, MARGIN, config=job.config.head, optim=OPTIM, device=here.device
+    )
+    case = Case(
+        job.num_classes, here.batch, here.width, 1, 50, 1, here.device.type, job.config.head, True, False
+    )
+    taken, on_host = here.milliseconds(stepping(here, head, case), 50)
+    return {"ms": taken, "host_ms": on_host, "peak_bytes": here.peak()}
