@@ -33,6 +33,7 @@ _NO_KERNEL = {
     "as_strided", "_unsafe_view", "unbind", "split", "is_pinned", "lift_fresh", "empty", "empty_like", "new_empty",
     "empty_strided", "device", "_pin_memory",
 }  # fmt: skip
+_NOT_FAKED = {"_fused_sgd_"}  # in place, and unknown to fake tensors
 _PRODUCTS = {"mm", "addmm", "addmm_"}
 
 
@@ -50,11 +51,11 @@ class Launches(TorchDispatchMode):
         )  # of products: the factors' type, and how float32 is taken
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
+        name = str(function).removeprefix("aten.").split(".")[0]
+        result = None if name in _NOT_FAKED else function(*args, **(kwargs or {}))
         tensors = [it for it in tree_leaves((args, kwargs, result)) if isinstance(it, Tensor)]
         kinds = {it.device.type for it in tensors}
         if "cuda" in kinds:
-            name = str(function).removeprefix("aten.").split(".")[0]
             if name not in _NO_KERNEL and not name.startswith("prim"):
                 self.launched[name] += 1
             if name in _PRODUCTS:

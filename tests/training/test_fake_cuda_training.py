@@ -1,0 +1,84 @@
+"""What a step does beside the head, on CUDA tensors that hold no numbers. (A backward cannot run on such tensors.)"""
+
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+from fake_cuda import DEVICE, fake_cuda, launches
+
+from partialfc.backbones import Backbone, build_backbone, move_to_device
+from partialfc.config import AdamW, IResNetTiny, MobileFaceNet, Sgd, ViTTiny
+from partialfc.data import loader
+from partialfc.data.augment import network_input
+from partialfc.data.loader import Loader
+from partialfc.training.divergence import Health
+from partialfc.training.microbatches import MicroBatches
+from partialfc.training.optim import BackboneOptimizer
+from partialfc.training.replicas import MovingAverage, RunningStatistics
+
+BATCH = 8
+
+
+def built(settings: Any) -> Backbone:
+    with torch.device(DEVICE):
+        network = build_backbone(settings)
+    with mock.patch.object(network, "to"):  # fake parameters are not swapped, and are there
+        move_to_device(network, torch.device(DEVICE), channels_last=False)
+    return network
+
+
+@pytest.mark.parametrize("micro_batch", [None, 4])
+@pytest.mark.parametrize("optim", [Sgd(precision="fp16"), AdamW(ema=0.9)], ids=lambda it: type(it).__name__)
+@pytest.mark.parametrize(
+    "settings",
+    [IResNetTiny(width=8, dropout=0.4), MobileFaceNet(), ViTTiny()],
+    ids=lambda it: type(it).__name__,
+)
+def test_backbone_and_optimizer_hold_nobody_up(settings, optim, micro_batch):
+    with fake_cuda(2) as fake:
+        with fake:
+            ranks = SimpleNamespace(device=torch.device(DEVICE), group=dist.group.WORLD, rank=0, size=2)
+            backbone, network = built(settings), built(settings)
+            statistics = RunningStatistics(backbone)
+            optimizer = BackboneOptimizer(backbone, optim, ranks)
+            average = MovingAverage(backbone, network, 0.9)
+            health = Health(ranks.device)
+            batches = MicroBatches(
+                backbone,
+                lambda it: backbone(network_input(it)),
+                optimizer.gradients,
+                size=micro_batch,
+                seed=0,
+                rank=0,
+            )
+            size = settings.input_size
+            images = torch.empty(BATCH, size, size, 3, dtype=torch.uint8, device=DEVICE)
+            loss = torch.empty((), device=DEVICE)
+        with launches(fake) as found:
+            kept = statistics.kept()
+            embeddings = batches.forward(images, 0)
+            optimizer.gradients.zero()
+            with optimizer.gradients.summed():
+                pass
+            _, finite = optimizer.step(0.1, loss)
+            statistics.restore_unless(finite, kept)
+            average.update(0, finite)
+            health.update(1, finite, loss)
+    assert embeddings.device.type == "cuda" and found.launched
+    assert not found.crossings
+    counted = [it for name, it in backbone.named_buffers() if name.endswith("num_batches_tracked")]
+    assert {it.device.type for it in counted} <= {"cpu"}  # by no kernel
+
+
+def test_images_are_handed_over_while_nobody_waits():
+    with fake_cuda(1) as fake:
+        reader = Loader.__new__(Loader)
+        reader._copies, reader._ranks = torch.cuda.Stream(), SimpleNamespace(device=torch.device(DEVICE))
+        images, mirrored = torch.zeros(4, 8, 8, 3, dtype=torch.uint8), torch.tensor([1, 2])
+        part = loader._Part(images.pin_memory(), torch.arange(4), mirrored.pin_memory(), 0)
+        with launches(fake) as found:
+            images = reader._on_device(part)
+    assert images.device.type == "cuda" and not found.crossings
