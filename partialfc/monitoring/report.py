@@ -9,6 +9,7 @@ from typing import Self
 
 import msgspec
 import torch
+from torch import Tensor
 
 from partialfc.data.images import Pixels
 from partialfc.evaluation.sets import EvaluationSet, Scores, headline
@@ -16,7 +17,7 @@ from partialfc.evaluation.verify import Embeddings
 from partialfc.monitoring.board import Board
 from partialfc.monitoring.diagnostics import show
 from partialfc.monitoring.history import History
-from partialfc.monitoring.steps import Metrics, RunProgress, columns_of, line_of, log_line, speed_of
+from partialfc.monitoring.steps import Metrics, RunProgress, Window, columns_of, line_of, log_line, speed_of
 from partialfc.monitoring.terminal import Terminal
 from partialfc.runtime import usage
 from partialfc.runtime.checkpoint import Outcome
@@ -41,13 +42,14 @@ class _Waits:
 
 
 class Report:
-    """Collects the metrics of every step, and reads them from the device once every `every` steps.
+    """Collects the metrics of every step, and reads them from the device once every `every` steps: on a GPU while the next
+    step is computed, so that it never has nothing to do.
 
     What an earlier part of the run wrote stays, up to the step that it is resumed from. A disk that takes no more does
     not end the run.
 
-    problem: what is wrong with the run after a step, if anything; called when the metrics are read, as it may wait for
-    the device, too.
+    health: numbers [h] on the device that are read beside the metrics; problem: what they say is wrong with the run after
+    a step, if anything.
     """
 
     def __init__(
@@ -58,10 +60,13 @@ class Report:
         every: int,
         device: torch.device,
         enabled: bool,
-        problem: Callable[[int], str | None] = lambda step: None,
+        health: Callable[[], Tensor] = lambda: torch.empty(0),
+        problem: Callable[[Sequence[float], int], str | None] = lambda numbers, step: None,
     ) -> None:
         self._folder, self._length, self._every, self._enabled = folder, length, every, enabled
-        self._problem, self.diverged = problem, False
+        self._health, self._problem, self.diverged = health, problem, False
+        self._reads_later = device.type == "cuda"
+        self._window: tuple[Window, usage.Marks] | None = None  # whose line is to be written
         self._full = False  # whether a disk's error was told
         self._kept: list[Metrics] = []
         self._began = self._since = time.perf_counter()  # of the run here; of the steps, or since an aside
@@ -87,6 +92,8 @@ class Report:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is None:
+            self.catch_up()
         with self._spared():
             self._files.close()
 
@@ -106,6 +113,7 @@ class Report:
     def say(self, text: str) -> None:
         """A line to the terminal and the log."""
         if self._enabled:
+            self.catch_up()
             self._terminal.say(text)
             with self._spared():
                 self._keep(text)
@@ -114,15 +122,27 @@ class Report:
         """After the step that makes it `step` steps."""
         if not self._enabled:
             return
+        self.catch_up()
         self._kept.append(metrics)
         self._epoch.add(metrics.waited)
         if step % self._every == 0 or step == self._length.total:
-            with self._spared():
-                self._line(step)
-            self.diverged = self._problem(step) is not None
+            self._window = Window(step, self._kept, self._health()), self._timeline.cut()
+            self._kept = []
+            if not self._reads_later or step == self._length.total:
+                self.catch_up()
         if step % self._length.steps_per_epoch == 0:
             with self._spared():
                 self._epoch_line(step)
+
+    def catch_up(self) -> None:
+        """Write the line of the steps whose numbers are on their way, if there are any."""
+        if self._window is None:
+            return
+        (window, marks), self._window = self._window, None
+        columns, health = window.read()
+        self.diverged = self._problem(health, window.step) is not None
+        with self._spared():
+            self._line(window.step, window.steps, columns, marks)
 
     def picture(self, name: str, pixels: Pixels, step: int) -> None:
         """For TensorBoard, of what step `step` works on."""
@@ -213,10 +233,11 @@ class Report:
                     f"{error.filename or self._folder}: {error.strerror}; training goes on without"
                 )
 
-    def _line(self, step: int) -> None:
-        kept, self._kept = self._kept, []
-        line = line_of(step, kept, self._length)
-        spent = self._timeline.read()
+    def _line(
+        self, step: int, kept: Sequence[Metrics], columns: Sequence[Sequence[float]], marks: usage.Marks
+    ) -> None:
+        line = line_of(step, kept, columns, self._length)
+        spent = usage.Timeline.seconds_of(marks)
         now = time.perf_counter()
         seconds = self._line_seconds + now - self._since
         self._line_seconds, self._since = 0.0, now

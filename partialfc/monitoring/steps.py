@@ -9,6 +9,7 @@ from torch import Tensor
 
 from partialfc.monitoring.diagnostics import StepDiagnostics
 from partialfc.monitoring.history import Line
+from partialfc.runtime.reading import Reading
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,30 @@ class RunProgress:
     seconds: float  # that the steps before `start` took
 
 
-def line_of(step: int, steps: Sequence[Metrics], length: RunProgress) -> Line:
-    """The newest `steps`, up to number `step`, without what takes a clock. Waits for the device, once."""
-    values = torch.stack([torch.stack([it.loss, it.gradient_norm, it.finite.float()]) for it in steps])
-    losses, norms, taken = values.double().T.tolist()
+class Window:
+    """Some steps, up to number `step`, whose numbers are on their way to the host.
+
+    health: what else is to be read beside them, [h] on the device.
+    """
+
+    def __init__(self, step: int, steps: Sequence[Metrics], health: Tensor) -> None:
+        self.step, self.steps = step, steps
+        values = torch.stack([torch.stack([it.loss, it.gradient_norm, it.finite.float()]) for it in steps])
+        self._reading = Reading(torch.cat([values.double().flatten(), health.double()]))
+
+    def read(self) -> tuple[list[list[float]], list[float]]:
+        """Loss, norm, and whether it was taken, of each step, by what they are; and the health. Waits for these alone."""
+        numbers = self._reading.wait()
+        count = 3 * len(self.steps)
+        columns: list[list[float]] = numbers[:count].view(-1, 3).T.tolist()
+        return columns, numbers[count:].tolist()
+
+
+def line_of(
+    step: int, steps: Sequence[Metrics], columns: Sequence[Sequence[float]], length: RunProgress
+) -> Line:
+    """The newest `steps`, up to number `step`, without what takes a clock. columns: from their Window."""
+    losses, norms, taken = columns
     return {
         "step": step,
         "epoch": step / length.steps_per_epoch,

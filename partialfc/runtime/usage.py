@@ -10,6 +10,10 @@ from itertools import pairwise
 
 import torch
 
+Marks = list[
+    tuple[str | None, float | torch.cuda.Event]
+]  # a section, None: none, and when it owns what follows
+
 
 class Timeline:
     """The time between marks, each piece owned by the innermost section that is open."""
@@ -18,7 +22,7 @@ class Timeline:
         self._on_gpu = device.type == "cuda"
         self._open: list[str] = []
         self._paused = False
-        self._marks: list[tuple[str | None, float | torch.cuda.Event]] = []  # the owner from there on
+        self._marks: Marks = []
 
     def enter(self, name: str) -> None:
         """A section begins, maybe inside another."""
@@ -37,9 +41,14 @@ class Timeline:
         yield
         self._paused = False
 
-    def read(self) -> dict[str, float]:
-        """Seconds of each section since the last call, between steps; waits for the device to come to the last mark."""
+    def cut(self) -> Marks:
+        """What was measured since the last call, between steps, for `seconds_of`."""
         marks, self._marks = self._marks, []
+        return marks
+
+    @staticmethod
+    def seconds_of(marks: Marks) -> dict[str, float]:
+        """Seconds of each section; waits for the device to come to the last of the marks."""
         if marks and isinstance(marks[-1][1], torch.cuda.Event):
             marks[-1][1].synchronize()
         seconds: dict[str, float] = {}

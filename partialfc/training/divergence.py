@@ -1,5 +1,7 @@
 """Whether a run still learns: counted on the device in every step, read only where somebody waits for it anyway."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -28,10 +30,20 @@ class Health:
         """How many steps were skipped since the last that was taken; waits for the device."""
         return int(self._skipped)
 
+    def numbers(self) -> Tensor:
+        """What `problem_of` is told, as it is now, on the device."""
+        return torch.stack([self._lost, self._skipped])
+
     def problem(self, step: int, max_skipped: int) -> str | None:
         """What is wrong after step `step`, if the run is to end for it; waits for the device."""
-        if lost := int(self._lost):
-            return f"diverged: the loss of step {lost} is not finite"
-        if (skipped := self.skipped) >= max_skipped:
-            return f"diverged: the gradients of {skipped} steps in a row, up to step {step}, are not finite"
-        return None
+        return problem_of(self.numbers().tolist(), step, max_skipped)
+
+
+def problem_of(numbers: Sequence[float], step: int, max_skipped: int) -> str | None:
+    """What is wrong after step `step`, if the run is to end for it. numbers: the health's after it."""
+    lost, skipped = map(int, numbers)
+    if lost:
+        return f"diverged: the loss of step {lost} is not finite"
+    if skipped >= max_skipped:
+        return f"diverged: the gradients of {skipped} steps in a row, up to step {step}, are not finite"
+    return None

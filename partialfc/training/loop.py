@@ -26,7 +26,7 @@ from partialfc.runtime.process.signals import StopRequest
 from partialfc.runtime.process.watchdog import watching
 from partialfc.runtime.usage import section
 from partialfc.training import schedule
-from partialfc.training.divergence import Diverged
+from partialfc.training.divergence import Diverged, problem_of
 from partialfc.training.resuming import begun, finished, to_resume
 from partialfc.training.run import Run
 from partialfc.training.saving import Saving
@@ -118,6 +118,7 @@ def _evaluation_missed(run: Run, report: Report) -> bool:
 def _end(run: Run, report: Report, saving: Saving) -> None:
     """Whatever the steps ended for. Where the loss is lost nothing more is saved."""
     if problem := _problem(run):
+        report.catch_up()
         saving.finish()
         raise Diverged(problem)
     if run.stopped:
@@ -223,7 +224,8 @@ def _report(run: Run, provenance: Provenance) -> Report:
         every=run.config.report.every,
         device=run.ranks.device,
         enabled=run.ranks.first,
-        problem=lambda step: run.health.problem(step, run.config.train.max_skipped),
+        health=run.health.numbers,
+        problem=lambda numbers, step: problem_of(numbers, step, run.config.train.max_skipped),
     )
 
 

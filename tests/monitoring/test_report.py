@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -54,6 +55,21 @@ def test_lines_hold_means_and_skips_and_the_last_step_always_has_one(tmp_path):
     assert summary["verification_before"]["lfw"]["accuracy"] == 0.5
     assert summary["verification"]["lfw"]["accuracy"] == 0.56
     assert "1 steps skipped" in (tmp_path / "log.txt").read_text()
+
+
+def test_on_a_gpu_a_line_is_written_while_the_next_step_is_computed(tmp_path):
+    """What a step queues later is not in it; the last line, and those before a word, are there at once."""
+    with report(tmp_path) as written:
+        written._reads_later = True
+        loss, seen = torch.tensor(1.0), []
+        for step in range(1, 7):
+            written.step(step, replace(metrics(0.0), loss=loss.clone()))
+            seen.append([line["step"] for line in lines(tmp_path) if "loss" in line])
+            loss.add_(1)
+            if step == 5:
+                written.say("a word")
+    assert seen == [[], [], [2], [2], [2, 4], [2, 4, 6]]
+    assert [line["loss"] for line in lines(tmp_path) if "loss" in line] == [1.5, 3.5, 5.5]
 
 
 def test_the_wait_for_data_is_told_of_steps_and_summed_over_epochs(tmp_path):

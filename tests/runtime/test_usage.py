@@ -28,8 +28,8 @@ def test_a_section_inside_another_is_not_counted_twice(clock):
                 clock.append(clock[-1] + 2)
             with section("head"):
                 clock.append(clock[-1] + 5)
-        assert timeline.read() == {"backbone": 6, "communication": 20, "head": 10}
-        assert timeline.read() == {}
+        assert timeline.seconds_of(timeline.cut()) == {"backbone": 6, "communication": 20, "head": 10}
+        assert timeline.seconds_of(timeline.cut()) == {}
 
 
 def test_a_section_that_fails_ends(clock):
@@ -37,14 +37,14 @@ def test_a_section_that_fails_ends(clock):
         with pytest.raises(KeyError), section("head"):
             raise KeyError
         clock.append(9.0)
-        assert timeline.read() == {"head": 0}
+        assert timeline.seconds_of(timeline.cut()) == {"head": 0}
 
 
 def test_nothing_is_kept_where_nobody_measures():
     with section("head"):
         pass
     with measured(torch.device("cpu")) as timeline:
-        assert timeline.read() == {}
+        assert timeline.seconds_of(timeline.cut()) == {}
     with measured(torch.device("cpu")):  # once more: the first has ended
         pass
 
@@ -56,7 +56,7 @@ def test_on_a_gpu_it_is_the_gpus_time():
     began = time.perf_counter()
     torch.cuda._sleep(100_000_000)
     timeline.leave()
-    assert time.perf_counter() - began < 0.01 < timeline.read()["sleep"]
+    assert time.perf_counter() - began < 0.01 < timeline.seconds_of(timeline.cut())["sleep"]
 
 
 def test_the_peak_of_memory_is_what_the_system_says():
