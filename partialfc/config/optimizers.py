@@ -35,6 +35,7 @@ AnyRule = SgdRule | AdamWRule  # how a step is taken; `head.optim` is one
 
 Decayed = Literal["all", "matrices"]  # matrices: not norms, biases and slopes of the backbone
 Precision = Literal["fp32", "bf16", "fp16"]
+Reduce = Literal["float32", "bfloat16"]
 
 
 class Sgd(SgdRule, frozen=True, tag="sgd", tag_field="name"):
@@ -43,6 +44,9 @@ class Sgd(SgdRule, frozen=True, tag="sgd", tag_field="name"):
     decayed: Decayed = "all"
     clip: NonNegative = 5.0  # largest norm of the backbone's gradient; 0: any
     precision: Precision = "fp32"  # of the backbone
+    reduce_dtype: Reduce = (
+        "float32"  # that its gradients are summed over ranks in; bfloat16: half of what is sent
+    )
     ema: Probability = 0.0  # decay of a moving average of the backbone, which then is what is used; 0: none
 
 
@@ -52,6 +56,7 @@ class AdamW(AdamWRule, frozen=True, tag="adamw", tag_field="name"):
     decayed: Decayed = "all"
     clip: NonNegative = 5.0  # see Sgd
     precision: Precision = "fp32"
+    reduce_dtype: Reduce = "float32"
     ema: Probability = 0.0
 
 
@@ -66,6 +71,7 @@ class TorchOptimizer(Settings, frozen=True, tag="torch", tag_field="name"):
     decayed: Decayed = "all"
     clip: NonNegative = 5.0  # see Sgd
     precision: Precision = "fp32"
+    reduce_dtype: Reduce = "float32"
     ema: Probability = 0.0
 
 

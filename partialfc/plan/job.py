@@ -156,7 +156,8 @@ class Job:
     def sent_by_backbone(self) -> Bytes:
         """By a rank in a step, in rings."""
         parameters, _, _ = _traced(self.config.backbone, self.config.optim.precision, _FEWEST)
-        return {"backbone's gradients": round(2 * (self.ranks - 1) / self.ranks * parameters)}
+        share = 0.5 if self.config.optim.reduce_dtype == "bfloat16" else 1.0
+        return {"backbone's gradients": round(2 * (self.ranks - 1) / self.ranks * parameters * share)}
 
     def operations(self) -> int:
         """Operations of a step's products in the head: logits, gradients of embeddings and rows; logits twice if not kept."""

@@ -51,7 +51,8 @@ class BackboneOptimizer:
     def __init__(self, backbone: nn.Module, config: AnyOptimizer, ranks: Ranks) -> None:
         self._config, self._device = config, ranks.device
         self._named = {name: it for name, it in backbone.named_parameters() if it.requires_grad}
-        self.gradients = ReplicatedGradients(self._named.values(), ranks.group)
+        sent_as = torch.bfloat16 if config.reduce_dtype == "bfloat16" else None
+        self.gradients = ReplicatedGradients(self._named.values(), ranks.group, sent_as=sent_as)
         self.loss_scale = LossScale(enabled=config.precision == "fp16", device=ranks.device)
         self._fused = not isinstance(config, TorchOptimizer)
         # Any: torch does not declare found_inf, which its fused optimizers read.

@@ -25,10 +25,20 @@ class ReplicatedGradients:
     """Owns the gradients of `parameters`: every `.grad` is a view into one of a few flat buckets.
 
     Parameters fill the buckets from the last to the first, since backward reaches them in about that order.
+
+    sent_as: the type that gradients are rounded to where they are summed over ranks; None: their own.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], group: ProcessGroup) -> None:
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        group: ProcessGroup,
+        *,
+        sent_as: torch.dtype | None = None,
+    ) -> None:
         self._group = group
+        self._sent_as = sent_as if group.size() > 1 else None
+        self._sent: list[Tensor] = []  # in place of the buckets whose sums have been started
         self._buckets: list[Tensor] = []
         self._sizes: list[int] = []  # parameters in a bucket
         self._missing: list[int] = []  # of them, those whose gradient backward has not completed
@@ -53,6 +63,9 @@ class ReplicatedGradients:
         self._missing = [0] * len(self._buckets)  # what backward did not reach has its gradient, too
         self._start_complete()
         comm.wait(self._started)
+        for bucket, sent in zip(self._buckets, self._sent, strict=False):
+            bucket.copy_(sent)
+        self._sent.clear()
 
     def norm(self) -> Tensor:
         """The Euclidean norm of all gradients together, a scalar on the device."""
@@ -86,7 +99,11 @@ class ReplicatedGradients:
         ranks.
         """
         while len(self._started) < len(self._buckets) and self._missing[len(self._started)] == 0:
-            self._started.append(comm.start_sum(self._buckets[len(self._started)], self._group))
+            bucket = self._buckets[len(self._started)]
+            if self._sent_as is not None:
+                bucket = bucket.to(self._sent_as)
+                self._sent.append(bucket)
+            self._started.append(comm.start_sum(bucket, self._group))
 
 
 def _buckets(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
