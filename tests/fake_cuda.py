@@ -68,7 +68,11 @@ class Launches(TorchDispatchMode):
         """Of a kernel of ours."""
         self.launched[kernel.__name__] += 1
         assert all(size > 0 for size in grid)
-        hosts = [it for it in arguments if isinstance(it, Tensor) and it.device.type != "cuda"]
+        hosts = [
+            it
+            for it in arguments
+            if isinstance(it, Tensor) and it.device.type != "cuda" and not _is_pinned(it)
+        ]
         self.crossings += [f"{kernel.__name__} at {_place()}"] * len(hosts)
 
 
@@ -114,7 +118,7 @@ def fake_cuda(world_size: int) -> Iterator[FakeTensorMode]:
     library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib/libc10.so"))
     guards = (ctypes.c_void_p * _KINDS).in_dll(library, "_ZN3c104impl26device_guard_impl_registryE")
     guards[_CUDA] = guards[_CUDA] or guards[_META]
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    fake, unnoted = FakeTensorMode(allow_non_fake_inputs=True), Launches()
 
     def sent(source: Tensor, device: torch.device) -> Tensor:
         assert _is_pinned(source)
@@ -137,11 +141,12 @@ def fake_cuda(world_size: int) -> Iterator[FakeTensorMode]:
         stack.callback(dist.destroy_process_group)
         patches = [
             (scratch, "pinned", pinned),
-            (memory, "pinned", pinned),
+            (memory, "pinned_exactly", pinned),
             (memory, "ThreadPoolExecutor", AtOnce),
             (Tensor, "pin_memory", lambda self, *_: _pin(self)),
             (Tensor, "record_stream", lambda self, *_: None),
             (scratch, "sent", sent),
+            (rows, "launch", unnoted.launch),
             (torch.cuda, "Stream", _Nothing),
             (torch.cuda, "stream", lambda *_: nullcontext()),
             (torch.cuda, "current_stream", lambda *_: _Nothing()),
@@ -149,6 +154,7 @@ def fake_cuda(world_size: int) -> Iterator[FakeTensorMode]:
         for owner, name, instead in patches:
             stack.enter_context(mock.patch.object(owner, name, instead))
         yield fake
+        assert not unnoted.crossings
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from partialfc.config import AnyRule, HeadConfig, SgdRule
 from partialfc.head.active import ActiveClasses
 from partialfc.head.active_rows import CENTERS, ActiveRows, Storage
 from partialfc.head.initial import draw_initial
+from partialfc.head.kernels import Operations
 from partialfc.head.products import Products
 from partialfc.head.rows import memory, rounding
 from partialfc.head.rows.catch_up import CatchUp
@@ -54,13 +55,13 @@ class Centers:
         device: torch.device,
         dtype: torch.dtype,
         products: Products,
-        rows: type[ActiveRows] = ActiveRows,
+        operations: Operations,
         drawn: bool = True,
     ) -> None:
         self.owned, self.width, self.device, self.dtype = owned, width, device, dtype
         self._optimizer = row_optimizer(optim, moments=config.moments != "none")
         types = types_of(config, self._optimizer.moments, dtype)
-        self._memory = _memory(config, types, (len(owned), width), device)
+        self._memory = _memory(config, types, (len(owned), width), device, operations)
         if drawn:
             draw_initial(self._memory.tensors[CENTERS], seed, owned, device)
         rounded = [name for name, kind in types.items() if kind == torch.bfloat16]
@@ -74,7 +75,7 @@ class Centers:
             products=products,
             scratch=ScratchMemory(device),
         )
-        self._rows_kind = rows
+        self._operations = operations
         self._catch_up: CatchUp | None = None
         if config.unsampled == "decay" and config.sample_rate < 1:
             self._catch_up = CatchUp(len(owned), self._optimizer, device, dtype)
@@ -135,15 +136,19 @@ class Centers:
         if self._catch_up is not None:
             assert classes.host_rows is not None
             factors = self._catch_up.factors(classes.host_rows).to(self.dtype)
-        return self._rows_kind(tensors, index, classes, factors, self._storage)
+        return self._operations.rows(tensors, index, classes, factors, self._storage)
 
 
 def _memory(
-    config: HeadConfig, types: dict[str, torch.dtype], shape: tuple[int, int], device: torch.device
+    config: HeadConfig,
+    types: dict[str, torch.dtype],
+    shape: tuple[int, int],
+    device: torch.device,
+    operations: Operations,
 ) -> memory.InPlace | memory.Staged:
     if config.memory == "device":
         return memory.InPlace(types, shape, device)
     if config.memory == "host":
-        return memory.in_host_memory(types, shape, device)
+        return memory.in_host_memory(types, shape, device, operations.move_rows)
     assert config.folder is not None
     return memory.in_files(types, shape, device, Path(config.folder))

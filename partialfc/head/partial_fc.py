@@ -48,8 +48,7 @@ class PartialFC(nn.Module):
 
     The class centres are no parameters: `update` is their optimizer. They are in `state_dict()`, as DTensors where there
     is a process group, which torch.distributed.checkpoint saves and loads at any number of ranks. optim: how they
-    step, which may also stand in `config`; without, SGD with its defaults. drawn: False leaves them 0, for a state_dict to
-    be loaded; drawing takes a CPU seven seconds a million.
+    step, which may also stand in `config`; without, SGD with its defaults. drawn: False leaves them 0, to be loaded.
     """
 
     def __init__(
@@ -86,7 +85,7 @@ class PartialFC(nn.Module):
             device=device,
             dtype=dtype,
             products=self._products,
-            rows=self._operations.rows,
+            operations=self._operations,
             drawn=drawn,
         )
         self._loss = loss_of(margin)

@@ -1,6 +1,7 @@
 """Memory of the device: what is used again in every step, and what comes to it from the host."""
 
 import math
+import mmap
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,18 @@ def on_device(array: NDArray[Any], device: torch.device) -> Tensor:
 def pinned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Memory of the host with undefined content, which a GPU copies to and from while the host goes on."""
     return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+
+def pinned_exactly(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """The same, as zeros, with no byte more than it needs, where torch takes the next power of two; for as long as the
+    process lives. OSError where the system has no room for it.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    tensor = torch.frombuffer(mmap.mmap(-1, max(1, size)), dtype=torch.uint8)
+    code = int(torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), len(tensor), 0))
+    if code:
+        raise OSError(f"CUDA error {code} where {size:,} bytes of the host's memory are pinned")
+    return tensor[:size].view(dtype).view(shape)
 
 
 def sent(source: Tensor, device: torch.device) -> Tensor:

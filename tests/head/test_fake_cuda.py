@@ -1,5 +1,6 @@
 """A step of the head on CUDA tensors that hold no numbers: the host waits for nothing, and sends nothing but pinned memory."""
 
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -10,6 +11,7 @@ from fake_cuda import DEVICE, Launches, fake_cuda, launches
 from partialfc.config import AdaFace, AdamWRule, AnyMargin, CosFace, ElasticArcFace, HeadConfig
 from partialfc.head import PartialFC, centers
 
+DOCUMENT = Path(__file__).parents[2] / "docs/gpu.md"
 CLASSES, WIDTH, BATCH = 3000, 16, 64
 SAMPLED = {"sample_rate": 0.1}
 OPTIONS: list[dict[str, Any]] = [
@@ -84,3 +86,23 @@ def test_what_would_hold_the_host_up_is_found():
         there[torch.tensor([1, 2])]  # copied from memory that is not pinned
         there.cpu()
     assert [it.split()[0] for it in found.crossings] == ["index", "_to_copy"]
+
+
+def test_the_documentation_tells_how_many_kernels_a_step_launches():
+    half = {"products": "half"}
+    low = half | {"centers": "bfloat16", "moments": "bfloat16"}
+    columns = [
+        options | {"kernels": kernels} for options in ({}, half, low) for kernels in ("torch", "triton")
+    ]
+    for case, classes, rate, world_size in (
+        ("1,000,000 ids, r = 0.1, 1 rank", 1_000_000, 0.1, 1),
+        ("1,000,000 ids, r = 0.1, 8 ranks", 1_000_000, 0.1, 8),
+        ("360,000 ids, r = 1, 8 ranks", 360_000, 1.0, 8),
+    ):
+        counts = [
+            stepped(
+                world_size, options | {"sample_rate": rate}, shape=(classes, 512, 1024), observed=False
+            ).launched.total()
+            for options in columns
+        ]
+        assert f"| {case} | {' | '.join(map(str, counts))} |" in DOCUMENT.read_text()

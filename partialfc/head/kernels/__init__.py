@@ -25,6 +25,9 @@ class Operations:
 
     rows: type[ActiveRows]
     exponentials: Callable[..., None]  # as `chunk.exponentials`
+    move_rows: (
+        Callable[..., None] | None
+    )  # the device's own way to rows of the host's memory; None: it has none
 
 
 def operations_of(choice: Choice, device: torch.device) -> Operations:
@@ -40,9 +43,10 @@ def operations_of(choice: Choice, device: torch.device) -> Operations:
             f"head.kernels: triton wants a GPU and Triton; found {found}; wanted head.kernels: auto"
         )
     if choice == "torch" or not there or (choice == "auto" and device.type != "cuda"):
-        return Operations(ActiveRows, chunk.exponentials)
+        return Operations(ActiveRows, chunk.exponentials, None)
     # here: it is imported only where it is used
     from partialfc.head.kernels.fused_rows import FusedRows
     from partialfc.head.kernels.logits import exponentials
+    from partialfc.head.kernels.rows import move_rows
 
-    return Operations(FusedRows, exponentials)
+    return Operations(FusedRows, exponentials, move_rows)

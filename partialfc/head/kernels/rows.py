@@ -117,6 +117,29 @@ def step_rows(
     )
 
 
+def move_rows(
+    source: Tensor, target: Tensor, *, picked: Tensor | None = None, put: Tensor | None = None
+) -> None:
+    """target[i] = source[picked[i]], or target[put[i]] = source[i], for every row of the smaller one: one of the two is
+    given, int64 on the device. Rows of one type and width; either may be pinned memory of the host.
+    """
+    index = picked if picked is not None else put
+    assert index is not None
+    words = source.shape[1] * source.element_size() // 2  # bits are moved, whatever they mean
+    launch(
+        _move_rows,
+        (triton.cdiv(len(index), _ROWS),),
+        index,
+        source.view(torch.int16),
+        target.view(torch.int16),
+        len(index),
+        PICKED=picked is not None,
+        WIDTH=words,
+        PADDED=triton.next_power_of_2(words),
+        ROWS=_ROWS,
+    )
+
+
 def _filled(tensors: tuple[Tensor | None, ...], size: int) -> list[Tensor | None]:
     return [*tensors, *[None] * (size - len(tensors))]
 
@@ -186,6 +209,20 @@ def _step_rows(
              FIRST, SECOND, LOW)  # fmt: skip
     _put(weights, place, within, tl.where(taken, stepped, weight), word, columns, column, WIDTH,
          FIRST, SECOND, LOW)  # fmt: skip
+
+
+@triton.jit
+def _move_rows(
+    index, source, target, size,
+    PICKED: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    slot, column, live, within = _tile(size, WIDTH, PADDED, ROWS)
+    far = _stored_at(index, slot, live)[:, None] * WIDTH + column[None, :]
+    near = slot[:, None] * WIDTH + column[None, :]
+    if PICKED:
+        tl.store(target + near, tl.load(source + far, mask=within), mask=within)
+    else:
+        tl.store(target + far, tl.load(source + near, mask=within), mask=within)
 
 
 @triton.jit

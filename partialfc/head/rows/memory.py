@@ -7,9 +7,11 @@ import mmap
 import os
 import tempfile
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +21,11 @@ from torch import Tensor
 
 from partialfc.head.active import ActiveClasses
 from partialfc.head.rows.frozen import FrozenRows
-from partialfc.head.scratch import ScratchMemory, on_device, pinned
+from partialfc.head.scratch import ScratchMemory, on_device, pinned_exactly
 
 Types = Mapping[str, torch.dtype]  # of the tensors, by name
 Advise = Callable[[NDArray[np.int64]], None]  # told which rows will be wanted
+Move = Callable[..., None]  # as kernels.rows.move_rows
 
 
 class InPlace:
@@ -77,10 +80,15 @@ class Staged:
     """
 
     def __init__(
-        self, tensors: dict[str, Tensor], device: torch.device, advise: Advise | None = None
+        self,
+        tensors: dict[str, Tensor],
+        device: torch.device,
+        *,
+        advise: Advise | None = None,
+        move: Move | None = None,
     ) -> None:
         self.tensors = tensors  # [n, D], on the host
-        self._advise = advise
+        self._advise, self._move = advise, move
         self._device, self._on_gpu = device, device.type == "cuda"
         self._slots = [ScratchMemory(device), ScratchMemory(device)]
         self._pinned = ScratchMemory(torch.device("cpu"), pinned=True)
@@ -154,14 +162,22 @@ class Staged:
     def _fetch(self, rows: NDArray[np.int64], target: ScratchMemory) -> dict[str, Tensor]:
         if self._advise is not None:
             self._advise(rows)
-        index, fetched = torch.from_numpy(rows), {}
+        fetched = {
+            name: target.get(name, (len(rows), whole.shape[1]), whole.dtype)
+            for name, whole in self.tensors.items()
+        }
+        if self._move is not None:
+            with self._beside() as index_of:
+                index = index_of(rows)
+                for name, whole in self.tensors.items():
+                    self._move(whole, fetched[name], picked=index)
+            return fetched
+        index = torch.from_numpy(rows)
         for name, whole in self.tensors.items():
-            shape = len(rows), whole.shape[1]
-            fetched[name] = target.get(name, shape, whole.dtype)
             if self._copies is None:
                 torch.index_select(whole, 0, index, out=fetched[name])
                 continue
-            passing = self._pinned.get(name, shape, whole.dtype)
+            passing = self._pinned.get(name, tuple(fetched[name].shape), whole.dtype)
             torch.index_select(whole, 0, index, out=passing)
             self._copy(fetched[name], passing)
         return fetched
@@ -169,9 +185,15 @@ class Staged:
     def _write_back(self, stage: _Stage, done: torch.cuda.Event | None) -> None:
         if done is not None:
             done.synchronize()
-        index = torch.from_numpy(stage.rows)
         for frozen in self._frozen:
             frozen.before_write(stage.rows)
+        if self._move is not None:
+            with self._beside() as index_of:
+                index = index_of(stage.rows)
+                for name, rows in stage.fetched.result().items():
+                    self._move(rows, self.tensors[name], put=index)
+            return
+        index = torch.from_numpy(stage.rows)
         for name, rows in stage.fetched.result().items():
             if self._copies is not None:
                 passing = self._pinned.get(name, tuple(rows.shape), rows.dtype)
@@ -180,11 +202,18 @@ class Staged:
             self.tensors[name].index_copy_(0, index, rows)
 
     def _copy(self, target: Tensor, source: Tensor) -> None:
-        """Beside what the device computes; this thread waits for it, and no other."""
-        assert self._copies is not None
-        with torch.cuda.stream(self._copies):
+        with self._beside():
             target.copy_(source, non_blocking=True)
-        self._copies.synchronize()
+
+    @contextmanager
+    def _beside(self) -> Iterator[Callable[[NDArray[np.int64]], Tensor]]:
+        """Around what is done beside what the device computes, for which this thread waits, and no other; yields what brings
+        an index to the device.
+        """
+        with nullcontext() if self._copies is None else torch.cuda.stream(self._copies):
+            yield partial(on_device, device=self._device)
+        if self._copies is not None:
+            self._copies.synchronize()
 
 
 def _patch(later: _Stage, stage: _Stage) -> None:
@@ -201,11 +230,10 @@ def _rows_of(classes: ActiveClasses) -> NDArray[np.int64]:
     return classes.host_rows
 
 
-def in_host_memory(types: Types, shape: tuple[int, int], device: torch.device) -> Staged:
-    """Rows in memory that the device can copy from directly."""
-    allocated = pinned if device.type == "cuda" else torch.empty
-    tensors = {name: allocated(shape, dtype=dtype).zero_() for name, dtype in types.items()}
-    return Staged(tensors, device)
+def in_host_memory(types: Types, shape: tuple[int, int], device: torch.device, move: Move | None) -> Staged:
+    """Rows in the host's memory; in memory that a GPU reads and writes by itself where it has a way to `move` them."""
+    allocated = pinned_exactly if device.type == "cuda" and move is not None else torch.zeros
+    return Staged({name: allocated(shape, dtype=dtype) for name, dtype in types.items()}, device, move=move)
 
 
 def in_files(types: Types, shape: tuple[int, int], device: torch.device, folder: Path) -> Staged:
@@ -219,7 +247,7 @@ def in_files(types: Types, shape: tuple[int, int], device: torch.device, folder:
         for file in files.values():
             file.will_need(rows)
 
-    return Staged({name: file.tensor for name, file in files.items()}, device, advise)
+    return Staged({name: file.tensor for name, file in files.items()}, device, advise=advise)
 
 
 class _File:

@@ -16,13 +16,14 @@ from partialfc.head.kernels import Operations, fused_rows, logits, rows
 
 POINTERS = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16",
-    torch.int64: "*i64", torch.int32: "*i32", torch.uint8: "*u8",
+    torch.int64: "*i64", torch.int32: "*i32", torch.uint8: "*u8", torch.int16: "*i16",
 }  # fmt: skip
 SETTINGS: list[dict[str, Any]] = [
     {"sample_rate": 0.1},
     {"sample_rate": 0.1, "products": "half", "centers": "bfloat16", "moments": "bfloat16"},
     {"sample_rate": 0.1, "products": "half", "interclass_threshold": 0.5, "correction": "log_rate", "unsampled": "decay"},
     {"optim": AdamWRule(), "scale": 128.0},
+    {"sample_rate": 0.1, "memory": "host"},
 ]  # fmt: skip
 
 
@@ -46,7 +47,7 @@ def compiled_in(folder: Path, capability: int) -> None:
         result = triton.compile(source, target=GPUTarget("cuda", capability, 32))
         (folder / f"{kernel.fn.__name__}.{next(count)}.ptx").write_text(result.asm["ptx"])
 
-    operations = Operations(fused_rows.FusedRows, logits.exponentials)
+    operations = Operations(fused_rows.FusedRows, logits.exponentials, rows.move_rows)
     with (
         mock.patch.object(rows, "launch", compile_),
         mock.patch.object(logits, "launch", compile_),

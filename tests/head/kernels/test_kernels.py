@@ -110,7 +110,7 @@ def test_kernels_compile_for_gpus(capability, tmp_path):
     process.join(120)
     assert process.exitcode == 0
     kernels = {path.name.split(".")[0]: path.read_text() for path in Path(tmp_path).glob("*.ptx")}
-    assert kernels.keys() == {"_unit_rows", "_exponentials", "_step_rows"}
+    assert kernels.keys() == {"_unit_rows", "_exponentials", "_step_rows", "_move_rows"}
     assert all(".v4" in text for text in kernels.values())
 
 
