@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from partialfc.runtime import checkpoint, comm
+from partialfc.runtime import checkpoint, comm, dtensors
 from partialfc.runtime.checkpoint import Checkpoints
 
 CPU = torch.device("cpu")
@@ -19,8 +19,8 @@ def state_of(ranks: comm.Ranks, rows: int = 7, seed: int = 0) -> dict[str, Any]:
     mine = whole[ranks.rank * share : (ranks.rank + 1) * share].clone()
     return {
         "head": {
-            "centers": comm.sharded(mine, rows, ranks.group),
-            "counts": comm.sharded(mine[:, 0].mul(100).to(torch.int32), rows, ranks.group),
+            "centers": dtensors.sharded(mine, rows, ranks.group),
+            "counts": dtensors.sharded(mine[:, 0].mul(100).to(torch.int32), rows, ranks.group),
         },
         "weight": torch.randn(4, 2, 3, 3, generator=generator).to(memory_format=torch.channels_last),
         "half": torch.randn(5, generator=generator).bfloat16(),
@@ -40,7 +40,7 @@ def assert_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
         if isinstance(value, dict):
             assert_equal(found[name], value)
         else:
-            assert torch.equal(comm.row_range(found[name])[0], comm.row_range(value)[0]), name
+            assert torch.equal(dtensors.row_range(found[name])[0], dtensors.row_range(value)[0]), name
 
 
 def save(folder: Path, ranks: comm.Ranks, step: int, keep: int = 2, **kwargs: Any) -> None:

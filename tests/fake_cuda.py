@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from partialfc.head import scratch
-from partialfc.head.kernels import logits, rows
+from partialfc.head.kernels import logits, moving, rows
 from partialfc.head.rows import memory
 
 DEVICE = "cuda:0"
@@ -146,7 +146,7 @@ def fake_cuda(world_size: int) -> Iterator[FakeTensorMode]:
             (Tensor, "pin_memory", lambda self, *_: _pin(self)),
             (Tensor, "record_stream", lambda self, *_: None),
             (scratch, "sent", sent),
-            (rows, "launch", unnoted.launch),
+            (moving, "launch", unnoted.launch),
             (torch.cuda, "Stream", _Nothing),
             (torch.cuda, "stream", lambda *_: nullcontext()),
             (torch.cuda, "current_stream", lambda *_: _Nothing()),
@@ -161,9 +161,9 @@ def fake_cuda(world_size: int) -> Iterator[FakeTensorMode]:
 def launches(fake: FakeTensorMode) -> Iterator[Launches]:
     """Within the block, on fake tensors, what is launched is noted."""
     found = Launches()
-    patched = (
-        mock.patch.object(rows, "launch", found.launch),
-        mock.patch.object(logits, "launch", found.launch),
-    )
-    with patched[0], patched[1], fake, found:
+    with ExitStack() as stack:
+        for module in (rows, logits, moving):
+            stack.enter_context(mock.patch.object(module, "launch", found.launch))
+        stack.enter_context(fake)
+        stack.enter_context(found)
         yield found

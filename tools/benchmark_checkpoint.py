@@ -23,7 +23,7 @@ from rich.table import Table
 
 from partialfc.config import CosFace, HeadConfig
 from partialfc.head import PartialFC
-from partialfc.runtime import comm
+from partialfc.runtime import comm, dtensors
 from partialfc.runtime.checkpoint import Checkpoints
 from partialfc.runtime.comm import Ranks
 
@@ -72,7 +72,7 @@ class Copy:
 
     def __init__(self, head: PartialFC, ranks: Ranks) -> None:
         self._ranks = ranks
-        self._rows = [comm.row_range(it)[0] for it in head.state_dict().values()]
+        self._rows = [dtensors.row_range(it)[0] for it in head.state_dict().values()]
         self._copies = [torch.zeros(it.shape, dtype=it.dtype, pin_memory=it.is_cuda) for it in self._rows]
         self.bytes = sum(it.nbytes for it in self._rows)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from partialfc.head.shard import class_range
-from partialfc.runtime import comm
+from partialfc.runtime import comm, dtensors
 from partialfc.runtime.comm import Group
 
 
@@ -23,7 +23,9 @@ class Saved:
 
     def tensors(self) -> dict[str, Tensor]:
         """All of them by name, those with a row for each class as DTensors [C, ...] where there is a process group."""
-        sharded = {name: comm.sharded(it, self.num_classes, self.group) for name, it in self.shards.items()}
+        sharded = {
+            name: dtensors.sharded(it, self.num_classes, self.group) for name, it in self.shards.items()
+        }
         return sharded | self.replicated
 
     def load(self, given: Mapping[str, Any]) -> list[str]:
@@ -48,7 +50,7 @@ class Saved:
 
     def _part(self, value: Any) -> Any:
         """This rank's rows of a value."""
-        local = comm.local_rows(value)
+        local = dtensors.local_rows(value)
         if local is not None:
             return local
         if not isinstance(value, Tensor) or value.dim() == 0 or len(value) != self.num_classes:

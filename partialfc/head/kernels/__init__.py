@@ -47,6 +47,6 @@ def operations_of(choice: Choice, device: torch.device) -> Operations:
     # here: it is imported only where it is used
     from partialfc.head.kernels.fused_rows import FusedRows
     from partialfc.head.kernels.logits import exponentials
-    from partialfc.head.kernels.rows import move_rows
+    from partialfc.head.kernels.moving import move_rows
 
     return Operations(FusedRows, exponentials, move_rows)

@@ -14,10 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from partialfc.head.kernels.launching import TYPES, launch
+from partialfc.head.kernels.tiles import ROWS, stored_at, tile
 from partialfc.head.rows.optimizers import Constants
 from partialfc.head.rows.rounding import LOW, MIX
-
-_ROWS = 4  # of a program
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def unit_rows(
     size, width = for_logits.shape
     launch(
         _unit_rows,
-        (triton.cdiv(size, _ROWS),),
+        (triton.cdiv(size, ROWS),),
         rows.weights,
         rows.moments[0] if rows.moments and rows.factors is not None else None,
         rows.index,
@@ -60,7 +59,7 @@ def unit_rows(
         size,
         WIDTH=width,
         PADDED=triton.next_power_of_2(width),
-        ROWS=_ROWS,
+        ROWS=ROWS,
         COMPUTED=TYPES[dtype],
         TINY=torch.finfo(dtype).tiny,
     )
@@ -87,7 +86,7 @@ def step_rows(
     columns = rounding.columns if rounding is not None else ()
     launch(
         _step_rows,
-        (triton.cdiv(size, _ROWS),),
+        (triton.cdiv(size, ROWS),),
         rows.weights,
         *_filled(rows.moments, 2),
         rows.index,
@@ -103,7 +102,7 @@ def step_rows(
         size,
         WIDTH=width,
         PADDED=triton.next_power_of_2(width),
-        ROWS=_ROWS,
+        ROWS=ROWS,
         COMPUTED=TYPES[gradient.dtype],
         MOMENTUM=constants.momentum,
         NESTEROV=constants.nesterov,
@@ -117,29 +116,6 @@ def step_rows(
     )
 
 
-def move_rows(
-    source: Tensor, target: Tensor, *, picked: Tensor | None = None, put: Tensor | None = None
-) -> None:
-    """target[i] = source[picked[i]], or target[put[i]] = source[i], for every row of the smaller one: one of the two is
-    given, int64 on the device. Rows of one type and width; either may be pinned memory of the host.
-    """
-    index = picked if picked is not None else put
-    assert index is not None
-    words = source.shape[1] * source.element_size() // 2  # bits are moved, whatever they mean
-    launch(
-        _move_rows,
-        (triton.cdiv(len(index), _ROWS),),
-        index,
-        source.view(torch.int16),
-        target.view(torch.int16),
-        len(index),
-        PICKED=picked is not None,
-        WIDTH=words,
-        PADDED=triton.next_power_of_2(words),
-        ROWS=_ROWS,
-    )
-
-
 def _filled(tensors: tuple[Tensor | None, ...], size: int) -> list[Tensor | None]:
     return [*tensors, *[None] * (size - len(tensors))]
 
@@ -149,8 +125,8 @@ def _unit_rows(
     weights, momenta, index, factors, for_logits, for_sums, inverses, size,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, COMPUTED: tl.constexpr, TINY: tl.constexpr,
 ):  # fmt: skip
-    slot, column, live, within = _tile(size, WIDTH, PADDED, ROWS)
-    place = _stored_at(index, slot, live)[:, None] * WIDTH + column[None, :]
+    slot, column, live, within = tile(size, WIDTH, PADDED, ROWS)
+    place = stored_at(index, slot, live)[:, None] * WIDTH + column[None, :]
     weight = tl.load(weights + place, mask=within, other=0.0).to(COMPUTED)
     if factors is not None:
         weight = weight * tl.load(factors + slot * 4, mask=live, other=1.0)[:, None]
@@ -175,8 +151,8 @@ def _step_rows(
     BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr,
     FIRST: tl.constexpr, SECOND: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
-    slot, column, live, within = _tile(size, WIDTH, PADDED, ROWS)
-    place = _stored_at(index, slot, live)[:, None] * WIDTH + column[None, :]
+    slot, column, live, within = tile(size, WIDTH, PADDED, ROWS)
+    place = stored_at(index, slot, live)[:, None] * WIDTH + column[None, :]
     lr = tl.load(rate)
     taken = tl.load(finite) != 0
     word = slot.to(tl.int32)
@@ -209,38 +185,6 @@ def _step_rows(
              FIRST, SECOND, LOW)  # fmt: skip
     _put(weights, place, within, tl.where(taken, stepped, weight), word, columns, column, WIDTH,
          FIRST, SECOND, LOW)  # fmt: skip
-
-
-@triton.jit
-def _move_rows(
-    index, source, target, size,
-    PICKED: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
-    slot, column, live, within = _tile(size, WIDTH, PADDED, ROWS)
-    far = _stored_at(index, slot, live)[:, None] * WIDTH + column[None, :]
-    near = slot[:, None] * WIDTH + column[None, :]
-    if PICKED:
-        tl.store(target + near, tl.load(source + far, mask=within), mask=within)
-    else:
-        tl.store(target + far, tl.load(source + near, mask=within), mask=within)
-
-
-@triton.jit
-def _tile(size, WIDTH: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr):
-    """This program's places in the chunk [ROWS] int64, its columns [PADDED], and which of them there are."""
-    slot = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, PADDED)
-    live = slot < size
-    return slot, column, live, live[:, None] & (column < WIDTH)[None, :]
-
-
-@triton.jit
-def _stored_at(index, slot, live):
-    """The rows of the stored tensors."""
-    row = slot
-    if index is not None:
-        row = tl.load(index + slot, mask=live, other=0)
-    return row
 
 
 @triton.jit

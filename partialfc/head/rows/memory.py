@@ -25,7 +25,7 @@ from partialfc.head.scratch import ScratchMemory, on_device, pinned_exactly
 
 Types = Mapping[str, torch.dtype]  # of the tensors, by name
 Advise = Callable[[NDArray[np.int64]], None]  # told which rows will be wanted
-Move = Callable[..., None]  # as kernels.rows.move_rows
+Move = Callable[..., None]  # as kernels.moving.move_rows
 
 
 class InPlace:

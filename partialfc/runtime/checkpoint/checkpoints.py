@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from partialfc.errors import InputError
-from partialfc.runtime import comm
+from partialfc.runtime import comm, dtensors
 from partialfc.runtime.checkpoint.folder import BEST, CheckpointFolder, scan
 from partialfc.runtime.checkpoint.manifest import Manifest, read_manifest
 from partialfc.runtime.checkpoint.shards import Rows, digest_of, dtype_name, empty, fill
@@ -169,7 +169,7 @@ def _fill(tensor: Tensor, name: str, found: Found) -> None:
         raise InputError(
             f"checkpoint {found.path}: {name} is {was[0]} {was[1]}, the recipe makes it {wanted[0]} {wanted[1]}"
         )
-    rows, first = comm.row_range(tensor)
+    rows, first = dtensors.row_range(tensor)
     fill(rows.detach(), name, first, stored, found.path)
 
 

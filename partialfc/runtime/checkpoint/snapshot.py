@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from partialfc.runtime import comm
+from partialfc.runtime import dtensors
 from partialfc.runtime.checkpoint.shards import Rows, Source, dtype_name
 
 State = Mapping[str, Any]  # of tensors, maybe nested
@@ -49,10 +49,10 @@ class Snapshot:
         described: dict[str, dict[str, Any]] = {}
         on_gpu = False
         flat = flattened(state)
-        whole = {name: it for name, it in flat.items() if comm.local_rows(it) is None}
+        whole = {name: it for name, it in flat.items() if dtensors.local_rows(it) is None}
         owners = _dealt_out(whole, world_size)
         for name, tensor in flat.items():
-            rows, first = comm.row_range(tensor)
+            rows, first = dtensors.row_range(tensor)
             described[name] = {"dtype": dtype_name(tensor), "shape": list(tensor.shape), "rows": None}
             if owners.get(name, rank) == rank:
                 copies[name] = streamed.get(name) or self._copy(name, rows.detach())

@@ -12,7 +12,7 @@ from triton.compiler import ASTSource
 
 from partialfc.config import AdamWRule, CosFace, HeadConfig
 from partialfc.head import PartialFC, partial_fc
-from partialfc.head.kernels import Operations, fused_rows, logits, rows
+from partialfc.head.kernels import Operations, fused_rows, logits, moving, rows
 
 POINTERS = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16",
@@ -47,10 +47,11 @@ def compiled_in(folder: Path, capability: int) -> None:
         result = triton.compile(source, target=GPUTarget("cuda", capability, 32))
         (folder / f"{kernel.fn.__name__}.{next(count)}.ptx").write_text(result.asm["ptx"])
 
-    operations = Operations(fused_rows.FusedRows, logits.exponentials, rows.move_rows)
+    operations = Operations(fused_rows.FusedRows, logits.exponentials, moving.move_rows)
     with (
         mock.patch.object(rows, "launch", compile_),
         mock.patch.object(logits, "launch", compile_),
+        mock.patch.object(moving, "launch", compile_),
         mock.patch.object(partial_fc, "operations_of", return_value=operations),
     ):
         for settings in SETTINGS:
