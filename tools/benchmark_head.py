@@ -62,11 +62,17 @@ class OurHead:
 
 def timed(function: Callable[..., None], *args: Tensor) -> float:
     """Milliseconds until every rank is through."""
+    return timed_twice(function, *args)[0]
+
+
+def timed_twice(function: Callable[..., None], *args: Tensor) -> tuple[float, float]:
+    """Milliseconds until every rank is through; and until this rank's host was, which a GPU may be behind."""
     through()
     began = time.perf_counter()
     function(*args)
+    on_host = time.perf_counter()
     through()
-    return 1000 * (time.perf_counter() - began)
+    return 1000 * (time.perf_counter() - began), 1000 * (on_host - began)
 
 
 def through() -> None:
@@ -96,10 +102,13 @@ def time_heads(case: Case, rank: int) -> tuple[Row, dict[str, list[float]]]:
     if case.textbook:
         heads["textbook"] = TextbookHead(case, rank)
         timed(heads["textbook"].step, *inputs(case, 0, rank))
-    times: dict[str, list[float]] = {name: [] for name in heads}
+    times: dict[str, list[float]] = {name: [] for name in (*heads, "host")}
     for step in range(2, 2 + case.steps):
         for name, head in heads.items():
-            times[name].append(timed(head.step, *inputs(case, step, rank)))
+            until, on_host = timed_twice(head.step, *inputs(case, step, rank))
+            times[name].append(until)
+            if name == "ours":
+                times["host"].append(on_host)
     if not case.textbook:
         row["resident_bytes"] = taken.peak()
     return row | {"resident_file_bytes": taken.of_files()}, times
@@ -127,6 +136,7 @@ def row_of(case: Case, row: Row, times: dict[str, list[float]], bare: dict[str, 
         },
         **row,
         "ours_ms": median,
+        "host_ms": statistics.median(times["host"]),
         "ours_spread_ms": max(ours) - min(ours),
         "planned_bytes": sum(job.head_memory().values()),
         "planned_host_bytes": sum(job.host_memory().values()),
@@ -159,7 +169,7 @@ def rank_main(case: Case, rank: int, store: str, pipe: Connection) -> None:
     torch.set_num_threads(case.threads)
     torch.manual_seed(rank)
     if case.device == "cuda":
-        torch.cuda.set_device(rank % torch.cuda.device_count())
+        torch.cuda.set_device(rank)
     if case.one_rank:
         dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=case.world_size)
     else:
@@ -207,7 +217,7 @@ def run(case: Case) -> Row:
 
 KEPT = ("centers", "moments", "memory", "folder", "unsampled")
 COLUMNS = {
-    "case": 1, "textbook_ms": 1, "ours_ms": 1, "ratio": 1, "ours_spread_ms": 1, "first_step_ms": 1, "products_ms": 1,
+    "case": 1, "textbook_ms": 1, "ours_ms": 1, "host_ms": 1, "ratio": 1, "ours_spread_ms": 1, "first_step_ms": 1, "products_ms": 1,
     "traffic_ms": 1, "over_floor": 1, "gflops": 1, "resident_bytes": 1e-6, "planned_bytes": 1e-6, "extra_bytes": 1e-6,
 }  # fmt: skip
 
@@ -238,7 +248,7 @@ def options_of() -> argparse.Namespace:
     )
     parser.add_argument("--batch", type=int, default=64, help="images on a rank")
     parser.add_argument("--width", type=int, default=512, help="of the embeddings")
-    parser.add_argument("--world-size", type=int, default=2)
+    parser.add_argument("--world-size", type=int, help="2; on GPUs, as many as there are")
     parser.add_argument("--one-rank", action="store_true", help="run only the first of --world-size ranks")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--steps", type=int, default=7, help="timed steps of each head")
@@ -267,7 +277,12 @@ def main() -> None:
 
 
 def measured(options: argparse.Namespace) -> None:
-    processes = 1 if options.one_rank else options.world_size
+    world_size = options.world_size or (torch.cuda.device_count() if options.device == "cuda" else 2)
+    processes = 1 if options.one_rank else world_size
+    if options.device == "cuda" and processes > torch.cuda.device_count():
+        raise InputError(
+            f"--world-size {processes}: found {torch.cuda.device_count()} GPU(s); wanted one each"
+        )
     rows = []
     for text in options.cases:
         classes, head = parsed(text, options)
@@ -275,7 +290,7 @@ def measured(options: argparse.Namespace) -> None:
             classes,
             batch=options.batch,
             width=options.width,
-            world_size=options.world_size,
+            world_size=world_size,
             steps=options.steps,
             threads=max(1, len(os.sched_getaffinity(0)) // processes),
             device=options.device,

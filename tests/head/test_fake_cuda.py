@@ -1,5 +1,6 @@
 """A step of the head on CUDA tensors that hold no numbers: the host waits for nothing, and sends nothing but pinned memory."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -25,6 +26,7 @@ OPTIONS: list[dict[str, Any]] = [
     SAMPLED | {"centers": "bfloat16", "moments": "bfloat16"},
     SAMPLED | {"optim": AdamWRule()},
     SAMPLED | {"memory": "host"},
+    SAMPLED | {"memory": "file"},
     SAMPLED | {"memory": "host", "centers": "bfloat16", "optim": AdamWRule()},
 ]
 
@@ -39,7 +41,10 @@ def stepped(
     """What a step launches."""
     classes, width, batch = shape
     labels = torch.arange(batch) * 37 % classes
-    with fake_cuda(world_size) as fake, mock.patch.object(centers, "draw_initial"):
+    folder = tempfile.TemporaryDirectory()
+    if options.get("memory") == "file":
+        options = options | {"folder": folder.name}
+    with folder, fake_cuda(world_size) as fake, mock.patch.object(centers, "draw_initial"):
         with fake:
             head = PartialFC(classes, width, margin or CosFace(), config=HeadConfig(**options), device=DEVICE)
         step = head.prepare(labels, 0)
