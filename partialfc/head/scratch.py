@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _ALIGNED = 16  # bytes: where kernels read whole words
+_registered: list[mmap.mmap] = []  # with CUDA, which would not see that they are unmapped
 
 
 def on_device(array: NDArray[Any], device: torch.device) -> Tensor:
@@ -28,7 +29,8 @@ def pinned_exactly(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     process lives. OSError where the system has no room for it.
     """
     size = math.prod(shape) * dtype.itemsize
-    tensor = torch.frombuffer(mmap.mmap(-1, max(1, size)), dtype=torch.uint8)
+    _registered.append(mmap.mmap(-1, max(1, size)))
+    tensor = torch.frombuffer(_registered[-1], dtype=torch.uint8)
     code = int(torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), len(tensor), 0))
     if code:
         raise OSError(f"CUDA error {code} where {size:,} bytes of the host's memory are pinned")

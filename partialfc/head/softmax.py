@@ -212,11 +212,11 @@ class ShardedSoftmax:
     ) -> tuple[UnitRows, Tensor, Tensor]:
         """A chunk's rows, its exp(z - shift) [c, B], 0 at the targets, and 1 / lengths [c, 1]; `total` gets their sums."""
         unit, found, inverse = self._logits(left, rows, chunk)
-        kept = found
-        if left.exponentials is not None:
+        kept, kind = found, self._products.of_exponentials
+        if found.dtype != kind and left.exponentials is not None:
             kept = left.exponentials[chunk]
-        elif self._products.of_exponentials != found.dtype:
-            kept = self._get("exponentials", tuple(found.shape), self._products.of_exponentials)
+        elif found.dtype != kind:
+            kept = self._get("exponentials", tuple(found.shape), kind)
         self._exponentials(
             found,
             _places(rows.classes, chunk, images),

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -167,8 +166,8 @@ class Staged:
             for name, whole in self.tensors.items()
         }
         if self._move is not None:
-            with self._beside() as index_of:
-                index = index_of(rows)
+            with self._beside():
+                index = on_device(rows, self._device)
                 for name, whole in self.tensors.items():
                     self._move(whole, fetched[name], picked=index)
             return fetched
@@ -188,8 +187,8 @@ class Staged:
         for frozen in self._frozen:
             frozen.before_write(stage.rows)
         if self._move is not None:
-            with self._beside() as index_of:
-                index = index_of(stage.rows)
+            with self._beside():
+                index = on_device(stage.rows, self._device)
                 for name, rows in stage.fetched.result().items():
                     self._move(rows, self.tensors[name], put=index)
             return
@@ -206,12 +205,10 @@ class Staged:
             target.copy_(source, non_blocking=True)
 
     @contextmanager
-    def _beside(self) -> Iterator[Callable[[NDArray[np.int64]], Tensor]]:
-        """Around what is done beside what the device computes, for which this thread waits, and no other; yields what brings
-        an index to the device.
-        """
+    def _beside(self) -> Iterator[None]:
+        """Around what is done beside what the device computes; this thread waits for it, and no other."""
         with nullcontext() if self._copies is None else torch.cuda.stream(self._copies):
-            yield partial(on_device, device=self._device)
+            yield
         if self._copies is not None:
             self._copies.synchronize()
 
