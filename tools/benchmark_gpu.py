@@ -101,12 +101,13 @@ def section(name: str, options: argparse.Namespace) -> list[Row]:
     if name == "tests":
         return tests()
     sys.meta_path.append(StandIns())
+    import gpu_heads
     import gpu_sections
     import gpu_steps
 
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     here = gpu_sections.Machine(device, options.insightface)
-    module = gpu_steps if name in ("steps", "many") else gpu_sections
+    module = {"heads": gpu_heads, "steps": gpu_steps, "many": gpu_steps}.get(name, gpu_sections)
     rows: list[Row] = getattr(module, name)(here)
     return rows
 

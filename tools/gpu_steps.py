@@ -1,6 +1,7 @@
 """What tools/benchmark_gpu.py measures of whole training steps and of many identities, a section each."""
 
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +12,9 @@ import msgspec
 import numpy as np
 import torch
 import torch.distributed as dist
-from gpu_sections import MARGIN, OPTIM, Machine, Row, stepping
-from textbook_head import Case
+from gpu_heads import stepping
+from gpu_sections import Machine, Row, tried
+from textbook_head import MARGIN, OPTIM, Case
 
 from partialfc.config import Config, DataConfig, HeadConfig, IResNetTiny, TrainConfig
 from partialfc.data import recordio
@@ -35,23 +37,25 @@ def steps(here: Machine) -> list[Row]:
         noise_pack(Path(folder), here.sized(CLASSES), here.sized(IMAGES * 64) // 64, 112)
         for network, batch in NETWORKS.items():
             config = _config(here, Path(folder), network, batch)
-            run = build_run(config, ranks)
-            step = _steps_of(run)
-            with _no_waiting(here):
-                for _ in range(3):
-                    step()
-            taken, on_host = here.milliseconds(step, 30)
-            alone, _ = here.milliseconds(_backbone_alone(run), 15)
-            rows.append(
-                {
-                    "network": network, "batch": config.train.batch, "ms": taken, "host_ms": on_host,
-                    "images_per_second": 1000 * config.train.batch / taken, "backbone_ms": alone,
-                    "over_backbone": taken / alone, "idle": idle(here, step), "peak_bytes": here.peak(),
-                }
-            )  # fmt: skip
-            del run, step
-        rows += [_bits(here, Path(folder), ranks, deterministic) for deterministic in (False, True)]
+            title = {"network": network, "batch": config.train.batch}
+            rows.append(tried(title, _trained, here, config, ranks))
+        for deterministic in (False, True):
+            title = {"network": "iresnet50", "deterministic": deterministic}
+            rows.append(tried(title, _bits, here, Path(folder), ranks, deterministic))
     return rows
+
+
+def _trained(here: Machine, config: Config, ranks: comm.Ranks) -> Row:
+    here.peak()
+    run = build_run(config, ranks)
+    step = _steps_of(run)
+    taken, on_host = here.milliseconds(step, 30)
+    alone, _ = here.milliseconds(_backbone_alone(run), 15)
+    return {
+        "ms": taken, "host_ms": on_host, "images_per_second": 1000 * config.train.batch / taken,
+        "backbone_ms": alone, "over_backbone": taken / alone, "idle": idle(here, step), "waits": waits(here, step),
+        "peak_bytes": here.peak(),
+    }  # fmt: skip
 
 
 def many(here: Machine) -> list[Row]:
@@ -68,7 +72,7 @@ def many(here: Machine) -> list[Row]:
         if not here.rehearsed and planned > 0.97 * torch.cuda.mem_get_info(here.device)[0]:
             rows.append(row | {"not run": "does not fit"})
             continue
-        rows.append(row | _stepped(here, job))
+        rows.append(tried(row, _stepped, here, job))
         torch.cuda.empty_cache()
     return rows
 
@@ -139,17 +143,24 @@ def _backbone_alone(run: Run) -> Callable[[], None]:
     return step
 
 
-@contextmanager
-def _no_waiting(here: Machine) -> Iterator[None]:
-    """What waits for the GPU raises."""
+def waits(here: Machine, step: Callable[[], None]) -> str:
+    """What of three steps waits for the GPU, if anything."""
     if here.rehearsed:
-        yield
-        return
+        return "not known"
     torch.cuda.set_sync_debug_mode("error")
     try:
-        yield
+        for _ in range(3):
+            step()
+    except RuntimeError as error:
+        ours = [it for it in traceback.extract_tb(error.__traceback__) if "/partialfc/" in it.filename]
+        return (
+            f"{str(error).splitlines()[0]} at {Path(ours[-1].filename).name}:{ours[-1].lineno}"
+            if ours
+            else str(error)
+        )
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    return "nothing"
 
 
 def idle(here: Machine, step: Callable[[], None]) -> float:
@@ -165,6 +176,8 @@ def idle(here: Machine, step: Callable[[], None]) -> float:
         for it in profile.events()
         if it.device_type == torch.autograd.DeviceType.CUDA
     )
+    if not spans:
+        return float("nan")
     busy, end = 0.0, spans[0][0]
     for begin, until in spans:
         busy += max(0.0, until - max(begin, end))
@@ -184,10 +197,7 @@ def _bits(here: Machine, folder: Path, ranks: comm.Ranks, deterministic: bool) -
         )
         taken, _ = here.milliseconds(step, 10)
     torch.use_deterministic_algorithms(False)
-    return {
-        "network": "iresnet50", "batch": run.config.train.batch, "deterministic": deterministic,
-        "same_bits": all(map(torch.equal, *found)), "ms": taken,
-    }  # fmt: skip
+    return {"batch": run.config.train.batch, "same_bits": all(map(torch.equal, *found)), "ms": taken}
 
 
 def _head_config(here: Machine, options: dict[str, str]) -> Config:

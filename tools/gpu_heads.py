@@ -1,0 +1,152 @@
+"""What tools/benchmark_gpu.py measures of a step of the head: ours, a plainly written one, and insightface's."""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import msgspec
+import torch
+import torch.distributed as dist
+from gpu_sections import Machine, Row, tried
+from textbook_head import MARGIN, OPTIM, RATE, Case, TextbookHead
+from torch import Tensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from partialfc.config import Config, DataConfig, HeadConfig, IResNetTiny, TrainConfig
+from partialfc.head import PartialFC
+from partialfc.plan import Job
+from partialfc.runtime import comm
+
+CASES = {
+    "1M ids, r 0.1, 1 rank": (1_000_000, 0.1, 1),
+    "1M ids, r 0.1, 8 ranks": (1_000_000, 0.1, 8),
+    "10M ids, r 0.1, 8 ranks": (10_000_000, 0.1, 8),
+    "360k ids, r 1, 8 ranks": (360_000, 1.0, 8),
+}
+
+
+def heads(here: Machine) -> list[Row]:
+    """A step of the head on one rank, of one or of eight whose sends are made up; ours with and without kernels, a plainly
+    written one, and insightface's where it is at hand.
+    """
+    rows = []
+    for name, (classes, rate, world_size) in CASES.items():
+        case = Case(
+            here.sized(classes), batch=here.batch // world_size, width=here.width, world_size=world_size, steps=50, threads=1,
+            device=here.device.type, head=HeadConfig(sample_rate=rate), one_rank=True, textbook=False,
+        )  # fmt: skip
+        with _ranks(here, world_size):
+            for kernels in ("triton", "torch") if not here.rehearsed else ("torch",):
+                for products in ("half", "tf32", "float32"):
+                    config = msgspec.structs.replace(case.head, kernels=kernels, products=products)
+                    rows.append(tried({"case": name}, _ours, here, replace(case, head=config)))
+            title = {"case": name, "head": "textbook"}
+            rows.append(tried(title, _other, here, case, partial(TextbookHead, case, 0)))
+            for half in (True, False) if here.insightface is not None else ():
+                title = {"case": name, "head": "insightface" + ", fp16" * half}
+                rows.append(
+                    tried(title, _other, here, case, partial(_Insightface, case, here.insightface, half))
+                )
+    return rows
+
+
+def _ranks(here: Machine, world_size: int) -> AbstractContextManager[object]:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
+    made_up = torch.nn.functional.normalize(torch.randn(here.batch, here.width, device=here.device))
+
+    def gather(rows: Tensor, local: Tensor, **_: Any) -> None:
+        rows.copy_(made_up)
+        rows[: len(local)] = local
+
+    return mock.patch.object(comm, "_all_gather", gather)
+
+
+def _ours(here: Machine, case: Case) -> Row:
+    here.peak()
+    head = PartialFC(case.num_classes, here.width, MARGIN, config=case.head, optim=OPTIM, device=here.device)
+    step = stepping(here, head, case)
+    taken, on_host = here.milliseconds(step, 50)
+    config = Config(
+        data=DataConfig(path=""), train=TrainConfig(length=1, batch=here.batch), backbone=IResNetTiny(embedding=here.width),
+        head=case.head, margin=MARGIN, optim=OPTIM,
+    )  # fmt: skip
+    job = Job(config, case.num_classes, case.world_size, device=here.device.type)
+    return {
+        "head": "ours", "kernels": case.head.kernels, "products": case.head.products, "ms": taken, "host_ms": on_host,
+        "launches": launches_of(here, step), "peak_bytes": here.peak(), "planned_bytes": sum(job.head_memory().values()),
+        "teraflops": job.operations() / taken / 1e9, "gigabytes_per_second": job.traffic() / taken / 1e6,
+    }  # fmt: skip
+
+
+def stepping(here: Machine, head: PartialFC, case: Case) -> Callable[[], None]:
+    """The next step of a head, whose successor is prepared once it is launched, as in training."""
+    batches = [case.embeddings(number)[: case.batch].to(here.device) for number in range(4)]
+    labels = [case.labels(number) for number in range(4)]
+    ahead = [head.prepare(labels[0], 0)]
+
+    def step() -> None:
+        now = ahead[0]
+        embeddings = batches[now.number % 4].clone().requires_grad_()
+        head(embeddings, now).backward()
+        head.update(now, RATE)
+        ahead[0] = head.prepare(labels[(now.number + 1) % 4], now.number + 1)
+
+    return step
+
+
+def launches_of(here: Machine, function: Callable[[], object]) -> int:
+    """How many kernels and copies a call starts."""
+    if here.rehearsed:
+        return 0
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        function()
+        here.wait()
+    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
+
+
+class _Insightface:
+    """PartialFC_V2 of insightface's recognition/arcface_torch, from a folder of its own, as its training script steps it."""
+
+    def __init__(self, case: Case, folder: Path | None, half: bool) -> None:
+        sys.path.insert(0, str(folder))
+        from losses import CombinedMarginLoss  # type: ignore[import-not-found]
+        from partial_fc_v2 import PartialFC_V2  # type: ignore[import-not-found]
+
+        loss = CombinedMarginLoss(64, 1.0, 0.0, MARGIN.margin)
+        self._head = PartialFC_V2(loss, case.width, case.num_classes, case.head.sample_rate, half)
+        self._head.train().to(case.device)
+        self._optimizer = torch.optim.SGD(
+            self._head.parameters(), RATE, momentum=OPTIM.momentum, weight_decay=5e-4
+        )
+        self._batch = case.batch
+
+    def step(self, embeddings: Tensor, labels: Tensor) -> None:
+        local = labels[: self._batch].to(embeddings.device)
+        self._head(embeddings, local).backward()
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+
+def _other(here: Machine, case: Case, made: "Callable[[], TextbookHead | _Insightface]") -> Row:
+    here.peak()
+    head = made()
+    batches = [case.embeddings(number)[: case.batch].to(here.device) for number in range(4)]
+    labels = [case.labels(number) for number in range(4)]
+    times = []
+    for number in range(2 if here.rehearsed else 6):
+        embeddings = batches[number % 4].clone().requires_grad_()
+        here.wait()
+        began = time.perf_counter()
+        head.step(embeddings, labels[number % 4])
+        here.wait()
+        times.append(1000 * (time.perf_counter() - began))
+    return {"ms": statistics.median(times[1:]), "peak_bytes": here.peak()}
