@@ -188,9 +188,10 @@ def others_made_up(case: Case) -> Iterator[None]:
         return
     made_up = torch.nn.functional.normalize(case.embeddings(0)).to(case.device)
 
-    def gather(rows: Tensor, local: Tensor, **_: Any) -> None:
+    def gather(rows: Tensor, local: Tensor, **_: Any) -> mock.Mock:
         rows.copy_(made_up)
         rows[: len(local)] = local
+        return mock.Mock()  # nothing to wait for
 
     with mock.patch.object(comm, "_all_gather", gather):
         yield

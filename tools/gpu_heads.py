@@ -63,9 +63,10 @@ def _ranks(here: Machine, world_size: int) -> AbstractContextManager[object]:
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
     made_up = torch.nn.functional.normalize(torch.randn(here.batch, here.width, device=here.device))
 
-    def gather(rows: Tensor, local: Tensor, **_: Any) -> None:
+    def gather(rows: Tensor, local: Tensor, **_: Any) -> mock.Mock:
         rows.copy_(made_up)
         rows[: len(local)] = local
+        return mock.Mock()  # nothing to wait for
 
     return mock.patch.object(comm, "_all_gather", gather)
 

@@ -1,4 +1,4 @@
-"""What a head refuses of its arguments: a ValueError says what was found, and what is wanted."""
+"""What a head refuses of its arguments: an error says what was found, and what is wanted."""
 
 import torch
 from torch import Tensor
@@ -24,6 +24,15 @@ def check_embeddings(
             f"embeddings: found {described(embeddings)}; wanted floats [{local}, {width}] on {device}, since step "
             f"{step} was prepared with {batch} labels for {world_size} rank(s); labels are those of the global "
             "batch, see gather_labels()"
+        )
+
+
+def check_stays(here: Tensor, there: Tensor) -> None:
+    """Of what would move or convert a head: a tensor of it, and what that would become. RuntimeError, as torch raises."""
+    if there.device != here.device or there.dtype != here.dtype:
+        raise RuntimeError(
+            f"a PartialFC stays as it was made, {here.dtype} on {here.device}; found {there.dtype} on "
+            f"{there.device}: make it with PartialFC(..., device=..., dtype=...), and load_state_dict()"
         )
 
 

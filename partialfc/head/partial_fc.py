@@ -6,6 +6,7 @@ those active in a step, D embedding width.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NoReturn, Self
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch.nn.functional import normalize
 from partialfc.config import AnyMargin, AnyRule, HeadConfig
 from partialfc.head.active import Selection
 from partialfc.head.centers import Centers, rule_of
-from partialfc.head.checks import check_arguments, check_embeddings, described
+from partialfc.head.checks import check_arguments, check_embeddings, check_stays, described
 from partialfc.head.kernels import operations_of
 from partialfc.head.losses import loss_of
 from partialfc.head.products import Products
@@ -150,7 +151,8 @@ class PartialFC(nn.Module):
         else:
             rows = self.centers.look_at(step.classes_on_device())
         with torch.autocast(embeddings.device.type, enabled=False):
-            everyones, norms = self._gathered(embeddings.to(self.centers.dtype))
+            begin = partial(self._softmax.begin, rows, step.batch, keep=keep)
+            everyones, norms = self._gathered(embeddings.to(self.centers.dtype), begin)
             if not keep:
                 return self._softmax.forward(everyones, norms, rows, keep=False)[0]
             loss = loss_of_step(everyones, norms, self._softmax, rows, step)
@@ -269,11 +271,7 @@ class PartialFC(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Called by to(), cuda(), half(), double() and their kin, which cannot move or convert a head."""
         here = torch.empty(0, dtype=self.centers.dtype, device=self.centers.device)
-        if (there := fn(here)).device != here.device or there.dtype != here.dtype:
-            raise RuntimeError(
-                f"a PartialFC stays as it was made, {here.dtype} on {here.device}; found {there.dtype} on "
-                f"{there.device}: make it with PartialFC(..., device=..., dtype=...), and load_state_dict()"
-            )
+        check_stays(here, fn(here))
         return self
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
@@ -282,7 +280,7 @@ class PartialFC(nn.Module):
             "a PartialFC is not copied or pickled: make another, and load_state_dict(head.state_dict())"
         )
 
-    def _gathered(self, embeddings: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _gathered(self, embeddings: Tensor, meanwhile: Callable[[], None]) -> tuple[Tensor, Tensor | None]:
         """Everyone's embeddings [B, D], at length 1; and the norms [B] that they had, where the loss needs them."""
         norms = None
         if self._loss.needs_norms:
@@ -293,6 +291,7 @@ class PartialFC(nn.Module):
             self.group,
             gradient_factor=self._gradient_factor,
             sent_as=self._products.of_logits,
+            meanwhile=meanwhile,
         )
 
     def _check_nothing_due(self, call: str) -> None:

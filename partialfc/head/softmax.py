@@ -11,13 +11,14 @@ denominator and of the scale is multiplied into rows [c, D] and embeddings [B, D
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 from partialfc.head.active import ActiveClasses
 from partialfc.head.active_rows import ActiveRows, UnitRows
-from partialfc.head.chunk import Places, negatives, row_gradients, without_targets
+from partialfc.head.chunk import Places, angles, negatives, row_gradients, without_targets
 from partialfc.head.losses import Batch, Loss, State
 from partialfc.head.products import Products
 from partialfc.head.scratch import ScratchMemory
@@ -69,7 +70,18 @@ class ShardedSoftmax:
         # The largest logit of a negative that is not left out; None: any.
         self._largest = interclass_threshold * loss.scale if interclass_threshold else None
         self._kept, self._scratch = ScratchMemory(device), ScratchMemory(device)
+        self._begun: tuple[ActiveRows, UnitRows, Tensor] | None = (
+            None  # the first chunk's, of a forward to come
+        )
         self._lowest = torch.full((), -torch.inf, dtype=dtype, device=device)
+
+    def begin(self, rows: ActiveRows, batch: int, *, keep: bool) -> None:
+        """Do of the forward of B images what wants none of them: bring the first chunk's rows to length 1. Needs not be
+        called.
+        """
+        for chunk, _ in islice(self._chunks(rows), 1):
+            _, inverse = self._memory(rows.num_active, batch, keep)
+            self._begun = rows, *self._unit(rows, chunk, inverse)
 
     def forward(
         self, embeddings: Tensor, norms: Tensor | None, rows: ActiveRows, *, keep: bool
@@ -127,7 +139,7 @@ class ShardedSoftmax:
                 classes.target_slots[images] - chunk.start,
                 target_pulls[images],
                 products=self._products,
-                out=self._get("d_unit", (chunk.stop - chunk.start, self._width), self._dtype),
+                out=self._scratch.get("d_unit", (chunk.stop - chunk.start, self._width), self._dtype),
             )
             rows.update_chunk(chunk, d_unit, inverse, lr, finite)
         for name, value in left.loss_state.items():
@@ -149,9 +161,7 @@ class ShardedSoftmax:
         return target, nearest
 
     def _left(self, embeddings: Tensor, num_active: int, keep: bool) -> Softmax:
-        shape = num_active, len(embeddings)
-        kind = self._products.of_exponentials
-        fits = keep and shape[0] * shape[1] * kind.itemsize <= self._budget
+        exponentials, inverse = self._memory(num_active, len(embeddings), keep)
         nothing = embeddings.new_empty(0)
         return Softmax(
             embeddings=embeddings,
@@ -159,10 +169,18 @@ class ShardedSoftmax:
             shift=None,
             factor=nothing,
             targets=nothing,
-            exponentials=self._kept.get("exponentials", shape, kind) if fits else None,
-            inverse=self._kept.get("inverse", (num_active, 1), self._dtype) if fits else None,
+            exponentials=exponentials,
+            inverse=inverse,
             loss_state={},
         )
+
+    def _memory(self, num_active: int, batch: int, keep: bool) -> tuple[Tensor | None, Tensor | None]:
+        """Of exponentials [S, B] and 1 / lengths [S, 1], the same for every step; None where they are not kept."""
+        kind = self._products.of_exponentials
+        if not keep or num_active * batch * kind.itemsize > self._budget:
+            return None, None
+        exponentials = self._kept.get("exponentials", (num_active, batch), kind)
+        return exponentials, self._kept.get("inverse", (num_active, 1), self._dtype)
 
     def _targets(
         self, left: Softmax, norms: Tensor | None, rows: ActiveRows
@@ -216,7 +234,7 @@ class ShardedSoftmax:
         if found.dtype != kind and left.exponentials is not None:
             kept = left.exponentials[chunk]
         elif found.dtype != kind:
-            kept = self._get("exponentials", tuple(found.shape), kind)
+            kept = self._scratch.get("exponentials", tuple(found.shape), kind)
         self._exponentials(
             found,
             _places(rows.classes, chunk, images),
@@ -233,15 +251,22 @@ class ShardedSoftmax:
         memory of the exponentials where these are of their type.
         """
         size = chunk.stop - chunk.start
-        inverse = (
-            self._get("inverse", (size, 1), self._dtype) if left.inverse is None else left.inverse[chunk]
-        )
         if left.exponentials is not None and left.exponentials.dtype == self._dtype:
             out = left.exponentials[chunk]
         else:
-            out = self._get("logits", (size, len(left.embeddings)), self._dtype)
-        unit = rows.unit_chunk(chunk, inverse_=inverse)
+            out = self._scratch.get("logits", (size, len(left.embeddings)), self._dtype)
+        begun, self._begun = self._begun, None
+        if begun is not None and begun[0] is rows and chunk.start == 0:
+            _, unit, inverse = begun
+        else:
+            unit, inverse = self._unit(rows, chunk, left.inverse)
         return unit, self._products.into(out, unit.for_logits, left.scaled.T), inverse
+
+    def _unit(self, rows: ActiveRows, chunk: slice, kept: Tensor | None) -> tuple[UnitRows, Tensor]:
+        """A chunk's rows at length 1, and 1 / lengths [c, 1], among the `kept` of all chunks where there are any."""
+        size = chunk.stop - chunk.start
+        inverse = self._scratch.get("inverse", (size, 1), self._dtype) if kept is None else kept[chunk]
+        return rows.unit_chunk(chunk, inverse_=inverse), inverse
 
     def _chunks(self, rows: ActiveRows) -> Iterator[tuple[slice, slice]]:
         """The chunks of the S active classes, each with those of the N images whose class is among it."""
@@ -251,24 +276,11 @@ class ShardedSoftmax:
             stop = min(start + size, rows.num_active)
             yield slice(start, stop), rows.classes.targets_of(start, stop)
 
-    def _get(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return self._scratch.get(name, shape, dtype)
-
 
 def chunk_of(width: int, batch: int, device: str, itemsize: int) -> int:
     """How many classes are worked on at once: [c, width] rows, [c, batch] logits. device: its type."""
     rows, logits = _ROWS_BYTES[device] // (width * itemsize), _LOGITS_BYTES[device] // (batch * itemsize)
     return max(1, min(rows, logits))
-
-
-def angles(embeddings: Tensor, centers: Tensor) -> Tensor:
-    """The angle [N], in radians, between unit vectors [N, D] and [N, D].
-
-    2 atan2(|x - w|, |x + w|) is right near 0 and pi, where a single-precision cosine is +-1 within 3e-4.
-    """
-    apart = torch.linalg.vector_norm(embeddings - centers, dim=1)
-    together = torch.linalg.vector_norm(embeddings + centers, dim=1)
-    return 2 * torch.atan2(apart, together)
 
 
 def _places(classes: ActiveClasses, chunk: slice, images: slice) -> Places:

@@ -19,9 +19,9 @@ from partialfc.config import (
     ElasticCosFace,
     SoftMax,
 )
+from partialfc.head.chunk import angles
 from partialfc.head.losses import loss_of
 from partialfc.head.losses.elastic import assign
-from partialfc.head.softmax import angles
 
 EXACT = [
     SoftMax(),

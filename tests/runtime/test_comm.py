@@ -1,5 +1,7 @@
 """What ranks do together, bad luck on one of them included."""
 
+from unittest import mock
+
 import pytest
 import torch
 
@@ -71,3 +73,24 @@ def test_rows_are_rounded_on_the_way_and_nothing_else_is(ranks, sent_as):
     gradient = (torch.tensor([2e-6 * 3 + 6])).tolist()  # float16 would make it 6
     expected = rows.to(sent_as or torch.float32).float().tolist(), beside, pytest.approx(gradient, rel=1e-7)
     assert ranks.run(3, gathered, sent_as) == [expected] * 3
+
+
+def order_of_a_gather() -> list[str]:
+    """What is done while rows are on their way."""
+    ranks, done = comm.ranks_of(torch.device("cpu")), []
+    start = comm.start_gather
+
+    def started(*arguments):
+        rows, work = start(*arguments)
+        done.append("started")
+        return rows, mock.Mock(wait=lambda: (work.wait(), done.append("there")))
+
+    with mock.patch.object(comm, "start_gather", started):
+        comm.gather_with_gradient(
+            torch.ones(1, 1), None, ranks.group, meanwhile=lambda: done.append("meanwhile")
+        )
+    return done
+
+
+def test_something_is_done_while_rows_are_on_their_way(ranks):
+    assert ranks.run(2, order_of_a_gather) == [["started", "meanwhile", "there"]] * 2
