@@ -44,9 +44,8 @@ class Sgd(SgdRule, frozen=True, tag="sgd", tag_field="name"):
     decayed: Decayed = "all"
     clip: NonNegative = 5.0  # largest norm of the backbone's gradient; 0: any
     precision: Precision = "fp32"  # of the backbone
-    reduce_dtype: Reduce = (
-        "float32"  # that its gradients are summed over ranks in; bfloat16: half of what is sent
-    )
+    # that the backbone's gradients are summed over ranks in; bfloat16: half of what is sent
+    reduce_dtype: Reduce = "float32"
     ema: Probability = 0.0  # decay of a moving average of the backbone, which then is what is used; 0: none
 
 

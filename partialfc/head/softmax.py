@@ -70,9 +70,8 @@ class ShardedSoftmax:
         # The largest logit of a negative that is not left out; None: any.
         self._largest = interclass_threshold * loss.scale if interclass_threshold else None
         self._kept, self._scratch = ScratchMemory(device), ScratchMemory(device)
-        self._begun: tuple[ActiveRows, UnitRows, Tensor] | None = (
-            None  # the first chunk's, of a forward to come
-        )
+        # the first chunk's, of a forward to come
+        self._begun: tuple[ActiveRows, UnitRows, Tensor] | None = None
         self._lowest = torch.full((), -torch.inf, dtype=dtype, device=device)
 
     def begin(self, rows: ActiveRows, batch: int, *, keep: bool) -> None:

@@ -25,9 +25,8 @@ class Operations:
 
     rows: type[ActiveRows]
     exponentials: Callable[..., None]  # as `chunk.exponentials`
-    move_rows: (
-        Callable[..., None] | None
-    )  # the device's own way to rows of the host's memory; None: it has none
+    # the device's own way to rows of the host's memory; None: it has none
+    move_rows: Callable[..., None] | None
 
 
 def operations_of(choice: Choice, device: torch.device) -> Operations:
