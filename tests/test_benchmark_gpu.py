@@ -1,6 +1,7 @@
 """The report of a GPU, rehearsed without one."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,9 +9,19 @@ from pathlib import Path
 TOOL = Path(__file__).parents[1] / "tools/benchmark_gpu.py"
 
 
-def reported(*arguments: object) -> subprocess.CompletedProcess[str]:
+WITHOUT = """
+from importlib.machinery import PathFinder
+found = PathFinder.find_spec
+missing = {"rich", "xxhash", "lmdb", "msgpack", "safetensors", "tensorboard", "matplotlib", "onnx"}
+PathFinder.find_spec = lambda name, *more: None if name.split(".")[0] in missing else found(name, *more)
+"""
+
+
+def reported(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(TOOL), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, env=os.environ | environment
+    )
 
 
 def test_every_section_has_rows(tmp_path):
@@ -25,6 +36,14 @@ def test_every_section_has_rows(tmp_path):
     errors = [row["loss_error"] for row in report["agreement"] if "products" in row]
     assert len(errors) == 24 and max(errors) < 1e-3
     assert all(row["ms"] > 0 for name in ("heads", "steps", "many") for row in report[name][:-1])
+
+
+def test_packages_that_no_step_uses_may_be_missing(tmp_path):
+    """As in a usual image with torch."""
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT)
+    reported("steps", "many", "--json", tmp_path / "gpu.json", PYTHONPATH=str(tmp_path))
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    assert [rows[-1].keys() for rows in report.values()] == [{"seconds"}] * 2, report
 
 
 def test_what_fails_says_so_and_fails_alone(tmp_path):

@@ -4,18 +4,21 @@
     tools/benchmark_gpu.py heads --insightface DIR --json heads.json   a section; DIR: recognition/arcface_torch of theirs
 
 A section that fails, or takes too long, says so in the report; the others go on. Without a GPU it is a rehearsal, whose
-figures mean nothing. Of packages, msgspec is enough beside torch, numpy and OpenCV; the section `tests` wants those of
-requirements-test.txt.
+figures mean nothing. Of packages, msgspec is enough beside torch, numpy, OpenCV and PyYAML; the section `tests` wants those
+of requirements-test.txt.
 """
 
 import argparse
+import importlib
 import json
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.abc import MetaPathFinder
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -101,13 +104,13 @@ def section(name: str, options: argparse.Namespace) -> list[Row]:
     if name == "tests":
         return tests()
     sys.meta_path.append(StandIns())
-    import gpu_heads
     import gpu_sections
-    import gpu_steps
 
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     here = gpu_sections.Machine(device, options.insightface)
-    module = {"heads": gpu_heads, "steps": gpu_steps, "many": gpu_steps}.get(name, gpu_sections)
+    module = importlib.import_module(
+        {"heads": "gpu_heads", "steps": "gpu_steps", "many": "gpu_steps"}.get(name, "gpu_sections")
+    )
     rows: list[Row] = getattr(module, name)(here)
     return rows
 
@@ -121,12 +124,26 @@ def tests() -> list[Row]:
     return [{"exit_code": done.returncode, "said": done.stdout[-4000:] + done.stderr[-1000:]}]
 
 
-class StandIns(MetaPathFinder):
+class StandIns(MetaPathFinder, Loader):
     """Where a package is missing that training uses and a step does not, something stands in for it."""
 
-    def find_spec(self, name: str, path: Any, target: Any = None) -> None:
-        if name.split(".")[0] in _NOT_NEEDED:
-            sys.modules[name] = mock.MagicMock()
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        wanted = name.split(".")[0] in _NOT_NEEDED
+        return ModuleSpec(name, self, is_package=True) if wanted else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        module = ModuleType(spec.name)
+        module.__getattr__ = self._anything  # type: ignore[method-assign]
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing to do."""
+
+    @staticmethod
+    def _anything(name: str) -> type[mock.MagicMock]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return mock.MagicMock
 
 
 def print_rows(name: str, rows: list[Row]) -> None:
