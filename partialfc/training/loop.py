@@ -23,7 +23,7 @@ from partialfc.runtime.comm import CollectiveInputError, Ranks
 from partialfc.runtime.files import SUMMARY, atomic_write
 from partialfc.runtime.process.occupancy import occupied
 from partialfc.runtime.process.signals import StopRequest
-from partialfc.runtime.process.watchdog import watching
+from partialfc.runtime.process.watchdog import Watchdog, watching
 from partialfc.runtime.usage import section
 from partialfc.training import schedule
 from partialfc.training.divergence import Diverged, problem_of
@@ -76,13 +76,11 @@ def _steps(run: Run, report: Report, saving: Saving, stop: StopRequest) -> None:
         return Notices(stop.received, int(saving.notice), int(report.diverged))
 
     with watching(run.ranks, schedule.seconds_of(run.config.launch.timeout)) as watchdog:
-        watchdog.moved(start + 1)
-        for batch, metrics, heard in _taken(run, notices):
+        for batch, metrics, heard in _taken(run, notices, watchdog):
             if run.step == start:
                 _show_faces(run, report, batch)
             report.step(run.step + 1, metrics)
             run.step += 1
-            watchdog.moved(run.step + 1)
             run.stopped = heard.signal if run.step < run.last_step else 0
             if heard.diverged and _problem(run):  # else a step was taken since
                 return
@@ -130,7 +128,9 @@ def _end(run: Run, report: Report, saving: Saving) -> None:
     report.summary(run.step)
 
 
-def _taken(run: Run, notices: Callable[[], Notices]) -> Iterator[tuple[Batch, Metrics, Notices]]:
+def _taken(
+    run: Run, notices: Callable[[], Notices], watchdog: Watchdog
+) -> Iterator[tuple[Batch, Metrics, Notices]]:
     """Take the run's steps, one each time the next is asked for: its batch, what it brings, and the latest that ranks have
     told each other.
 
@@ -151,6 +151,7 @@ def _taken(run: Run, notices: Callable[[], Notices]) -> Iterator[tuple[Batch, Me
         batch, step = ahead
         if not on_gpu:
             ahead = following()
+        watchdog.moved(run.step + 1)
         metrics = train_step(run, batch, step)
         if on_gpu:
             ahead = following()

@@ -9,4 +9,4 @@ from kills.killing import Killing
 def test_a_run_that_is_killed_at_random_places_ends_with_the_same_bits(tmp_path, ranks):
     killing = Killing(tmp_path, ranks, seed=ranks)
     killing.undisturbed()
-    killing.kill_until(5)
+    killing.kill_until(3)

@@ -35,5 +35,5 @@ def test_the_next_step_is_prepared_while_one_is_computed(device, expected):
         head=SimpleNamespace(prepare=prepare),
     )
     with mock.patch.object(loop, "train_step", lambda _, batch, step: done.append(f"step {step}")):
-        heard = [notices.signal for _, _, notices in loop._taken(run, Notices)]
+        heard = [notices.signal for _, _, notices in loop._taken(run, Notices, mock.Mock())]
     assert done == expected and heard == [6, 7, 7]
