@@ -137,6 +137,10 @@ def test_what_is_dumped_loads_as_the_same(minimal, tmp_path):
         ),
         ("optim.ema=1", "optim.ema: expected float < 1.0; found 1"),
         ("head.optim.name=lion", "head.optim.name: 'lion', wanted one of adamw, sgd"),
+        ("head.products=bfloat16", "head.products: 'bfloat16', wanted one of auto, float32, half, tf32"),
+        ("head.kernels=cuda", "head.kernels: 'cuda', wanted one of auto, torch, triton"),
+        ("optim.reduce_dtype=fp16", "optim.reduce_dtype: 'fp16', wanted one of bfloat16, float32"),
+        ("deterministic=2", "deterministic: expected bool, got int; found 2"),
         (
             "head.optim={name: sgd, clip: 1}",
             "head.optim.clip: unknown key; the section head.optim has lr, .*; did you mean",

@@ -13,12 +13,11 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import msgspec
 import torch
@@ -27,7 +26,7 @@ import torch.multiprocessing as mp
 from process_memory import Memory
 from rich.console import Console
 from rich.table import Table
-from textbook_head import MARGIN, OPTIM, RATE, Case, Floor, TextbookHead
+from textbook_head import MARGIN, OPTIM, RATE, Case, Floor, TextbookHead, others_made_up
 from torch import Tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -35,7 +34,6 @@ from partialfc.config import Config, DataConfig, HeadConfig, IResNetTiny, TrainC
 from partialfc.errors import InputError
 from partialfc.head import PartialFC
 from partialfc.plan import Job
-from partialfc.runtime import comm
 from partialfc.runtime.errors import exit_on_input_error
 
 Row = dict[str, Any]
@@ -60,12 +58,7 @@ class OurHead:
         self._head.update(step, RATE)
 
 
-def timed(function: Callable[..., None], *args: Tensor) -> float:
-    """Milliseconds until every rank is through."""
-    return timed_twice(function, *args)[0]
-
-
-def timed_twice(function: Callable[..., None], *args: Tensor) -> tuple[float, float]:
+def timed(function: Callable[..., None], *args: Tensor) -> tuple[float, float]:
     """Milliseconds until every rank is through; and until this rank's host was, which a GPU may be behind."""
     through()
     began = time.perf_counter()
@@ -87,7 +80,7 @@ def measure(case: Case, rank: int) -> Row:
     floor = Floor(case) if plain else None  # takes as much memory as ours, which is free again
     bare = {}
     for name in ("products", "traffic") if floor else ():
-        bare[name] = statistics.median([timed(getattr(floor, name)) for _ in range(5)][1:])
+        bare[name] = statistics.median([timed(getattr(floor, name))[0] for _ in range(5)][1:])
     return row_of(case, row, times, bare)
 
 
@@ -95,7 +88,7 @@ def time_heads(case: Case, rank: int) -> tuple[Row, dict[str, list[float]]]:
     """What the first steps of ours took, and the milliseconds of the steps after."""
     taken = Memory(case.device)
     ours = OurHead(case)
-    row: Row = {"first_step_ms": timed(ours.step, *inputs(case, 0, rank))}
+    row: Row = {"first_step_ms": timed(ours.step, *inputs(case, 0, rank))[0]}
     timed(ours.step, *inputs(case, 1, rank))
     heads: dict[str, Any] = {"ours": ours}
     row["resident_bytes"] = taken.peak()
@@ -105,7 +98,7 @@ def time_heads(case: Case, rank: int) -> tuple[Row, dict[str, list[float]]]:
     times: dict[str, list[float]] = {name: [] for name in (*heads, "host")}
     for step in range(2, 2 + case.steps):
         for name, head in heads.items():
-            until, on_host = timed_twice(head.step, *inputs(case, step, rank))
+            until, on_host = timed(head.step, *inputs(case, step, rank))
             times[name].append(until)
             if name == "ours":
                 times["host"].append(on_host)
@@ -175,26 +168,9 @@ def rank_main(case: Case, rank: int, store: str, pipe: Connection) -> None:
     else:
         backend = "nccl" if case.device == "cuda" else "gloo"
         dist.init_process_group(backend, init_method=f"file://{store}", rank=rank, world_size=case.world_size)
-    with others_made_up(case):
+    with others_made_up(case.embeddings(0).to(case.device)) if case.one_rank else nullcontext():
         pipe.send(measure(case, rank))
     dist.destroy_process_group()
-
-
-@contextmanager
-def others_made_up(case: Case) -> Iterator[None]:
-    """Where one rank runs alone: an all-gather brings random embeddings of the other ranks."""
-    if not case.one_rank:
-        yield
-        return
-    made_up = torch.nn.functional.normalize(case.embeddings(0)).to(case.device)
-
-    def gather(rows: Tensor, local: Tensor, **_: Any) -> mock.Mock:
-        rows.copy_(made_up)
-        rows[: len(local)] = local
-        return mock.Mock()  # nothing to wait for
-
-    with mock.patch.object(comm, "_all_gather", gather):
-        yield
 
 
 def run(case: Case) -> Row:

@@ -8,21 +8,18 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
-from unittest import mock
 
 import msgspec
 import torch
 import torch.distributed as dist
 from gpu_sections import Machine, Row, tried
-from textbook_head import MARGIN, OPTIM, RATE, Case, TextbookHead
+from textbook_head import MARGIN, OPTIM, RATE, Case, TextbookHead, others_made_up
 from torch import Tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from partialfc.config import Config, DataConfig, HeadConfig, IResNetTiny, TrainConfig
 from partialfc.head import PartialFC
 from partialfc.plan import Job
-from partialfc.runtime import comm
 
 CASES = {
     "1M ids, r 0.1, 1 rank": (1_000_000, 0.1, 1),
@@ -61,14 +58,7 @@ def _ranks(here: Machine, world_size: int) -> AbstractContextManager[object]:
     if dist.is_initialized():
         dist.destroy_process_group()
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
-    made_up = torch.nn.functional.normalize(torch.randn(here.batch, here.width, device=here.device))
-
-    def gather(rows: Tensor, local: Tensor, **_: Any) -> mock.Mock:
-        rows.copy_(made_up)
-        rows[: len(local)] = local
-        return mock.Mock()  # nothing to wait for
-
-    return mock.patch.object(comm, "_all_gather", gather)
+    return others_made_up(torch.randn(here.batch, here.width, device=here.device))
 
 
 def _ours(here: Machine, case: Case) -> Row:

@@ -4,7 +4,11 @@ The textbook head is what a paper's page says: it indexes the weight parameter w
 make a dense gradient of it, and hands that to torch.optim.SGD; embeddings are gathered as a list.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -13,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from partialfc.config import CosFace, HeadConfig, Sgd
+from partialfc.runtime import comm
 
 RATE = 0.1
 OPTIM = Sgd(lr=RATE, momentum=0.9, weight_decay=5e-4)
@@ -43,6 +48,20 @@ class Case:
         """[B, D] of the global batch."""
         generator = torch.Generator().manual_seed(step)
         return torch.randn(self.batch * self.world_size, self.width, generator=generator)
+
+
+@contextmanager
+def others_made_up(embeddings: Tensor) -> Iterator[None]:
+    """Where one rank runs alone: an all-gather brings, beside its own rows, those of everyone's `embeddings` [B, D]."""
+    made_up = normalize(embeddings)
+
+    def gather(rows: Tensor, local: Tensor, **_: Any) -> mock.Mock:
+        rows.copy_(made_up)
+        rows[: len(local)] = local
+        return mock.Mock()  # nothing to wait for
+
+    with mock.patch.object(comm, "_all_gather", gather):
+        yield
 
 
 class TextbookHead:

@@ -134,12 +134,12 @@ def _taken(
     """Take the run's steps, one each time the next is asked for: its batch, what it brings, and the latest that ranks have
     told each other.
 
-    The next batch is read, and its step of the head prepared, while a step is computed: on a GPU once it is launched, so
-    that the GPU does not wait for the host; on a CPU before it is, as rows that live outside the device are then on
-    their way while it computes.
+    The next batch is read, and its step of the head prepared, once a step is launched on a GPU, which computes meanwhile.
+    Before it is on a CPU, whose launching is computing, and where rows live outside the device: they are on their way
+    while the step computes, and not only when it is through.
     """
     numbers, batches = count(run.step), run.loader.batches(run.step, run.last_step, notices)
-    on_gpu = run.ranks.device.type == "cuda"
+    launched_first = run.ranks.device.type == "cuda" and run.config.head.memory == "device"
 
     def following() -> tuple[Batch, HeadStep] | None:
         with section("data"):
@@ -149,11 +149,11 @@ def _taken(
     ahead = following()
     while ahead is not None:
         batch, step = ahead
-        if not on_gpu:
+        if not launched_first:
             ahead = following()
         watchdog.moved(run.step + 1)
         metrics = train_step(run, batch, step)
-        if on_gpu:
+        if launched_first:
             ahead = following()
         yield batch, metrics, (batch if ahead is None else ahead[0]).notices
 

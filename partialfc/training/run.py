@@ -109,7 +109,9 @@ class Run:
 
 
 def build_run(config: Config, ranks: Ranks, *, drawn: bool = True) -> Run:
-    """A fresh run, at step 0. drawn: False where the class centres are loaded next. No collectives; InputError or OSError where recipe, data and ranks do not fit."""
+    """A fresh run, at step 0. drawn: False where the class centres are loaded next. No collectives; InputError or OSError
+    where recipe, data and ranks do not fit.
+    """
     check_world_size(config, ranks.size)
     if ranks.device.type == "cuda":
         choose_algorithms(deterministic=config.deterministic)

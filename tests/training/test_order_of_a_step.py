@@ -11,14 +11,15 @@ from partialfc.training import loop
 
 
 @pytest.mark.parametrize(
-    ("device", "expected"),
+    ("device", "memory", "expected"),
     [
-        ("cuda", ["prepare 5", "step 5", "prepare 6", "step 6", "prepare 7", "step 7"]),
-        ("cpu", ["prepare 5", "prepare 6", "step 5", "prepare 7", "step 6", "step 7"]),
+        ("cuda", "device", ["prepare 5", "step 5", "prepare 6", "step 6", "prepare 7", "step 7"]),
+        ("cuda", "host", ["prepare 5", "prepare 6", "step 5", "prepare 7", "step 6", "step 7"]),
+        ("cpu", "device", ["prepare 5", "prepare 6", "step 5", "prepare 7", "step 6", "step 7"]),
     ],
 )
-def test_the_next_step_is_prepared_while_one_is_computed(device, expected):
-    """On a GPU after it is launched; on a CPU, where launching is computing, before."""
+def test_the_next_step_is_prepared_while_one_is_computed(device, memory, expected):
+    """On a GPU after it is launched; before on a CPU, and where rows are to be fetched meanwhile."""
     done = []
     batches = [SimpleNamespace(labels=number, notices=Notices(signal=number)) for number in (5, 6, 7)]
 
@@ -30,6 +31,7 @@ def test_the_next_step_is_prepared_while_one_is_computed(device, expected):
     run = SimpleNamespace(
         step=5,
         last_step=8,
+        config=SimpleNamespace(head=SimpleNamespace(memory=memory)),
         ranks=SimpleNamespace(device=torch.device(device)),
         loader=SimpleNamespace(batches=lambda *_: iter(batches)),
         head=SimpleNamespace(prepare=prepare),

@@ -74,26 +74,6 @@ def in_one_graph(batch: int, micro_batch: int) -> dict[str, Tensor]:
     return result | {"outputs": outputs.detach()}
 
 
-def summed(sent_as: torch.dtype | None) -> Tensor:
-    """All gradients of a network, summed over the ranks."""
-    ranks = comm.ranks_of(DEVICE)
-    module = network(0.0)
-    gradients = ReplicatedGradients(module.parameters(), ranks.group, sent_as=sent_as)
-    micro_batches = MicroBatches(module, module, gradients, size=None, seed=3, rank=ranks.rank)
-    images, gradient = (part.chunk(ranks.size)[ranks.rank] for part in inputs_of(24))
-    micro_batches.forward(images, 5)
-    micro_batches.backward(images, 5, gradient)
-    return torch.cat([it.grad.flatten() for it in module.parameters()])
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_gradients_summed_in_bfloat16_are_off_by_its_rounding(ranks, world_size):
-    """Of each rank's part, and of the sum; alone nothing is sent, and nothing rounded."""
-    exact, rounded = (ranks.run(world_size, summed, sent_as)[0] for sent_as in (None, torch.bfloat16))
-    error = (rounded - exact).norm() / exact.norm()
-    assert error == 0 if world_size == 1 else 1e-4 < error < 2**-8
-
-
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_two_passes_are_one_graph(ranks, count):
     found = ranks.run(1, one_step, 16, 16 // count, 0.0)[0]

@@ -34,9 +34,8 @@ class Rounding:
     """How rows are rounded at random as they are written."""
 
     noise: Tensor  # [c] int32
-    columns: tuple[
-        Tensor | None, ...
-    ]  # [D] int32, of weights and moments; None: of those that are not rounded
+    # [D] int32, of weights and moments; None: of those that are not rounded
+    columns: tuple[Tensor | None, ...]
 
 
 def unit_rows(
@@ -104,16 +103,22 @@ def step_rows(
         PADDED=triton.next_power_of_2(width),
         ROWS=ROWS,
         COMPUTED=TYPES[gradient.dtype],
-        MOMENTUM=constants.momentum,
-        NESTEROV=constants.nesterov,
-        DECAY=constants.decay,
-        BETA1=constants.betas[0],
-        BETA2=constants.betas[1],
-        EPS=constants.eps,
         FIRST=MIX[0],
         SECOND=MIX[1],
         LOW=LOW,
+        **_named(constants),
     )
+
+
+def _named(constants: Constants) -> dict[str, float]:
+    return {
+        "MOMENTUM": constants.momentum,
+        "NESTEROV": constants.nesterov,
+        "DECAY": constants.decay,
+        "BETA1": constants.betas[0],
+        "BETA2": constants.betas[1],
+        "EPS": constants.eps,
+    }
 
 
 def _filled(tensors: tuple[Tensor | None, ...], size: int) -> list[Tensor | None]:
