@@ -199,6 +199,22 @@ def test_cuda_without_a_gpu(monkeypatch):
         launch.num_ranks(config_of(16, device="cuda"), None, 1)
 
 
+BY_PYTHON = """
+import atexit
+import sys
+if "partialfc.train" in " ".join(sys.orig_argv):
+    atexit.register(lambda: print("ended by Python", file=sys.stderr))
+"""
+
+
+def test_ranks_with_bad_input_end_at_once(recipe):
+    """Python's own end aborts a rank, exit code 134, where a thread of torch's is still about."""
+    (recipe.parent / "sitecustomize.py").write_text(BY_PYTHON)
+    (recipe.parent / "pack/train.rec").unlink()
+    done = launched(recipe, path=recipe.parent)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+
+
 LEFT_ALONE = """
 import os
 import sys
