@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Trains from a recipe, on this machine or as a SLURM job:
+# Makes the environment where it is missing, and trains in it; on this machine or as a SLURM job:
 #
-#   ./launch.sh [--ranks N] RECIPE [section.key=value ...]
-#   sbatch --nodes=4 --gpus-per-node=8 launch.sh RECIPE [section.key=value ...]
-#   ./launch.sh --setup                       only makes the environment, for nodes without a network
+#   usage: launch.sh [--ranks N] RECIPE [section.key=value ...]
+#          sbatch --nodes=4 --gpus-per-node=8 launch.sh RECIPE [section.key=value ...]
+#          launch.sh --setup      only makes the environment, for nodes without a network
 #
-# One process per GPU; without GPUs two on the CPU, or N. PYTHON names the interpreter to make .venv with.
-# A job that comes near its time limit, or is preempted, saves, and queues itself again; so it goes on until it is done.
+# RECIPE is a file, or the name of a recipe that ships; paths are relative to where this is called. One process per GPU;
+# without GPUs two on the CPU, or N. PYTHON names the interpreter to make .venv with. A job that comes near its time
+# limit, or is preempted, saves, and queues itself again; so it goes on until it is done.
 #SBATCH --job-name=partialfc
 #SBATCH --ntasks-per-node=1
 #SBATCH --output=%x-%j.out
@@ -16,13 +17,21 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-[ -d "$root/partialfc" ] || root=${SLURM_SUBMIT_DIR:?launch.sh stands in the repository} # sbatch runs a copy
-cd "$root"
-source environment.sh
-
-make_environment requirements.txt
-[ "${1:-}" = --setup ] && exit
-if [ -n "${SLURM_JOB_ID:-}" ] && [ -z "${SLURM_STEP_ID:-}" ]; then
-  exec .venv/bin/python -m partialfc.job "$@"
+if [ ! -d "$root/partialfc" ]; then # sbatch runs a copy
+  script=$(scontrol show job "${SLURM_JOB_ID:?launch.sh stands in the repository}" | sed -n 's/^ *Command=\([^ ]*\).*/\1/p')
+  root=$(dirname "$script")
 fi
-exec .venv/bin/python -m partialfc.launch "$@"
+usage() {
+  sed -n '/^#   usage:/,/--setup/s/^#   //p' "$root/launch.sh"
+}
+case ${1:-} in
+  "") usage >&2 && exit 2 ;;
+  -h | --help) usage && exit ;;
+esac
+(
+  cd "$root"
+  source environment.sh
+  make_environment requirements.txt
+)
+[ "$1" = --setup ] && exit
+exec "$root/.venv/bin/python" -m partialfc train "$@"

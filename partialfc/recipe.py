@@ -13,6 +13,7 @@ import yaml
 from msgspec import inspect
 
 from partialfc.errors import InputError
+from partialfc.shipped import recipe_path
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -20,14 +21,16 @@ VARIANT = "name"  # the key that says which variant of a section is meant
 BASE = "base"  # the key that says which recipe this one changes
 
 
-def load(path: Path, overrides: Sequence[str], kind: type[T]) -> T:
-    """Read the recipe at `path`, apply `a.b=c` overrides, and check the whole against the struct `kind`.
+def load(recipe: Path | str, overrides: Sequence[str], kind: type[T]) -> T:
+    """Read a recipe, a file's or the name of one that ships, apply `a.b=c` overrides, and check the whole against the
+    struct `kind`.
 
     `section.name=variant` starts that section anew, from the defaults of the variant, before other overrides
-    of it. A recipe's `base: FILE`, relative to the recipe, is the recipe that it changes: its own sections are laid
-    over that one's, key by key, or anew where they name another variant. An InputError names in one line the place,
+    of it. A recipe's `base:`, a file's path relative to the recipe or such a name, is the recipe that it changes: its own
+    sections are laid over that one's, key by key, or anew where they name another variant. An InputError names in one line the place,
     what was found and what is wanted.
     """
+    path = recipe_path(recipe)
     tree = _tree(path, kind)
     assignments = [_assignment(override) for override in overrides]
     for keys, value in sorted(assignments, key=lambda assignment: assignment[0][-1] != VARIANT):
@@ -55,7 +58,7 @@ def _tree(path: Path, kind: type[msgspec.Struct], above: tuple[Path, ...] = ()) 
     if base is None:
         whole = {}
     elif isinstance(base, str) and "\0" not in base:
-        whole = _tree(path.parent / base, kind, (*above, path.resolve()))
+        whole = _tree(recipe_path(base, path.parent), kind, (*above, path.resolve()))
     else:
         raise InputError(f"{place}: base: {_shown(base)}, wanted the path of a recipe")
     _lay_over(whole, tree)

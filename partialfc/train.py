@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from partialfc.config import load_config
 from partialfc.runtime import comm
@@ -17,7 +16,7 @@ from partialfc.training.loop import train
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train from the command line."""
     parser = argparse.ArgumentParser(description="Train a face recogniser from a recipe.")
-    parser.add_argument("recipe", type=Path, help="YAML file, see recipes/")
+    parser.add_argument("recipe", help="YAML file, or the name of a recipe that ships")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     options = parser.parse_args(arguments)
     end_with_launcher()

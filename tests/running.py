@@ -48,7 +48,7 @@ class Running:
 def started(recipe: Path, *arguments: object, lines: int = 3) -> Iterator[Running]:
     temporary = recipe.parent / "temporary"
     temporary.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "partialfc.launch", str(recipe), *map(str, arguments)]
+    command = [sys.executable, "-m", "partialfc", "train", str(recipe), *map(str, arguments)]
     environment = os.environ | {"TMPDIR": str(temporary)}
     with subprocess.Popen(
         command,

@@ -20,10 +20,11 @@ import yaml
 from ranks import RankPool
 from runs import config_of, curve, trained
 
-from partialfc import launch
+from partialfc.__main__ import main
 from partialfc.config import AdamW, ElasticArcFace, HeadConfig, IResNetTiny, Step, SyntheticData
 from partialfc.data import synthetic
 from partialfc.data.loader import Batch, Loader, Notices
+from partialfc.launching import launcher
 from partialfc.training import run
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -116,6 +117,8 @@ def test_the_kubernetes_example_is_what_its_schema_says():
         kubernetes_validate.validate(document, "1.31", strict=True)
     (container,) = documents[1]["spec"]["template"]["spec"]["containers"]
     (command,) = container["args"]
-    arguments = command.split("partialfc.launch ")[1].split()
-    config = launch.checked([*arguments, "device=cpu", "--ranks=4"])
-    assert config.output == "/data/output"
+    with mock.patch.object(launcher, "launch", return_value=7) as launch, pytest.raises(SystemExit) as ended:
+        main([*command.removeprefix("exec partialfc ").split(), "device=cpu", "--ranks=4"])
+    assert ended.value.code == 7
+    config, ranks = launch.call_args.args[0].checked()
+    assert config.output == "/data/output" and ranks == 4 and launch.call_args.args[0].nodes == 2

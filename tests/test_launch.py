@@ -14,9 +14,10 @@ import torch
 from faces import write_pack, write_pairs
 from running import children, command_of
 
-from partialfc import launch
+from partialfc.__main__ import main
 from partialfc.config import Config
 from partialfc.errors import InputError
+from partialfc.launching.launcher import num_ranks
 
 RECIPE = """
 data: {path: PACK, workers: 0}
@@ -39,7 +40,7 @@ def recipe(tmp_path: Path) -> Path:
 
 def launched(*arguments: object, path: Path | None = None) -> subprocess.CompletedProcess[str]:
     """`path`: of a sitecustomize.py, which breaks something."""
-    command = [sys.executable, "-m", "partialfc.launch", *map(str, arguments)]
+    command = [sys.executable, "-m", "partialfc", "train", *map(str, arguments)]
     environment = os.environ | ({"PYTHONPATH": str(path)} if path else {})
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
 
@@ -75,7 +76,7 @@ def test_a_plan_starts_nothing_and_takes_overrides_before_and_after(recipe):
 )
 def test_a_plan_of_nonsense_is_refused_in_one_line(recipe, capfd, arguments, message):
     with pytest.raises(SystemExit) as ended:
-        launch.main([str(recipe), "--plan", *arguments])
+        main(["plan", str(recipe), *arguments])
     out, err = capfd.readouterr()
     assert ended.value.code == 2 and not out
     assert re.fullmatch(f"error: {message}\n", err), err
@@ -94,7 +95,8 @@ def test_a_killed_data_worker_ends_all_ranks_with_the_reason(recipe):
     command = [
         sys.executable,
         "-m",
-        "partialfc.launch",
+        "partialfc",
+        "train",
         str(recipe),
         "data.workers=1",
         "train.length=1000000",
@@ -163,7 +165,7 @@ def test_a_broadcast_error_on_one_rank_keeps_its_traceback(recipe):
 )
 def test_a_recipe_is_refused_before_any_rank_starts(recipe, capfd, arguments, message):
     with pytest.raises(SystemExit) as ended:
-        launch.main([str(recipe), *arguments])
+        main(["train", str(recipe), *arguments])
     out, err = capfd.readouterr()
     assert ended.value.code == 2 and not out
     assert err.startswith("error: ") and err.count("\n") == 1
@@ -182,21 +184,21 @@ def config_of(batch: int, device: str = "auto") -> Config:
 def test_one_rank_a_gpu_and_as_many_as_the_batch_allows(monkeypatch, gpus, batch, nodes, ranks):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert launch.num_ranks(config_of(batch), None, nodes) == ranks
+    assert num_ranks(config_of(batch), None, nodes) == ranks
 
 
 def test_no_more_ranks_than_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(InputError, match="4 ranks on cuda, but torch sees 2 GPUs on this machine"):
-        launch.num_ranks(config_of(16), 4, 1)
-    assert launch.num_ranks(config_of(16, device="cpu"), 4, 1) == 4
+        num_ranks(config_of(16), 4, 1)
+    assert num_ranks(config_of(16, device="cpu"), 4, 1) == 4
 
 
 def test_cuda_without_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(InputError, match="1 ranks on cuda, but torch sees 0 GPUs"):
-        launch.num_ranks(config_of(16, device="cuda"), None, 1)
+        num_ranks(config_of(16, device="cuda"), None, 1)
 
 
 BY_PYTHON = """

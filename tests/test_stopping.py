@@ -81,7 +81,7 @@ def test_before_the_first_step_there_is_nothing_to_save(recipe):
 
 def test_while_the_ranks_start_there_is_nothing_to_save(recipe):
     """A signal that comes before a rank can listen."""
-    command = [sys.executable, "-m", "partialfc.launch", str(recipe), "--ranks", "2"]
+    command = [sys.executable, "-m", "partialfc", "train", str(recipe), "--ranks", "2"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         while len(children(process.pid)) < 2:
             time.sleep(0.01)
@@ -103,7 +103,8 @@ def test_what_is_ignored_stays_ignored(recipe):
         "nohup",
         sys.executable,
         "-m",
-        "partialfc.launch",
+        "partialfc",
+        "train",
         str(recipe),
         "--ranks",
         "1",

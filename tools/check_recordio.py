@@ -1,6 +1,8 @@
-"""`partialfc check_recordio` as a script."""
+"""`partialfc check` as a script."""
 
-from partialfc.commands.check_recordio import main
+import sys
+
+from partialfc.__main__ import main
 
 if __name__ == "__main__":
-    main()
+    main(["check", *sys.argv[1:]])

@@ -1,6 +1,8 @@
-"""`partialfc inspect_recordio` as a script."""
+"""`partialfc inspect` as a script."""
 
-from partialfc.commands.inspect_recordio import main
+import sys
+
+from partialfc.__main__ import main
 
 if __name__ == "__main__":
-    main()
+    main(["inspect", *sys.argv[1:]])

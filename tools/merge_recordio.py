@@ -1,6 +1,8 @@
-"""`partialfc merge_recordio` as a script."""
+"""`partialfc merge` as a script."""
 
-from partialfc.commands.merge_recordio import main
+import sys
+
+from partialfc.__main__ import main
 
 if __name__ == "__main__":
-    main()
+    main(["merge", *sys.argv[1:]])

@@ -1,6 +1,8 @@
-"""`partialfc pack_pairs` as a script."""
+"""`partialfc pairs` as a script."""
 
-from partialfc.commands.pack_pairs import main
+import sys
+
+from partialfc.__main__ import main
 
 if __name__ == "__main__":
-    main()
+    main(["pairs", *sys.argv[1:]])

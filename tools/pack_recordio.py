@@ -1,6 +1,8 @@
-"""`partialfc pack_recordio` as a script."""
+"""`partialfc pack` as a script."""
 
-from partialfc.commands.pack_recordio import main
+import sys
+
+from partialfc.__main__ import main
 
 if __name__ == "__main__":
-    main()
+    main(["pack", *sys.argv[1:]])

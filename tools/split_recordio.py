@@ -1,6 +1,8 @@
-"""`partialfc split_recordio` as a script."""
+"""`partialfc split` as a script."""
 
-from partialfc.commands.split_recordio import main
+import sys
+
+from partialfc.__main__ import main
 
 if __name__ == "__main__":
-    main()
+    main(["split", *sys.argv[1:]])

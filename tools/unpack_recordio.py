@@ -1,6 +1,8 @@
-"""`partialfc unpack_recordio` as a script."""
+"""`partialfc unpack` as a script."""
 
-from partialfc.commands.unpack_recordio import main
+import sys
+
+from partialfc.__main__ import main
 
 if __name__ == "__main__":
-    main()
+    main(["unpack", *sys.argv[1:]])

@@ -1,18 +1,40 @@
-"""The options of every command that takes a network."""
+"""Arguments that several commands take."""
 
-import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from partialfc.inference.recognizer import Recognizer, load
+import typer
+
+if TYPE_CHECKING:
+    from partialfc.inference.recognizer import Recognizer
+
+Recipe = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe that ships.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="SECTION.KEY=VALUE", help="Settings in its place.")
+]
+Ranks = Annotated[
+    int | None, typer.Option(help="Processes on each machine; default: one per GPU, or 2 on the CPU.")
+]
+Nodes = Annotated[int, typer.Option(help="Machines that take part, each with its own launcher.")]
+
+Pack = Annotated[Path, typer.Argument(metavar="PACK", help="A folder with train.rec.")]
+
+Model = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL", help="A run, a checkpoint, an exported folder, .pth, .pt, .safetensors or .onnx."
+    ),
+]
+BackboneName = Annotated[
+    str | None, typer.Option("--backbone", help="Of weights that do not say, such as iresnet100.")
+]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="What computes.")]
 
 
-def add_network(parser: argparse.ArgumentParser) -> None:
-    """What `network_of` reads."""
-    parser.add_argument("weights", type=Path, help="a run, a checkpoint, .pth, .pt, .safetensors or .onnx")
-    parser.add_argument("--backbone", help="of weights that do not say, such as iresnet100")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+def loaded(model: Path, backbone: str | None, device: str) -> "Recognizer":
+    """The network that is meant. InputError or OSError where it cannot be loaded."""
+    from partialfc.inference.recognizer import load
 
-
-def network_of(options: argparse.Namespace) -> Recognizer:
-    """InputError or OSError where it cannot be loaded."""
-    return load(options.weights, backbone=options.backbone, device=options.device)
+    return load(model, backbone=backbone, device=device)

@@ -294,6 +294,8 @@ class Config(Settings, frozen=True):
         return self.optim
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """The recipe at `path` with `section.key=value` overrides; an InputError names in one line what is wrong."""
-    return recipe.load(path, overrides, Config)
+def load_config(name: Path | str, overrides: Sequence[str] = ()) -> Config:
+    """The recipe of a file, or that ships under a name, with `section.key=value` overrides; an InputError names in one
+    line what is wrong.
+    """
+    return recipe.load(name, overrides, Config)

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def called(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "partialfc.commands", *map(str, arguments)]
+    command = [sys.executable, "-m", "partialfc", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
@@ -137,7 +137,7 @@ def test_embedding_that_was_interrupted_is_gone_on_with(run, folder, tmp_path, m
 
 
 def test_runs_are_drawn_above_each_other(run, tmp_path):
-    done = called("plot_run", run, run, "--out", tmp_path / "runs.png")
+    done = called("plot", run, run, "--out", tmp_path / "runs.png")
     assert done.returncode == 0, done.stderr
     assert cv2.imread(str(tmp_path / "runs.png")).shape == (320, 1200, 3)
 
@@ -171,9 +171,10 @@ def test_the_newest_checkpoint_is_taken(run):
         (["embed", "RUN", "empty", "out.npz"], "empty: no images in it"),
         (["embed", "RUN", "broken", "out.npz"], "broken/a.jpg: 3 bytes that are no image"),
         (["compare", "RUN", "broken/a.jpg", "broken/a.jpg"], "broken/a.jpg: 3 bytes that are no image"),
-        (["plot_run", "none", "--out", "a.png"], "none/metrics.jsonl: No such file"),
-        (["plot_run", "broken", "--out", "a.png"], "broken/metrics.jsonl: not the metrics of a run"),
-        (["nonsense"], "partialfc nonsense: wanted one of train, pack_recordio"),
+        (["plot", "none", "--out", "a.png"], "none/metrics.jsonl: No such file"),
+        (["plot", "broken", "--out", "a.png"], "broken/metrics.jsonl: not the metrics of a run"),
+        (["nonsense"], "partialfc: No such command 'nonsense'; see partialfc --help"),
+        (["evaluate"], "partialfc evaluate: Missing argument 'MODEL'; see partialfc evaluate --help"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, monkeypatch, arguments, message):
@@ -200,7 +201,7 @@ def test_a_run_without_a_checkpoint_is_refused(run, tmp_path):
 MAINS = [
     path
     for path in sorted((ROOT / "tools").glob("*.py"))
-    if "argparse" in path.read_text() or "partialfc.commands" in path.read_text()
+    if "argparse" in path.read_text() or "partialfc.__main__" in path.read_text()
 ]
 
 
@@ -209,4 +210,4 @@ def test_every_tool_says_what_it_does(tool):
     done = subprocess.run(
         [sys.executable, tool, "--help"], capture_output=True, text=True, timeout=60, check=False
     )
-    assert done.returncode == 0 and "usage:" in done.stdout
+    assert done.returncode == 0 and "usage:" in done.stdout.lower()

@@ -83,7 +83,7 @@ class Killing:
         recipe.write_text(RECIPE.replace("PACK", str(self.folder / "pack")))
         (self.folder / "sitecustomize.py").write_text(SITECUSTOMIZE)
         self._command = [
-            *(sys.executable, "-m", "partialfc.launch", "--ranks", str(self.ranks), str(recipe)),
+            *(sys.executable, "-m", "partialfc", "train", "--ranks", str(self.ranks), str(recipe)),
         ]
 
     def undisturbed(self) -> None:

@@ -1,4 +1,4 @@
-"""A run as a SLURM job: the batch script of launch.sh. One launcher on each node; a job that is stopped queues itself again.
+"""A run as a SLURM job, for its batch script. One launcher on each node; a job that is stopped queues itself again.
 
 A job comes to its end by a time limit, of which SLURM warns the batch script by SIGUSR1, by preemption, `scancel` or
 `scontrol requeue`, of which it tells the launchers by SIGTERM. Each time the ranks save and end with STOPPED.
@@ -12,10 +12,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from partialfc import launch
+from partialfc.launching.launcher import Launch
 from partialfc.runtime.errors import STOPPED
 from partialfc.runtime.files import SUMMARY
 
@@ -24,22 +25,26 @@ _ENDED_BY_SLURM = 60  # seconds in which it ends a batch script that has queued 
 _WARNINGS = (signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Check the recipe, start a launcher on each node of the job, wait for them."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    job, nodes = os.environ["SLURM_JOB_ID"], os.environ["SLURM_NNODES"]
+def in_batch_script() -> bool:
+    """Whether this is a job's batch script, and none of the launchers that srun starts for it."""
+    return "SLURM_JOB_ID" in os.environ and "SLURM_STEP_ID" not in os.environ
+
+
+def run_job(asked: Launch) -> int:
+    """Check the recipe, start a launcher on each node of the job, wait for them; returns the exit code."""
+    job, nodes = os.environ["SLURM_JOB_ID"], int(os.environ["SLURM_NNODES"])
     restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    config = launch.checked([f"--nodes={nodes}", *arguments])  # once, before every node says it
-    code = _launchers(
-        [f"--nodes={nodes}", f"--endpoint={_first_node()}:{_port(job)}", f"--id={job}.{restarts}", *arguments]
-    )
+    config, _ = replace(asked, nodes=nodes).checked()  # once, before every node says it
+    endpoint = f"{_first_node()}:{_port(job)}"
+    everywhere = replace(asked, nodes=nodes, endpoint=endpoint, name=f"{job}.{restarts}")
+    code = _launchers(everywhere.arguments())
     if code == 0 and not (Path(config.output) / SUMMARY).exists():
         _say("a launcher was killed before the run had ended")  # srun says 0 then
         code = 1
     nobody_else = _shown("job", job, "JobState") == "RUNNING"  # has cancelled it, or queued it again
     if code == STOPPED and nobody_else:
         _queue_again(job, restarts, config.launch.requeues)
-    sys.exit(code)
+    return code
 
 
 def _launchers(arguments: Sequence[str]) -> int:
@@ -47,7 +52,7 @@ def _launchers(arguments: Sequence[str]) -> int:
     cpus = os.environ.get("SLURM_CPUS_PER_TASK")  # which srun does not take over by itself
     command = [
         *("srun", "--kill-on-bad-exit=1", *([f"--cpus-per-task={cpus}"] if cpus else [])),
-        *(sys.executable, "-m", "partialfc.launch", *arguments),
+        *(sys.executable, "-m", "partialfc", "train", *arguments),
     ]
     for one in _WARNINGS:
         signal.signal(one, _pass_on)
@@ -99,7 +104,3 @@ def _shown(kind: str, name: str, key: str) -> str | None:
 
 def _say(text: str) -> None:
     print(time.strftime("%F %T"), text, file=sys.stderr, flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,83 @@
+"""Whether a recipe could run, and whether a pack is whole."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from partialfc.commands.options import Overrides
+
+
+def check(
+    what: Annotated[str, typer.Argument(metavar="RECIPE|PACK", help="A recipe, or a folder with train.rec.")],
+    overrides: Overrides = None,
+    repair: Annotated[
+        Path | None, typer.Option(metavar="OUT", help="Of a pack: write what can be read to this folder.")
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="OTHER", help="Of a pack: name identities that another has an image of, too."),
+    ] = None,
+) -> None:
+    """Check a recipe and the data that it names, or read a whole pack; exit code 1 where records of it are damaged.
+
+    ```
+    partialfc check mine.yaml data.path=pack  # settings, data, weights; says ok
+    partialfc check pack/                     # names every damaged record
+    partialfc check pack/ --repair whole/     # a pack of what can be read
+    ```
+    """
+    from partialfc.errors import InputError
+
+    if Path(what).is_dir():
+        if overrides:
+            raise InputError(f"{overrides[0]}: settings are a recipe's, and {what} is a folder")
+        _check_pack(Path(what), repair, against)
+    elif repair or against:
+        raise InputError(f"{what}: --repair and --against are for packs; wanted a folder with train.rec")
+    else:
+        _check_recipe(what, overrides or [])
+
+
+def _check_recipe(recipe: str, overrides: list[str]) -> None:
+    from partialfc.config import load_config
+    from partialfc.data import RecordDataset
+    from partialfc.data.order import world_sizes
+    from partialfc.errors import InputError
+    from partialfc.evaluation.pairs import load_pairs
+    from partialfc.inference.weights import read_weights
+
+    config = load_config(recipe, overrides)
+    fitting = world_sizes(config)
+    if not fitting:
+        raise InputError(
+            f"{recipe}: train.batch {config.train.batch} cannot be dealt out to any number of ranks"
+        )
+    folder = Path(config.data.path)
+    if config.data.synthetic is None or (folder / "property").exists():
+        dataset = RecordDataset(folder, reader=config.data.reader)
+        print(f"{folder}: {len(dataset)} images of {dataset.num_classes} identities")
+        for path in sorted(folder.glob("*.bin")):
+            print(f"{path}: {len(load_pairs(path).images) // 2} pairs")
+    else:
+        print(f"{folder}: {config.data.synthetic.identities} identities will be drawn")
+    if config.init.backbone is not None:
+        read_weights(Path(config.init.backbone))
+    print(f"{recipe}: ok; runs on {', '.join(map(str, fitting))} ranks")
+
+
+def _check_pack(pack: Path, target: Path | None, other: Path | None) -> None:
+    from partialfc.data.packs import checking
+
+    findings = checking.repair(pack, target, progress=True) if target else checking.check(pack, progress=True)
+    print(*findings.problems, sep="\n", end="\n" if findings.problems else "")
+    print(
+        f"{pack}: {findings.num_images} images that can be read, {len(findings.problems)} problems; "
+        f"{findings.dialect or 'cannot be opened as it is'}"
+    )
+    if target:
+        print(f"{target}: {findings.num_images} images")
+    if other:
+        for (ours, theirs), number in sorted(checking.shared(pack, other, progress=True).items()):
+            print(f"class {ours} is class {theirs} of {other}: {number} images in common")
+    raise typer.Exit(bool(findings.problems) and not target)

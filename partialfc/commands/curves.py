@@ -1,0 +1,29 @@
+"""Figures of runs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def plot(
+    runs: Annotated[list[Path], typer.Argument(help="Output folders of runs.")],
+    out: Annotated[Path, typer.Option(help="The PNG to draw.")],
+    differences: Annotated[
+        bool, typer.Option("--differences", help="The losses, and how far they differ from the first run's.")
+    ] = False,
+) -> None:
+    """Draw runs above each other: loss, learning rate, accuracy.
+
+    ```
+    partialfc plot output/first output/second --out runs.png
+    ```
+    """
+    from partialfc.monitoring.figures import draw_comparison, draw_runs
+
+    metrics = [run / "metrics.jsonl" for run in runs]
+    if not differences:
+        draw_runs(metrics, out)
+        return
+    for name, difference in draw_comparison(metrics, out).items():
+        print(f"{name}: largest relative difference of the loss {difference:.1e}")

@@ -1,0 +1,122 @@
+"""A trained network in use."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from partialfc.commands.options import BackboneName, Device, Model, loaded
+
+if TYPE_CHECKING:
+    from partialfc.evaluation.sets import Scores
+    from partialfc.inference.recognizer import Recognizer
+
+
+def evaluate(
+    model: Model,
+    sets: Annotated[
+        list[Path] | None, typer.Argument(help=".bin files; default: those of the run's pack.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the scores there, too.")] = None,
+    backbone: BackboneName = None,
+    device: Device = "auto",
+) -> None:
+    """Verify on .bin sets, as a run does.
+
+    ```
+    partialfc evaluate output/mine
+    partialfc evaluate output/mine/checkpoints/step_00001000 lfw.bin
+    partialfc evaluate backbone.pth lfw.bin --backbone iresnet100
+    partialfc evaluate exported lfw.bin
+    ```
+    """
+    import msgspec
+    from rich.console import Console
+    from rich.table import Table
+
+    from partialfc.runtime.files import atomic_write
+
+    found = _evaluated(loaded(model, backbone, device), sets or [])
+    names = list(dict.fromkeys(name for values in found.values() for name in values))
+    table = Table("set", *names)
+    for name, values in found.items():
+        table.add_row(name, *(f"{values[it]:.6g}" if it in values else "" for it in names))
+    Console().print(table)
+    if json:
+        with atomic_write(json) as temporary:
+            temporary.write_bytes(msgspec.json.format(msgspec.json.encode(found)))
+
+
+def _evaluated(recognizer: "Recognizer", sets: list[Path]) -> dict[str, "Scores"]:
+    """The scores of each set by its name. InputError where there is none, or one cannot be read."""
+    from partialfc.errors import InputError
+    from partialfc.evaluation.pairs import load_pairs
+    from partialfc.evaluation.verify import embed_sets
+    from partialfc.runtime import comm
+
+    if not sets and recognizer.config:
+        sets = sorted(Path(recognizer.config.data.path).glob("*.bin"))
+    if not sets:
+        raise InputError("no verification set; wanted .bin files")
+    pairs = [load_pairs(path) for path in sets]
+    with comm.join(recognizer.device.type) as ranks:
+        embeddings = embed_sets(
+            recognizer.network, pairs, ranks, batch=recognizer.batch, autocast=recognizer.autocast()
+        )
+    return {it.name: it.score(embeddings[it.name]) for it in pairs}
+
+
+def embed(
+    model: Model,
+    folder: Annotated[Path, typer.Argument(help="Of aligned faces.")],
+    out: Annotated[Path, typer.Argument(help="The .npz file: names [n], embeddings [n, D] of unit length.")],
+    backbone: BackboneName = None,
+    device: Device = "auto",
+) -> None:
+    """Embed all images in a folder and below. The same call goes on where it was interrupted.
+
+    ```
+    partialfc embed output/mine faces/ embeddings.npz
+    ```
+    """
+    from partialfc.inference.folder import embed_folder
+
+    count = embed_folder(loaded(model, backbone, device), model, folder, out, progress=True)
+    print(f"{out}: {count} images")
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint of it.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write to.")],
+) -> None:
+    """Export a run: OUT/model.onnx (any batch), OUT/model.safetensors, and the model card OUT/README.md.
+
+    ```
+    partialfc export output/mine exported/
+    ```
+    """
+    from partialfc.inference.export import export
+
+    print(f"{out}: ONNX and torch agree to a cosine of {export(run, out):.7f} at least")
+
+
+def compare(
+    model: Model,
+    first: Path,
+    second: Path,
+    backbone: BackboneName = None,
+    device: Device = "auto",
+) -> None:
+    """Say how alike two aligned faces are: the cosine of their embeddings.
+
+    ```
+    partialfc compare output/mine a.jpg b.jpg
+    ```
+    """
+    import numpy as np
+
+    from partialfc.data import images
+
+    recognizer = loaded(model, backbone, device)
+    faces = [images.read(path, recognizer.network.input_size) for path in (first, second)]
+    print(f"{np.dot(*recognizer.embed(faces)):.4f}")

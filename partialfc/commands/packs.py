@@ -1,0 +1,120 @@
+"""Packs of faces: made, looked at, taken apart and put together."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from partialfc.commands.options import Pack
+
+
+def pack(
+    inputs: Annotated[
+        list[Path], typer.Argument(help="Folders of identities, .lst listings, LMDB sets, WebDataset tars.")
+    ],
+    out: Annotated[Path, typer.Argument(help="The pack's folder.")],
+    size: Annotated[int, typer.Option(help="Pixels of the packed images, height and width.")] = 112,
+    quality: Annotated[
+        int, typer.Option(help="Of the JPEGs made of images that are no JPEG of that size.")
+    ] = 95,
+    min_images: Annotated[
+        int | None, typer.Option(metavar="N", help="Leave out identities with fewer.")
+    ] = None,
+    shuffle: Annotated[
+        int | None, typer.Option(metavar="SEED", help="Pack the images in a random order.")
+    ] = None,
+) -> None:
+    """Pack faces into train.rec, train.idx and property. The same call goes on where it was interrupted.
+
+    ```
+    partialfc pack faces/ pack/                  # faces/IDENTITY/IMAGE
+    partialfc pack faces/ more/ train.lst pack/  # identities kept apart
+    partialfc pack --min-images 5 shards/ pack/  # WebDataset tars
+    ```
+    """
+    from partialfc.data.packs import pack_sources
+
+    packing = pack_sources.Packing(size, quality, min_images, shuffle)
+    classes, count = pack_sources.pack(inputs, out, packing, progress=True)
+    print(f"{out}: {count} images of {classes} identities")
+
+
+def pairs(
+    listing: Annotated[Path, typer.Argument(help="As LFW's pairs.txt.")],
+    folder: Annotated[Path, typer.Argument(help="Of images FOLDER/NAME/NAME_0001.jpg.")],
+    out: Annotated[Path, typer.Argument(help="The .bin file.")],
+) -> None:
+    """Pack the pairs of a listing into a .bin verification set.
+
+    ```
+    partialfc pairs pairs.txt validation/ pack/mine.bin
+    ```
+    """
+    from partialfc.data.packs.pairs import pack_pairs
+
+    print(f"{out}: {pack_pairs(listing, folder, out)} pairs")
+
+
+def inspect(
+    pack: Pack,
+    sheet: Annotated[Path | None, typer.Option(help="Draw 160 images there, as PNG or JPEG.")] = None,
+) -> None:
+    """Say what is in a pack: dialect, counts, sizes, images per identity; and draw some of its images.
+
+    ```
+    partialfc inspect pack/ --sheet faces.png
+    ```
+    """
+    from partialfc.data.packs.inspection import contact_sheet, summarized
+
+    print(*summarized(pack, progress=True).lines(), sep="\n")
+    if sheet:
+        contact_sheet(pack, sheet)
+
+
+def unpack(pack: Pack, out: Annotated[Path, typer.Argument(help="The folder to write to.")]) -> None:
+    """Write the images of a pack, byte for byte, to OUT/CLASS/KEY.jpg. The same call goes on where it was interrupted.
+
+    ```
+    partialfc unpack pack/ images/
+    ```
+    """
+    from partialfc.data.packs import unpacking
+
+    print(f"{out}: {unpacking.unpack(pack, out, progress=True)} images")
+
+
+def merge(
+    packs: Annotated[list[Path], typer.Argument(help="Folders with train.rec.")],
+    out: Annotated[Path, typer.Argument(help="The merged pack's folder.")],
+) -> None:
+    """Merge packs into one, the identities of each kept apart. The same call goes on where it was interrupted.
+
+    ```
+    partialfc merge ms1m/ glint/ merged/
+    ```
+    """
+    from partialfc.data.packs import merge_split
+
+    classes, count = merge_split.merge(packs, out, progress=True)
+    print(f"{out}: {count} images of {classes} identities")
+
+
+def split(
+    pack: Pack,
+    rest: Annotated[Path, typer.Argument(help="The folder for those that stay.")],
+    held: Annotated[Path, typer.Argument(help="The folder for those that are held out.")],
+    identities: Annotated[int, typer.Option(help="How many are held out.")],
+    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+) -> None:
+    """Split a pack in two of different identities: one to train on, one held out.
+
+    ```
+    partialfc split pack/ train/ held/ --identities 1000
+    ```
+    """
+    from partialfc.data.packs import merge_split
+
+    written = merge_split.split(pack, rest, held, identities=identities, seed=seed, progress=True)
+    for folder, (classes, count) in zip((rest, held), written, strict=True):
+        print(f"{folder}: {count} images of {classes} identities")

@@ -1,0 +1,46 @@
+"""The recipes that come with the package, which are meant by their names."""
+
+import difflib
+from pathlib import Path
+
+from partialfc.errors import InputError
+
+_PACKAGE = Path(__file__).parent
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes by name, sorted: inside an installed package, beside it in a checkout."""
+    folder = next((it for it in (_PACKAGE / "recipes", _PACKAGE.parent / "recipes") if it.is_dir()), None)
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))} if folder else {}
+
+
+def summary(recipe: Path) -> str:
+    """What its first comment says, up to the first colon, semicolon or end of a sentence."""
+    words: list[str] = []
+    for line in recipe.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        words += line.removeprefix("#").split()
+    for place, word in enumerate(words):
+        if word[-1] in ":;." and not word.startswith("arXiv"):
+            return " ".join([*words[:place], word[:-1]])
+    return " ".join(words)
+
+
+def recipe_path(name: str | Path, beside: Path | None = None) -> Path:
+    """The file that `name` means: a file, which is looked for in the folder `beside`; else a recipe that ships, by its name
+    or its file's. InputError where it is a bare name, and none.
+    """
+    path = Path(name) if beside is None else beside / name
+    known = shipped()
+    if path.is_file() or Path(name).name != str(name):
+        return path
+    if Path(name).suffix in ("", ".yaml") and Path(name).stem in known:
+        return known[Path(name).stem]
+    if Path(name).suffix or path.exists():
+        return path
+    near = difflib.get_close_matches(str(name), known, 1)
+    suggestion = f"; did you mean {near[0]}?" if near else ""
+    raise InputError(
+        f"recipe {name}: no file, and none that ships; wanted a file, or one of {', '.join(known)}{suggestion}"
+    )
