@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from partialfc.commands import checks, curves, networks, packs, recipes, training
+from partialfc.commands import checks, curves, networks, packs, recipes, settings, training
 from partialfc.runtime.errors import EXIT_CODE, exit_on_input_error
 
 GROUPS = {
-    "Train": (training.train, training.plan, checks.check, curves.plot),
+    "Train": (training.train, training.plan, checks.check, settings.settings, curves.plot),
     "Packs of faces": (packs.pack, packs.pairs, packs.inspect, packs.unpack, packs.merge, packs.split),
     "Use what was trained": (networks.evaluate, networks.embed, networks.compare, networks.export),
 }

@@ -14,6 +14,7 @@ from msgspec import inspect
 
 from partialfc.errors import InputError
 from partialfc.shipped import recipe_path
+from partialfc.words import KEYS, NAMES
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -178,7 +179,8 @@ def _explained(message: str, tree: Any, kind: Any) -> str:
         return _unknown(keys, unknown[1], tree, inspect.type_info(kind))
     found = _value(tree, keys)
     if allowed := sorted(_choices(inspect.type_info(kind), keys)):
-        nearest = _suggestion(difflib.get_close_matches(str(found), allowed, 1))
+        meant = [NAMES[str(found)]] if NAMES.get(str(found)) in allowed else []
+        nearest = _suggestion(meant or difflib.get_close_matches(str(found), allowed, 1))
         return f"{path}: {_shown(found)}, wanted one of {', '.join(allowed)}{nearest}"
     if wanted := description(_at(inspect.type_info(kind), keys)):
         return f"{path}: {_shown(found)}, wanted {wanted}"
@@ -194,15 +196,16 @@ def description(kind: inspect.Type) -> str | None:
 
 
 def _unknown(keys: list[str], name: str, tree: Any, kind: inspect.Type) -> str:
-    """Says which keys the section has, and the nearest: there, else of that name elsewhere, else alike
-    elsewhere.
+    """Says which keys the section has, and what was meant: in other trainers' words, else the nearest key there, else of that
+    name elsewhere, else alike elsewhere.
     """
     structs = _structs(_at(kind, keys))
     if len(structs) > 1:  # of the variant that the section names
         structs = [struct for struct in structs if struct.tag == _value(tree, [*keys, VARIANT])]
     here = [field.encode_name for struct in structs for field in struct.fields]
     everywhere = list(_known(kind))
-    near = difflib.get_close_matches(name, here, 1)
+    near = [KEYS[name]] if name in KEYS and name not in here else []
+    near = near or difflib.get_close_matches(name, here, 1)
     near = near or sorted((key for key in everywhere if key.rpartition(".")[2] == name), key=_depth)
     near = near or difflib.get_close_matches(".".join([*keys, name]), everywhere, 1)
     section = f"section {'.'.join(keys)}" if keys else "recipe"
@@ -237,6 +240,9 @@ def _choices(kind: inspect.Type, keys: list[str]) -> set[str]:
 def _at(kind: inspect.Type, keys: list[str]) -> inspect.Type:
     """The type of what stands at `keys`, any variant's."""
     for key in keys:
+        if isinstance(kind, inspect.VarTupleType):
+            kind = kind.item_type
+            continue
         fields = [
             field.type for struct in _structs(kind) for field in struct.fields if field.encode_name == key
         ]

@@ -4,24 +4,32 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from partialfc.config.types import Count, Probability, Settings
+from partialfc.config.types import Count, Pixels, Probability, Settings
 
 
 class Backbone(Settings, frozen=True):
-    input_size: Annotated[int, Meta(ge=16, le=512)] = 112  # pixels; images of another size are resized
-    embedding: Count = 512  # width of the embedding
+    input_size: Annotated[Pixels, Meta(ge=16, le=512)] = 112
+    """Height and width of what goes in; images of another size are resized."""
+    embedding: Count = 512
+    """Components of the embedding."""
     dropout: Probability = 0.0
-    checkpointing: bool = False  # a block's activations are computed again in the backward, not kept
-    channels_last: bool = True  # in memory
-    compile: bool = False  # torch.compile: wants a C++ compiler
+    """Share that is dropped before the embedding."""
+    checkpointing: bool = False
+    """A block's activations are computed again in the backward, not kept."""
+    channels_last: bool = True
+    """How activations lie in memory."""
+    compile: bool = False
+    """torch.compile, which wants a C++ compiler."""
 
 
 class IResNetTiny(Backbone, frozen=True, tag="iresnet_tiny", tag_field="name"):
     """For CPUs: the iresnet block, `width` channels in the first stage and twice as many in each later one."""
 
     width: Annotated[int, Meta(ge=4)] = 16
-    depths: Annotated[tuple[Count, ...], Meta(min_length=2, max_length=5)] = (1, 1, 1, 1)  # blocks a stage
-    input_size: Annotated[int, Meta(ge=16, le=512)] = 48
+    """Channels of the first stage."""
+    depths: Annotated[tuple[Count, ...], Meta(min_length=2, max_length=5)] = (1, 1, 1, 1)
+    """Blocks of each stage."""
+    input_size: Annotated[Pixels, Meta(ge=16, le=512)] = 48
     embedding: Count = 128
 
 
@@ -30,51 +38,54 @@ class IResNet(Backbone, frozen=True):
 
 
 class IResNet18(IResNet, frozen=True, tag="iresnet18", tag_field="name"):
-    pass
+    """iresnet18 of the ArcFace and ElasticFace checkpoints."""
 
 
 class IResNet34(IResNet, frozen=True, tag="iresnet34", tag_field="name"):
-    pass
+    """iresnet34 of the ArcFace and ElasticFace checkpoints."""
 
 
 class IResNet50(IResNet, frozen=True, tag="iresnet50", tag_field="name"):
-    pass
+    """iresnet50 of the ArcFace and ElasticFace checkpoints."""
 
 
 class IResNet100(IResNet, frozen=True, tag="iresnet100", tag_field="name"):
-    pass
+    """iresnet100 of the ArcFace and ElasticFace checkpoints."""
 
 
 class IResNet200(IResNet, frozen=True, tag="iresnet200", tag_field="name"):
-    pass
+    """iresnet200 of the ArcFace and ElasticFace checkpoints."""
 
 
 class MobileFaceNet(Backbone, frozen=True, tag="mobilefacenet", tag_field="name"):
-    pass
+    """MobileFaceNet, arXiv 1804.07573, as insightface builds it."""
 
 
 class ViT(Backbone, frozen=True):
     """As insightface and LVFace train them."""
 
-    patch: Annotated[int, Meta(ge=4, le=16)] = 9  # pixels
-    drop_path: Probability = 0.1  # of the last block; 0 of the first
-    mask: Probability = 0.1  # share of the patches that training leaves out
+    patch: Annotated[Pixels, Meta(ge=4, le=16)] = 9
+    """Side of a patch."""
+    drop_path: Probability = 0.1
+    """Probability that the last block is left out; of the first it is 0, in between it grows."""
+    mask: Probability = 0.1
+    """Share of the patches that training leaves out."""
 
 
 class ViTTiny(ViT, frozen=True, tag="vit_t", tag_field="name"):
-    pass
+    """ViT-T, as insightface and LVFace train it."""
 
 
 class ViTSmall(ViT, frozen=True, tag="vit_s", tag_field="name"):
-    pass
+    """ViT-S, as insightface and LVFace train it."""
 
 
 class ViTBase(ViT, frozen=True, tag="vit_b", tag_field="name"):
-    pass
+    """ViT-B, as insightface and LVFace train it."""
 
 
 class ViTLarge(ViT, frozen=True, tag="vit_l", tag_field="name"):
-    pass
+    """ViT-L, as insightface and LVFace train it."""
 
 
 AnyBackbone = (

@@ -4,62 +4,86 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from partialfc.config.types import Angle, Fraction, NonNegative, Scale, Settings
+from partialfc.config.types import Angle, Cosine, Fraction, NonNegative, Scale, Settings, unit
 
 
 class Margin(Settings, frozen=True):
-    scale: Scale = 64.0  # of every logit
+    scale: Scale = 64.0
+    """Factor of every logit."""
 
 
 class AngularMargin(Margin, frozen=True):
     """A margin on the angle, where the slope and the far end are questions."""
 
-    # detached: the target logit's derivative taken as `scale`
     gradient: Literal["exact", "detached"] = "exact"
-    beyond_pi: Literal["linear", "wrap"] = "linear"  # wrap: the plain cosine, which rises again
+    """detached: the target logit's derivative taken as `scale`, as the widely used ArcFace code has it."""
+    beyond_pi: Literal["linear", "wrap"] = "linear"
+    """wrap: the plain cosine, which rises again."""
 
 
 class SoftMax(Margin, frozen=True, tag="softmax", tag_field="name"):
-    pass
+    """cos t: normalised softmax without a margin."""
 
 
 class ArcFace(AngularMargin, frozen=True, tag="arcface", tag_field="name"):
+    """cos(t + margin), arXiv 1801.07698."""
+
     margin: Angle = 0.5
+    """Added to the angle."""
 
 
 class CosFace(Margin, frozen=True, tag="cosface", tag_field="name"):
-    margin: NonNegative = 0.35  # cosine
+    """cos t - margin, arXiv 1801.09414."""
+
+    margin: Cosine = 0.35
+    """Taken from the cosine."""
 
 
 class Combined(AngularMargin, frozen=True, tag="combined", tag_field="name"):
-    """cos(m1 t + m2) - m3."""
+    """cos(m1 t + m2) - m3, as in arXiv 1801.07698; m1 alone is SphereFace's."""
 
     m1: Annotated[float, Meta(ge=1)] = 1.0
+    """Factor of the angle."""
     m2: Angle = 0.0
-    m3: NonNegative = 0.0  # cosine
+    """Added to the angle."""
+    m3: Cosine = 0.0
+    """Taken from the cosine."""
 
 
 Order = Literal["none", "paper", "released"]  # which sample of a batch gets which draw
 
 
 class ElasticArcFace(AngularMargin, frozen=True, tag="elastic_arcface", tag_field="name"):
-    margin: Angle = 0.5  # mean of the draws
-    sigma: NonNegative = 0.05  # radians
+    """cos(t + e), e drawn for each sample, ElasticFace, arXiv 2109.09416."""
+
+    margin: Angle = 0.5
+    """Mean of the draws."""
+    sigma: Annotated[NonNegative, unit("radians")] = 0.05
+    """Deviation of the draws."""
     order: Order = "none"
+    """paper: the hardest samples get the largest draws (ElasticFace+); released: as its authors' code deals them out."""
 
 
 class ElasticCosFace(Margin, frozen=True, tag="elastic_cosface", tag_field="name"):
-    margin: NonNegative = 0.35  # cosine, mean of the draws
-    sigma: NonNegative = 0.05  # cosine
+    """cos t - e, e drawn for each sample, ElasticFace, arXiv 2109.09416."""
+
+    margin: Cosine = 0.35
+    """Mean of the draws."""
+    sigma: Cosine = 0.05
+    """Deviation of the draws."""
     order: Order = "none"
+    """paper: the hardest samples get the largest draws (ElasticFace+); released: as its authors' code deals them out."""
 
 
 class AdaFace(Margin, frozen=True, tag="adaface", tag_field="name"):
-    """A margin that grows with the embedding's norm; h: how much of the norms' deviation it follows."""
+    """A margin that grows with the embedding's norm, arXiv 2204.00964."""
 
     margin: Angle = 0.4
+    """Largest margin, on the angle and on the cosine."""
     h: NonNegative = 0.333
-    rate: Fraction = 0.01  # of the running mean and deviation of the norms, a step
+    """How much of the norms' deviation the margin follows."""
+    rate: Fraction = 0.01
+    """Share of a step in the running mean and deviation of the norms."""
 
 
 AnyMargin = AdaFace | SoftMax | ArcFace | CosFace | Combined | ElasticArcFace | ElasticCosFace

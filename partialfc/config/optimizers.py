@@ -11,10 +11,14 @@ from partialfc.errors import InputError
 class SgdRule(Settings, frozen=True, tag="sgd", tag_field="name"):
     """As torch.optim.SGD."""
 
-    lr: Positive = 0.1  # used as it is, whatever the batch
+    lr: Positive = 0.1
+    """Learning rate, used as it is, whatever the batch."""
     momentum: Probability = 0.9
+    """Share of the last step's direction that is kept."""
     nesterov: bool = False
+    """Nesterov's momentum."""
     weight_decay: NonNegative = 5e-4
+    """Added to the gradient, times the weight."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -26,9 +30,13 @@ class AdamWRule(Settings, frozen=True, tag="adamw", tag_field="name"):
     """As torch.optim.AdamW; a class centre counts its own steps."""
 
     lr: Positive = 1e-3
+    """Learning rate, used as it is, whatever the batch."""
     betas: tuple[Probability, Probability] = (0.9, 0.999)
+    """Shares of the running means of the gradient and of its square that are kept."""
     eps: Positive = 1e-8
+    """Added to the divisor."""
     weight_decay: NonNegative = 1e-2
+    """Share of the weight, times the rate, that is taken off."""
 
 
 AnyRule = SgdRule | AdamWRule  # how a step is taken; `head.optim` is one
@@ -39,21 +47,26 @@ Reduce = Literal["float32", "bfloat16"]
 
 
 class Sgd(SgdRule, frozen=True, tag="sgd", tag_field="name"):
-    """The backbone's optimizer; and that of the class centres, unless `head.optim` is another."""
+    """torch.optim.SGD for the backbone; and for the class centres, unless `head.optim` is another."""
 
     decayed: Decayed = "all"
-    clip: NonNegative = 5.0  # largest norm of the backbone's gradient; 0: any
-    precision: Precision = "fp32"  # of the backbone
-    # that the backbone's gradients are summed over ranks in; bfloat16: half of what is sent
+    """matrices: no weight decay for norms, biases and slopes."""
+    clip: NonNegative = 5.0
+    """Largest norm of the backbone's gradient; 0: any."""
+    precision: Precision = "fp32"
+    """What the backbone computes in."""
     reduce_dtype: Reduce = "float32"
-    ema: Probability = 0.0  # decay of a moving average of the backbone, which then is what is used; 0: none
+    """What the backbone's gradients are summed over ranks in; bfloat16: half of what is sent."""
+    ema: Probability = 0.0
+    """Decay of a moving average of the backbone, which then is what is evaluated and used; 0: none."""
 
 
+# What these have in common with Sgd is said there.
 class AdamW(AdamWRule, frozen=True, tag="adamw", tag_field="name"):
-    """The backbone's optimizer; and that of the class centres, unless `head.optim` is another."""
+    """torch.optim.AdamW for the backbone; and for the class centres, unless `head.optim` is another."""
 
     decayed: Decayed = "all"
-    clip: NonNegative = 5.0  # see Sgd
+    clip: NonNegative = 5.0
     precision: Precision = "fp32"
     reduce_dtype: Reduce = "float32"
     ema: Probability = 0.0
@@ -62,13 +75,15 @@ class AdamW(AdamWRule, frozen=True, tag="adamw", tag_field="name"):
 class TorchOptimizer(Settings, frozen=True, tag="torch", tag_field="name"):
     """Any class of torch.optim, for the backbone; the class centres then want a `head.optim` of their own."""
 
-    kind: str  # such as NAdam, RAdam or Adafactor
+    kind: str
+    """Its name, such as NAdam, RAdam or Adafactor."""
     lr: Positive = 1e-3
     weight_decay: NonNegative = 0.0
-    # its other arguments, by name
+    """As the class has it."""
     options: dict[str, bool | int | float | tuple[float, ...]] = field(default_factory=dict)
+    """Its other arguments, by name."""
     decayed: Decayed = "all"
-    clip: NonNegative = 5.0  # see Sgd
+    clip: NonNegative = 5.0
     precision: Precision = "fp32"
     reduce_dtype: Reduce = "float32"
     ema: Probability = 0.0
@@ -80,22 +95,28 @@ AnyOptimizer = Sgd | AdamW | TorchOptimizer
 class Polynomial(Settings, frozen=True, tag="polynomial", tag_field="name"):
     """(1 - progress) ** power, down to 0 at the end."""
 
-    warmup: Duration = 0  # linear, from 0 to the full rate
+    warmup: Duration = 0
+    """Linear, from 0 to the full rate."""
     power: Positive = 2.0
+    """Exponent of what is left of the run."""
 
 
 class Cosine(Settings, frozen=True, tag="cosine", tag_field="name"):
     """Half a cosine, down to 0 at the end."""
 
     warmup: Duration = 0
+    """Linear, from 0 to the full rate."""
 
 
 class Step(Settings, frozen=True, tag="step", tag_field="name"):
     """Multiplied by `factor` at each of `at`."""
 
     at: tuple[Duration, ...]
+    """When the rate falls."""
     factor: Fraction = 0.1
+    """What it is multiplied by each time."""
     warmup: Duration = 0
+    """Linear, from 0 to the full rate."""
 
 
 AnySchedule = Polynomial | Cosine | Step

@@ -12,6 +12,12 @@ from partialfc.errors import InputError
 
 IGNORE = -1  # the label of an image that counts for nothing: padding, or of unknown identity
 
+
+def unit(name: str) -> Meta:
+    """Says what a number counts, for who asks what a key means."""
+    return Meta(extra_json_schema={"unit": name})
+
+
 Natural = Annotated[int, Meta(ge=0)]
 Count = Annotated[int, Meta(ge=1)]
 Positive = Annotated[float, Meta(gt=0)]
@@ -20,7 +26,9 @@ Fraction = Annotated[float, Meta(gt=0, le=1)]
 Probability = Annotated[float, Meta(ge=0, lt=1)]
 Chance = Annotated[float, Meta(ge=0, le=1)]
 Scale = Annotated[float, Meta(gt=0, le=300)]  # exp(-2 * 300) still is a double
-Angle = Annotated[float, Meta(ge=0, le=3.14)]  # radians
+Angle = Annotated[float, Meta(ge=0, le=3.14), unit("radians")]
+Cosine = Annotated[NonNegative, unit("cosine")]
+Pixels = Annotated[int, unit("pixels")]
 Seed = Annotated[int, Meta(ge=0, lt=1 << 62)]
 Duration = (
     Natural

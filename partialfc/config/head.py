@@ -1,0 +1,59 @@
+"""`head:` of a recipe."""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from partialfc.config.optimizers import AdamWRule, AnyRule
+from partialfc.config.types import Fraction, Natural, Settings, unit
+from partialfc.errors import InputError
+
+
+class HeadConfig(Settings, frozen=True):
+    """The class centres, split across all ranks."""
+
+    sample_rate: Fraction = 1.0
+    """Share of all classes that a step draws, besides the batch's own (Partial FC)."""
+    correction: Literal["none", "log_rate"] = "none"
+    """log_rate: the negatives that were drawn stand for all, so that losses compare across sample rates."""
+    interclass_threshold: Annotated[float, Meta(ge=0, le=1), unit("cosine")] = 0.0
+    """Negatives nearer than this are left out, as noisy labels; 0: none."""
+    unsampled: Literal["hold", "decay"] = "hold"
+    """decay: momentum and weight decay go on, as if every centre took part in every step."""
+    centers: Literal["float32", "bfloat16"] = "float32"
+    """What centres are stored as."""
+    moments: Literal["float32", "bfloat16", "none"] = "float32"
+    """What the moments of the centres' optimizer are stored as; none: no momentum."""
+    memory: Literal["device", "host", "file"] = "device"
+    """Where centres and moments live."""
+    folder: str | None = None
+    """Of `memory: file`: a folder on a fast local disk; it holds nothing after the run."""
+    logits_budget: Annotated[Natural, unit("MiB a rank")] = 4096
+    """Logits that do not fit are computed twice."""
+    products: Literal["auto", "float32", "tf32", "half"] = "auto"
+    """Factors of the products, whose sums are in float32. auto: tf32 on a GPU; half: float16 and bfloat16."""
+    kernels: Literal["auto", "torch", "triton"] = "auto"
+    """auto: Triton's on a GPU, where it is installed."""
+    optim: AnyRule | None = None
+    """The optimizer of the class centres; unset: the rule and rate of the top level's optim."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.memory == "file" and self.folder is None:
+            raise InputError("head.memory: file, but head.folder does not say where")
+        if self.memory != "device" and self.sample_rate == 1:
+            raise InputError(
+                f"head.memory: {self.memory} brings the sampled rows to the device; with head.sample_rate: 1 "
+                "these are all; wanted a rate below 1, or head.memory: device"
+            )
+
+    def check_with(self, rule: AnyRule) -> None:
+        """InputError where class centres that step by `rule` cannot be treated so."""
+        if not isinstance(rule, AdamWRule):
+            return
+        if self.unsampled == "decay":
+            raise InputError(
+                "head.unsampled: decay needs optim.name: sgd, whose skipped steps are one product; AdamW's are not"
+            )
+        if self.moments == "none":
+            raise InputError("head.moments: none needs optim.name: sgd; AdamW is its moments")

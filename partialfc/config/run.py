@@ -1,0 +1,74 @@
+"""The sections of a recipe that say how a run goes: its length, what it evaluates, saves and reports."""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from partialfc.config.types import Count, Duration, Interval, Natural, SetScore, Settings, Time, unit
+
+Images = Annotated[Count, unit("images")]
+Steps = Annotated[Count, unit("steps")]
+
+
+class TrainConfig(Settings, frozen=True):
+    """How long, and by how many images a step."""
+
+    length: Duration
+    """Length of the run."""
+    batch: Images = 512
+    """Images of a step, over all ranks."""
+    micro_batch: Annotated[int, Meta(ge=2), unit("images")] | None = None
+    """Images normalised together; unset: a rank's share of the batch when the run began."""
+    max_skipped: Steps = 100
+    """Steps in a row that are not finite, after which the run has diverged."""
+
+
+class EvaluationConfig(Settings, frozen=True):
+    """Verification on every .bin of `data.path`."""
+
+    every: Duration = 0
+    """0: only before training and at the end."""
+    batch: Images = 64
+    """Images embedded at once on a rank."""
+
+
+class CheckpointConfig(Settings, frozen=True):
+    """What is saved, and where a run goes on."""
+
+    every: Interval = "15 minutes"
+    """0: only at the end, and when the run is stopped."""
+    keep: Count = 2
+    """How many of the newest stay."""
+    keep_best: SetScore | None = None
+    """The checkpoint of the evaluation with the best such score stays, too."""
+    resume: str = "auto"
+    """auto: from the newest under `output`; never; or the path of a checkpoint."""
+    changes: Literal["refuse", "allow"] = "refuse"
+    """Whether a run goes on where its settings, or its pack, are not those it was made with."""
+
+
+class InitConfig(Settings, frozen=True):
+    """Where a run begins that goes on from no checkpoint."""
+
+    backbone: str | None = None
+    """Weights: a run, a checkpoint, a .pth, .pt or .safetensors."""
+
+
+class ReportConfig(Settings, frozen=True):
+    """What the log and TensorBoard get."""
+
+    every: Steps = 20
+    """Between log lines."""
+    histograms: Steps = 200
+    """Between looks at cosines, margins and memory, each one more pass over the active rows."""
+
+
+class LaunchConfig(Settings, frozen=True):
+    """How the ranks are started and watched."""
+
+    restarts: Natural = 0
+    """Times that all ranks are started again when one has died."""
+    requeues: Natural = 100
+    """Times that a SLURM job that was stopped queues itself again."""
+    timeout: Time = "10 minutes"
+    """Time that a rank may stand still in a step before all end."""

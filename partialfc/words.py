@@ -1,0 +1,52 @@
+"""What the keys and names of a recipe are called in other trainers of the field, for hints."""
+
+# A key, wherever it stands, and what says the same here.
+KEYS = {
+    "batch_size": "train.batch, over all ranks",
+    "embedding_size": "backbone.embedding",
+    "epoch": "train.length: 3 epochs",
+    "epochs": "train.length: 3 epochs",
+    "fp16": "optim.precision: fp16",
+    "frequent": "report.every",
+    "gradient_acc": "train.micro_batch",
+    "interclass_filtering_threshold": "head.interclass_threshold",
+    "learning_rate": "optim.lr",
+    "loss": "margin.name: arcface",
+    "m": "margin.margin",
+    "max_epoch": "train.length: 3 epochs",
+    "max_epochs": "train.length: 3 epochs",
+    "max_steps": "train.length",
+    "network": "backbone.name: iresnet50",
+    "num_epoch": "train.length: 3 epochs",
+    "num_epochs": "train.length: 3 epochs",
+    "num_workers": "data.workers",
+    "optimizer": "optim.name: sgd",
+    "pretrained": "init.backbone",
+    "rec": "data.path",
+    "s": "margin.scale",
+    "steps": "train.length",
+    "verbose": "evaluation.every",
+    "warmup_epoch": "schedule.warmup: 2 epochs",
+    "warmup_epochs": "schedule.warmup: 2 epochs",
+}
+
+# A value, where it is one of a few names.
+NAMES = {
+    "mbf": "mobilefacenet",
+    **{
+        f"{before}{layers}": f"iresnet{layers}"
+        for layers in (18, 34, 50, 100, 200)
+        for before in ("r", "ir", "ir_", "ir-", "resnet", "iresnet_")
+    },
+    "elasticface": "elastic_arcface",
+    "elastic_arc": "elastic_arcface",
+    "elastic_cos": "elastic_cosface",
+    "am_softmax": "cosface",
+    "amsoftmax": "cosface",
+    "sphereface": "combined",
+    "bfloat16": "bf16",
+    "float16": "fp16",
+    "float32": "fp32",
+    "bf16": "bfloat16",
+    "fp32": "float32",
+}

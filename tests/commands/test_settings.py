@@ -1,0 +1,111 @@
+"""The settings as a page; and what is said of a setting that is wrong."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from partialfc.__main__ import main
+from partialfc.config import load_config
+from partialfc.config.reference import as_markdown, sections, selected
+from partialfc.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+KEYS = [
+    (section, variant, key)
+    for section in sections()
+    for variant in section.variants or (None,)
+    for key in section.keys
+]
+
+
+def test_the_page_is_fresh(capfd):
+    with pytest.raises(SystemExit) as ended:
+        main(["settings", "--markdown"])
+    assert not ended.value.code
+    assert capfd.readouterr().out == as_markdown() == (ROOT / "docs/settings.md").read_text(), (
+        "wanted: partialfc settings --markdown > docs/settings.md"
+    )
+
+
+def test_every_key_says_what_it_is_for():
+    assert not [(section.name, key.name) for section, _, key in KEYS if len(key.sentence) < 10]
+
+
+@pytest.mark.parametrize(
+    ("place", "titles", "keys"),
+    [
+        ("margin", 7, ["scale", "margin", "h", "rate"]),
+        ("train", 1, ["length", "batch", "micro_batch", "max_skipped"]),
+        ("head.optim", 2, ["lr", "momentum", "nesterov", "weight_decay"]),
+        ("train.batch", 1, ["batch"]),
+        ("seed", 1, ["seed"]),
+        ("optim.ema", 3, ["ema"]),
+    ],
+)
+def test_a_part_of_them(place, titles, keys):
+    found = selected(place)
+    assert len(found) == titles and [key.name for key in found[0].keys] == keys
+
+
+def test_bounds_units_and_defaults():
+    (batch,) = selected("head.logits_budget")[0].keys
+    assert (batch.values, batch.default) == ("integer, 0 or more, MiB a rank", "4096")
+    (timeout,) = selected("launch.timeout")[0].keys
+    assert (timeout.values, timeout.default) == ("a time above 0, such as 15 minutes", "10 minutes")
+    (depths,) = selected("backbone.depths")[0].keys
+    assert (depths.values, depths.default) == ("list of integer, 1 or more", "[1, 1, 1, 1]")
+
+
+def test_on_the_command_line(capfd):
+    with pytest.raises(SystemExit):
+        main(["settings", "train"])
+    assert "max_skipped" in capfd.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        main(["settings", "nonsense"])
+    out, err = capfd.readouterr()
+    assert ended.value.code == 2 and not out and re.match(r"error: settings nonsense: wanted a section", err)
+
+
+def refusals() -> Iterator[str]:
+    """What is said of values that no key takes, at every key."""
+    for section, variant, key in KEYS:
+        place = ".".join(filter(None, (section.name, key.name)))
+        named = [f"{section.name}.name={variant}"] if variant else []
+        for value in ("'no such value'", "-1", "[a]", "{a: 1}"):
+            try:
+                load_config("quickstart", [*named, f"{place}={value}"])
+            except InputError as error:
+                yield str(error)
+
+
+def test_no_regular_expression_reaches_a_user():
+    told = list(refusals())
+    assert len(told) > 200
+    assert not [it for it in told if "regex" in it or re.search(r"[\\^$]", it)]
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("train.epochs=3", "train.length: 3 epochs"),
+        ("epochs=3", "train.length: 3 epochs"),
+        ("train.batch_size=64", "train.batch, over all ranks"),
+        ("optim.learning_rate=0.1", "optim.lr"),
+        ("fp16=true", "optim.precision: fp16"),
+        ("margin.m=0.5", "margin.margin"),
+        ("lr=0.1", "optim.lr"),
+        ("backbone.name=r50", "iresnet50"),
+        ("backbone.name=ir_100", "iresnet100"),
+        ("backbone.name=mbf", "mobilefacenet"),
+        ("margin.name=elasticface", "elastic_arcface"),
+        ("optim.precision=bfloat16", "bf16"),
+        ("head.centers=bf16", "bfloat16"),
+        ("head.sampel_rate=0.1", "sample_rate"),
+        ("margin.name=acrface", "arcface"),
+    ],
+)
+def test_what_was_meant(override, hint):
+    with pytest.raises(InputError, match=rf"; did you mean {re.escape(hint)}\?$"):
+        load_config("quickstart", [override])
