@@ -1,0 +1,38 @@
+"""Model-parallel Partial-FC training of face recognition for huge identity counts.
+
+    model = partialfc.load("output/mine")
+    first, second = model.embed(["a.jpg", "b.jpg"])
+    similarity = first @ second
+
+What is named here is imported when it is first used.
+"""
+
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from partialfc.data import RecordDataset
+    from partialfc.evaluation.metrics import verify
+    from partialfc.head import PartialFC
+    from partialfc.inference.recognizer import load
+
+__all__ = ["PartialFC", "RecordDataset", "__version__", "load", "verify"]
+
+_PLACES = {
+    "PartialFC": "partialfc.head",
+    "RecordDataset": "partialfc.data",
+    "load": "partialfc.inference.recognizer",
+    "verify": "partialfc.evaluation.metrics",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return metadata.version("partialfc")
+    if name not in _PLACES:
+        raise AttributeError(f"module 'partialfc' has no attribute {name!r}")
+    return getattr(import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

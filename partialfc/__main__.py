@@ -2,19 +2,9 @@
 
 import sys
 from collections.abc import Sequence
-from importlib import metadata
-from typing import Annotated
 
-import typer
-
-from partialfc.commands import checks, curves, networks, packs, recipes, settings, training
 from partialfc.runtime.errors import EXIT_CODE, exit_on_input_error
 
-GROUPS = {
-    "Train": (training.train, training.plan, checks.check, settings.settings, curves.plot),
-    "Packs of faces": (packs.pack, packs.pairs, packs.inspect, packs.unpack, packs.merge, packs.split),
-    "Use what was trained": (networks.evaluate, networks.embed, networks.compare, networks.export),
-}
 # Names of version 0.1.
 OLD_NAMES = {
     "pack_recordio": ("pack",),
@@ -28,39 +18,14 @@ OLD_NAMES = {
     "compare_runs": ("plot", "--differences"),
 }
 _INTERRUPTED = 130  # as a shell tells it
-
-app = typer.Typer(
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        print(f"partialfc {metadata.version('partialfc')}, torch {metadata.version('torch')}")
-        raise typer.Exit
-
-
-@app.callback()
-def partialfc(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    """Train face recognisers for very many identities, and use them.
-
-    ```
-    partialfc train quickstart
-    partialfc evaluate output/quickstart
-    ```
-    """
-
-
-for group, functions in GROUPS.items():
-    for function in functions:
-        app.command(rich_help_panel=group)(function)
-app.add_typer(recipes.app, rich_help_panel="Train")
+# By library: the extra of the package that brings it. All others come with the package, or with [train].
+_EXTRAS = {
+    "lmdb": "lmdb",
+    "msgpack": "lmdb",
+    "onnx": "export",
+    "onnxscript": "export",
+    "onnxruntime": "export",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -68,20 +33,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = _renamed(list(sys.argv[1:] if arguments is None else arguments))
     with exit_on_input_error():
         try:
-            code = typer.main.get_command(app).main(given or ["--help"], "partialfc", standalone_mode=False)
-            sys.stdout.flush()
+            code = _called(given or ["--help"])
         except BrokenPipeError:  # whoever reads has read enough; as where the pipe breaks earlier
             sys.stdout = None  # type: ignore[assignment]  # Python would flush it once more
             sys.exit(1)
-        except typer.Abort:
-            sys.exit(_INTERRUPTED)
-        except typer.TyperException as error:
-            context = getattr(error, "ctx", None)  # of the command that was meant
-            place = context.command_path if context else "partialfc"
-            message = " ".join(error.format_message().split()).rstrip(".")
-            print(f"error: {place}: {message}; see {place} --help", file=sys.stderr)
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.startswith("partialfc"):
+                raise
+            extra = _EXTRAS.get(error.name, "train")
+            print(
+                f"error: {error.name} is missing; wanted: pip install 'partialfc[{extra}]'", file=sys.stderr
+            )
             sys.exit(EXIT_CODE)
     sys.exit(code)
+
+
+def _called(arguments: list[str]) -> int:
+    """The exit code of a command."""
+    import typer
+
+    from partialfc.commands.app import app
+
+    try:
+        code: int = typer.main.get_command(app).main(arguments, "partialfc", standalone_mode=False) or 0
+        sys.stdout.flush()
+    except typer.Abort:
+        return _INTERRUPTED
+    except typer.TyperException as error:
+        context = getattr(error, "ctx", None)  # of the command that was meant
+        place = context.command_path if context else "partialfc"
+        message = " ".join(error.format_message().split()).rstrip(".")
+        print(f"error: {place}: {message}; see {place} --help", file=sys.stderr)
+        return EXIT_CODE
+    return code
 
 
 def _renamed(arguments: list[str]) -> list[str]:

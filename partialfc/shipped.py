@@ -5,13 +5,12 @@ from pathlib import Path
 
 from partialfc.errors import InputError
 
-_PACKAGE = Path(__file__).parent
+_FOLDER = Path(__file__).with_name("recipes")
 
 
 def shipped() -> dict[str, Path]:
-    """The recipes by name, sorted: inside an installed package, beside it in a checkout."""
-    folder = next((it for it in (_PACKAGE / "recipes", _PACKAGE.parent / "recipes") if it.is_dir()), None)
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))} if folder else {}
+    """The recipes by name, sorted."""
+    return {path.stem: path for path in sorted(_FOLDER.glob("*.yaml"))}
 
 
 def summary(recipe: Path) -> str:

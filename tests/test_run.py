@@ -93,7 +93,8 @@ def test_what_a_run_leaves(undisturbed):
     summary = json.loads((output / "summary.json").read_text())
     assert summary["steps"] == 30 and summary["seconds"] > 0 and summary["images_per_second"] > 0
     assert summary["loss"] == undisturbed[3][0][-1]
-    scores = {"accuracy", "accuracy_std", "auc", "tar@far=1e-3", "tar@far=1e-4"}
+    scores = {"accuracy", "accuracy_std", "auc", "threshold", "threshold_far"}
+    scores |= {f"{name}_{end}" for name in ("accuracy", "auc") for end in ("low", "high")}
     assert set(summary["verification"]["unseen"]) == set(summary["verification_before"]["unseen"]) == scores
     assert summary["verification"] == verification_of(output, 30)
     assert sorted(path.name for path in output.glob("checkpoints/*")) == [

@@ -34,13 +34,16 @@ def evaluate(
     from rich.console import Console
     from rich.table import Table
 
+    from partialfc.evaluation.metrics import rounded
     from partialfc.runtime.files import atomic_write
 
     found = _evaluated(loaded(model, backbone, device), sets or [])
-    names = list(dict.fromkeys(name for values in found.values() for name in values))
-    table = Table("set", *names)
+    table = Table(box=None)
+    table.add_column("set", no_wrap=True)
+    for name in (names := list(dict.fromkeys(it for values in found.values() for it in rounded(values)))):
+        table.add_column(name, justify="right")
     for name, values in found.items():
-        table.add_row(name, *(f"{values[it]:.6g}" if it in values else "" for it in names))
+        table.add_row(name, *(rounded(values).get(it, "") for it in names))
     Console().print(table)
     if json:
         with atomic_write(json) as temporary:

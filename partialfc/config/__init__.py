@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from partialfc import recipe
 from partialfc.config.backbones import (
     AnyBackbone,
     Backbone,
@@ -173,4 +172,6 @@ def load_config(name: Path | str, overrides: Sequence[str] = ()) -> Config:
     """The recipe of a file, or that ships under a name, with `section.key=value` overrides; an InputError names in one
     line what is wrong.
     """
+    from partialfc import recipe  # here: what is made in Python needs no YAML
+
     return recipe.load(name, overrides, Config)

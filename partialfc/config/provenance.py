@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from partialfc import recipe
 from partialfc.config import Config
+from partialfc.conversion import converted
 from partialfc.errors import InputError
 
 _LAYOUT = 3  # of a checkpoint's tensors: their names and shapes
@@ -64,7 +65,7 @@ def provenance_of(about: Mapping[str, Any], place: str) -> Provenance:
     """What a checkpoint says. InputError at `place` where another version wrote it."""
     if about.get("layout") != _LAYOUT:
         raise InputError(f"{place}: of another version of the program; name another `output`")
-    found: Provenance = recipe.converted(dict(about), Provenance, place)
+    found: Provenance = converted(dict(about), Provenance, place)
     return found
 
 

@@ -10,8 +10,8 @@ import msgspec
 from msgspec import NODEFAULT, inspect
 
 from partialfc.config import Config
+from partialfc.conversion import VARIANT, description
 from partialfc.errors import InputError
-from partialfc.recipe import VARIANT, description
 
 REQUIRED, UNSET = "required", "unset"  # in the place of a default
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import msgspec
 from msgspec import Meta, Struct
 
-from partialfc import recipe
+from partialfc.conversion import description
 from partialfc.errors import InputError
 
 IGNORE = -1  # the label of an image that counts for nothing: padding, or of unknown identity
@@ -87,7 +87,7 @@ def _kinds(settings: type[Settings]) -> list[tuple[str, Any]]:
 def _problem(kind: Any, error: msgspec.ValidationError) -> str:
     if get_origin(kind) is Literal:
         return f"wanted one of {', '.join(map(str, get_args(kind)))}"
-    if wanted := recipe.description(msgspec.inspect.type_info(kind)):
+    if wanted := description(msgspec.inspect.type_info(kind)):
         return f"wanted {wanted}"
     problem = str(error).replace("`", "")
     return problem[0].lower() + problem[1:]

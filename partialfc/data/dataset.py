@@ -1,7 +1,8 @@
 """The images of a pack: what its header, its index and its `property` say, and whether they agree."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,18 +30,23 @@ class RecordDataset:
 
     folder: holds train.rec (or file.rec, or a single .rec of another name), with .idx and `property` where
     there are any. Reads packs with a key-0 header and without (im2rec, reshuffled ones), labels that are one
-    number or several, and tells images by key, not by flag. image_size: to which images are resized. reader:
-    `mxnet` reads the records by its own code.
+    number or several, and tells images by key, not by flag. image_size: to which images are resized. transform: what
+    a DataLoader gets in an image's place, given the image. reader: `mxnet` reads the records by its own code.
     InputError where the files are missing, cut off, or disagree.
     """
 
     def __init__(
-        self, folder: Path | str, image_size: int | None = None, *, reader: Reader = "native"
+        self,
+        folder: Path | str,
+        image_size: int | None = None,
+        *,
+        transform: Callable[[Pixels], Any] | None = None,
+        reader: Reader = "native",
     ) -> None:
         folder = Path(folder)
         path = record_file(folder)
         self._records = RecordFile(path) if reader == "native" else MxnetRecords(path)
-        self._size = image_size
+        self._size, self._transform = image_size, transform
         self._property = read_property(folder / "property")
         self._keys, classes = self._images(self._pack_header())
         if not len(self._keys):
@@ -51,10 +57,11 @@ class RecordDataset:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def __getitem__(self, index: int) -> tuple[Pixels, int]:
+    def __getitem__(self, index: int) -> tuple[Any, int]:
         key = self.key(index)
         header, payload = self._records[key]
-        return self._decoded(key, payload, self._size), self._class(key, header)
+        pixels, label = self._decoded(key, payload, self._size), self._class(key, header)
+        return (self._transform(pixels) if self._transform else pixels), label
 
     def prefetch_hint(self, samples: Integers) -> None:
         """That these [n] will be read soon: see RecordFile.prefetch_hint."""

@@ -1,7 +1,15 @@
 """How well similarities tell same from different: pair accuracy, TAR at FAR, ROC. numpy in, numbers out."""
 
+import math
+from collections.abc import Mapping
+
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+
+from partialfc.errors import InputError
+
+FARS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # false accept rates that are of interest
+_DRAWS, _FEWEST_DRAWS, _DRAWN_PAIRS = 1000, 100, 10_000_000  # of a bootstrap: sets, and pairs of all of them
 
 Similarities = NDArray[np.floating]  # [P] of each pair, larger is more alike
 Same = NDArray[np.bool_]  # [P] whether a pair shows one person
@@ -13,12 +21,9 @@ def pair_accuracy(similarity: Similarities, same: Same, folds: int = 10) -> tupl
     The folds are contiguous; each is judged at the threshold that is best on the other folds together. Every
     midpoint between neighbouring similarities is a candidate; of several best ones, the median is taken.
     """
-    fold = np.arange(len(same)) * folds // len(same)
-    accuracies = []
-    for held_out in range(folds):
-        threshold = _best_threshold(similarity[fold != held_out], same[fold != held_out])
-        told_same = similarity[fold == held_out] > threshold
-        accuracies.append(np.mean(told_same == same[fold == held_out]))
+    fold = _folds(len(same), folds)
+    right = _told_right(similarity, same, fold)
+    accuracies = [np.mean(right[fold == one]) for one in range(folds)]
     return float(np.mean(accuracies)), float(np.std(accuracies))
 
 
@@ -40,22 +45,123 @@ def auc(similarity: Similarities, same: Same) -> float:
 def tar_at_far(similarity: Similarities, same: Same, far: float) -> float:
     """The largest true accept rate of a threshold that falsely accepts at most the share `far`.
 
-    With fewer than 1 / far different pairs this is the rate at no false accept.
+    With fewer than 1 / far different pairs this is the rate at no false accept, which says nothing of `far`.
     """
     false, true = roc(similarity, same)
     return float(true[false <= far].max())
 
 
-def scores(similarity: Similarities, same: Same) -> dict[str, float]:
-    """All that a run reports of a verification set; rates and accuracies are fractions."""
-    accuracy, deviation = pair_accuracy(similarity, same)
-    return {
+def verify(similarities: ArrayLike, same: ArrayLike) -> dict[str, float]:
+    """All that a run reports of a verification set of P pairs, given their similarities [P], larger is more alike, and
+    whether each pair shows one person [P], in the order of its 10 folds:
+
+    - accuracy and accuracy_std: see pair_accuracy;
+    - auc: the area under the ROC curve;
+    - tar@far=1e-2 and so on: see tar_at_far, for each false accept rate that P pairs can measure, that is with one
+      false accept at least;
+    - threshold: the similarity above which most pairs are told right, and threshold_far, its false accept rate;
+    - NAME_low and NAME_high for accuracy, auc and each tar: the interval of 95 % by a bootstrap over pairs, the same in
+      every call.
+
+    InputError where the two do not fit each other, or one of them is empty.
+    """
+    similarity, truth = np.asarray(similarities, np.float64), np.asarray(same, bool)
+    if similarity.ndim != 1 or similarity.shape != truth.shape or len(similarity) < 10:
+        raise InputError(
+            f"similarities of shape {similarity.shape} and same of {truth.shape}; wanted two lists of one length, 10 at least"
+        )
+    if not np.isfinite(similarity).all():
+        raise InputError("similarities that are not finite")
+    accuracy, deviation = pair_accuracy(similarity, truth)
+    threshold = _best_threshold(similarity, truth)
+    different = similarity[~truth]
+    found = {
         "accuracy": accuracy,
         "accuracy_std": deviation,
-        "auc": auc(similarity, same),
-        "tar@far=1e-3": tar_at_far(similarity, same, 1e-3),
-        "tar@far=1e-4": tar_at_far(similarity, same, 1e-4),
+        "auc": auc(similarity, truth),
+        **{
+            f"tar@far={_written(far)}": tar_at_far(similarity, truth, far)
+            for far in _measurable(len(different))
+        },
+        "threshold": threshold,
+        "threshold_far": float(np.mean(different > threshold)) if len(different) else 0.0,
     }
+    return found | _intervals(similarity, truth)
+
+
+def headings(scores: Mapping[str, float]) -> list[str]:
+    """The names of those scores that have an interval."""
+    return [name for name in scores if f"{name}_low" in scores]
+
+
+def rounded(scores: Mapping[str, float]) -> dict[str, str]:
+    """Scores in words, for a table: those with an interval beside it, the others to four digits; without deviations."""
+    return {
+        name: in_words(scores, name) if f"{name}_low" in scores else f"{value:.4g}"
+        for name, value in scores.items()
+        if not name.endswith(("_low", "_high", "_std"))
+    }
+
+
+def in_words(scores: Mapping[str, float], name: str) -> str:
+    """A score with its interval, rounded to what that means: `90.8% [88.9, 92.5]`, an area without the percents."""
+    value, low, high = (scores[it] for it in (name, f"{name}_low", f"{name}_high"))
+    factor = 1 if name == "auc" else 100
+    width = factor * (high - low)
+    decimals = min(5, max(0, 1 - math.floor(math.log10(width)))) if width else 1
+    shown, lower, upper = (f"{factor * it:.{decimals}f}" for it in (value, low, high))
+    return f"{shown}{'%' if factor == 100 else ''} [{lower}, {upper}]"
+
+
+def _measurable(different: int) -> list[float]:
+    """The false accept rates for which so many different pairs have one false accept at least."""
+    return [far for far in FARS if far * different > 1 - 1e-9]
+
+
+def _written(far: float) -> str:
+    return f"1e-{round(-math.log10(far))}"
+
+
+def _intervals(similarity: Similarities, same: Same) -> dict[str, float]:
+    """The percentiles 2.5 and 97.5 of the scores of sets of as many pairs, drawn with replacement; thresholds of the
+    accuracy stay those of the whole set.
+    """
+    order = np.argsort(-similarity, kind="stable")
+    right = _told_right(similarity, same, _folds(len(same), 10))[order]
+    ends = np.flatnonzero(np.diff(similarity[order], append=-np.inf))  # the last of each run of equals
+    truth, count = same[order], len(same)
+    draws = np.random.default_rng(0)
+    found: dict[str, list[float]] = {}
+    for _ in range(max(_FEWEST_DRAWS, min(_DRAWS, _DRAWN_PAIRS // count))):
+        times = np.bincount(draws.integers(count, size=count), minlength=count)
+        true, false = (np.cumsum(times * kind)[ends] for kind in (truth, ~truth))
+        all_true, all_false = max(1, true[-1]), max(1, false[-1])
+        found.setdefault("accuracy", []).append(float(times @ right) / count)
+        rates = np.concatenate([[0], true]) / all_true, np.concatenate([[0], false]) / all_false
+        found.setdefault("auc", []).append(float(np.trapezoid(*rates)))
+        for far in _measurable(int((~same).sum())):
+            accepted = np.searchsorted(false, far * all_false, side="right")
+            tar = float(true[accepted - 1]) / all_true if accepted else 0.0
+            found.setdefault(f"tar@far={_written(far)}", []).append(tar)
+    return {
+        f"{name}_{end}": float(np.percentile(values, percent))
+        for name, values in found.items()
+        for end, percent in (("low", 2.5), ("high", 97.5))
+    }
+
+
+def _folds(count: int, folds: int) -> NDArray[np.int64]:
+    return np.arange(count) * folds // count
+
+
+def _told_right(similarity: Similarities, same: Same, fold: NDArray[np.int64]) -> Same:
+    """[P] whether each pair is, at the threshold that is best on the folds that it is not of."""
+    right = np.zeros(len(same), bool)
+    for one in np.unique(fold):
+        threshold = _best_threshold(similarity[fold != one], same[fold != one])
+        held_out = fold == one
+        right[held_out] = (similarity[held_out] > threshold) == same[held_out]
+    return right
 
 
 def _best_threshold(similarity: Similarities, same: Same) -> float:

@@ -39,15 +39,18 @@ class Pairs:
         return found
 
     def score(self, embeddings: Tensor) -> Scores:
-        """See EvaluationSet: 10-fold accuracy and its deviation, the area under the ROC curve, TAR at two FARs."""
-        return metrics.scores(self.similarities(embeddings), self.same)
+        """See EvaluationSet, and metrics.verify."""
+        return metrics.verify(self.similarities(embeddings), self.same)
 
     def in_words(self, scores: Scores) -> str:
         """See EvaluationSet."""
-        return (
-            f"accuracy {scores['accuracy']:.2%} +- {scores['accuracy_std']:.2%}, AUC {scores['auc']:.4f}, "
-            f"TAR@FAR 1e-3 {scores['tar@far=1e-3']:.2%}, 1e-4 {scores['tar@far=1e-4']:.2%}"
-        )
+        rates = [
+            f"TAR@FAR {name.removeprefix('tar@far=')} {metrics.in_words(scores, name)}"
+            for name in metrics.headings(scores)
+            if name.startswith("tar@")
+        ]
+        accuracy, area = (metrics.in_words(scores, name) for name in ("accuracy", "auc"))
+        return ", ".join([f"accuracy {accuracy}", f"AUC {area}", *rates])
 
     def pictures(self, embeddings: Tensor) -> Iterator[tuple[str, Pixels]]:
         """See EvaluationSet: the ROC curve, and the pairs that are hardest to tell."""

@@ -13,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import normalize
 
-from partialfc import recipe
 from partialfc.backbones import Backbone, build_backbone, for_inference, move_to_device
 from partialfc.config import AnyBackbone, Config
 from partialfc.config.provenance import Provenance, provenance_of
+from partialfc.conversion import converted
+from partialfc.data import images
 from partialfc.data.images import Pixels
 from partialfc.errors import InputError
 from partialfc.evaluation.verify import mirror_sum
@@ -25,6 +26,7 @@ from partialfc.inference.weights import load_weights, newest, read_weights
 from partialfc.runtime import checkpoint
 from partialfc.runtime.precision import autocast, uses_cuda
 
+EXPORTED = "model.safetensors"  # the weights in a folder that export wrote
 SETTINGS = "backbone"  # the key of a safetensors file's metadata under which export keeps them
 
 
@@ -50,20 +52,51 @@ class Recognizer:
         """Around the network: computes in the precision that the run verifies in."""
         return autocast(self.config.optim.precision if self.config else "fp32", self.device)
 
-    def embed(self, images: Sequence[Pixels]) -> NDArray[np.float32]:
-        """Unit embeddings [n, D] of uint8 RGB images of the network's size: each the sum over the image and its mirror
-        image, as in verification.
+    def embed(self, faces: Sequence[Pixels | Path | str] | Pixels) -> NDArray[np.float32]:
+        """Unit embeddings [n, D] of aligned faces: files, or uint8 RGB images [H, W, 3] of any size, which are resized as in
+        training. Each is the sum over the image and its mirror image, as in verification; the similarity of two faces is
+        the product of their embeddings, their cosine.
+
+        InputError names an image that is none, or cannot be read.
         """
-        pixels = torch.from_numpy(np.stack(images)).to(self.device)
+        if isinstance(faces, str | Path):
+            raise InputError(f"{faces}: one path; wanted a list of images, or of their paths")
+        size = self.network.input_size
+        pixels = [_face(face, place, size) for place, face in enumerate(faces)]
+        parts = [self._embedded(pixels[at : at + self.batch]) for at in range(0, len(pixels), self.batch)]
+        if not parts:
+            raise InputError("no images; wanted one at least")
+        return np.concatenate(parts)
+
+    def _embedded(self, faces: list[Pixels]) -> NDArray[np.float32]:
+        pixels = torch.from_numpy(np.stack(faces)).to(self.device)
         with torch.no_grad(), self.autocast():
             both = mirror_sum(self.network, pixels)
         return normalize(both.float()).cpu().numpy()
 
 
-def load(path: Path, *, backbone: str | None = None, device: str = "auto") -> Recognizer:
-    """path: a run's folder, a checkpoint of a run, .pth, .pt, .safetensors or .onnx. backbone: the name of the network,
-    with its usual settings, of weights that do not say. InputError where something is missing or does not fit.
+def _face(image: Pixels | Path | str, place: int, size: int) -> Pixels:
+    """uint8 RGB [size, size, 3]. place: in what was given, for messages."""
+    if isinstance(image, str | Path):
+        return images.read(Path(image), size)
+    found = np.asarray(image)
+    if found.dtype != np.uint8 or found.ndim != 3 or found.shape[2] != 3 or not found.size:
+        raise InputError(
+            f"image {place}: {found.dtype} of shape {found.shape}; wanted uint8 RGB [H, W, 3], or the path of a file"
+        )
+    return images.resized(found, size)
+
+
+def load(path: Path | str, *, backbone: str | None = None, device: str = "auto") -> Recognizer:
+    """A trained network, to embed faces with.
+
+    path: a run's folder, a checkpoint of a run, what `partialfc export` wrote, .pth, .pt, .safetensors or .onnx. backbone:
+    the name of the network, with its usual settings, of weights that do not say. device: auto, cpu or cuda. InputError
+    where something is missing or does not fit.
     """
+    path = Path(path)
+    if (path / EXPORTED).is_file():
+        path = path / EXPORTED
     where = torch.device("cuda" if uses_cuda(device) else "cpu")
     if path.suffix == ".onnx":
         return Recognizer(OnnxNetwork(path), torch.device("cpu"))
@@ -80,7 +113,7 @@ def _provenance(path: Path) -> Provenance:
     """What a checkpoint, or the newest one of a run, says of itself; the file `recipe.yaml` may be of a later start."""
     if not path.exists():
         raise FileNotFoundError(
-            f"{path}: no run or weights; wanted a run's folder, a checkpoint of it, or a file of weights"
+            f"{path}: no run or weights; wanted a run's folder, a checkpoint of it, an exported folder, or a file of weights"
         )
     made = newest(path)
     return provenance_of(checkpoint.read_manifest(made).about, f"checkpoint {made}")
@@ -89,8 +122,10 @@ def _provenance(path: Path) -> Provenance:
 def _settings(path: Path, name: str | None) -> AnyBackbone:
     known = {"name": name} if name else _described(path)
     if known is None:
-        raise InputError(f"{path}: does not say of which network; wanted --backbone, such as iresnet100")
-    settings: AnyBackbone = recipe.converted(known, AnyBackbone, f"{path}: backbone")
+        raise InputError(
+            f"{path}: does not say of which network; wanted a backbone (--backbone), such as iresnet100"
+        )
+    settings: AnyBackbone = converted(known, AnyBackbone, f"{path}: backbone")
     return settings
 
 

@@ -32,7 +32,10 @@ _CHARTS = {
             [r"^angle/(target|nearest)_angle$"],
         ],
         "GiB of each rank": ["Multiline", [r"^memory/"]],
-        "scores that are watched, and their best": ["Multiline", [r".+/accuracy$", r".+_best$"]],
+        "scores that are watched, and their best": [
+            "Multiline",
+            [r"^verification/.+/accuracy$", r".+_best$"],
+        ],
     }
 }
 
@@ -64,6 +67,11 @@ class Board:
         """Show the numbers of one group."""
         for name, value in values.items():
             self._writer.add_scalar(f"{group}/{name}", value, step)
+
+    def scores(self, step: int, name: str, values: Mapping[str, float]) -> None:
+        """Show the scores of an evaluation set, without the ends of their intervals."""
+        shown = {it: value for it, value in values.items() if not it.endswith(("_low", "_high"))}
+        self.group(step, "verification", {f"{name}/{it}": value for it, value in shown.items()})
 
     def histogram(self, step: int, name: str, values: NDArray[np.floating]) -> None:
         """Show the distribution of finite values; nothing where there are none."""

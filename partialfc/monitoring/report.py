@@ -191,7 +191,7 @@ class Report:
         for name, values in scores.items():
             watched, value = headline(values)
             best, best_step = self._history.best[name]
-            self._board.group(step, name, {**values, f"{watched}_best": best})
+            self._board.scores(step, name, {**values, f"{watched}_best": best})
             self._terminal.evaluated(name, value, best, best_step)
             so_far = f"; best {best:.2%} at step {best_step}" if best_step < step else ""
             self.say(f"step {step}  {name}: {words[name]}{so_far}")

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from faces import write_pack, write_pairs
 
-from partialfc.__main__ import GROUPS, OLD_NAMES, main
+from partialfc.__main__ import OLD_NAMES, main
+from partialfc.commands.app import GROUPS
 from partialfc.config import load_config
 from partialfc.launching import launcher
 from partialfc.shipped import shipped
@@ -52,9 +53,7 @@ def test_version(called):
 
 def test_completion_is_quick_and_complete():
     """It imports nothing that is large."""
-    script = (
-        "import sys, partialfc.__main__; print(sum(it in sys.modules for it in ('torch', 'cv2', 'numpy')))"
-    )
+    script = "import sys, partialfc.commands.app; print(sum(it in sys.modules for it in ('torch', 'cv2', 'numpy')))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "0\n"
     asked = {"_PARTIALFC_COMPLETE": "complete_bash", "COMP_WORDS": "partialfc ins", "COMP_CWORD": "1"}

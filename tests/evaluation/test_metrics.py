@@ -1,5 +1,7 @@
 """Verification metrics against scikit-learn and against counting."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from sklearn import metrics
 
+from partialfc.errors import InputError
 from partialfc.evaluation import metrics as verification
 
 
@@ -41,7 +44,7 @@ def test_tar_at_far_by_counting():
 def test_accuracy_of_separable_and_of_unrelated_pairs():
     similarity, same = drawn_pairs(600, 100.0)
     assert verification.pair_accuracy(similarity, same) == (1.0, 0.0)
-    assert verification.scores(similarity, same)["tar@far=1e-4"] == 1.0
+    assert verification.verify(similarity, same)["tar@far=1e-2"] == 1.0
     mean, deviation = verification.pair_accuracy(*drawn_pairs(6000, 0.0))
     assert abs(mean - 0.5) < 0.04 and 0 < deviation < 0.06
 
@@ -69,5 +72,67 @@ def test_accuracy_by_trying_every_threshold():
 @given(arrays.arrays(np.float32, st.integers(10, 40), elements=st.floats(-1, 1, width=32)), st.randoms())
 def test_scores_are_fractions_for_any_similarities(similarity, random):
     same = np.array([random.random() < 0.5 for _ in similarity])
-    for value in verification.scores(similarity, same).values():
-        assert 0 <= value <= 1
+    found = verification.verify(similarity, same)
+    threshold = found.pop("threshold")
+    assert all(0 <= value <= 1 for value in found.values())
+    told = (similarity > threshold) == same
+    assert np.mean(told) >= max(np.mean(same), np.mean(~same)) - 1e-9
+    for name in verification.headings(found):
+        assert found[f"{name}_low"] <= found[f"{name}_high"]
+        assert re.fullmatch(r"[\d.]+%? \[[\d.]+, [\d.]+\]", verification.in_words(found, name))
+
+
+@pytest.mark.parametrize(
+    ("different", "least"), [(99, None), (100, "1e-2"), (999, "1e-2"), (3000, "1e-3"), (10**4, "1e-4")]
+)
+def test_a_far_that_no_pair_can_measure_is_left_out(different, least):
+    similarity = np.random.default_rng(0).normal(size=different + 100)
+    found = verification.verify(similarity, np.arange(different + 100) < 100)
+    rates = [name for name in verification.headings(found) if name.startswith("tar@far=")]
+    assert rates[-1:] == ([f"tar@far={least}"] if least else [])
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say():
+    """Accuracy, area and TAR of 200 sets of 1,000 pairs, against those of a million pairs."""
+    truth = verification.verify(*drawn_pairs(10**6, 2.0))
+    sets = [verification.verify(*drawn_pairs(1000, 2.0, seed=1 + seed)) for seed in range(200)]
+    for name in ("accuracy", "auc", "tar@far=1e-2"):
+        held = np.mean([it[f"{name}_low"] <= truth[name] <= it[f"{name}_high"] for it in sets])
+        assert 0.88 <= held <= 1, (name, held)
+
+
+def test_the_threshold_tells_most_pairs_right_and_its_far_is_counted():
+    similarity, same = drawn_pairs(1000, 2.0)
+    found = verification.verify(similarity, same)
+    best = max(np.mean((similarity > cut) == same) for cut in similarity)
+    assert np.mean((similarity > found["threshold"]) == same) == best
+    assert found["threshold_far"] == np.mean(similarity[~same] > found["threshold"])
+
+
+@pytest.mark.parametrize(
+    ("similarities", "same", "message"),
+    [
+        ([1.0] * 12, [True] * 11, r"of shape \(12,\) and same of \(11,\); wanted two lists of one length"),
+        ([1.0] * 5, [True] * 5, "10 at least"),
+        ([[1.0] * 12], [[True] * 12], "wanted two lists"),
+        ([np.nan] * 12, [True] * 12, "not finite"),
+    ],
+)
+def test_what_is_no_set_of_pairs_is_refused(similarities, same, message):
+    with pytest.raises(InputError, match=message):
+        verification.verify(similarities, same)
+
+
+@pytest.mark.parametrize(
+    ("scores", "words"),
+    [
+        ({"accuracy": 0.908, "accuracy_low": 0.889, "accuracy_high": 0.925}, "90.8% [88.9, 92.5]"),
+        ({"accuracy": 0.998, "accuracy_low": 0.9968, "accuracy_high": 0.999}, "99.80% [99.68, 99.90]"),
+        ({"accuracy": 0.6, "accuracy_low": 0.5, "accuracy_high": 0.7}, "60% [50, 70]"),
+        ({"accuracy": 1.0, "accuracy_low": 1.0, "accuracy_high": 1.0}, "100.0% [100.0, 100.0]"),
+        ({"auc": 0.9671, "auc_low": 0.955, "auc_high": 0.978}, "0.967 [0.955, 0.978]"),
+    ],
+)
+def test_numbers_are_rounded_to_what_they_mean(scores, words):
+    (name, *_) = scores
+    assert verification.in_words(scores, name) == words

@@ -29,7 +29,7 @@ def lines(folder: Path) -> list[dict]:
 
 
 def scores(accuracy: float) -> dict[str, dict[str, float]]:
-    names = ("accuracy_std", "auc", "tar@far=1e-3", "tar@far=1e-4")
+    names = ("accuracy_std", "auc", "tar@far=1e-2", "tar@far=1e-3")
     return {"lfw": {"accuracy": accuracy, **dict.fromkeys(names, 0.5)}}
 
 
@@ -149,7 +149,11 @@ def test_tensorboard_shows_a_run(ranks, pack, tmp_path):
         "classes/never_positive",
     ):
         assert steps[tag] == looks
-    for tag in ("unseen/accuracy", "unseen/accuracy_best", "unseen/auc"):
+    for tag in (
+        "verification/unseen/accuracy",
+        "verification/unseen/accuracy_best",
+        "verification/unseen/auc",
+    ):
         assert steps[tag] == evaluations
     assert {
         tag: [it.step for it in board.Histograms(tag)] for tag in board.Tags()["histograms"]
@@ -236,4 +240,4 @@ def test_a_set_of_another_kind_is_reported_by_its_own_scores(tmp_path):
     assert summary["verification_best"] == {"gallery": {"rank1": 0.75, "step": 2}}
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
-    assert [it.value for it in board.Scalars("gallery/rank1_best")] == [0.25, 0.75, 0.75]
+    assert [it.value for it in board.Scalars("verification/gallery/rank1_best")] == [0.25, 0.75, 0.75]

@@ -51,6 +51,7 @@ def cluster() -> Iterator[dict[str, str]]:
         )
     folder = Path("/tmp", f"slurm-{os.getpid()}")  # short: sockets live in it
     settings = {"MINI_SLURM_PORT": str(free_ports(3)), "MINI_SLURM_GPUS": "0", "PATH": path}
+    settings["OMP_NUM_THREADS"] = "1"  # both nodes are this machine
     environment = os.environ | settings | {"SLURM_CONF": str(folder / "slurm.conf")}
     try:
         subprocess.run([SCRIPT, "start", folder], check=True, env=environment, timeout=60)
@@ -113,7 +114,7 @@ class Job:
         self._until(lambda: text in self.log)
 
     def _until(self, condition: Callable[[], bool]) -> None:
-        for _ in range(600):
+        for _ in range(1500):
             if condition():
                 return
             time.sleep(0.2)

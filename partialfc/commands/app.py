@@ -1,0 +1,46 @@
+"""All commands as one application."""
+
+from importlib import metadata
+from typing import Annotated
+
+import typer
+
+from partialfc.commands import checks, curves, networks, packs, recipes, settings, training
+
+GROUPS = {
+    "Train": (training.train, training.plan, checks.check, settings.settings, curves.plot),
+    "Packs of faces": (packs.pack, packs.pairs, packs.inspect, packs.unpack, packs.merge, packs.split),
+    "Use what was trained": (networks.evaluate, networks.embed, networks.compare, networks.export),
+}
+app = typer.Typer(
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"partialfc {metadata.version('partialfc')}, torch {metadata.version('torch')}")
+        raise typer.Exit
+
+
+@app.callback()
+def partialfc(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Train face recognisers for very many identities, and use them.
+
+    ```
+    partialfc train quickstart
+    partialfc evaluate output/quickstart
+    ```
+    """
+
+
+for group, functions in GROUPS.items():
+    for function in functions:
+        app.command(rich_help_panel=group)(function)
+app.add_typer(recipes.app, rich_help_panel="Train")

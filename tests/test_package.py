@@ -1,0 +1,101 @@
+"""The package from Python: what a name brings with it, and what it needs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faces import write_pack
+from torch.utils.data import DataLoader
+
+import partialfc
+
+ROOT = Path(__file__).parents[1]
+
+# Only what torch itself, numpy and msgspec bring may be imported.
+ALONE = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in BLOCKED:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+BLOCKED = set("cv2 docstring_parser lmdb matplotlib msgpack onnx onnxruntime onnxscript rich safetensors tensorboard "
+              "typer xxhash yaml".split())
+sys.meta_path.insert(0, Missing())
+"""
+
+SNIPPET = """
+import torch
+import partialfc
+from partialfc.config import ElasticArcFace, HeadConfig, Sgd
+
+margin = ElasticArcFace(order="paper", sigma=0.0175)
+head = partialfc.PartialFC(100, 16, margin, config=HeadConfig(sample_rate=0.1), optim=Sgd(), device="cpu")
+for number in range(3):
+    labels = torch.arange(8)
+    step = head.prepare(labels, number)
+    embeddings = torch.randn(8, 16, requires_grad=True)
+    loss = head(embeddings, step)
+    loss.backward()
+    head.update(step, 0.1)
+print(loss.item() > 0)
+"""
+
+
+def ran(script: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd="/", timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_head_needs_torch_numpy_and_msgspec_alone():
+    assert ran(ALONE + SNIPPET) == "True\n"
+
+
+def test_a_command_without_its_libraries_says_which_extra_has_them():
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE + "import runpy; runpy.run_module('partialfc', run_name='__main__')"],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == "error: typer is missing; wanted: pip install 'partialfc[train]'\n"
+
+
+def test_to_import_it_imports_nothing_that_is_large():
+    script = "import sys, partialfc; print([it for it in ('torch', 'numpy', 'cv2', 'msgspec') if it in sys.modules])"
+    assert ran(script) == "[]\n"
+
+
+def test_what_it_names_is_there():
+    assert {getattr(partialfc, name).__name__ for name in partialfc.__all__ if name != "__version__"} == {
+        "PartialFC", "RecordDataset", "load", "verify",
+    }  # fmt: skip
+    assert set(partialfc.__all__) <= set(dir(partialfc)) and partialfc.__version__.count(".") == 2
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        _ = partialfc.nonsense
+    assert Path(partialfc.__file__).with_name("py.typed").exists()
+
+
+def test_verify_takes_lists():
+    found = partialfc.verify([0.9] * 10 + [0.1] * 10, [True] * 10 + [False] * 10)
+    assert found["accuracy"] == 1 and found["auc"] == 1 and found["threshold"] == 0.5
+
+
+def halved(image: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(image[::2, ::2])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_data_loader_takes_a_pack(tmp_path, workers):
+    write_pack(tmp_path, 5, 4)
+    whole = partialfc.RecordDataset(str(tmp_path), image_size=32)
+    dataset = partialfc.RecordDataset(tmp_path, image_size=32, transform=halved)
+    batches = list(DataLoader(dataset, batch_size=8, num_workers=workers))
+    assert [tuple(images.shape) for images, _ in batches] == [(8, 16, 16, 3), (8, 16, 16, 3), (4, 16, 16, 3)]
+    assert [int(label) for _, labels in batches for label in labels] == [whole[i][1] for i in range(20)]
+    np.testing.assert_array_equal(batches[0][0][3].numpy(), halved(whole[3][0]))
