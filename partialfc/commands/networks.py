@@ -92,10 +92,10 @@ def export(
     run: Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint of it.")],
     out: Annotated[Path, typer.Argument(help="The folder to write to.")],
 ) -> None:
-    """Export a run: OUT/model.onnx (any batch), OUT/model.safetensors, and the model card OUT/README.md.
+    """Export a run to a folder: model.onnx (any batch), model.safetensors, config.json, and a model card.
 
     ```
-    partialfc export output/mine exported/
+    partialfc export output/mine exported
     ```
     """
     from partialfc.inference.export import export
@@ -110,16 +110,24 @@ def compare(
     backbone: BackboneName = None,
     device: Device = "auto",
 ) -> None:
-    """Say how alike two aligned faces are: the cosine of their embeddings.
+    """Say how alike two aligned faces are, the cosine of their embeddings; and whether they show one person.
 
     ```
     partialfc compare output/mine a.jpg b.jpg
     ```
+
+    The verdict is by the threshold of each set that the run was verified on.
     """
     import numpy as np
 
-    from partialfc.data import images
+    from partialfc.inference.scores import scores_of
 
-    recognizer = loaded(model, backbone, device)
-    faces = [images.read(path, recognizer.network.input_size) for path in (first, second)]
-    print(f"{np.dot(*recognizer.embed(faces)):.4f}")
+    similarity = float(np.dot(*loaded(model, backbone, device).embed([first, second])))
+    print(f"{similarity:.4f}")
+    for name, values in scores_of(model).items():
+        if "threshold" in values:
+            verdict = "the same person" if similarity > values["threshold"] else "different people"
+            print(
+                f"{verdict}, by {name}: its threshold is {values['threshold']:.4f}, "
+                f"above which {values['threshold_far']:.2%} of its pairs of different people are"
+            )

@@ -2,33 +2,33 @@
 
 import json
 import logging
-import subprocess
 import warnings
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import safetensors.torch
 import torch
 
 from partialfc.config import Config
-from partialfc.config.provenance import Provenance
 from partialfc.data import RecordDataset
 from partialfc.data.images import Pixels
 from partialfc.errors import InputError
 from partialfc.evaluation.pairs import load_pairs
+from partialfc.inference.card import card_of, description_of
 from partialfc.inference.onnx import OnnxNetwork
-from partialfc.inference.recognizer import SETTINGS, Recognizer, load
+from partialfc.inference.recognizer import EXPORTED, SETTINGS, Recognizer, load
+from partialfc.inference.scores import CONFIG, scores_of
 from partialfc.inference.weights import newest
 from partialfc.runtime import checkpoint
-from partialfc.runtime.files import atomic_write, read_metrics
+from partialfc.runtime.files import atomic_write
 
 LEAST_COSINE = 0.9999  # of embeddings of a face by onnxruntime and by torch
 _CHECKED = 64  # faces
 
 
 def export(run: Path, out: Path) -> float:
-    """Write model.onnx, model.safetensors and README.md to the folder `out`. run: a run's folder or a checkpoint of it.
+    """Write model.onnx, model.safetensors, config.json and README.md, a model card, to the folder `out`, which is one that
+    the Hugging Face Hub takes. run: a run's folder or a checkpoint of it.
 
     Returns the least cosine of the two networks' embeddings of real faces. InputError where the run or faces to check
     with are missing, RuntimeError where the networks differ by more than LEAST_COSINE allows.
@@ -44,12 +44,19 @@ def export(run: Path, out: Path) -> float:
         cosine = _least_cosine(recognizer, temporary, faces)
         if cosine < LEAST_COSINE:
             raise RuntimeError(f"{run}: a cosine of {cosine} between ONNX and torch, wanted {LEAST_COSINE}")
-    settings = msgspec.to_builtins(config.backbone)
-    with atomic_write(out / "model.safetensors") as temporary:
+    provenance, scores = recognizer.provenance, scores_of(run)
+    steps = checkpoint.read_manifest(newest(run)).step
+    with atomic_write(out / EXPORTED) as temporary:
         tensors = {name: tensor.contiguous() for name, tensor in recognizer.network.state_dict().items()}
-        safetensors.torch.save_file(tensors, temporary, {SETTINGS: json.dumps(settings)})
+        settings = json.dumps(msgspec.to_builtins(config.backbone))
+        # by bytes: a file that safetensors makes may be read by its owner alone
+        temporary.write_bytes(safetensors.torch.save(tensors, {SETTINGS: settings}))
+    with atomic_write(out / CONFIG) as temporary:
+        described = msgspec.json.encode(description_of(provenance, steps, scores))
+        temporary.write_bytes(msgspec.json.format(described, indent=2))
     with atomic_write(out / "README.md") as temporary:
-        temporary.write_text(_card(run, recognizer.provenance, cosine), encoding="utf-8")
+        card = card_of(provenance, steps, scores, cosine, _CHECKED)
+        temporary.write_text(str(card), encoding="utf-8")
     return cosine
 
 
@@ -86,56 +93,3 @@ def _faces(config: Config, size: int) -> list[Pixels]:
         return [pairs.pixels(place, size) for place in range(min(_CHECKED, len(pairs.images)))]
     dataset = RecordDataset(folder, image_size=size)
     return [dataset[sample][0] for sample in range(min(_CHECKED, len(dataset)))]
-
-
-def _revision() -> str:
-    """The revision of this code."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-
-
-def _card(run: Path, provenance: Provenance, cosine: float) -> str:
-    step, config = checkpoint.read_manifest(newest(run)).step, provenance.config
-    settings, folder = config.backbone, Path(config.data.path)
-    size = settings.input_size
-    name = msgspec.to_builtins(settings)["name"]
-    lines = [
-        f"# {name}, {settings.embedding} numbers a face",
-        "",
-        f"Trained for {step} steps on {provenance.num_samples:,} images of {provenance.num_classes:,} identities "
-        f"(`{folder.name}`, fingerprint {provenance.pack}); exported by partialfc at revision {_revision()}.",
-        "",
-        f"Input `images`: float32 [batch, 3, {size}, {size}], aligned faces, RGB, (x - 127.5) / 127.5. "
-        f"Output `embeddings`: float32 [batch, {settings.embedding}], to be normalised; two faces are as alike as "
-        "the cosine of their embeddings, best each the sum over the image and its mirror image.",
-        "",
-        f"`model.onnx` gives the embeddings of `model.safetensors`: least cosine {np.float32(cosine)} on {_CHECKED} "
-        "faces.",
-        "",
-        *_scores(run, step),
-        "## Recipe",
-        "",
-        "```yaml",
-        provenance.in_words().rstrip(),
-        "```",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _scores(run: Path, step: int) -> list[str]:
-    """A table of what the run's log says of this step."""
-    folder = newest(run).resolve().parents[1]
-    found = read_metrics(folder / "metrics.jsonl")
-    scores = [line["verification"] for line in found if line["step"] == step and "verification" in line]
-    if not scores or not scores[-1]:
-        return []
-    names = list(dict.fromkeys(name for values in scores[-1].values() for name in values))
-    rows = [
-        f"| {name} | " + " | ".join(f"{values[it]:.6g}" if it in values else "" for it in names) + " |"
-        for name, values in scores[-1].items()
-    ]
-    return ["| verification set | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|", *rows, ""]

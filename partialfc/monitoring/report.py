@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -220,6 +221,7 @@ class Report:
         from partialfc.monitoring.figures import draw_runs  # here: matplotlib, as TensorBoard
 
         draw_runs([self._folder / "metrics.jsonl"], self._folder / "figures/run.png")
+        self.say(f"finished at step {step}, after {timedelta(seconds=round(self.seconds))}: {self._folder}")
 
     @contextmanager
     def _spared(self) -> Iterator[None]:
@@ -248,8 +250,7 @@ class Report:
         self._board.group(step, "time", line["milliseconds"])
         left = (self._length.total - step) * seconds / len(kept)
         text = log_line(line, self._length, left)
-        trouble = bool(line["skipped"] or line["replaced"])
-        self._terminal.steps(step, text, columns_of(line), left, stays=trouble)
+        self._terminal.steps(step, text, columns_of(line), left)
         self._keep(text)
         for diagnostics in (it.diagnostics for it in kept if it.diagnostics is not None):
             self._history.write(show(diagnostics, self._board))

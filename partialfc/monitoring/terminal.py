@@ -39,13 +39,10 @@ class Terminal:
         else:
             print(text, flush=True)
 
-    def steps(
-        self, step: int, text: str, numbers: Mapping[str, str], seconds_left: float, *, stays: bool = False
-    ) -> None:
-        """How far it is: a line, or the display's numbers. stays: the line is not to be missed."""
+    def steps(self, step: int, text: str, numbers: Mapping[str, str], seconds_left: float) -> None:
+        """How far it is: a line, and the display's numbers."""
         self._step, self._numbers, self._ends = step, numbers, time.monotonic() + seconds_left
-        if stays or not self._console.is_terminal:
-            self.say(text)
+        self.say(text)
 
     def evaluated(self, name: str, score: float, best: float, best_step: int) -> None:
         """The newest headline score of an evaluation set, and the best so far."""

@@ -1,6 +1,7 @@
 """Evaluate, embed, compare, export and plot: what they say of a run is what the run says."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 from faces import face, write_pairs
+from huggingface_hub import ModelCard
 from runs import assert_refused, config_of, trained, verification_of
 
 import partialfc
@@ -116,10 +118,54 @@ def test_weights_and_card_say_where_they_are_from(run, exported):
     weights = safetensors.torch.load_file(exported / "model.safetensors")
     (network,) = (load(run).network,)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in network.state_dict().items())
-    card = (exported / "README.md").read_text()
-    assert "Trained for 30 steps on 115 images of 23 identities" in card and "fingerprint" in card
-    assert f"| unseen | {verification_of(run, 30)['unseen']['accuracy']:.6g}" in card
-    assert "order: paper" in card  # the recipe
+    card = ModelCard.load(exported / "README.md")
+    assert "Trained for 30 steps on 115 images of 23 identities" in card.text and "fingerprint" in card.text
+    assert "| unseen | 100.0% [100.0, 100.0] |" in card.text
+    assert "order: paper" in card.text  # the recipe
+    found = {(it.dataset_name, it.metric_name): it.metric_value for it in card.data.eval_results}
+    scores = verification_of(run, 30)["unseen"]
+    assert found == {("unseen", name): pytest.approx(scores[name]) for name in ("accuracy", "auc")}
+    assert card.data.library_name == "partialfc" and card.data.model_name == "iresnet_tiny-pack0"
+    described = json.loads((exported / "config.json").read_text())
+    assert described["verification"] == verification_of(run, 30) and described["embedding"] == 16
+    assert described["trained"]["steps"] == 30 and described["backbone"]["name"] == "iresnet_tiny"
+
+
+def test_what_is_exported_may_be_read_by_others(exported):
+    mask = os.umask(0)
+    os.umask(mask)
+    assert {path.stat().st_mode & 0o777 for path in exported.iterdir()} == {0o666 & ~mask}
+
+
+def test_an_exported_folder_gives_the_runs_verdict(run, exported, folder):
+    pair = folder / "0/0.jpg", folder / "1/2.jpg"
+    assert called("compare", exported, *pair).stdout == called("compare", run, *pair).stdout != ""
+
+
+STRANGER = """
+import sys
+import cv2, numpy, onnxruntime
+assert not any(name.startswith("partialfc") for name in sys.modules)
+session = onnxruntime.InferenceSession(sys.argv[1])
+(images,) = session.get_inputs()
+size = images.shape[2]
+def embedded(path):
+    pixels = cv2.resize(cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB), (size, size))
+    both = numpy.stack([pixels, pixels[:, ::-1]]).transpose(0, 3, 1, 2)
+    (found,) = session.run(None, {images.name: ((both.astype("float32") - 127.5) / 127.5)})
+    return found.sum(0) / numpy.linalg.norm(found.sum(0))
+print(embedded(sys.argv[2]) @ embedded(sys.argv[3]))
+"""
+
+
+def test_a_script_that_knows_nothing_of_us_uses_the_onnx_file(run, exported, folder):
+    pair = [str(folder / name) for name in ("0/0.jpg", "1/2.jpg")]
+    done = subprocess.run(
+        [sys.executable, "-c", STRANGER, exported / "model.onnx", *pair],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    first, second = partialfc.load(run).embed(pair)
+    assert float(done.stdout) == pytest.approx(first @ second, abs=1e-4)
 
 
 def test_onnx_takes_any_batch_and_gives_torchs_embeddings(run, exported):
@@ -148,8 +194,16 @@ def test_a_folder_is_embedded_and_compared(run, folder, tmp_path):
     with np.load(tmp_path / "out.npz") as found:
         assert found["names"].tolist() == [f"{n}/{i}.jpg" for n in range(3) for i in range(5)]
         similarity = found["embeddings"][0] @ found["embeddings"][7]
+    threshold = verification_of(run, 30)["unseen"]["threshold"]
+    verdict = "the same person" if similarity > threshold else "different people"
     done = called("compare", run, folder / "0/0.jpg", folder / "1/2.jpg")
-    assert float(done.stdout) == pytest.approx(similarity, abs=1e-4)
+    shown, said = done.stdout.splitlines()
+    assert float(shown) == pytest.approx(similarity, abs=1e-4)
+    assert said == (
+        f"{verdict}, by unseen: its threshold is {threshold:.4f}, above which 0.00% of its pairs of different people are"
+    )
+    done = called("compare", run, folder / "0/0.jpg", folder / "0/0.jpg")
+    assert done.stdout.startswith("1.0000\nthe same person, by unseen")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["faces", "out.npz"]
 
 

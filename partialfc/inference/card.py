@@ -1,0 +1,162 @@
+"""The model card of an exported network, as the Hugging Face Hub reads it, and the same for machines."""
+
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from partialfc.config.provenance import Provenance
+from partialfc.evaluation.metrics import headings, rounded
+from partialfc.evaluation.sets import Scores
+
+_CARD = """# {name}, {width} numbers a face
+
+Embeds aligned faces: two faces are as alike as the cosine of their embeddings.
+Trained for {steps} steps on {images:,} images of {identities:,} identities (`{pack}`, fingerprint {fingerprint});
+exported by partialfc {version} at revision {revision}.
+
+## Use
+
+```python
+import partialfc
+
+model = partialfc.load("FOLDER")  # with this file in it
+first, second = model.embed(["a.jpg", "b.jpg"])
+print(first @ second{threshold})
+```
+
+`model.onnx` takes `images`, float32 [batch, 3, {size}, {size}]: RGB, (x - 127.5) / 127.5; it gives `embeddings`, float32
+[batch, {width}], to be normalised, best as the sum over an image and its mirror image. It gives the embeddings of
+`model.safetensors`: least cosine {cosine:.7f} on {checked} faces.
+
+## Intended use and limits
+
+For faces that are cut out and aligned as those it was trained on (112 x 112 by the five-point template in most of the
+field): whether two of them show one person, and which of a gallery are most alike. It does not find or align faces, and
+says nothing of who is alive, consents, or is who they say. A threshold stands for a rate of errors on one set of people
+and pictures; on others the rate differs, and it differs between groups of people: measure it on your own before a
+decision hangs on it. {groups}The licence of the training images, which this package does not know, may limit its use.
+
+## Scores
+
+{scores}
+
+## Recipe
+
+```yaml
+{recipe}
+```
+"""
+
+
+def card_of(
+    provenance: Provenance, steps: int, scores: dict[str, Scores], cosine: float, checked: int
+) -> ModelCard:
+    """A card whose front matter holds the scores as a model index. cosine: the least between the networks of ONNX and of
+    torch, on so many faces.
+    """
+    config = provenance.config
+    settings = config.backbone
+    name = str(msgspec.to_builtins(settings)["name"])
+    pack = Path(config.data.path).name
+    data = ModelCardData(
+        library_name="partialfc",
+        pipeline_tag="image-feature-extraction",
+        tags=[
+            "face-recognition",
+            "face-verification",
+            "onnx",
+            name,
+            msgspec.to_builtins(config.margin)["name"],
+        ],
+        metrics=["accuracy"],
+        model_name=f"{name}-{pack}",
+        eval_results=_results(scores) or None,
+    )
+    first = next(iter(scores.values()), {})
+    text = _CARD.format(
+        name=name,
+        width=settings.embedding,
+        size=settings.input_size,
+        steps=steps,
+        images=provenance.num_samples,
+        identities=provenance.num_classes,
+        pack=pack,
+        fingerprint=provenance.pack,
+        version=metadata.version("partialfc"),
+        revision=revision(),
+        threshold=f" > {first['threshold']:.3f}" if "threshold" in first else "",
+        cosine=cosine,
+        checked=checked,
+        groups="" if _by_group(scores) else "Scores by group of people were not measured. ",
+        scores=_table(scores),
+        recipe=provenance.in_words().rstrip(),
+    )
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
+
+
+def description_of(provenance: Provenance, steps: int, scores: dict[str, Scores]) -> dict[str, Any]:
+    """What the card says, for programs: what goes in and comes out, where it comes from, its scores."""
+    settings = provenance.config.backbone
+    return {
+        "library_name": "partialfc",
+        "version": metadata.version("partialfc"),
+        "revision": revision(),
+        "backbone": msgspec.to_builtins(settings),
+        "input": {"size": settings.input_size, "channels": "RGB", "mean": 127.5, "std": 127.5},
+        "embedding": settings.embedding,
+        "trained": {
+            "steps": steps,
+            "images": provenance.num_samples,
+            "identities": provenance.num_classes,
+            "pack": Path(provenance.config.data.path).name,
+            "fingerprint": provenance.pack,
+        },
+        "verification": scores,
+    }
+
+
+def revision() -> str:
+    """The revision of this code, where it stands in a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def _results(scores: dict[str, Scores]) -> list[EvalResult]:
+    return [
+        EvalResult(
+            task_type="face-verification",
+            dataset_type=name,
+            dataset_name=name,
+            metric_type="accuracy" if metric == "accuracy" else metric,
+            metric_value=round(values[metric], 6),
+            metric_name=metric,
+        )
+        for name, values in scores.items()
+        for metric in headings(values)
+    ]
+
+
+def _by_group(scores: dict[str, Scores]) -> bool:
+    """Whether there are the four sets of RFW, or scores that a set names by group."""
+    return any("/" in metric for values in scores.values() for metric in values)
+
+
+def _table(scores: dict[str, Scores]) -> str:
+    if not scores:
+        return "None: no verification set was evaluated at this step."
+    names = list(dict.fromkeys(it for values in scores.values() for it in rounded(values)))
+    rows = [
+        f"| {name} | " + " | ".join(rounded(values).get(it, "") for it in names) + " |"
+        for name, values in scores.items()
+    ]
+    said = "In brackets: the interval of 95 % by a bootstrap over pairs."
+    return "\n".join(
+        ["| set | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|", *rows, "", said]
+    )

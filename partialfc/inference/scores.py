@@ -1,0 +1,38 @@
+"""What is known of how well a trained network verifies."""
+
+from pathlib import Path
+
+import msgspec
+
+from partialfc.errors import InputError
+from partialfc.evaluation.sets import Scores
+from partialfc.inference.weights import newest
+from partialfc.runtime import checkpoint
+from partialfc.runtime.files import read_metrics
+
+CONFIG = "config.json"  # in a folder that export wrote
+
+
+def scores_of(path: Path) -> dict[str, Scores]:
+    """By verification set: the scores of the evaluation at a checkpoint's step, given a run's folder, a checkpoint, or a
+    folder that export wrote; empty where there was none. InputError where what the folder says is damaged.
+    """
+    if (path / CONFIG).is_file():
+        return _exported(path / CONFIG)
+    made = newest(path).resolve()
+    if not made.is_dir() or not (metrics := made.parents[1] / "metrics.jsonl").is_file():
+        return {}
+    step = checkpoint.read_manifest(made).step
+    found = [it for it in read_metrics(metrics) if it["step"] == step and "verification" in it]
+    return dict(found[-1]["verification"]) if found else {}
+
+
+class _Config(msgspec.Struct):
+    verification: dict[str, dict[str, float]] = {}
+
+
+def _exported(path: Path) -> dict[str, Scores]:
+    try:
+        return dict(msgspec.json.decode(path.read_bytes(), type=_Config).verification)
+    except msgspec.MsgspecError as error:
+        raise InputError(f"{path}: not what an export writes: {error}") from None
