@@ -98,6 +98,14 @@ def checked_changes(found: Path, before: Provenance, now: Provenance, *, allowed
     return changed
 
 
+def settings_of(config: Config) -> dict[str, str | int | float | bool]:
+    """Every setting, by its key; what is unset or a list in words."""
+    return {
+        key: value if isinstance(value, str | int | float | bool) else str(value)
+        for key, value in _flat(msgspec.to_builtins(config)).items()
+    }
+
+
 def _settings(config: Config) -> dict[str, Any]:
     flat = _flat(msgspec.to_builtins(config))
     return {

@@ -90,6 +90,7 @@ class Loader:
         augmentation: AugmentConfig,
         ranks: Ranks,
     ) -> None:
+        self.dataset = dataset
         self._samples = _Augmented(dataset, augmentation, order.seed, skip=config.on_corrupt == "skip")
         self._order, self._ranks, self._workers = order, ranks, config.workers
         self._copies = torch.cuda.Stream(ranks.device) if ranks.device.type == "cuda" else None

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -71,6 +72,25 @@ def embed_sets(
 def mirror_sum(network: Network, pixels: Tensor) -> Tensor:
     """Embeddings [b, D] of uint8 images [b, H, H, 3]: each the sum over the image and its mirror image, not normalised."""
     return network(network_input(pixels)) + network(network_input(pixels.flip(2)))
+
+
+def embed_faces(
+    network: Network,
+    faces: Sequence[Pixels],
+    device: torch.device,
+    *,
+    batch: int,
+    autocast: AbstractContextManager[object],
+) -> NDArray[np.float32]:
+    """Unit embeddings [n, D] of uint8 images [H, H, 3] of the network's size, by this rank alone. The network is in
+    evaluation mode.
+    """
+    parts = []
+    with torch.no_grad(), autocast:
+        for place in range(0, len(faces), batch):
+            pixels = torch.from_numpy(np.stack(faces[place : place + batch])).to(device)
+            parts.append(normalize(mirror_sum(network, pixels).float()).cpu())
+    return torch.cat(parts).numpy()
 
 
 def _embedded(

@@ -11,7 +11,6 @@ import numpy as np
 import safetensors
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import normalize
 
 from partialfc.backbones import Backbone, build_backbone, for_inference, move_to_device
 from partialfc.config import AnyBackbone, Config
@@ -20,7 +19,7 @@ from partialfc.conversion import converted
 from partialfc.data import images
 from partialfc.data.images import Pixels
 from partialfc.errors import InputError
-from partialfc.evaluation.verify import mirror_sum
+from partialfc.evaluation.verify import embed_faces
 from partialfc.inference.onnx import OnnxNetwork
 from partialfc.inference.weights import load_weights, newest, read_weights
 from partialfc.runtime import checkpoint
@@ -63,16 +62,9 @@ class Recognizer:
             raise InputError(f"{faces}: one path; wanted a list of images, or of their paths")
         size = self.network.input_size
         pixels = [_face(face, place, size) for place, face in enumerate(faces)]
-        parts = [self._embedded(pixels[at : at + self.batch]) for at in range(0, len(pixels), self.batch)]
-        if not parts:
+        if not pixels:
             raise InputError("no images; wanted one at least")
-        return np.concatenate(parts)
-
-    def _embedded(self, faces: list[Pixels]) -> NDArray[np.float32]:
-        pixels = torch.from_numpy(np.stack(faces)).to(self.device)
-        with torch.no_grad(), self.autocast():
-            both = mirror_sum(self.network, pixels)
-        return normalize(both.float()).cpu().numpy()
+        return embed_faces(self.network, pixels, self.device, batch=self.batch, autocast=self.autocast())
 
 
 def _face(image: Pixels | Path | str, place: int, size: int) -> Pixels:

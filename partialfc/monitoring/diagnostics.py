@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from partialfc.head import Observation
-from partialfc.monitoring.board import Board
+from partialfc.monitoring.board import MEMORY, Board
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def show(diagnostics: StepDiagnostics, board: Board) -> dict[str, Any]:
         board.histogram(diagnostics.step, "margin/drawn", _finite(diagnostics.head.margins))
     memory: list[float] = diagnostics.memory.tolist()
     board.group(
-        diagnostics.step, "memory", {f"rank_{rank}": taken / 2**30 for rank, taken in enumerate(memory)}
+        diagnostics.step, MEMORY, {f"rank_{rank}": taken / 2**30 for rank, taken in enumerate(memory)}
     )
     line: dict[str, Any] = {}
     if len(target):

@@ -9,15 +9,19 @@ from types import TracebackType
 from typing import Self
 
 import msgspec
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from partialfc.data.images import Pixels
 from partialfc.evaluation.sets import EvaluationSet, Scores, headline
 from partialfc.evaluation.verify import Embeddings
-from partialfc.monitoring.board import Board
+from partialfc.monitoring.board import TIME, Board
 from partialfc.monitoring.diagnostics import show
 from partialfc.monitoring.history import History
+from partialfc.monitoring.loggers import opened
+from partialfc.monitoring.loggers.logger import Setting
 from partialfc.monitoring.steps import Metrics, RunProgress, Window, columns_of, line_of, log_line, speed_of
 from partialfc.monitoring.terminal import Terminal
 from partialfc.runtime import usage
@@ -83,7 +87,8 @@ class Report:
         start, enter = self._length.start, self._files.enter_context
         self._history = enter(closing(History(self._folder / "metrics.jsonl", start)))
         self._log = enter((self._folder / "log.txt").open("a", encoding="utf-8"))
-        self._board = enter(closing(Board(self._folder / "tensorboard", start)))
+        self._logger = enter(closing(opened(self._folder, start)))
+        self._board = Board(self._logger)
         self._timeline = enter(usage.measured(device))
         self._terminal = enter(closing(Terminal(start, self._length.total)))
 
@@ -145,6 +150,19 @@ class Report:
         with self._spared():
             self._line(window.step, window.steps, columns, marks)
 
+    def recipe(self, text: str) -> None:
+        """The run's, in YAML."""
+        if self._enabled:
+            with self._spared():
+                self._logger.recipe(text)
+
+    def identities(
+        self, step: int, vectors: NDArray[np.float32], names: list[str], faces: list[Pixels]
+    ) -> None:
+        """Embeddings [n, D] after `step` steps, the identity and the face of each."""
+        with self._spared():
+            self._logger.embeddings(step, vectors, names, faces)
+
     def picture(self, name: str, pixels: Pixels, step: int) -> None:
         """For TensorBoard, of what step `step` works on."""
         if self._enabled:
@@ -197,8 +215,8 @@ class Report:
             so_far = f"; best {best:.2%} at step {best_step}" if best_step < step else ""
             self.say(f"step {step}  {name}: {words[name]}{so_far}")
 
-    def summary(self, step: int) -> None:
-        """The end: summary.json, and the run's picture."""
+    def summary(self, step: int, settings: Mapping[str, Setting]) -> None:
+        """The end: summary.json, the run's picture, and what came of the settings."""
         if not self._enabled:
             return
         taken = step - self._length.start
@@ -221,6 +239,8 @@ class Report:
         from partialfc.monitoring.figures import draw_runs  # here: matplotlib, as TensorBoard
 
         draw_runs([self._folder / "metrics.jsonl"], self._folder / "figures/run.png")
+        with self._spared():
+            self._board.outcome(settings, verification[-1])
         self.say(f"finished at step {step}, after {timedelta(seconds=round(self.seconds))}: {self._folder}")
 
     @contextmanager
@@ -247,7 +267,7 @@ class Report:
         line |= speed_of(kept, self._length, seconds, spent)
         self._history.write(line)
         self._board.numbers(step, line)
-        self._board.group(step, "time", line["milliseconds"])
+        self._board.group(step, TIME, line["milliseconds"])
         left = (self._length.total - step) * seconds / len(kept)
         text = log_line(line, self._length, left)
         self._terminal.steps(step, text, columns_of(line), left)

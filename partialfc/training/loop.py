@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from partialfc.config import Config
-from partialfc.config.provenance import Provenance
+from partialfc.config.provenance import Provenance, settings_of
 from partialfc.data import images
 from partialfc.data.loader import Batch, Notices
+from partialfc.data.selection import some_identities
 from partialfc.evaluation.sets import Scores
 from partialfc.evaluation.verify import EvaluationStopped
 from partialfc.head import HeadStep
@@ -50,6 +51,7 @@ def train(config: Config, ranks: Ranks, stop: StopRequest | None = None) -> Run:
         with comm.fail_on_all_ranks(ranks):
             report = _report(run, provenance)
         with report:
+            report.recipe(provenance.in_words())
             _introduce(run, report, found, provenance)
             saving = Saving(run, checkpoints, provenance.about(), report.saved)
             _train(run, report, saving, stop or StopRequest())
@@ -97,6 +99,13 @@ def _show_faces(run: Run, report: Report, batch: Batch) -> None:
         report.picture("faces/as_trained", images.sheet(batch.images.cpu().numpy(), 8, 8), run.step + 1)
 
 
+def _show_identities(run: Run, report: Report) -> None:
+    """The embeddings of some images that were trained on; on the first rank alone."""
+    if found := some_identities(run.loader.dataset):
+        faces, names = zip(*found, strict=True)
+        report.identities(run.step, run.embed_faces(faces), list(names), list(faces))
+
+
 def _evaluate(run: Run, report: Report, stop: StopRequest) -> dict[str, Scores] | None:
     """The scores of each set, on the first rank; None where the evaluation, and with it the run, was stopped."""
     with report.untimed():
@@ -125,7 +134,9 @@ def _end(run: Run, report: Report, saving: Saving) -> None:
         return
     if problem := saving.finish():
         raise CollectiveInputError(f"step {run.step} is not saved: {problem}")
-    report.summary(run.step)
+    if run.ranks.first:
+        _show_identities(run, report)
+    report.summary(run.step, settings_of(run.config))
 
 
 def _taken(

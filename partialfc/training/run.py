@@ -1,23 +1,26 @@
 """Everything that a training run consists of, built from its recipe; and what of it is saved."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from partialfc.backbones import Backbone, build_backbone, for_inference, move_to_device
 from partialfc.config import Config
 from partialfc.data import RecordDataset, synthetic
 from partialfc.data.augment import network_input
+from partialfc.data.images import Pixels
 from partialfc.data.loader import Loader
 from partialfc.data.order import Order, check_world_size
 from partialfc.errors import InputError
 from partialfc.evaluation.pairs import load_pairs
 from partialfc.evaluation.sets import EvaluationSet
-from partialfc.evaluation.verify import Embeddings, embed_sets
+from partialfc.evaluation.verify import Embeddings, embed_faces, embed_sets
 from partialfc.head import HeadStep, PartialFC
 from partialfc.head.rows.catch_up import MAX_STEPS
 from partialfc.inference.weights import AVERAGE, BACKBONE, load_weights, read_weights
@@ -71,6 +74,13 @@ class Run:
         used = self.average.network if self.average else self.backbone
         autocast = self.optimizer.autocast()
         return embed_sets(used, self.sets, self.ranks, batch=batch, autocast=autocast, stop=stop)
+
+    def embed_faces(self, faces: Sequence[Pixels]) -> NDArray[np.float32]:
+        """Unit embeddings [n, D] of images of the backbone's size, by this rank alone, once the run has ended."""
+        used = self.average.network if self.average else self.backbone
+        used.eval()
+        batch, autocast = self.config.evaluation.batch, self.optimizer.autocast()
+        return embed_faces(used, faces, self.ranks.device, batch=batch, autocast=autocast)
 
     def observe(self, step: HeadStep) -> StepDiagnostics:
         """A closer look at a step between its forward and the head's update; nothing waits."""

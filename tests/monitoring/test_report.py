@@ -5,9 +5,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
+import numpy as np
 import torch
 from runs import CLASSES, config_of, trained, whole
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from partialfc.monitoring.report import Report
 from partialfc.monitoring.steps import Metrics, RunProgress
@@ -40,7 +43,7 @@ def run(folder: Path, start: int, stop: int) -> None:
         for step in range(start + 1, stop + 1):
             written.step(step, metrics(float(step), finite=step != 3))
         written.scores(stop, scores(0.5 + stop / 100), {"lfw": "in words"})
-        written.summary(stop)
+        written.summary(stop, {})
 
 
 def test_lines_hold_means_and_skips_and_the_last_step_always_has_one(tmp_path):
@@ -105,7 +108,7 @@ def test_other_ranks_write_nothing(tmp_path):
         silent.say("x")
         silent.scores(0, scores(0.5), {"lfw": "in words"})
         silent.step(2, metrics(1.0))
-        silent.summary(2)
+        silent.summary(2, {})
     assert not (tmp_path / "none").exists()
 
 
@@ -115,7 +118,7 @@ def test_the_best_so_far_is_told_and_survives_a_resume(tmp_path):
         for step in (5, 6):
             written.step(step, metrics(1.0))
         written.scores(6, scores(0.4), {"lfw": "in words"})
-        written.summary(6)
+        written.summary(6, {})
     assert "lfw: in words; best" in (tmp_path / "log.txt").read_text()
     assert "; best 50.00% at step 0" in (tmp_path / "log.txt").read_text()
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -137,16 +140,21 @@ def test_tensorboard_shows_a_run(ranks, pack, tmp_path):
     board = board_of(tmp_path)
     steps = {tag: [it.step for it in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
     every, looks, evaluations = [2, 4, 6, 8, 10], [4, 8, 10], [0, 5, 10]
-    for tag in ("train/loss", "train/rate", "train/gradient_norm", "speed/images_per_second"):
+    for tag in (
+        "loss/loss",
+        "workings_optimizer/rate",
+        "workings_optimizer/gradient_norm",
+        "workings_speed/images_per_second",
+    ):
         assert steps[tag] == every
     for part in ("data", "backbone", "head", "communication", "optimizer", "other"):
-        assert steps[f"time/{part}"] == every
+        assert steps[f"workings_time/{part}"] == every
     for tag in (
-        "memory/rank_0",
-        "memory/rank_1",
-        "angle/target_angle",
-        "angle/target_angle_std",
-        "classes/never_positive",
+        "workings_memory/rank_0",
+        "workings_memory/rank_1",
+        "workings_angle/target_angle",
+        "workings_angle/target_angle_std",
+        "workings_classes/never_positive",
     ):
         assert steps[tag] == looks
     for tag in (
@@ -168,6 +176,33 @@ def test_tensorboard_shows_a_run(ranks, pack, tmp_path):
         "verification/roc_of_unseen": evaluations,
         "verification/hardest_pairs_of_unseen": evaluations,
     }
+    groups = list(dict.fromkeys(tag.split("/")[0] for tag in sorted(steps)))
+    assert groups[:2] == ["loss", "verification"] and all(it.startswith("workings_") for it in groups[2:])
+
+
+def test_tensorboard_shows_recipe_outcome_and_identities(ranks, pack, tmp_path):
+    ranks.run(1, trained, config_of(pack, tmp_path, train={"length": 4}))
+    found = EventAccumulator(str(tmp_path / "tensorboard"), {"tensors": 0})
+    found.Reload()
+    (recipe,) = found.Tensors("recipe/text_summary")
+    assert b"    order: paper" in recipe.tensor_proto.string_val[0]
+    board = found.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    settings = HParamsPluginData.FromString(board).session_start_info.hparams
+    assert (
+        settings["train.length"].number_value == 4
+        and settings["margin.name"].string_value == "elastic_arcface"
+    )
+    board = found.summary_metadata["_hparams_/experiment"].plugin_data.content
+    shown = {it.name.tag for it in HParamsPluginData.FromString(board).experiment.metric_infos}
+    assert "verification/unseen/accuracy" in shown and shown <= set(found.Tags()["scalars"]) | {"loss/loss"}
+    (place,) = (tmp_path / "tensorboard").glob("*/identities")
+    names = (place / "metadata.tsv").read_text().split()
+    vectors = np.loadtxt(place / "tensors.tsv")
+    assert len(set(names)) == 20 and len(names) == len(vectors) == 100
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-4)
+    alike, cosines = np.equal.outer(names, names), vectors @ vectors.T
+    assert cosines[alike & ~np.eye(100, dtype=bool)].mean() > cosines[~alike].mean()
+    assert cv2.imread(str(place / "sprite.png")).shape == (320, 320, 3)
 
 
 def test_the_parts_of_the_time_are_a_steps_and_numbers_of_a_look_are_right(ranks, pack, tmp_path):
@@ -231,7 +266,7 @@ def test_a_set_of_another_kind_is_reported_by_its_own_scores(tmp_path):
         for step, rank1 in ((0, 0.25), (2, 0.75), (4, 0.5)):
             written.step(step, metrics(1.0))
             written.evaluated(step, [Identification()], {"gallery": torch.full((3, 2), rank1)})
-        written.summary(4)
+        written.summary(4, {})
     log = (tmp_path / "log.txt").read_text()
     assert "step 4  gallery: rank 1 50.0%; best 75.00% at step 2" in log
     first = next(line for line in lines(tmp_path) if "verification" in line)
