@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from partialfc.data import RecordDataset
     from partialfc.evaluation.metrics import verify
     from partialfc.head import PartialFC
-    from partialfc.inference.recognizer import load
+    from partialfc.inference.recognizer import Recognizer, load
 
-__all__ = ["PartialFC", "RecordDataset", "__version__", "load", "verify"]
+__all__ = ["PartialFC", "Recognizer", "RecordDataset", "__version__", "load", "verify"]
 
 _PLACES = {
     "PartialFC": "partialfc.head",
+    "Recognizer": "partialfc.inference.recognizer",
     "RecordDataset": "partialfc.data",
     "load": "partialfc.inference.recognizer",
     "verify": "partialfc.evaluation.metrics",

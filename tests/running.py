@@ -38,7 +38,7 @@ class Running:
         self.process, self.temporary = process, temporary
         self.ranks = [pid for pid in children(process.pid) if "partialfc.train" in command_of(pid)]
 
-    def ended(self, seconds: float = 60) -> tuple[int, list[str], str]:
+    def ended(self, seconds: float = 150) -> tuple[int, list[str], str]:
         """Exit code, the lines on stdout since, and stderr."""
         out, err = self.process.communicate(timeout=seconds)
         return self.process.returncode, out.splitlines(), err

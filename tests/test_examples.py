@@ -3,6 +3,7 @@
 import io
 import re
 import runpy
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
@@ -21,9 +22,11 @@ from ranks import RankPool
 from runs import config_of, curve, trained
 
 from partialfc.__main__ import main
-from partialfc.config import AdamW, ElasticArcFace, HeadConfig, IResNetTiny, Step, SyntheticData
+from partialfc.backbones import build_backbone
+from partialfc.config import AdamW, ElasticArcFace, HeadConfig, IResNet18, IResNetTiny, Step, SyntheticData
 from partialfc.data import synthetic
 from partialfc.data.loader import Batch, Loader, Notices
+from partialfc.data.packs.unpacking import unpack
 from partialfc.launching import launcher
 from partialfc.training import run
 
@@ -122,3 +125,44 @@ def test_the_kubernetes_example_is_what_its_schema_says():
     assert ended.value.code == 7
     config, ranks = launch.call_args.args[0].checked()
     assert config.output == "/data/output" and ranks == 4 and launch.call_args.args[0].nodes == 2
+
+
+def test_examples_are_short():
+    """At most 60 lines that are not blank."""
+    for path in EXAMPLES.glob("*.py"):
+        assert sum(map(bool, path.read_text().splitlines())) <= 60, path
+
+
+def script(name: str, *arguments: object) -> str:
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / name, *map(str, arguments)],
+        capture_output=True, text=True, check=False, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_network_of_others_is_trained_on_and_used(drawn, tmp_path):
+    """As state_dicts of the ArcFace and ElasticFace repositories are: iresnet18, by DistributedDataParallel."""
+    network = build_backbone(IResNet18())
+    torch.save(
+        {f"module.{name}": tensor for name, tensor in network.state_dict().items()}, tmp_path / "r18.pth"
+    )
+    few = [
+        "train.length=2",
+        "train.batch=8",
+        "train.micro_batch=8",
+        "data.workers=0",
+        "schedule.warmup=1",
+        "device=cpu",
+    ]
+    printed = script("finetune.py", tmp_path / "r18.pth", "iresnet18", drawn, tmp_path / "tuned", *few)
+    assert re.search(r"^unseen: [\d.]+% right before, [\d.]+% after$", printed, re.MULTILINE), printed
+    gallery = tmp_path / "gallery"
+    unpack(drawn, gallery)
+    faces = sorted((gallery / "03").glob("*.jpg"))
+    probe = faces[0].rename(tmp_path / "probe.jpg")
+    printed = script("inference.py", tmp_path / "tuned", gallery, probe, "--threshold", -1)
+    assert re.fullmatch(rf"{probe}: \d+, -?[\d.]+\n", printed), printed
+    printed = script("inference.py", tmp_path / "tuned", gallery, faces[1], "--threshold", 1)
+    assert "nobody (nearest " in printed

@@ -23,7 +23,7 @@ def recipe(tmp_path_factory) -> Path:
 def test_a_killed_rank_is_named_and_ends_all(recipe, victim):
     with started(recipe, "--ranks", 2) as running:
         os.kill(running.ranks[victim], signal.SIGKILL)
-        code, _, err = running.ended(30)
+        code, _, err = running.ended()
     assert code == 128 + signal.SIGKILL
     named = rf"rank {victim} on \S+ was killed by SIGKILL \(out of memory\?\)\n"
     assert re.fullmatch(rf"(error: a rank was lost, and with it the run\n)?{named}", err), err
@@ -32,7 +32,7 @@ def test_a_killed_rank_is_named_and_ends_all(recipe, victim):
 def test_ranks_end_with_their_launcher(recipe):
     with started(recipe, "--ranks", 2) as running:
         running.process.kill()
-        code, _, err = running.ended(30)
+        code, _, err = running.ended()
     assert code == -signal.SIGKILL and not err
     assert len(running.ranks) == 2 and not any(Path(f"/proc/{pid}").exists() for pid in running.ranks)
 
@@ -55,7 +55,7 @@ def test_all_ranks_are_started_again_where_one_dies(recipe):
 def test_a_rank_that_stands_still_is_named_and_ends_all(recipe):
     with started(recipe, "--ranks", 2, "launch.timeout=2 seconds") as running:
         os.kill(running.ranks[1], signal.SIGSTOP)
-        code, _, err = running.ended(60)
+        code, _, err = running.ended()
     assert code == 4
     assert re.fullmatch(
         r"error: rank 1 on \S+ has not moved since step \d+, in .*; its process does not run\n", err

@@ -73,7 +73,7 @@ def test_to_import_it_imports_nothing_that_is_large():
 
 def test_what_it_names_is_there():
     assert {getattr(partialfc, name).__name__ for name in partialfc.__all__ if name != "__version__"} == {
-        "PartialFC", "RecordDataset", "load", "verify",
+        "PartialFC", "Recognizer", "RecordDataset", "load", "verify",
     }  # fmt: skip
     assert set(partialfc.__all__) <= set(dir(partialfc)) and partialfc.__version__.count(".") == 2
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):

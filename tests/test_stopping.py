@@ -64,7 +64,7 @@ def test_a_second_interrupt_ends_it_at_once(recipe):
         for _ in range(2):
             os.kill(running.process.pid, signal.SIGINT)
             time.sleep(0.2)
-        code, _, err = running.ended(20)
+        code, _, err = running.ended()
     assert code == 130 and err == "stopped by SIGINT again, without waiting for the run to be saved\n"
     assert not any(Path(f"/proc/{pid}").exists() for pid in running.ranks)
 
@@ -75,7 +75,7 @@ def test_before_the_first_step_there_is_nothing_to_save(recipe):
         while b"SIGTERM" not in handled(process.pid):
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=150)
     assert process.returncode == 75 and err == "stopped by SIGTERM with nothing to save\n"
 
 
@@ -87,7 +87,7 @@ def test_while_the_ranks_start_there_is_nothing_to_save(recipe):
             time.sleep(0.01)
         time.sleep(0.3)
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=150)
     assert process.returncode == 75 and err == "stopped by SIGTERM with nothing to save\n"
 
 

@@ -9,13 +9,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from partialfc import config
+from partialfc.backbones.external import External, checked, python_network, timm_network
 from partialfc.backbones.iresnet import IResNet
 from partialfc.backbones.mobilefacenet import MobileFaceNet
 from partialfc.backbones.vit import VisionTransformer
+from partialfc.errors import InputError
 
 __all__ = ["Backbone", "build_backbone", "for_inference", "move_to_device"]
 
-Backbone = IResNet | MobileFaceNet | VisionTransformer
+Backbone = IResNet | MobileFaceNet | VisionTransformer | External
 
 _WIDTH = 64
 _DEPTHS: dict[type[config.IResNet], tuple[int, ...]] = {  # blocks a stage
@@ -40,6 +42,11 @@ def build_backbone(settings: config.AnyBackbone) -> Backbone:
     """
     backbone = _network(settings)
     if settings.checkpointing:
+        if isinstance(settings, config.Python | config.Timm):
+            raise InputError(
+                "backbone.checkpointing: not for networks of others, which have no blocks that are known"
+            )
+        assert not isinstance(backbone, External)
         for block in backbone.blocks:
             # The random state is kept, and MicroBatches lets no running statistic move in a backward.
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
@@ -68,6 +75,15 @@ def move_to_device(network: nn.Module, device: torch.device, *, channels_last: b
 
 def _network(settings: config.AnyBackbone) -> Backbone:
     match settings:
+        case config.Python():
+            network = python_network(settings.target, settings.arguments)
+            place = f"backbone.target: {settings.target}"
+            return checked(network, settings.input_size, settings.embedding, place)
+        case config.Timm():
+            network = timm_network(settings.model, pretrained=settings.pretrained, **_shared(settings))
+            return checked(
+                network, settings.input_size, settings.embedding, f"backbone.model: {settings.model}"
+            )
         case config.MobileFaceNet():
             return MobileFaceNet(**_shared(settings))
         case config.ViT():

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from msgspec import Meta
+from msgspec import Meta, field
 
 from partialfc.config.types import Count, Pixels, Probability, Settings
 
@@ -88,6 +88,26 @@ class ViTLarge(ViT, frozen=True, tag="vit_l", tag_field="name"):
     """ViT-L, as insightface and LVFace train it."""
 
 
+class Python(Backbone, frozen=True, kw_only=True, tag="python", tag_field="name"):
+    """A network of one's own: images [b, 3, H, H] in [-1, 1] to embeddings [b, D]. dropout and checkpointing are its own
+    affair.
+    """
+
+    target: str
+    """module:Class, a torch.nn.Module that can be imported where the run starts."""
+    arguments: dict[str, bool | int | float | str | list[int]] = field(default_factory=dict)
+    """What it is made with, by name."""
+
+
+class Timm(Backbone, frozen=True, kw_only=True, tag="timm", tag_field="name"):
+    """Any model of timm, where that is installed, with an embedding layer: dropout, projection, BatchNorm."""
+
+    model: str
+    """Its name, such as convnext_tiny."""
+    pretrained: bool = False
+    """Whether it begins with timm's weights, which it downloads."""
+
+
 AnyBackbone = (
     IResNetTiny
     | IResNet18
@@ -100,4 +120,6 @@ AnyBackbone = (
     | ViTSmall
     | ViTBase
     | ViTLarge
+    | Python
+    | Timm
 )

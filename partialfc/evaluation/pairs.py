@@ -34,9 +34,11 @@ class Pairs:
         return len(self.images)
 
     def similarities(self, embeddings: Tensor) -> NDArray[np.float64]:
-        """The cosine [P] of each pair, given the embeddings [2 P, D] of all images, of length 1."""
+        """The cosine [P] of each pair, given the embeddings [2 P, D] of all images, of length 1; -1 where an embedding is not
+        finite, as those of a fresh network in 16 bits may be.
+        """
         found: NDArray[np.float64] = (embeddings[0::2] * embeddings[1::2]).sum(1).double().cpu().numpy()
-        return found
+        return np.where(np.isfinite(found), found, -1.0)
 
     def score(self, embeddings: Tensor) -> Scores:
         """See EvaluationSet, and metrics.verify."""

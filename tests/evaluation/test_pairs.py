@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from faces import write_pairs
 
 from partialfc.errors import InputError
 from partialfc.evaluation.pairs import load_pairs
@@ -91,3 +93,12 @@ def test_other_names_of_numpy_are_refused(tmp_path, name):
 def test_what_is_no_verification_set_is_refused(tmp_path, content, message):
     with pytest.raises(InputError, match=message):
         load_pairs(saved(tmp_path, content))
+
+
+def test_embeddings_that_are_not_finite_are_scored(tmp_path):
+    write_pairs(tmp_path / "some.bin")
+    pairs = load_pairs(tmp_path / "some.bin")
+    embeddings = torch.nn.functional.normalize(torch.randn(len(pairs), 8))
+    embeddings[3] = torch.nan
+    assert pairs.similarities(embeddings)[1] == -1
+    assert np.isfinite(list(pairs.score(embeddings).values())).all()

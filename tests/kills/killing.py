@@ -106,7 +106,7 @@ class Killing:
             process = self._started(name, environment)
             if where in OUTSIDE:
                 self._kill(process, where)
-            out, err = process.communicate(timeout=120)
+            out, err = process.communicate(timeout=300)
             if process.returncode == 0:
                 break
             assert process.returncode in (-9, 1, 4, 128 + 9), (where, process.returncode, out[-500:], err)

@@ -32,7 +32,7 @@ def test_a_second_run_in_one_folder_is_refused(recipe):
             [sys.executable, "-m", "partialfc.train", str(recipe)],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=150,
             check=False,
         )
         assert (recipe.parent / "output/metrics.jsonl").read_bytes().startswith(before)

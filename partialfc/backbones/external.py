@@ -1,0 +1,76 @@
+"""Networks of others: a class of one's own, and those of timm."""
+
+import importlib
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from partialfc.backbones.projection import Projection
+from partialfc.errors import InputError
+
+
+class External(nn.Module):
+    """What such a network is taken for: float images [b, 3, H, W] in [-1, 1] -> embeddings [b, D], not normalised."""
+
+    input_size: int
+
+
+def python_network(target: str, arguments: dict[str, Any]) -> nn.Module:
+    """An instance of the class that `target`, module:Class, names. InputError where there is none, or it is no nn.Module:
+    nothing else is called, whatever a recipe or a checkpoint names.
+    """
+    module_name, _, name = target.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"backbone.target: {target}: {error}; wanted module:Class that can be imported"
+        ) from None
+    found = getattr(module, name, None)
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise InputError(f"backbone.target: {target}: no class of {module_name} that is a torch.nn.Module")
+    try:
+        return found(**arguments)
+    except TypeError as error:
+        raise InputError(f"backbone.arguments: {error}") from error
+
+
+def timm_network(model: str, input_size: int, embedding: int, dropout: float, pretrained: bool) -> nn.Module:
+    """A network of timm without its classifier, with the embedding layer of the field: dropout, projection, BatchNorm.
+    InputError where timm is missing, or has no such model.
+    """
+    try:
+        import timm
+    except ModuleNotFoundError:
+        raise InputError("backbone.name: timm, which is not installed; wanted: pip install timm") from None
+    if model not in timm.list_models():
+        near = ", ".join(timm.list_models(f"*{model.split('_')[0]}*")[:8])
+        raise InputError(
+            f"backbone.model: timm has no {model!r}; wanted one of timm.list_models(), such as {near}"
+        )
+    try:
+        trunk = timm.create_model(model, pretrained=pretrained, num_classes=0, img_size=input_size)
+    except TypeError:  # of a network that takes images of any size
+        trunk = timm.create_model(model, pretrained=pretrained, num_classes=0)
+    norm = nn.BatchNorm1d(embedding)
+    return nn.Sequential(trunk, nn.Dropout(dropout), Projection(trunk.num_features, embedding), norm)
+
+
+def checked(network: nn.Module, input_size: int, embedding: int, place: str) -> External:
+    """The network itself, once two images went through. InputError where that gives no embeddings of the width wanted."""
+    images = torch.zeros(2, 3, input_size, input_size)
+    network.eval()
+    try:
+        with torch.no_grad():
+            found = network(images)
+    except RuntimeError as error:
+        why = " ".join(str(error).split())[:200]
+        raise InputError(f"{place}: takes no images {list(images.shape)}: {why}") from None
+    network.train()
+    shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    if shape != [2, embedding]:
+        raise InputError(f"{place}: gives {shape} for images {list(images.shape)}, wanted [2, {embedding}]")
+    taken = cast(External, network)
+    taken.input_size = input_size
+    return taken
