@@ -59,6 +59,8 @@ class Sgd(SgdRule, frozen=True, tag="sgd", tag_field="name"):
     """What the backbone's gradients are summed over ranks in; bfloat16: half of what is sent."""
     ema: Probability = 0.0
     """Decay of a moving average of the backbone, which then is what is evaluated and used; 0: none."""
+    layer_decay: Fraction = 1.0
+    """Factor of the rate from each block of the backbone to the one before it, for fine-tuning; 1: one rate for all."""
 
 
 # What these have in common with Sgd is said there.
@@ -70,6 +72,7 @@ class AdamW(AdamWRule, frozen=True, tag="adamw", tag_field="name"):
     precision: Precision = "fp32"
     reduce_dtype: Reduce = "float32"
     ema: Probability = 0.0
+    layer_decay: Fraction = 1.0
 
 
 class TorchOptimizer(Settings, frozen=True, tag="torch", tag_field="name"):
@@ -87,6 +90,7 @@ class TorchOptimizer(Settings, frozen=True, tag="torch", tag_field="name"):
     precision: Precision = "fp32"
     reduce_dtype: Reduce = "float32"
     ema: Probability = 0.0
+    layer_decay: Fraction = 1.0
 
 
 AnyOptimizer = Sgd | AdamW | TorchOptimizer

@@ -30,7 +30,7 @@ _FREE = (
     "head.kernels",
     "head.logits_budget",
     "head.memory",
-    "init",
+    "init.backbone",
     "launch",
     "output",
     "report",

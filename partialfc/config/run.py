@@ -52,6 +52,8 @@ class InitConfig(Settings, frozen=True):
 
     backbone: str | None = None
     """Weights: a run, a checkpoint, a .pth, .pt or .safetensors."""
+    freeze: Duration = 0
+    """How long the backbone then stands still, its running statistics too, while the class centres are learnt."""
 
 
 class ReportConfig(Settings, frozen=True):

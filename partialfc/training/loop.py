@@ -179,16 +179,18 @@ def train_step(run: Run, batch: Batch, step: HeadStep) -> Metrics:
     )
     lr, rows_lr = rate(peak=config.optim.lr), rate(peak=config.rows_optim.lr)
     statistics, loss_scale = run.statistics.kept(), run.optimizer.loss_scale.value.clone()
-    with section("backbone"):
-        embeddings = run.micro_batches.forward(batch.images, number)  # [b, D]: this rank's images
+    frozen = number < schedule.in_steps(config.init.freeze, run.steps_per_epoch)
+    with section("backbone"):  # [b, D]: of this rank's images
+        embeddings = run.micro_batches.forward(batch.images, number, frozen=frozen)
     with section("head"):
         loss = run.head(embeddings, step)  # over all B images, the same on every rank
         (loss * loss_scale).backward()
     assert embeddings.grad is not None
-    with section("backbone"):
-        run.micro_batches.backward(batch.images, number, embeddings.grad)
-    with section("optimizer"):
-        norm, finite = run.optimizer.step(lr, loss)  # all ranks skip, or none
+    if not frozen:
+        with section("backbone"):
+            run.micro_batches.backward(batch.images, number, embeddings.grad)
+    with section("optimizer"):  # all ranks skip, or none
+        norm, finite = (torch.zeros_like(loss), loss.isfinite()) if frozen else run.optimizer.step(lr, loss)
         run.statistics.restore_unless(finite, statistics)
         if run.average:
             run.average.update(number, finite)

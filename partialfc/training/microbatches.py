@@ -33,21 +33,25 @@ class MicroBatches:
         seed: int,
         rank: int,
     ) -> None:
-        self._forward, self._gradients = forward, gradients
+        self._network, self._forward, self._gradients = network, forward, gradients
         self._size, self._seed, self._rank = size, seed, rank
         self._norms = [it for it in network.modules() if isinstance(it, nn.BatchNorm1d | nn.BatchNorm2d)]
         self._momenta = [norm.momentum or 0.0 for norm in self._norms]
         self._graph: Tensor | None = None
 
-    def forward(self, inputs: Tensor, step: int) -> Tensor:
-        """Outputs [b, D], a leaf that wants a gradient; backward() goes on from there."""
+    def forward(self, inputs: Tensor, step: int, *, frozen: bool = False) -> Tensor:
+        """Outputs [b, D], a leaf that wants a gradient; backward() goes on from there, unless the network is frozen: then it
+        is in evaluation mode, and keeps nothing.
+        """
         parts = self._parts(inputs)
-        with torch.set_grad_enabled(len(parts) == 1):
+        if self._network.training == frozen:
+            self._network.train(not frozen)
+        with torch.set_grad_enabled(len(parts) == 1 and not frozen):
             outputs = []
             for index, part in enumerate(parts):
                 self._set_momenta([_share(momentum, index, len(parts)) for momentum in self._momenta])
                 outputs.append(self._one(part, step, self._rank * len(parts) + index))
-        self._graph = outputs[0] if len(parts) == 1 else None
+        self._graph = outputs[0] if len(parts) == 1 and not frozen else None
         return torch.cat(outputs).detach().requires_grad_()
 
     def backward(self, inputs: Tensor, step: int, gradient: Tensor) -> None:

@@ -1,9 +1,7 @@
 """The step of the parameters that every rank has a replica of: loss scale, clipping, and skips decided on the device."""
 
 import inspect
-import operator
 from contextlib import AbstractContextManager
-from itertools import compress
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from partialfc.runtime.comm import Ranks
 from partialfc.training.replicas import ReplicatedGradients
 
 _CLOSURES = ("Optimizer", "LBFGS", "SparseAdam")  # whose step takes more than gradients, or other ones
+_SCALE = "lr_scale"  # of a group's rate
 _GROWTH_INTERVAL = 2000  # steps without an overflow after which the loss scale doubles
 
 
@@ -56,7 +55,8 @@ class BackboneOptimizer:
         self.loss_scale = LossScale(enabled=config.precision == "fp16", device=ranks.device)
         self._fused = not isinstance(config, TorchOptimizer)
         # Any: torch does not declare found_inf, which its fused optimizers read.
-        self._torchs: Any = _optimizer(config, list(self._named.values()))
+        self._scales = _scales(backbone, list(self._named.values()), config.layer_decay)
+        self._torchs: Any = _optimizer(config, list(self._named.values()), self._scales)
         # Made here and not at the first step, which may be one that is skipped.
         for parameter in self._named.values():
             self._torchs.state[parameter].update(_moments(config, parameter))
@@ -73,7 +73,7 @@ class BackboneOptimizer:
         copies = {name: nn.Parameter(it.detach().clone()) for name, it in self._named.items()}
         for copy in copies.values():
             copy.grad = torch.zeros_like(copy)
-        dry = _optimizer(self._config, list(copies.values()))
+        dry = _optimizer(self._config, list(copies.values()), self._scales)
         dry.step()
         for name, copy in copies.items():
             self._torchs.state[self._named[name]] = dry.state[copy]
@@ -95,7 +95,7 @@ class BackboneOptimizer:
         excess = (norm / clip).clamp_min(1.0) if clip else torch.ones_like(norm)
         self.gradients.divide(self.loss_scale.value * excess)
         for group in self._torchs.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group[_SCALE]
         if self._fused:
             self._torchs.found_inf = (~finite).float()  # where it is 1, nothing changes
             self._torchs.step()
@@ -121,9 +121,11 @@ class BackboneOptimizer:
         return [*(it.detach() for it in self._named.values()), *kept]
 
 
-def _optimizer(config: AnyOptimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+def _optimizer(
+    config: AnyOptimizer, parameters: list[nn.Parameter], scales: list[float]
+) -> torch.optim.Optimizer:
     shared: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
-    groups = _groups(config, parameters)
+    groups = _groups(config, parameters, scales)
     match config:
         case Sgd():
             return torch.optim.SGD(
@@ -165,17 +167,33 @@ def copies_of(config: AnyOptimizer) -> int:
             return 5
 
 
-def _groups(config: AnyOptimizer, parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
-    """Those that decay, and those that do not."""
-    if config.decayed == "all":
-        return [{"params": parameters}]
-    matrices = [
-        it.ndim > 1 and len(it) > 1 for it in parameters
-    ]  # not a ViT's positions, which are [1, N, width]
-    return [
-        {"params": list(compress(parameters, matrices))},
-        {"params": list(compress(parameters, map(operator.not_, matrices))), "weight_decay": 0.0},
-    ]
+def _scales(backbone: nn.Module, parameters: list[nn.Parameter], decay: float) -> list[float]:
+    """By what each parameter's rate is multiplied: 1 after the last block, `decay` in it, and so on to the first layers."""
+    if decay == 1:
+        return [1.0] * len(parameters)
+    blocks = getattr(backbone, "blocks", None)
+    if blocks is None:
+        raise InputError("optim.layer_decay: not for networks of others, which have no blocks that are known")
+    block_of = {id(it): place for place, block in enumerate(blocks) for it in block.parameters()}
+    depths, last = [], -1  # -1: before the first block
+    for parameter in parameters:
+        known = block_of.get(id(parameter))
+        last = known if known is not None else len(blocks) if last >= 0 else -1
+        depths.append(last)
+    return [decay ** (len(blocks) - depth) for depth in depths]
+
+
+def _groups(
+    config: AnyOptimizer, parameters: list[nn.Parameter], scales: list[float]
+) -> list[dict[str, Any]]:
+    """Those that decay, and those that do not, of each scale of the rate."""
+    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    for parameter, scale in zip(parameters, scales, strict=True):
+        # not a ViT's positions, which are [1, N, width]
+        decayed = config.decayed == "all" or (parameter.ndim > 1 and len(parameter) > 1)
+        new: dict[str, Any] = {"params": [], _SCALE: scale} | ({} if decayed else {"weight_decay": 0.0})
+        groups.setdefault((scale, decayed), new)["params"].append(parameter)
+    return list(groups.values())
 
 
 def _moments(config: AnyOptimizer, parameter: Tensor) -> dict[str, Tensor]:

@@ -226,7 +226,7 @@ def test_any_optimizer_of_torch_takes_steps_and_takes_them_back(ranks, kind, ski
 def test_what_torch_has_no_optimizer_for_is_refused(config, message):
     parameter = nn.Parameter(torch.zeros(2))
     with pytest.raises(InputError, match=message):
-        optim._optimizer(config, [parameter])
+        optim._optimizer(config, [parameter], [1.0])
 
 
 def test_statistics_of_a_step_that_is_not_finite_are_taken_back():
