@@ -7,7 +7,7 @@
 What is named here is imported when it is first used.
 """
 
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PartialFC", "Recognizer", "RecordDataset", "__version__", "load", "verify"]
 
+__version__ = "0.2.0"
 _PLACES = {
     "PartialFC": "partialfc.head",
     "Recognizer": "partialfc.inference.recognizer",
@@ -28,8 +29,6 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> object:
-    if name == "__version__":
-        return metadata.version("partialfc")
     if name not in _PLACES:
         raise AttributeError(f"module 'partialfc' has no attribute {name!r}")
     return getattr(import_module(_PLACES[name]), name)

@@ -58,7 +58,7 @@ def started(recipe: Path, *arguments: object, lines: int = 3) -> Iterator[Runnin
         env=environment,
         preexec_fn=listen,
     ) as process:
-        limit = threading.Timer(180, process.kill)  # a line that never comes is a failure, not a wait
+        limit = threading.Timer(400, process.kill)  # a line that never comes is a failure, not a wait
         limit.start()
         try:
             for line in process.stdout:

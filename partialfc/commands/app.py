@@ -1,14 +1,24 @@
 """All commands as one application."""
 
+from collections.abc import Callable
 from importlib import metadata
 from typing import Annotated
 
 import typer
 
+from partialfc import __version__
 from partialfc.commands import checks, curves, networks, packs, recipes, settings, training
 
-GROUPS = {
-    "Train": (training.train, training.plan, checks.check, settings.settings, curves.plot),
+GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Train": (
+        training.train,
+        training.plan,
+        training.doctor,
+        checks.check,
+        settings.settings,
+        curves.plot,
+        curves.report,
+    ),
     "Packs of faces": (packs.pack, packs.pairs, packs.inspect, packs.unpack, packs.merge, packs.split),
     "Use what was trained": (networks.evaluate, networks.embed, networks.compare, networks.export),
 }
@@ -21,7 +31,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"partialfc {metadata.version('partialfc')}, torch {metadata.version('torch')}")
+        print(f"partialfc {__version__}, torch {metadata.version('torch')}")
         raise typer.Exit
 
 

@@ -1,4 +1,4 @@
-"""Figures of runs."""
+"""Runs, drawn and described."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +7,7 @@ import typer
 
 
 def plot(
-    runs: Annotated[list[Path], typer.Argument(help="Output folders of runs.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Output folders of runs.")],
     out: Annotated[Path, typer.Option(help="The PNG to draw.")],
     differences: Annotated[
         bool, typer.Option("--differences", help="The losses, and how far they differ from the first run's.")
@@ -27,3 +27,19 @@ def plot(
         return
     for name, difference in draw_comparison(metrics, out).items():
         print(f"{name}: largest relative difference of the loss {difference:.1e}")
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Output folders of runs.")],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+) -> None:
+    """Write runs as one page of HTML: curves, scores, ROC, hardest pairs, settings that differ, time.
+
+    ```
+    partialfc report output/mine output/other --out report.html
+    ```
+    """
+    from partialfc.monitoring.page import write_page
+
+    write_page(runs, out)
+    print(out)

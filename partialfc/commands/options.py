@@ -18,6 +18,8 @@ Ranks = Annotated[
     int | None, typer.Option(help="Processes on each machine; default: one per GPU, or 2 on the CPU.")
 ]
 Nodes = Annotated[int, typer.Option(help="Machines that take part, each with its own launcher.")]
+Endpoint = Annotated[str, typer.Option(metavar="HOST:PORT", help="Where several machines meet.")]
+JobName = Annotated[str | None, typer.Option("--id", help="Names the job at the endpoint.")]
 
 Pack = Annotated[Path, typer.Argument(metavar="PACK", help="A folder with train.rec.")]
 

@@ -1,10 +1,13 @@
 """A run, and what it would need."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from partialfc.commands.options import Nodes, Overrides, Ranks, Recipe
+from partialfc.commands.options import Endpoint, JobName, Nodes, Overrides, Ranks, Recipe
+
+if TYPE_CHECKING:
+    from partialfc.launching.launcher import Launch
 
 
 def train(
@@ -12,10 +15,8 @@ def train(
     overrides: Overrides = None,
     ranks: Ranks = None,
     nodes: Nodes = 1,
-    endpoint: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="Where several machines meet.")
-    ] = "localhost:0",
-    name: Annotated[str | None, typer.Option("--id", help="Names the job at the endpoint.")] = None,
+    endpoint: Endpoint = "localhost:0",
+    name: JobName = None,
 ) -> None:
     """Train from a recipe, on this machine or as a SLURM job.
 
@@ -31,12 +32,48 @@ def train(
     partialfc train mine.yaml --nodes 4 --endpoint FIRST:29500 --id mine
     ```
     """
+    from partialfc.launching.launcher import Launch
+
+    raise typer.Exit(
+        _launched(Launch(recipe, tuple(overrides or ()), ranks, nodes, endpoint, **_named(name)))
+    )
+
+
+def _launched(asked: "Launch") -> int:
     from partialfc.launching import launcher, slurm
 
-    asked = launcher.Launch(
-        recipe, tuple(overrides or ()), ranks, nodes, endpoint, **({"name": name} if name else {})
+    return slurm.run_job(asked) if slurm.in_batch_script() else launcher.launch(asked)
+
+
+def _named(name: str | None) -> dict[str, str]:
+    return {"name": name} if name else {}
+
+
+def doctor(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="As of train.")] = "quickstart",
+    overrides: Overrides = None,
+    ranks: Ranks = None,
+    nodes: Nodes = 1,
+    endpoint: Endpoint = "localhost:0",
+    name: JobName = None,
+) -> None:
+    """Examine the machines for a recipe, in a minute; exit code 1 where something is wrong.
+
+    ```
+    partialfc doctor mine.yaml
+    sbatch --nodes=2 --ntasks-per-node=1 --wrap "partialfc doctor mine.yaml"
+    ```
+
+    Versions and devices of all ranks, the network and each collective of a step, the sharded head against the dense
+    formula, images of the pack, the output's folder, some steps, a checkpoint that is written and read back.
+    """
+    from partialfc.launching.launcher import Launch
+
+    raise typer.Exit(
+        _launched(
+            Launch(recipe, tuple(overrides or ()), ranks, nodes, endpoint, **_named(name), command="doctor")
+        )
     )
-    raise typer.Exit(slurm.run_job(asked) if slurm.in_batch_script() else launcher.launch(asked))
 
 
 def plan(

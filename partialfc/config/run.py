@@ -63,6 +63,8 @@ class ReportConfig(Settings, frozen=True):
     """Between log lines."""
     histograms: Steps = 200
     """Between looks at cosines, margins and memory, each one more pass over the active rows."""
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    """Where the run is shown."""
 
 
 class LaunchConfig(Settings, frozen=True):

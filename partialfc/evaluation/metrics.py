@@ -95,12 +95,17 @@ def headings(scores: Mapping[str, float]) -> list[str]:
 
 
 def rounded(scores: Mapping[str, float]) -> dict[str, str]:
-    """Scores in words, for a table: those with an interval beside it, the others to four digits; without deviations."""
+    """Scores in words, for a table: those with an interval beside it, the others to four digits, rates as
+    percents; without deviations."""
     return {
-        name: in_words(scores, name) if f"{name}_low" in scores else f"{value:.4g}"
+        name: in_words(scores, name) if f"{name}_low" in scores else _plainly(name, value)
         for name, value in scores.items()
         if not name.endswith(("_low", "_high", "_std"))
     }
+
+
+def _plainly(name: str, value: float) -> str:
+    return f"{value:.2%}" if name.endswith("_far") else f"{value:.4g}"
 
 
 def in_words(scores: Mapping[str, float], name: str) -> str:

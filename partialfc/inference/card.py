@@ -1,13 +1,13 @@
 """The model card of an exported network, as the Hugging Face Hub reads it, and the same for machines."""
 
 import subprocess
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+import partialfc
 from partialfc.config.provenance import Provenance
 from partialfc.evaluation.metrics import headings, rounded
 from partialfc.evaluation.sets import Scores
@@ -86,7 +86,7 @@ def card_of(
         identities=provenance.num_classes,
         pack=pack,
         fingerprint=provenance.pack,
-        version=metadata.version("partialfc"),
+        version=partialfc.__version__,
         revision=revision(),
         threshold=f" > {first['threshold']:.3f}" if "threshold" in first else "",
         cosine=cosine,
@@ -103,7 +103,7 @@ def description_of(provenance: Provenance, steps: int, scores: dict[str, Scores]
     settings = provenance.config.backbone
     return {
         "library_name": "partialfc",
-        "version": metadata.version("partialfc"),
+        "version": partialfc.__version__,
         "revision": revision(),
         "backbone": msgspec.to_builtins(settings),
         "input": {"size": settings.input_size, "channels": "RGB", "mean": 127.5, "std": 127.5},

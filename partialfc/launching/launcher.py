@@ -25,6 +25,7 @@ class Launch:
     nodes: int = 1  # machines that take part, each with its own launcher
     endpoint: str = "localhost:0"  # host:port where they meet
     name: str = field(default_factory=lambda: str(uuid.uuid4()))  # of the job, at the endpoint
+    command: str = "train"  # or doctor: what each rank is
 
     def checked(self) -> tuple[Config, int]:
         """The recipe, and how many ranks to start on each machine. InputError where they do not fit each other."""
@@ -32,10 +33,10 @@ class Launch:
         return config, num_ranks(config, self.ranks, self.nodes)
 
     def arguments(self) -> list[str]:
-        """The same for `partialfc train`."""
+        """The same for `partialfc`."""
         ranks = [] if self.ranks is None else [f"--ranks={self.ranks}"]
         meeting = [f"--nodes={self.nodes}", f"--endpoint={self.endpoint}", f"--id={self.name}"]
-        return [*meeting, *ranks, self.recipe, *self.overrides]
+        return [self.command, *meeting, *ranks, self.recipe, *self.overrides]
 
 
 def num_ranks(config: Config, wanted: int | None, nodes: int) -> int:
@@ -60,5 +61,5 @@ def launch(asked: Launch) -> int:
     config, ranks = asked.checked()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
     machines = Machines(asked.nodes, asked.endpoint, asked.name, ranks)
-    command = ["-m", "partialfc.train", asked.recipe, *asked.overrides]
-    return run_ranks(command, machines, config.launch.restarts)
+    command = ["-m", f"partialfc.{asked.command}", asked.recipe, *asked.overrides]
+    return run_ranks(command, machines, config.launch.restarts if asked.command == "train" else 0)

@@ -38,6 +38,8 @@ def run_job(asked: Launch) -> int:
     endpoint = f"{_first_node()}:{_port(job)}"
     everywhere = replace(asked, nodes=nodes, endpoint=endpoint, name=f"{job}.{restarts}")
     code = _launchers(everywhere.arguments())
+    if asked.command != "train":
+        return code
     if code == 0 and not (Path(config.output) / SUMMARY).exists():
         _say("a launcher was killed before the run had ended")  # srun says 0 then
         code = 1
@@ -52,7 +54,7 @@ def _launchers(arguments: Sequence[str]) -> int:
     cpus = os.environ.get("SLURM_CPUS_PER_TASK")  # which srun does not take over by itself
     command = [
         *("srun", "--kill-on-bad-exit=1", *([f"--cpus-per-task={cpus}"] if cpus else [])),
-        *(sys.executable, "-m", "partialfc", "train", *arguments),
+        *(sys.executable, "-m", "partialfc", *arguments),
     ]
     for one in _WARNINGS:
         signal.signal(one, _pass_on)

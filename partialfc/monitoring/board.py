@@ -3,7 +3,7 @@
 Groups are shown in the order of their names: `loss` and `verification` come first, then the run's workings.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,40 +33,68 @@ _SCORES = "verification"
 
 
 class Board:
-    """Puts what a run says into groups, for a logger."""
+    """Puts what a run says into groups, for all its loggers. What one of them cannot write is told, and stops neither the
+    others nor the run.
+    """
 
-    def __init__(self, logger: Logger) -> None:
-        self._logger = logger
+    def __init__(self, loggers: Sequence[Logger], tell: Callable[[OSError], None]) -> None:
+        self._loggers, self._tell = loggers, tell
+
+    def close(self) -> None:
+        """Bring everything to where it is kept."""
+        self._each(lambda it: it.close())
+
+    def recipe(self, text: str, settings: Mapping[str, Setting]) -> None:
+        """Show the run's recipe, in YAML and by its keys."""
+        self._each(lambda it: it.recipe(text, settings))
 
     def numbers(self, step: int, line: Mapping[str, float]) -> None:
         """Show each number of a line in its group."""
         known = {f"{_GROUPS[name]}/{name}": value for name, value in line.items() if name in _GROUPS}
-        self._logger.scalars(step, known)
+        self._scalars(step, known)
 
     def group(self, step: int, group: str, values: Mapping[str, float]) -> None:
         """Show the numbers of one group."""
-        self._logger.scalars(step, {f"{group}/{name}": value for name, value in values.items()})
+        self._scalars(step, {f"{group}/{name}": value for name, value in values.items()})
 
     def scores(self, step: int, name: str, values: Mapping[str, float]) -> None:
         """Show the scores of an evaluation set, without the ends of their intervals."""
-        shown = {it: value for it, value in values.items() if not it.endswith(("_low", "_high"))}
-        self.group(step, f"{_SCORES}/{name}", shown)
+        self._scalars(step, {f"{_SCORES}/{name}/{it}": value for it, value in _shown(values).items()})
 
     def histogram(self, step: int, name: str, values: NDArray[np.floating]) -> None:
         """Show the distribution of finite values; nothing where there are none."""
         if len(values):
-            self._logger.histogram(step, name, values)
+            self._each(lambda it: it.histogram(step, name, values))
 
     def picture(self, step: int, name: str, pixels: Pixels) -> None:
         """Show an RGB image [H, W, 3]."""
-        self._logger.picture(step, name, pixels)
+        self._each(lambda it: it.picture(step, name, pixels))
+
+    def embeddings(
+        self, step: int, vectors: NDArray[np.float32], names: list[str], faces: list[Pixels]
+    ) -> None:
+        """Show embeddings [n, D] with the name and the face of each."""
+        self._each(lambda it: it.embeddings(step, vectors, names, faces))
 
     def outcome(self, settings: Mapping[str, Setting], scores: Mapping[str, Mapping[str, float]]) -> None:
-        """Show what came of which settings: the last scores of each set, which are shown already."""
+        """Show what came of which settings: the last scores of each set."""
         values = {
             f"{_SCORES}/{name}/{it}": value
             for name, found in scores.items()
-            for it, value in found.items()
-            if not it.endswith(("_low", "_high"))
+            for it, value in _shown(found).items()
         }
-        self._logger.outcome(settings, values)
+        self._each(lambda it: it.outcome(settings, values))
+
+    def _each(self, show: Callable[[Logger], None]) -> None:
+        for logger in self._loggers:
+            try:
+                show(logger)
+            except OSError as error:
+                self._tell(error)
+
+    def _scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._each(lambda it: it.scalars(step, values))
+
+
+def _shown(scores: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in scores.items() if not name.endswith(("_low", "_high"))}

@@ -24,7 +24,7 @@ from partialfc.monitoring.loggers import opened
 from partialfc.monitoring.loggers.logger import Setting
 from partialfc.monitoring.steps import Metrics, RunProgress, Window, columns_of, line_of, log_line, speed_of
 from partialfc.monitoring.terminal import Terminal
-from partialfc.runtime import usage
+from partialfc.runtime import usage, versions
 from partialfc.runtime.checkpoint import Outcome
 from partialfc.runtime.files import SUMMARY, atomic_write
 
@@ -65,12 +65,14 @@ class Report:
         every: int,
         device: torch.device,
         enabled: bool,
+        loggers: Sequence[str] = ("tensorboard",),
         health: Callable[[], Tensor] = lambda: torch.empty(0),
         problem: Callable[[Sequence[float], int], str | None] = lambda numbers, step: None,
     ) -> None:
         self._folder, self._length, self._every, self._enabled = folder, length, every, enabled
+        self._loggers = loggers
         self._health, self._problem, self.diverged = health, problem, False
-        self._reads_later = device.type == "cuda"
+        self._device, self._reads_later = device, device.type == "cuda"
         self._window: tuple[Window, usage.Marks] | None = None  # whose line is to be written
         self._full = False  # whether a disk's error was told
         self._kept: list[Metrics] = []
@@ -87,8 +89,7 @@ class Report:
         start, enter = self._length.start, self._files.enter_context
         self._history = enter(closing(History(self._folder / "metrics.jsonl", start)))
         self._log = enter((self._folder / "log.txt").open("a", encoding="utf-8"))
-        self._logger = enter(closing(opened(self._folder, start)))
-        self._board = Board(self._logger)
+        self._board = enter(closing(Board(opened(self._loggers, self._folder, start), self._refused)))
         self._timeline = enter(usage.measured(device))
         self._terminal = enter(closing(Terminal(start, self._length.total)))
 
@@ -150,18 +151,18 @@ class Report:
         with self._spared():
             self._line(window.step, window.steps, columns, marks)
 
-    def recipe(self, text: str) -> None:
-        """The run's, in YAML."""
+    def recipe(self, text: str, settings: Mapping[str, Setting]) -> None:
+        """The run's, in YAML and by its keys."""
         if self._enabled:
             with self._spared():
-                self._logger.recipe(text)
+                self._board.recipe(text, settings)
 
     def identities(
         self, step: int, vectors: NDArray[np.float32], names: list[str], faces: list[Pixels]
     ) -> None:
         """Embeddings [n, D] after `step` steps, the identity and the face of each."""
         with self._spared():
-            self._logger.embeddings(step, vectors, names, faces)
+            self._board.embeddings(step, vectors, names, faces)
 
     def picture(self, name: str, pixels: Pixels, step: int) -> None:
         """For TensorBoard, of what step `step` works on."""
@@ -223,6 +224,7 @@ class Report:
         verification = self._history.verification or [{}]
         content = {
             "steps": step,
+            "environment": versions.versions(self._device) | {"device": versions.described(self._device)},
             "seconds": self.seconds,
             "images_per_second": taken * self._length.batch / self._training_seconds if taken else None,
             "loss": self._history.loss,
@@ -249,11 +251,14 @@ class Report:
         try:
             yield
         except OSError as error:
-            if not self._full:
-                self._full = True
-                self._terminal.say(
-                    f"{error.filename or self._folder}: {error.strerror}; training goes on without"
-                )
+            self._refused(error)
+
+    def _refused(self, error: OSError) -> None:
+        if not self._full:
+            self._full = True
+            self._terminal.say(
+                f"{error.filename or self._folder}: {error.strerror or error}; training goes on without"
+            )
 
     def _line(
         self, step: int, kept: Sequence[Metrics], columns: Sequence[Sequence[float]], marks: usage.Marks

@@ -51,7 +51,7 @@ def train(config: Config, ranks: Ranks, stop: StopRequest | None = None) -> Run:
         with comm.fail_on_all_ranks(ranks):
             report = _report(run, provenance)
         with report:
-            report.recipe(provenance.in_words())
+            report.recipe(provenance.in_words(), settings_of(run.config))
             _introduce(run, report, found, provenance)
             saving = Saving(run, checkpoints, provenance.about(), report.saved)
             _train(run, report, saving, stop or StopRequest())
@@ -238,6 +238,7 @@ def _report(run: Run, provenance: Provenance) -> Report:
         every=run.config.report.every,
         device=run.ranks.device,
         enabled=run.ranks.first,
+        loggers=run.config.report.loggers,
         health=run.health.numbers,
         problem=lambda numbers, step: problem_of(numbers, step, run.config.train.max_skipped),
     )

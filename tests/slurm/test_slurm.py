@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -181,6 +182,40 @@ def lives(log: str) -> list[int]:
     stopped = [int(step) for step in re.findall(r"stopped by SIG\w+ at step (\d+) of 200: saved", log)]
     assert [int(step) for step in re.findall(r"going on from .*, at step (\d+) of 200", log)] == stopped
     return stopped
+
+
+OTHER_CODE = """
+import socket
+import sys
+if socket.gethostname() == "n2" and "partialfc.doctor" in sys.orig_argv:
+    sys.path.insert(0, OTHER)
+"""
+
+
+@pytest.mark.slurm
+def test_the_doctor_names_a_node_with_another_version_of_the_package(cluster, folder):
+    other = folder / "other"
+    shutil.copytree(ROOT / "partialfc", other / "partialfc", ignore=shutil.ignore_patterns("__pycache__"))
+    with (other / "partialfc/errors.py").open("a") as source:
+        source.write("# of another version\n")
+    (folder / "sitecustomize.py").write_text(OTHER_CODE.replace("OTHER", repr(str(other))))
+    asked = ["-m", "partialfc", "doctor", "--ranks", "1", "recipe.yaml", *SETTINGS, "output=output"]
+    command = [
+        *("sbatch", "--parsable", "--wait", "--nodes=2", "--ntasks-per-node=1", "--output=log"),
+        f"--wrap={shlex.join([sys.executable, *asked])}",
+    ]
+    subprocess.run(
+        command, check=False, cwd=folder, env=cluster | {"PYTHONPATH": str(folder)}, timeout=150,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    log = (folder / "log").read_text()
+    told = re.search(
+        r"PROBLEM rank 1 on n2 has partialfc \S+ \((\w+)\); rank 0 on n1 has partialfc \S+ \((\w+)\)", log
+    )
+    assert told and told[1] != told[2], log
+    assert "sharded equals dense" in log and "n1: 1 rank(s) on cpu" in log and "1 problem(s), after" in log, (
+        log
+    )
 
 
 @pytest.mark.slurm

@@ -1,14 +1,34 @@
 """Where a run is shown: one module for each kind, behind the same methods."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from partialfc.errors import InputError
 from partialfc.monitoring.loggers.logger import Logger
 
 
-def opened(folder: Path, start: int) -> Logger:
-    """The loggers of the run in `folder`, which goes on from step `start`."""
-    from partialfc.monitoring.loggers.tensorboard import (
-        TensorBoard,  # here: it takes a second, on one rank of many
-    )
+def opened(names: Sequence[str], folder: Path, start: int) -> list[Logger]:
+    """The loggers of the run in `folder`, which goes on from step `start`. InputError where one is not installed."""
+    try:
+        return [_opened(name, folder, start) for name in dict.fromkeys(names)]
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"report.loggers: {error.name} is not installed; wanted: pip install {error.name}"
+        ) from None
 
-    return TensorBoard(folder / "tensorboard", start)
+
+def _opened(name: str, folder: Path, start: int) -> Logger:
+    # Imported here: each takes a second or more, and one rank of many needs it.
+    match name:
+        case "wandb":
+            from partialfc.monitoring.loggers.wandb import Wandb
+
+            return Wandb(folder)
+        case "mlflow":
+            from partialfc.monitoring.loggers.mlflow import Mlflow
+
+            return Mlflow(folder)
+        case _:
+            from partialfc.monitoring.loggers.tensorboard import TensorBoard
+
+            return TensorBoard(folder / "tensorboard", start)

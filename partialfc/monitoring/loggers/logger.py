@@ -1,6 +1,8 @@
 """What everything that shows a run can do."""
 
+import uuid
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -28,11 +30,19 @@ class Logger(Protocol):
     ) -> None:
         """Show embeddings [n, D] with the name and the face [H, H, 3] of each, where such can be shown."""
 
-    def recipe(self, text: str) -> None:
-        """Show the run's recipe, in YAML."""
+    def recipe(self, text: str, settings: Mapping[str, Setting]) -> None:
+        """Show the run's recipe, in YAML and by its keys."""
 
     def outcome(self, settings: Mapping[str, Setting], scores: Mapping[str, float]) -> None:
         """Show what came of which settings, at the end."""
 
     def close(self) -> None:
         """Bring everything to where it is kept."""
+
+
+def identity_of(folder: Path, kind: str) -> str:
+    """Which run of a tracker's the run in `folder` is: drawn once, kept there in a file of that kind."""
+    path = folder / f"{kind}_run"
+    if not path.exists():
+        path.write_text(uuid.uuid4().hex[:16])
+    return path.read_text().strip()

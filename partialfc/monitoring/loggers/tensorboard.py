@@ -1,5 +1,6 @@
 """TensorBoard."""
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path, start: int) -> None:
+        _keep_quiet_of_what_is_told()
         self._writer = SummaryWriter(str(folder), purge_step=start + 1)
         self._writer.add_custom_scalars(_CHARTS)
 
@@ -59,7 +61,7 @@ class TensorBoard:
         sprites = torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2).float() / 255
         self._writer.add_embedding(vectors, names, sprites, step, "identities")
 
-    def recipe(self, text: str) -> None:
+    def recipe(self, text: str, settings: Mapping[str, Setting]) -> None:
         """See Logger: the page "text"."""
         indented = "\n".join(f"    {line}" for line in text.splitlines())  # Markdown's block of code
         self._writer.add_text("recipe", indented)
@@ -75,3 +77,15 @@ class TensorBoard:
     def close(self) -> None:
         """See Logger."""
         self._writer.close()
+
+
+def _keep_quiet_of_what_is_told() -> None:
+    """Where a disk is full, the writer's thread ends with a traceback; its next call raises the same error, which is told."""
+    before = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        of_writer = type(arguments.thread).__name__ == "_AsyncWriterThread"
+        if not (of_writer and issubclass(arguments.exc_type, OSError)):
+            before(arguments)
+
+    threading.excepthook = hook

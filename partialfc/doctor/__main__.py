@@ -1,0 +1,31 @@
+"""One rank of `partialfc doctor`."""
+
+import argparse
+from collections.abc import Sequence
+
+from partialfc.config import load_config
+from partialfc.doctor.examination import examined
+from partialfc.runtime import comm
+from partialfc.runtime.errors import end_at_once, exit_on_defect, exit_on_input_error
+from partialfc.runtime.process.parent import end_with_launcher, tidy_up_quietly
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Examine from the command line; exit code 1 where something is wrong."""
+    parser = argparse.ArgumentParser(description="Examine the machines for a recipe.")
+    parser.add_argument("recipe")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    options = parser.parse_args(arguments)
+    end_with_launcher()
+    tidy_up_quietly()
+    with exit_on_defect(), exit_on_input_error():
+        config = load_config(options.recipe, options.overrides)
+        with comm.join(config.device) as ranks:
+            problems = examined(config, ranks)
+            comm.barrier(ranks.host)  # the launcher ends all when one has ended: not before all is said
+            if problems:
+                end_at_once(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""What a run does, tried for a moment: the head, the pack, the output's folder, some steps, a checkpoint."""
+
+import shutil
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from torch.distributed.tensor import DTensor
+from torch.nn.functional import cross_entropy, normalize
+
+from partialfc.config import Config, CosFace, HeadConfig, Sgd
+from partialfc.data import RecordDataset, synthetic
+from partialfc.doctor.finding import Finding
+from partialfc.errors import InputError
+from partialfc.head import PartialFC
+from partialfc.head.active_rows import CENTERS
+from partialfc.runtime import comm
+from partialfc.runtime.checkpoint import Checkpoints
+from partialfc.runtime.comm import Ranks
+from partialfc.runtime.process.occupancy import occupied
+from partialfc.training.loop import train_step
+from partialfc.training.run import Run, build_run
+
+_CLASSES, _WIDTH, _BATCH = 1009, 64, 32  # of a small head; the classes do not divide
+_CLOSE = 1e-4
+_READ = 256  # images of the pack
+_FEW, _MOST, _PATIENCE = (
+    3,
+    20,
+    20.0,
+)  # steps at least and at most, and the seconds after which there are no more
+
+
+def head(config: Config, ranks: Ranks) -> Finding:
+    """Loss and gradient of a small head, split across the ranks, against the dense formula in double precision."""
+    share = -(-_BATCH // ranks.size)
+    draws = torch.Generator().manual_seed(0)
+    everyones = torch.randn(share * ranks.size, _WIDTH, generator=draws)
+    labels = torch.randint(_CLASSES, (len(everyones),), generator=draws)
+    margin = CosFace(scale=16, margin=0.2)
+    tried = PartialFC(
+        _CLASSES, _WIDTH, margin, config=HeadConfig(products="float32"), optim=Sgd(), device=ranks.device, group=ranks.group,
+    )  # fmt: skip
+    mine = slice(ranks.rank * share, (ranks.rank + 1) * share)
+    local = everyones[mine].to(ranks.device).requires_grad_()
+    loss = tried(local, tried.prepare(labels, 0))
+    loss.backward()
+    assert local.grad is not None
+    centers = tried.state_dict()[CENTERS]
+    whole = (centers.full_tensor() if isinstance(centers, DTensor) else centers).double().cpu()
+    dense = everyones.double().requires_grad_()
+    cosines = normalize(dense) @ normalize(whole).T
+    cosines[torch.arange(len(labels)), labels] -= margin.margin
+    expected = cross_entropy(margin.scale * cosines, labels)
+    (gradient,) = torch.autograd.grad(expected, dense)
+    off = abs(loss.item() - expected.item()) / expected.item()
+    gradient_off = float((local.grad.cpu() - gradient[mine]).abs().max() / gradient.abs().max())
+    worst = [max(it) for it in zip(*comm.of_all_ranks((off, gradient_off), ranks.host), strict=True)]
+    said = f"sharded equals dense: loss to {worst[0]:.0e}, gradient to {worst[1]:.0e}"
+    return (
+        Finding([said]) if max(worst) < _CLOSE else Finding([], [f"not what the dense formula gives: {said}"])
+    )
+
+
+def pack(config: Config, ranks: Ranks) -> Finding:
+    """Some images of the pack, at random, read by each rank."""
+    folder = Path(config.data.path)
+    with comm.fail_on_all_ranks(ranks):
+        if config.data.synthetic is not None:
+            synthetic.ensure(folder, config.data.synthetic)
+        dataset = RecordDataset(folder, config.backbone.input_size, reader=config.data.reader)
+    chosen = np.random.default_rng(ranks.rank).integers(len(dataset), size=min(_READ, len(dataset)))
+    began, damaged = time.perf_counter(), []
+    for index in chosen:
+        try:
+            _ = dataset[int(index)]
+        except InputError as error:
+            damaged.append(str(error))
+    taken = time.perf_counter() - began
+    found = comm.of_all_ranks((len(chosen) / taken, damaged), ranks.host)
+    slowest = min(speed for speed, _ in found)
+    counts = f"{len(dataset)} images of {dataset.num_classes} identities"
+    lines = [
+        f"{folder}: {counts}; {len(chosen)} read at random, {slowest:.0f} images/s by one process at least"
+    ]
+    problems = [told for _, every in found for told in every]
+    if problems and config.data.on_corrupt == "skip":
+        return Finding([*lines, f"{len(problems)} cannot be read; others will take their place"])
+    return Finding(lines, problems)
+
+
+def output(config: Config, ranks: Ranks) -> Finding:
+    """Whether every rank sees the folder of the run, and no other run is at work there."""
+    with occupied(Path(config.output), ranks):
+        return Finding([f"{config.output}: all ranks see it, and no other run is at work there"])
+
+
+def steps(config: Config, ranks: Ranks) -> Finding:
+    """Some steps of the run itself, and its checkpoint, in a folder of its own, which is gone afterwards."""
+    folder = Path(config.output, ".doctor")
+    with comm.fail_on_all_ranks(ranks):
+        run = build_run(msgspec.structs.replace(config, output=str(folder)), ranks)
+    try:
+        taken, seconds = _taken(run)
+        speed = taken * config.train.batch / seconds
+        whole = timedelta(seconds=round(seconds / taken * run.last_step))
+        lines = [
+            f"{taken} steps: {speed:.0f} images/s; the run's {run.last_step} steps take {whole}, evaluations apart",
+            _saved_and_read(run, folder),
+        ]
+    finally:
+        comm.barrier(ranks.host)
+        if ranks.first:
+            shutil.rmtree(folder, ignore_errors=True)
+    return Finding(lines)
+
+
+def _taken(run: Run) -> tuple[int, float]:
+    """How many steps were taken, and their seconds on the first rank; without the first two, which are slower."""
+    began = time.perf_counter()
+    first, taken = began, 0
+    for batch in run.loader.batches(0, min(_MOST, run.last_step)):
+        train_step(run, batch, run.head.prepare(batch.labels, run.step))
+        run.step += 1
+        if run.ranks.device.type == "cuda":
+            torch.cuda.synchronize(run.ranks.device)
+        if run.step == min(2, run.last_step - 1):
+            first = time.perf_counter()
+        taken = run.step - min(2, run.last_step - 1)
+        enough = taken >= _FEW and time.perf_counter() - began > _PATIENCE
+        if comm.of_first_rank(enough, run.ranks.host):
+            break
+    return taken, comm.of_first_rank(time.perf_counter() - first, run.ranks.host)
+
+
+def _saved_and_read(run: Run, folder: Path) -> str:
+    """Saves the run, verifies what was written, and reads it back."""
+    checkpoints = Checkpoints(folder / "checkpoints", keep=1, ranks=run.ranks)
+    began = time.perf_counter()
+    streamed = {f"head.{name}": rows for name, rows in run.head.freeze().items()}
+    checkpoints.save(run.step, run.state(), {}, seconds=0.0, streamed=streamed)
+    outcome = checkpoints.wait()
+    comm.raise_first(outcome.problem if outcome else None, run.ranks)
+    written = time.perf_counter() - began
+    found = checkpoints.to_resume("auto")
+    assert found is not None, "it was saved"
+    run.restore(checkpoints, found)
+    read = time.perf_counter() - began - written
+    size = comm.of_first_rank(sum(it.stat().st_size for it in found.path.iterdir()) / 2**20, run.ranks.host)
+    return (
+        f"a checkpoint of {size:.1f} MiB: written in {written:.2f} s, verified and read back in {read:.2f} s"
+    )

@@ -1,0 +1,67 @@
+"""Weights & Biases. Project, server and WANDB_MODE (offline, where there is no network) are by its own environment."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from partialfc.data.images import Pixels
+from partialfc.monitoring.loggers.logger import Setting, identity_of
+
+_STEP = "step"
+
+
+class Wandb:
+    """See Logger. A run that goes on is the same run there.
+
+    folder: that of the run, in which its own files are kept.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import wandb
+
+        self._wandb = wandb
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "partialfc"),
+            name=folder.resolve().name,
+            id=identity_of(folder, "wandb"),
+            resume="allow",
+            dir=str(folder),
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+        # Its own count of steps only rises: a run that goes on from a checkpoint may begin before the last one.
+        self._run.define_metric("*", step_metric=_STEP)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """See Logger."""
+        self._run.log({_STEP: step, **values})
+
+    def histogram(self, step: int, name: str, values: NDArray[np.floating]) -> None:
+        """See Logger."""
+        self._run.log({_STEP: step, name: self._wandb.Histogram(values.tolist())})
+
+    def picture(self, step: int, name: str, pixels: Pixels) -> None:
+        """See Logger."""
+        self._run.log({_STEP: step, name: self._wandb.Image(pixels)})
+
+    def embeddings(
+        self, step: int, vectors: NDArray[np.float32], names: list[str], faces: list[Pixels]
+    ) -> None:
+        """See Logger: a table, of which its page makes a projection."""
+        columns: list[str | int] = ["identity", *(f"component {place}" for place in range(vectors.shape[1]))]
+        rows = [[name, *vector.tolist()] for name, vector in zip(names, vectors, strict=True)]
+        self._run.log({_STEP: step, "identities": self._wandb.Table(columns=columns, data=rows)})
+
+    def recipe(self, text: str, settings: Mapping[str, Setting]) -> None:
+        """See Logger: the run's config."""
+        self._run.config.update(dict(settings), allow_val_change=True)
+
+    def outcome(self, settings: Mapping[str, Setting], scores: Mapping[str, float]) -> None:
+        """See Logger: the run's summary."""
+        self._run.summary.update(dict(scores))
+
+    def close(self) -> None:
+        """See Logger."""
+        self._run.finish()

@@ -1,0 +1,44 @@
+"""What a program runs with."""
+
+import hashlib
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import partialfc
+
+
+def versions(device: torch.device) -> dict[str, str]:
+    """By name, as this process sees them; that of the package with a digest of its code."""
+    own = {
+        "partialfc": f"{partialfc.__version__} ({_digest()})",
+        "Python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+    }
+    return own | ({"CUDA": str(torch.version.cuda), "NCCL": _nccl()} if device.type == "cuda" else {})
+
+
+def described(device: torch.device) -> str:
+    """What a device is, in words."""
+    if device.type != "cuda":
+        return f"cpu with {torch.get_num_threads()} thread(s)"
+    known = torch.cuda.get_device_properties(device)
+    return f"{known.name}, {known.total_memory / 2**30:.0f} GiB"
+
+
+def _nccl() -> str:
+    version: Callable[[], Any] = torch.cuda.nccl.version
+    return ".".join(map(str, version()))
+
+
+def _digest() -> str:
+    folder = Path(partialfc.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    return digest.hexdigest()[:8]

@@ -1,0 +1,111 @@
+"""What the doctor finds on machines that are well, and what where something is planted."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from unittest import mock
+
+import msgspec
+import pytest
+import torch
+from faces import write_pack, write_pairs
+from runs import config_of
+
+from partialfc.config import Config
+from partialfc.doctor import examination, trial
+from partialfc.runtime import comm, versions
+from partialfc.runtime.process import occupancy
+
+
+def examined(config: Config, planted: str = "") -> tuple[list[str], str]:
+    """What a rank comes back with, and prints."""
+    ranks = comm.ranks_of(torch.device("cpu"))
+    places = {
+        "version": mock.patch.object(versions, "_digest", return_value=f"code{ranks.rank}"),
+        "head": mock.patch.object(trial, "_CLOSE", 0.0),
+        "": mock.patch.object(trial, "_PATIENCE", 0.0),
+    }
+    with redirect_stdout(StringIO()) as printed, places[planted]:
+        return examination.examined(config, ranks), printed.getvalue()
+
+
+@pytest.fixture
+def config(tmp_path) -> Config:
+    write_pack(tmp_path / "pack", 10, 6)
+    write_pairs(tmp_path / "pack/some.bin")
+    return config_of(tmp_path / "pack", tmp_path / "run")
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_nothing_is_wrong(ranks, config, world_size):
+    (problems, told), *others = ranks.run(world_size, examined, config)
+    assert not problems and all(it == ([], "") for it in others)
+    said = {line[:10].strip() for line in told.splitlines()}
+    assert {"versions", "devices", "network", "head", "pack", "output", "steps"} <= said
+    assert f"{world_size} rank(s) on cpu" in told and "60 images of 10 identities" in told
+    assert "sharded equals dense: loss to" in told and "images/s; the run's 30 steps take" in told
+    assert ("GB/s from each rank" in told) == (world_size > 1)
+    assert told.splitlines()[-1].startswith("nothing wrong, after 0:00:")
+    assert not Path(config.output, ".doctor").exists()
+
+
+def test_a_rank_with_other_code_is_named(ranks, config):
+    problems, told = ranks.run(2, examined, config, "version")[0]
+    (problem,) = problems
+    assert (
+        problem.startswith("versions: rank 1 on ")
+        and "(code1); rank 0 on " in problem
+        and "(code0)" in problem
+    )
+    assert "PROBLEM rank 1" in told and told.splitlines()[-1].startswith("1 problem(s), after")
+
+
+def test_a_head_that_is_not_the_formulas_is_a_problem(ranks, config):
+    problems, _ = ranks.run(2, examined, config, "head")[0]
+    assert [it.partition(": not what the dense formula gives")[0] for it in problems] == ["head"]
+
+
+def test_a_damaged_image_is_named_and_the_rest_is_looked_at(ranks, config):
+    records = Path(config.data.path, "train.rec")
+    first, *images = records.read_bytes().split(b"\xff\xd8\xff")
+    records.write_bytes(
+        b"\xff\xd8\xff".join([first, *images[:20]]) + b"".join(b"\0\0\0" + it for it in images[20:])
+    )
+    problems, told = ranks.run(2, examined, config)[0]
+    assert "sharded equals dense" in told and f"{len(problems)} problem(s), after" in told
+    assert any(re.match(r"pack: .*train.rec, key \d+: \d+ bytes that are no image", it) for it in problems), (
+        problems
+    )
+
+
+def test_a_pack_that_is_not_there(ranks, config):
+    shutil.rmtree(config.data.path)
+    problems, _ = ranks.run(2, examined, config)[0]
+    assert [it.split(":")[0] for it in problems] == ["pack", "steps"] and "no such folder" in problems[0]
+
+
+def test_an_output_at_which_another_run_works(ranks, config):
+    lock = occupancy._lock(Path(config.output), "token")
+    try:
+        problems, _ = ranks.run(1, examined, config)[0]
+    finally:
+        os.close(lock)
+    assert len(problems) == 1 and "is at work there" in problems[0]
+
+
+def test_from_the_command_line(config, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(json.dumps(msgspec.to_builtins(config)))
+    command = [sys.executable, "-m", "partialfc", "doctor", str(tmp_path / "recipe.yaml"), "--ranks", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=150)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert "2 rank(s) on cpu" in done.stdout and "nothing wrong" in done.stdout
+    done = subprocess.run(
+        [*command, "data.path=nowhere"], capture_output=True, text=True, check=False, timeout=150
+    )
+    assert done.returncode == 1 and "PROBLEM nowhere: no such folder" in done.stdout

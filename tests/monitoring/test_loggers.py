@@ -1,0 +1,127 @@
+"""Weights & Biases and MLflow beside TensorBoard, without a network."""
+
+import json
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+from runs import config_of, curve, refusal, trained, verification_of
+from wandb.proto import wandb_internal_pb2
+
+from partialfc.config import Config, load_config
+from partialfc.errors import InputError
+
+LOGGERS = ["tensorboard", "wandb", "mlflow"]
+
+
+def config_in(pack: Path, output: Path, **sections) -> Config:
+    sections = {"train": {"length": 6}, "checkpoint": {"every": 2}} | sections
+    return config_of(pack, output, report={"every": 1, "histograms": 3, "loggers": LOGGERS}, **sections)
+
+
+def offline(config: Config, stop: int | None = None) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")
+        patch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+        trained(config, stop, True)
+
+
+@pytest.fixture(scope="module")
+def run(ranks, pack, tmp_path_factory) -> Path:
+    """One that died and went on, on two ranks."""
+    output = tmp_path_factory.mktemp("runs") / "mine"
+    ranks.run(2, offline, config_in(pack, output), 5)
+    ranks.run(2, offline, config_in(pack, output))
+    return output
+
+
+def told_wandb(run: Path) -> list[wandb_internal_pb2.Record]:
+    """What stands in its files, the oldest first."""
+    paths = sorted(run.glob("wandb/offline-run-*/run-*.wandb"))
+    return [
+        wandb_internal_pb2.Record.FromString(it) for path in paths for it in records_of(path.read_bytes())
+    ]
+
+
+def records_of(content: bytes) -> Iterator[bytes]:
+    """LevelDB's log format, after a header of 7 bytes: parts with checksum, length and kind, in blocks of 32 KiB."""
+    place, record = 7, b""
+    while place + 7 <= len(content):
+        if 32768 - place % 32768 < 7:
+            place += 32768 - place % 32768
+            continue
+        length, kind = struct.unpack_from("<HB", content, place + 4)
+        record += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield record
+            record = b""
+
+
+def test_wandb_has_the_runs_numbers_config_and_scores(run):
+    records = told_wandb(run)
+    rows = [
+        {
+            item.nested_key[0] if item.nested_key else item.key: json.loads(item.value_json)
+            for item in it.history.item
+        }
+        for it in records
+        if it.HasField("history")
+    ]
+    losses = {row["step"]: row["loss/loss"] for row in rows if "loss/loss" in row}
+    assert [losses[step] for step in range(1, 7)] == pytest.approx(curve(run))
+    accuracy = {
+        row["step"]: row["verification/unseen/accuracy"]
+        for row in rows
+        if "verification/unseen/accuracy" in row
+    }
+    assert accuracy[6] == verification_of(run, 6)["unseen"]["accuracy"]
+    assert {it.run.run_id for it in records if it.HasField("run")} == {(run / "wandb_run").read_text()}
+    assert {it.run.display_name for it in records if it.HasField("run")} == {"mine"}
+    settings = {
+        item.key: item.value_json for it in records if it.HasField("run") for item in it.run.config.update
+    }
+    settings |= {
+        item.key: item.value_json for it in records if it.HasField("config") for item in it.config.update
+    }
+    assert settings["margin.sigma"] == "0.05" and settings["train.length"] == "6"
+
+
+def test_mlflow_has_the_runs_numbers_parameters_and_pictures(run, monkeypatch):
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    client = mlflow.MlflowClient((run.parent / "mlruns").as_uri())
+    experiment = client.get_experiment_by_name("partialfc")
+    (found,) = client.search_runs([experiment.experiment_id])  # the one that went on is the one that died
+    history = client.get_metric_history(found.info.run_id, "loss/loss")
+    assert {it.step: it.value for it in history} == pytest.approx(dict(enumerate(curve(run), 1)))
+    assert found.info.run_name == "mine" and found.info.status == "FINISHED"
+    assert found.data.params["margin.sigma"] == "0.05" and "verification/unseen/auc" in found.data.metrics
+    artifacts = {it.path for it in client.list_artifacts(found.info.run_id)}
+    assert {"recipe.yaml", "verification", "faces"} <= artifacts
+
+
+def test_tensorboard_stays_beside_them(run):
+    assert list((run / "tensorboard").glob("events.*"))
+
+
+def without(config: Config) -> str:
+    sys.modules["wandb"] = None
+    try:
+        return refusal(config)
+    finally:
+        del sys.modules["wandb"]
+
+
+def test_a_logger_that_is_not_installed_is_refused(ranks, pack, tmp_path):
+    told = ranks.run(2, without, config_in(pack, tmp_path / "run"))
+    assert set(told) == {"report.loggers: wandb is not installed; wanted: pip install wandb"}
+
+
+def test_an_unknown_one_is_refused():
+    with pytest.raises(
+        InputError, match=r"report.loggers.0: 'wandbb', wanted one of .*; did you mean wandb\?"
+    ):
+        load_config("quickstart", ["report.loggers=[wandbb]"])
