@@ -20,6 +20,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 if [ ! -d "$root/partialfc" ]; then # sbatch runs a copy
   script=$(scontrol show job "${SLURM_JOB_ID:?launch.sh stands in the repository}" | sed -n 's/^ *Command=\([^ ]*\).*/\1/p')
   root=$(dirname "$script")
+  [ -d "$root/partialfc" ] || root=${SLURM_SUBMIT_DIR:?}
 fi
 usage() {
   sed -n '/^#   usage:/,/--setup/s/^#   //p' "$root/launch.sh"

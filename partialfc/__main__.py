@@ -20,11 +20,12 @@ OLD_NAMES = {
 _INTERRUPTED = 130  # as a shell tells it
 # By library: the extra of the package that brings it. All others come with the package, or with [train].
 _EXTRAS = {
+    "huggingface_hub": "export",
     "lmdb": "lmdb",
     "msgpack": "lmdb",
     "onnx": "export",
-    "onnxscript": "export",
     "onnxruntime": "export",
+    "onnxscript": "export",
 }
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from partialfc.__main__ import _EXTRAS
+
 ROOT = Path(__file__).parents[1]
 SMALL = [
     "data.synthetic.identities=20",
@@ -71,3 +73,9 @@ def test_what_is_pinned_is_what_the_package_asks_for():
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     pinned = {line.split("==")[0].replace("_", "-") for line in lines if not line.startswith("#")}
     assert names == pinned
+
+
+def test_a_library_that_is_missing_is_named_with_its_extra():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    expected = {name.replace("-", "_"): extra for extra in ("export", "lmdb") for name in extras[extra]}
+    assert expected == _EXTRAS

@@ -69,22 +69,33 @@ class Job:
     """A job of two nodes that runs launch.sh."""
 
     def __init__(
-        self, cluster: dict[str, str], log: Path, *arguments: object, options: tuple[str, ...] = ()
+        self,
+        cluster: dict[str, str],
+        log: Path,
+        *arguments: object,
+        options: tuple[str, ...] = (),
+        folder: Path = ROOT,
     ) -> None:
-        self._cluster, self._log = cluster, log
+        self._cluster, self._log, self._folder = cluster, log, folder
         self.number = self._called(
             "sbatch",
             "--parsable",
             "--nodes=2",
             f"--output={log}",
             *options,
-            "launch.sh",
+            str(ROOT / "launch.sh"),
             *map(str, arguments),
         ).strip()
 
     def _called(self, *command: str) -> str:
         done = subprocess.run(
-            command, check=True, capture_output=True, text=True, env=self._cluster, cwd=ROOT, timeout=60
+            command,
+            check=True,
+            capture_output=True,
+            text=True,
+            env=self._cluster,
+            cwd=self._folder,
+            timeout=60,
         )
         return done.stdout
 
@@ -138,10 +149,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slurm
-def test_a_job_on_two_nodes_trains(cluster, folder):
+def test_a_job_on_two_nodes_trains_from_any_folder(cluster, folder):
+    """Its paths are relative to where it was submitted."""
     output = folder / "output"
-    arguments = ["--ranks", 1, folder / "recipe.yaml", *SETTINGS, f"output={output}"]
-    ended = job(cluster, folder / "log", *arguments)
+    arguments = ["--ranks", 1, "recipe.yaml", *SETTINGS, "output=output"]
+    ended = Job(cluster, folder / "log", *arguments, folder=folder).wait(*ENDED)
     log = (folder / "log").read_text()
     assert ended == ("COMPLETED", "0:0"), log
     assert "on 2 rank(s) of n1, n2" in log and "step 6/6" in log
