@@ -17,8 +17,8 @@ class External(nn.Module):
 
 
 def python_network(target: str, arguments: dict[str, Any]) -> nn.Module:
-    """An instance of the class that `target`, module:Class, names. InputError where there is none, or it is no nn.Module:
-    nothing else is called, whatever a recipe or a checkpoint names.
+    """An instance of the class that `target`, module:Class, names, made with `arguments`. InputError where there is none, or
+    it is no nn.Module: nothing else is called, whatever a recipe or a checkpoint names.
     """
     module_name, _, name = target.partition(":")
     try:
@@ -58,7 +58,9 @@ def timm_network(model: str, input_size: int, embedding: int, dropout: float, pr
 
 
 def checked(network: nn.Module, input_size: int, embedding: int, place: str) -> External:
-    """The network itself, once two images went through. InputError where that gives no embeddings of the width wanted."""
+    """The network itself, once two images [2, 3, input_size, input_size] went through. InputError, which names the place,
+    where that gives no [2, embedding].
+    """
     images = torch.zeros(2, 3, input_size, input_size)
     network.eval()
     try:

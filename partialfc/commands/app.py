@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from partialfc import __version__
-from partialfc.commands import checks, curves, networks, packs, recipes, settings, training
+from partialfc.commands import checks, networks, packs, recipes, runs, settings, training
 
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "Train": (
@@ -16,8 +16,8 @@ GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
         training.doctor,
         checks.check,
         settings.settings,
-        curves.plot,
-        curves.report,
+        runs.plot,
+        runs.report,
     ),
     "Packs of faces": (packs.pack, packs.pairs, packs.inspect, packs.unpack, packs.merge, packs.split),
     "Use what was trained": (networks.evaluate, networks.embed, networks.compare, networks.export),

@@ -8,14 +8,14 @@ _LOOKED_AT = 2000  # images at most: a pack may hold many millions
 
 
 def some_identities(dataset: RecordDataset, count: int = 20, images: int = 10) -> list[tuple[Pixels, str]]:
-    """Faces and the classes' numbers: up to `images` of each of up to `count` identities, those with the most among the first
-    images of the pack. An image that cannot be read is left out.
+    """Faces, uint8 RGB [H, H, 3], and their classes' numbers: up to `images` of each of up to `count` identities, those with
+    the most among the first images of the pack. What cannot be read is left out.
     """
     by_class: dict[int, list[Pixels]] = {}
     for index in range(min(_LOOKED_AT, len(dataset))):
         try:
             face, label = dataset[index]
-        except InputError:
+        except (InputError, OSError):  # a run that is through does not end for a picture
             continue
         known = by_class.setdefault(label, [])
         if len(known) < images:

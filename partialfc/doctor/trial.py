@@ -19,7 +19,7 @@ from partialfc.head import PartialFC
 from partialfc.head.active_rows import CENTERS
 from partialfc.runtime import comm
 from partialfc.runtime.checkpoint import Checkpoints
-from partialfc.runtime.comm import Ranks
+from partialfc.runtime.comm import CollectiveInputError, Ranks
 from partialfc.runtime.process.occupancy import occupied
 from partialfc.training.loop import train_step
 from partialfc.training.run import Run, build_run
@@ -50,7 +50,8 @@ def head(config: Config, ranks: Ranks) -> Finding:
     loss.backward()
     assert local.grad is not None
     centers = tried.state_dict()[CENTERS]
-    whole = (centers.full_tensor() if isinstance(centers, DTensor) else centers).double().cpu()
+    own = (centers.to_local() if isinstance(centers, DTensor) else centers).cpu().numpy()
+    whole = torch.from_numpy(np.concatenate(comm.of_all_ranks(own, ranks.host))).double()
     dense = everyones.double().requires_grad_()
     cosines = normalize(dense) @ normalize(whole).T
     cosines[torch.arange(len(labels)), labels] -= margin.margin
@@ -104,18 +105,28 @@ def steps(config: Config, ranks: Ranks) -> Finding:
     with comm.fail_on_all_ranks(ranks):
         run = build_run(msgspec.structs.replace(config, output=str(folder)), ranks)
     try:
-        taken, seconds = _taken(run)
-        speed = taken * config.train.batch / seconds
-        whole = timedelta(seconds=round(seconds / taken * run.last_step))
-        lines = [
-            f"{taken} steps: {speed:.0f} images/s; the run's {run.last_step} steps take {whole}, evaluations apart",
-            _saved_and_read(run, folder),
-        ]
-    finally:
-        comm.barrier(ranks.host)
-        if ranks.first:
-            shutil.rmtree(folder, ignore_errors=True)
+        lines = [_speed(run), _saved_and_read(run, folder)]
+    except CollectiveInputError:
+        _removed(folder, ranks)
+        raise
+    _removed(folder, ranks)
     return Finding(lines)
+
+
+def _removed(folder: Path, ranks: Ranks) -> None:
+    """Called by all ranks: one that meets a defect ends at once, and waits for nobody."""
+    comm.barrier(ranks.host)
+    if ranks.first:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _speed(run: Run) -> str:
+    taken, seconds = _taken(run)
+    if not taken:
+        return "train.length: no steps to be tried"
+    speed = taken * run.config.train.batch / seconds
+    whole = timedelta(seconds=round(seconds / taken * run.last_step))
+    return f"{taken} steps: {speed:.0f} images/s; the run's {run.last_step} steps take {whole}, evaluations apart"
 
 
 def _taken(run: Run) -> tuple[int, float]:

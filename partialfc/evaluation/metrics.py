@@ -22,9 +22,7 @@ def pair_accuracy(similarity: Similarities, same: Same, folds: int = 10) -> tupl
     midpoint between neighbouring similarities is a candidate; of several best ones, the median is taken.
     """
     fold = _folds(len(same), folds)
-    right = _told_right(similarity, same, fold)
-    accuracies = [np.mean(right[fold == one]) for one in range(folds)]
-    return float(np.mean(accuracies)), float(np.std(accuracies))
+    return _over_folds(_told_right(similarity, same, fold), fold)
 
 
 def roc(similarity: Similarities, same: Same) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -72,7 +70,9 @@ def verify(similarities: ArrayLike, same: ArrayLike) -> dict[str, float]:
         )
     if not np.isfinite(similarity).all():
         raise InputError("similarities that are not finite")
-    accuracy, deviation = pair_accuracy(similarity, truth)
+    fold = _folds(len(truth), 10)
+    right = _told_right(similarity, truth, fold)
+    accuracy, deviation = _over_folds(right, fold)
     threshold = _best_threshold(similarity, truth)
     different = similarity[~truth]
     found = {
@@ -86,7 +86,7 @@ def verify(similarities: ArrayLike, same: ArrayLike) -> dict[str, float]:
         "threshold": threshold,
         "threshold_far": float(np.mean(different > threshold)) if len(different) else 0.0,
     }
-    return found | _intervals(similarity, truth)
+    return found | _intervals(similarity, truth, right)
 
 
 def headings(scores: Mapping[str, float]) -> list[str]:
@@ -127,21 +127,20 @@ def _written(far: float) -> str:
     return f"1e-{round(-math.log10(far))}"
 
 
-def _intervals(similarity: Similarities, same: Same) -> dict[str, float]:
+def _intervals(similarity: Similarities, same: Same, right: Same) -> dict[str, float]:
     """The percentiles 2.5 and 97.5 of the scores of sets of as many pairs, drawn with replacement; thresholds of the
-    accuracy stay those of the whole set.
+    accuracy stay those of the whole set. right: see _told_right.
     """
     order = np.argsort(-similarity, kind="stable")
-    right = _told_right(similarity, same, _folds(len(same), 10))[order]
     ends = np.flatnonzero(np.diff(similarity[order], append=-np.inf))  # the last of each run of equals
-    truth, count = same[order], len(same)
+    truth, told, count = same[order], right[order], len(same)
     draws = np.random.default_rng(0)
     found: dict[str, list[float]] = {}
     for _ in range(max(_FEWEST_DRAWS, min(_DRAWS, _DRAWN_PAIRS // count))):
         times = np.bincount(draws.integers(count, size=count), minlength=count)
         true, false = (np.cumsum(times * kind)[ends] for kind in (truth, ~truth))
         all_true, all_false = max(1, true[-1]), max(1, false[-1])
-        found.setdefault("accuracy", []).append(float(times @ right) / count)
+        found.setdefault("accuracy", []).append(float(times @ told) / count)
         rates = np.concatenate([[0], true]) / all_true, np.concatenate([[0], false]) / all_false
         found.setdefault("auc", []).append(float(np.trapezoid(*rates)))
         for far in _measurable(int((~same).sum())):
@@ -157,6 +156,12 @@ def _intervals(similarity: Similarities, same: Same) -> dict[str, float]:
 
 def _folds(count: int, folds: int) -> NDArray[np.int64]:
     return np.arange(count) * folds // count
+
+
+def _over_folds(right: Same, fold: NDArray[np.int64]) -> tuple[float, float]:
+    """Mean and standard deviation over the folds of the share of pairs that were told right."""
+    accuracies = [np.mean(right[fold == one]) for one in range(int(fold[-1]) + 1)]
+    return float(np.mean(accuracies)), float(np.std(accuracies))
 
 
 def _told_right(similarity: Similarities, same: Same, fold: NDArray[np.int64]) -> Same:

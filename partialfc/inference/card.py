@@ -38,7 +38,7 @@ For faces that are cut out and aligned as those it was trained on (112 x 112 by 
 field): whether two of them show one person, and which of a gallery are most alike. It does not find or align faces, and
 says nothing of who is alive, consents, or is who they say. A threshold stands for a rate of errors on one set of people
 and pictures; on others the rate differs, and it differs between groups of people: measure it on your own before a
-decision hangs on it. {groups}The licence of the training images, which this package does not know, may limit its use.
+decision hangs on it. Scores by group of people were not measured. The licence of the training images, which this package does not know, may limit its use.
 
 ## Scores
 
@@ -91,7 +91,6 @@ def card_of(
         threshold=f" > {first['threshold']:.3f}" if "threshold" in first else "",
         cosine=cosine,
         checked=checked,
-        groups="" if _by_group(scores) else "Scores by group of people were not measured. ",
         scores=_table(scores),
         recipe=provenance.in_words().rstrip(),
     )
@@ -134,18 +133,13 @@ def _results(scores: dict[str, Scores]) -> list[EvalResult]:
             task_type="face-verification",
             dataset_type=name,
             dataset_name=name,
-            metric_type="accuracy" if metric == "accuracy" else metric,
+            metric_type=metric,
             metric_value=round(values[metric], 6),
             metric_name=metric,
         )
         for name, values in scores.items()
         for metric in headings(values)
     ]
-
-
-def _by_group(scores: dict[str, Scores]) -> bool:
-    """Whether there are the four sets of RFW, or scores that a set names by group."""
-    return any("/" in metric for values in scores.values() for metric in values)
 
 
 def _table(scores: dict[str, Scores]) -> str:

@@ -13,6 +13,7 @@ from partialfc.__main__ import OLD_NAMES, main
 from partialfc.commands.app import GROUPS
 from partialfc.config import load_config
 from partialfc.launching import launcher
+from partialfc.plan import DEVICES
 from partialfc.shipped import shipped
 
 ROOT = Path(__file__).parents[2]
@@ -171,6 +172,11 @@ def test_plan_is_what_train_with_plan_says(called, recipe):
     """./launch.sh RECIPE --plan."""
     first = called("plan", recipe, "--gpus", 2)
     assert first[0] == 0 and first == called("train", recipe, "--plan", "--gpus", 2)
+
+
+def test_plan_names_every_gpu_that_it_knows(called):
+    _, out, _ = called("plan", "--help")
+    assert all(re.search(rf"\b{name}\b", out) for name in DEVICES)
 
 
 def test_a_code_of_a_run_is_the_commands(called, recipe, monkeypatch):

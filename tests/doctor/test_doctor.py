@@ -17,6 +17,7 @@ import torch
 from faces import write_pack, write_pairs
 from runs import config_of
 
+from partialfc.__main__ import main
 from partialfc.config import Config
 from partialfc.doctor import examination, trial
 from partialfc.runtime import comm, versions
@@ -97,6 +98,30 @@ def test_an_output_at_which_another_run_works(ranks, config):
     finally:
         os.close(lock)
     assert len(problems) == 1 and "is at work there" in problems[0]
+
+
+def test_a_run_without_steps(ranks, config):
+    none = msgspec.structs.replace(config, train=msgspec.structs.replace(config.train, length=0))
+    problems, told = ranks.run(2, examined, none)[0]
+    assert not problems and "train.length: no steps to be tried" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["quikstart"], "recipe quikstart: no file, and none that ships; .*; did you mean quickstart?"),
+        (["quickstart", "train.batch=0"], "train.batch: expected int >= 1; found 0"),
+        (
+            ["quickstart", "--ranks", "5"],
+            "train.batch 64 in micro-batches of 32 cannot be dealt out to 5 ranks",
+        ),
+    ],
+)
+def test_a_recipe_that_is_none_is_refused_before_any_rank_starts(capfd, arguments, message):
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor", *arguments])
+    out, err = capfd.readouterr()
+    assert ended.value.code == 2 and not out and re.search(message, err) and err.count("\n") == 1, err
 
 
 def test_from_the_command_line(config, tmp_path):

@@ -5,14 +5,17 @@ import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import mlflow
 import pytest
+import wandb
 from runs import config_of, curve, refusal, trained, verification_of
 from wandb.proto import wandb_internal_pb2
 
 from partialfc.config import Config, load_config
 from partialfc.errors import InputError
+from partialfc.monitoring.loggers.logger import identity_of
 
 LOGGERS = ["tensorboard", "wandb", "mlflow"]
 
@@ -25,7 +28,6 @@ def config_in(pack: Path, output: Path, **sections) -> Config:
 def offline(config: Config, stop: int | None = None) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
-        patch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
         trained(config, stop, True)
 
 
@@ -108,16 +110,46 @@ def test_tensorboard_stays_beside_them(run):
 
 
 def without(config: Config) -> str:
-    sys.modules["wandb"] = None
-    try:
+    with mock.patch.dict(sys.modules, {"wandb": None}):
         return refusal(config)
-    finally:
-        del sys.modules["wandb"]
 
 
 def test_a_logger_that_is_not_installed_is_refused(ranks, pack, tmp_path):
     told = ranks.run(2, without, config_in(pack, tmp_path / "run"))
     assert set(told) == {"report.loggers: wandb is not installed; wanted: pip install wandb"}
+
+
+def without_key(config: Config) -> str:
+    def refuses(**settings: object) -> None:
+        raise wandb.errors.UsageError("No API key configured.\nUse `wandb login`")
+
+    with mock.patch.object(wandb, "init", refuses):
+        return refusal(config)
+
+
+def test_wandb_without_a_key_is_refused_in_one_line(ranks, pack, tmp_path):
+    told = ranks.run(1, without_key, config_in(pack, tmp_path / "run"))
+    assert told == [
+        "report.loggers: wandb: No API key configured. Use `wandb login`; wanted wandb login, or WANDB_MODE=offline"
+    ]
+
+
+def at_no_server(config: Config) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")
+        patch.setenv("MLFLOW_TRACKING_URI", "nonsense://nowhere")
+        return refusal(config)
+
+
+def test_a_server_of_mlflow_that_is_none_is_refused_in_one_line(ranks, pack, tmp_path):
+    (told,) = ranks.run(1, at_no_server, config_in(pack, tmp_path / "run"))
+    assert told.startswith("MLflow: ") and "nonsense" in told and "\n" not in told
+
+
+def test_a_run_that_begins_anew_is_another_one_there(tmp_path):
+    first = identity_of(tmp_path, "wandb", 0)
+    assert identity_of(tmp_path, "wandb", 5) == first == identity_of(tmp_path, "wandb", 7)
+    assert identity_of(tmp_path, "wandb", 0) != first
 
 
 def test_an_unknown_one_is_refused():

@@ -8,7 +8,9 @@ from partialfc.monitoring.loggers.logger import Logger
 
 
 def opened(names: Sequence[str], folder: Path, start: int) -> list[Logger]:
-    """The loggers of the run in `folder`, which goes on from step `start`. InputError where one is not installed."""
+    """The loggers of the run in `folder`, which goes on from step `start`. InputError where one is not installed,
+    or refuses the run; OSError where its server does.
+    """
     try:
         return [_opened(name, folder, start) for name in dict.fromkeys(names)]
     except ModuleNotFoundError as error:
@@ -23,11 +25,11 @@ def _opened(name: str, folder: Path, start: int) -> Logger:
         case "wandb":
             from partialfc.monitoring.loggers.wandb import Wandb
 
-            return Wandb(folder)
+            return Wandb(folder, start)
         case "mlflow":
             from partialfc.monitoring.loggers.mlflow import Mlflow
 
-            return Mlflow(folder)
+            return Mlflow(folder, start)
         case _:
             from partialfc.monitoring.loggers.tensorboard import TensorBoard
 

@@ -40,9 +40,11 @@ class Logger(Protocol):
         """Bring everything to where it is kept."""
 
 
-def identity_of(folder: Path, kind: str) -> str:
-    """Which run of a tracker's the run in `folder` is: drawn once, kept there in a file of that kind."""
+def identity_of(folder: Path, kind: str, start: int) -> str:
+    """Which run of a tracker's the run in `folder` is, which goes on from step `start`: drawn where it begins, kept in a
+    file of that kind.
+    """
     path = folder / f"{kind}_run"
-    if not path.exists():
+    if start == 0 or not path.exists():
         path.write_text(uuid.uuid4().hex[:16])
     return path.read_text().strip()

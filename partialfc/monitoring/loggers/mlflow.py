@@ -22,20 +22,25 @@ _AT_ONCE = 100  # parameters that it takes
 class Mlflow:
     """See Logger. A run that goes on is the same run there; it has no histograms and no embeddings.
 
-    folder: that of the run. What the server refuses is an OSError, which ends no run.
+    folder: that of the run; start: the step that it goes on from. What the server refuses is an OSError, which ends no run.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, start: int) -> None:
         import mlflow
 
         self._mlflow = mlflow
-        usual = (folder.resolve().parent / "mlruns").as_uri()
-        self._client = mlflow.MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", usual))
+        server = os.environ.get("MLFLOW_TRACKING_URI")
+        if server is None:
+            server = (folder.resolve().parent / "mlruns").as_uri()
+            os.environ.setdefault(
+                "MLFLOW_ALLOW_FILE_STORE", "true"
+            )  # which it does not take unasked any more
         with self._told():
+            self._client = mlflow.MlflowClient(server)
             name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "partialfc")
             known = self._client.get_experiment_by_name(name)
             experiment = known.experiment_id if known else self._client.create_experiment(name)
-            own = identity_of(folder, "mlflow")
+            own = identity_of(folder, "mlflow", start)
             (found,) = self._client.search_runs([experiment], f"tags.partialfc = '{own}'", max_results=1) or (
                 None,
             )

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from partialfc.data.images import Pixels
+from partialfc.errors import InputError
 from partialfc.monitoring.loggers.logger import Setting, identity_of
 
 _STEP = "step"
@@ -16,21 +17,28 @@ _STEP = "step"
 class Wandb:
     """See Logger. A run that goes on is the same run there.
 
-    folder: that of the run, in which its own files are kept.
+    folder: that of the run, in which its own files are kept; start: the step that it goes on from. InputError where wandb
+    refuses, as without a key.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, start: int) -> None:
         import wandb
 
         self._wandb = wandb
-        self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "partialfc"),
-            name=folder.resolve().name,
-            id=identity_of(folder, "wandb"),
-            resume="allow",
-            dir=str(folder),
-            settings=wandb.Settings(silent=True, console="off"),
-        )
+        try:
+            self._run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "partialfc"),
+                name=folder.resolve().name,
+                id=identity_of(folder, "wandb", start),
+                resume="allow",
+                dir=str(folder),
+                settings=wandb.Settings(silent=True, console="off"),
+            )
+        except wandb.Error as error:
+            why = " ".join(str(error).split())
+            raise InputError(
+                f"report.loggers: wandb: {why}; wanted wandb login, or WANDB_MODE=offline"
+            ) from None
         # Its own count of steps only rises: a run that goes on from a checkpoint may begin before the last one.
         self._run.define_metric("*", step_metric=_STEP)
 
