@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from partialfc.head import scratch
-from partialfc.head.kernels import logits, moving, rows
+from partialfc.head.kernels import logits, moving, per_image, rows, targets
 from partialfc.head.rows import memory
 
 DEVICE = "cuda:0"
@@ -162,7 +162,7 @@ def launches(fake: FakeTensorMode) -> Iterator[Launches]:
     """Within the block, on fake tensors, what is launched is noted."""
     found = Launches()
     with ExitStack() as stack:
-        for module in (rows, logits, moving):
+        for module in (logits, moving, per_image, rows, targets):
             stack.enter_context(mock.patch.object(module, "launch", found.launch))
         stack.enter_context(fake)
         stack.enter_context(found)

@@ -1,5 +1,6 @@
 """A block in which nothing may wait for the device."""
 
+import warnings
 from contextlib import ExitStack
 from typing import Any, Self
 from unittest import mock
@@ -22,7 +23,8 @@ class NoWaiting:
 
     def __enter__(self) -> Self:
         if self._on_gpu:
-            torch.cuda.set_sync_debug_mode("error")
+            with warnings.catch_warnings(action="ignore"):  # that it is a prototype
+                torch.cuda.set_sync_debug_mode("error")
             self._stack.callback(torch.cuda.set_sync_debug_mode, "default")
             return self
         self._stack.enter_context(_Watch())

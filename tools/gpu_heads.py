@@ -1,18 +1,17 @@
 """What tools/benchmark_gpu.py measures of a step of the head: ours, a plainly written one, and insightface's."""
 
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import msgspec
 import torch
 import torch.distributed as dist
-from gpu_sections import Machine, Row, tried
+from gpu_sections import Machine, Row, on_gpu, tried
 from textbook_head import MARGIN, OPTIM, RATE, Case, TextbookHead, others_made_up
 from torch import Tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -73,7 +72,7 @@ def _ours(here: Machine, case: Case) -> Row:
     job = Job(config, case.num_classes, case.world_size, device=here.device.type)
     return {
         "head": "ours", "kernels": case.head.kernels, "products": case.head.products, "ms": taken, "host_ms": on_host,
-        "launches": launches_of(here, step), "peak_bytes": here.peak(), "planned_bytes": sum(job.head_memory().values()),
+        "gpu_ms": here.busy(step, 5)[0] / 5, "launches": launches_of(here, step), "peak_bytes": here.peak(), "planned_bytes": sum(job.head_memory().values()),
         "teraflops": job.operations() / taken / 1e9, "gigabytes_per_second": job.traffic() / taken / 1e6,
     }  # fmt: skip
 
@@ -101,7 +100,7 @@ def launches_of(here: Machine, function: Callable[[], object]) -> int:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         function()
         here.wait()
-    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
+    return len(on_gpu(profile))
 
 
 class _Insightface:
@@ -132,12 +131,11 @@ def _other(here: Machine, case: Case, made: "Callable[[], TextbookHead | _Insigh
     head = made()
     batches = [case.embeddings(number)[: case.batch].to(here.device) for number in range(4)]
     labels = [case.labels(number) for number in range(4)]
-    times = []
-    for number in range(2 if here.rehearsed else 6):
-        embeddings = batches[number % 4].clone().requires_grad_()
-        here.wait()
-        began = time.perf_counter()
-        head.step(embeddings, labels[number % 4])
-        here.wait()
-        times.append(1000 * (time.perf_counter() - began))
-    return {"ms": statistics.median(times[1:]), "peak_bytes": here.peak()}
+    numbers = count()
+
+    def step() -> None:
+        number = next(numbers) % 4
+        head.step(batches[number].clone().requires_grad_(), labels[number])
+
+    taken, on_host = here.milliseconds(step, 10)
+    return {"ms": taken, "host_ms": on_host, "gpu_ms": here.busy(step, 5)[0] / 5, "peak_bytes": here.peak()}

@@ -63,6 +63,23 @@ class Machine:
         self.wait()
         return 1000 * (time.perf_counter() - began) / count, 1000 * on_host / count
 
+    def busy(self, function: Callable[[], object], count: int) -> tuple[float, float]:
+        """Milliseconds in which a kernel or a copy runs while a function is called `count` times, and from the first of
+        them to the end of the last.
+        """
+        if self.rehearsed:
+            return 0.0, 0.0
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            for _ in range(count):
+                function()
+            self.wait()
+        spans = sorted((it.time_range.start, it.time_range.end) for it in on_gpu(profile))
+        busy, end = 0.0, spans[0][0]
+        for begin, until in spans:
+            busy += max(0.0, until - max(begin, end))
+            end = max(end, until)
+        return busy / 1000, (end - spans[0][0]) / 1000
+
     def wait(self) -> None:
         """Return when the device is through."""
         if not self.rehearsed:
@@ -75,6 +92,11 @@ class Machine:
         most = torch.cuda.max_memory_allocated(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
         return most
+
+
+def on_gpu(profile: torch.profiler.profile) -> list[Any]:
+    """Of a profile, what ran on a GPU."""
+    return [it for it in profile.events() if it.device_type == torch.autograd.DeviceType.CUDA]
 
 
 def tried(title: Row, function: Callable[..., Row], *arguments: Any) -> Row:

@@ -18,27 +18,29 @@ from textbook_head import MARGIN, OPTIM, Case
 
 from partialfc.config import Config, DataConfig, HeadConfig, IResNetTiny, TrainConfig
 from partialfc.data import recordio
+from partialfc.data.loader import Batch, Notices
 from partialfc.head import PartialFC
 from partialfc.plan import Job
 from partialfc.runtime import comm
 from partialfc.training.loop import train_step
 from partialfc.training.run import Run, build_run
 
-CLASSES, IMAGES = 100_000, 2048
-NETWORKS = {"iresnet50": 256, "iresnet100": 128}  # images of a step
+CLASSES, IMAGES = 100_000, 512
+NETWORKS = ("iresnet50", 256), ("iresnet50", 128), ("iresnet100", 128)  # with the images of a step
 
 
 def steps(here: Machine) -> list[Row]:
-    """Thirty training steps: images a second, how much longer than the backbone alone, and how long the GPU has nothing
-    to do; then twenty steps twice: bits.
+    """Thirty training steps of images that lie on the GPU: images a second, how much longer than the backbone alone, and
+    how long the GPU has nothing to do; then twenty steps twice: bits, of which those by CUDA graphs are to be the same.
     """
     rows = []
     with tempfile.TemporaryDirectory(prefix="benchmark_gpu") as folder, _alone(here) as ranks:
-        noise_pack(Path(folder), here.sized(CLASSES), here.sized(IMAGES * 64) // 64, 112)
-        for network, batch in NETWORKS.items():
-            config = _config(here, Path(folder), network, batch)
-            title = {"network": network, "batch": config.train.batch}
-            rows.append(tried(title, _trained, here, config, ranks))
+        noise_pack(Path(folder), here.sized(CLASSES), 64 if here.rehearsed else IMAGES, 112)
+        for network, batch in NETWORKS:
+            for graphs in (False, True):
+                config = _config(here, Path(folder), network, batch, graphs=graphs)
+                title = {"network": network, "batch": config.train.batch, "cuda_graphs": graphs}
+                rows.append(tried(title, _trained, here, config, ranks))
         for deterministic in (False, True):
             title = {"network": "iresnet50", "deterministic": deterministic}
             rows.append(tried(title, _bits, here, Path(folder), ranks, deterministic))
@@ -100,10 +102,13 @@ def _alone(here: Machine) -> Iterator[comm.Ranks]:
         dist.destroy_process_group()
 
 
-def _config(here: Machine, folder: Path, network: str, batch: int, **more: Any) -> Config:
+def _config(
+    here: Machine, folder: Path, network: str, batch: int, *, graphs: bool = False, **more: Any
+) -> Config:
+    name = "iresnet_tiny" if here.rehearsed else network
     tree = {
-        "data": {"path": str(folder), "workers": 0 if here.rehearsed else 6},
-        "backbone": {"name": "iresnet_tiny" if here.rehearsed else network, "embedding": here.width},
+        "data": {"path": str(folder), "workers": 0},
+        "backbone": {"name": name, "embedding": here.width, "cuda_graphs": graphs},
         "head": {"sample_rate": 0.1, "products": "half"},
         "optim": {"name": "sgd", "precision": "bf16", "ema": 0.999},
         "train": {"length": 100_000, "batch": 4 if here.rehearsed else batch},
@@ -113,18 +118,25 @@ def _config(here: Machine, folder: Path, network: str, batch: int, **more: Any) 
 
 
 def _steps_of(run: Run) -> Callable[[], None]:
-    """The run's next step, in the order of training: launched, then the next batch read and prepared."""
-    batches = run.loader.batches(0, run.last_step)
-    batch = next(batches)
-    ahead = [(batch, run.head.prepare(batch.labels, 0))]
+    """The run's next step, in the order of training: launched, then the next one prepared."""
+    batches = [_batch(run, number) for number in range(4)]
+    ahead = [run.head.prepare(batches[0].labels, 0)]
 
     def step() -> None:
-        train_step(run, *ahead[0])
+        train_step(run, batches[run.step % 4], ahead[0])
         run.step += 1
-        following = next(batches)
-        ahead[0] = following, run.head.prepare(following.labels, run.step)
+        ahead[0] = run.head.prepare(batches[run.step % 4].labels, run.step)
 
     return step
+
+
+def _batch(run: Run, number: int) -> Batch:
+    generator, size = torch.Generator().manual_seed(number), run.backbone.input_size
+    images = torch.randint(
+        255, (run.config.train.batch, size, size, 3), dtype=torch.uint8, generator=generator
+    )
+    labels = torch.randint(run.head.num_classes, (len(images),), generator=generator)
+    return Batch(images.to(run.ranks.device), labels, waited=0.0, replaced=0, notices=Notices())
 
 
 def _backbone_alone(run: Run) -> Callable[[], None]:
@@ -165,39 +177,27 @@ def waits(here: Machine, step: Callable[[], None]) -> str:
 
 def idle(here: Machine, step: Callable[[], None]) -> float:
     """The share of five steps in which nothing runs on the GPU."""
-    if here.rehearsed:
-        return 0.0
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        for _ in range(5):
-            step()
-        here.wait()
-    spans = sorted(
-        (it.time_range.start, it.time_range.end)
-        for it in profile.events()
-        if it.device_type == torch.autograd.DeviceType.CUDA
-    )
-    if not spans:
-        return float("nan")
-    busy, end = 0.0, spans[0][0]
-    for begin, until in spans:
-        busy += max(0.0, until - max(begin, end))
-        end = max(end, until)
-    return 1 - busy / (end - spans[0][0])
+    busy, whole = here.busy(step, 5)
+    return 1 - busy / whole if whole else 0.0
 
 
 def _bits(here: Machine, folder: Path, ranks: comm.Ranks, deterministic: bool) -> Row:
-    found = []
-    for _ in range(2):
-        run = build_run(_config(here, folder, "iresnet50", 128, deterministic=deterministic), ranks)
+    found, times = [], []
+    for graphs in (False, False, True):
+        config = _config(here, folder, "iresnet50", 128, graphs=graphs, deterministic=deterministic)
+        run = build_run(config, ranks)
         step = _steps_of(run)
         for _ in range(2 if here.rehearsed else 20):
             step()
-        found.append(
-            [it.detach().clone() for it in (*run.backbone.parameters(), *run.head.centers.tensors.values())]
-        )
-        taken, _ = here.milliseconds(step, 10)
+        tensors = *run.backbone.state_dict().values(), *run.head.centers.tensors.values()
+        found.append([it.detach().clone() for it in tensors])
+        times.append(here.milliseconds(step, 10)[0])
     torch.use_deterministic_algorithms(False)
-    return {"batch": run.config.train.batch, "same_bits": all(map(torch.equal, *found)), "ms": taken}
+    same, of_graphs = (all(map(torch.equal, found[0], it)) for it in found[1:])
+    return {
+        "batch": config.train.batch, "same_bits": same, "same_bits_by_graphs": of_graphs, "ms": times[1],
+        "ms_by_graphs": times[2],
+    }  # fmt: skip
 
 
 def _head_config(here: Machine, options: dict[str, str]) -> Config:

@@ -5,6 +5,7 @@ from typing import Annotated
 from msgspec import Meta, field
 
 from partialfc.config.types import Count, Pixels, Probability, Settings
+from partialfc.errors import InputError
 
 
 class Backbone(Settings, frozen=True):
@@ -20,6 +21,15 @@ class Backbone(Settings, frozen=True):
     """How activations lie in memory."""
     compile: bool = False
     """torch.compile, which wants a C++ compiler."""
+    cuda_graphs: bool = False
+    """On a GPU, forward and backward are recorded once and then launched as one each: the same bits, sooner where the host
+    launches kernels more slowly than the GPU takes them. Not with checkpointing, compile or micro-batches."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("checkpointing", "compile"):
+            if self.cuda_graphs and getattr(self, name):
+                raise InputError(f"backbone.cuda_graphs: not with backbone.{name}: true")
 
 
 class IResNetTiny(Backbone, frozen=True, tag="iresnet_tiny", tag_field="name"):

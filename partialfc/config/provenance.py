@@ -18,6 +18,7 @@ _FREE = (
     "backbone.channels_last",
     "backbone.checkpointing",
     "backbone.compile",
+    "backbone.cuda_graphs",
     "checkpoint",
     "data.path",  # the pack is compared by its content
     "data.reader",

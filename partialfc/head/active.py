@@ -33,6 +33,10 @@ class ActiveClasses:
     )
     target_slots: Tensor  # [N] int64 where their classes stand among the active ones, ascending
     host_target_slots: NDArray[np.int64]  # [N] the same, always on the host
+    image_targets: Tensor  # [B] int64 which of the N an image is; -1: none
+    image_slots: (
+        Tensor  # [B] int64 where its class stands among the active ones; -1: it is none of this rank's
+    )
     valid: Tensor  # [B] bool: not ignored
     valid_positions: Tensor  # [V] int64: where `valid` is true
     drawn_margins: Tensor | None  # [B] in the order of their drawing
@@ -90,6 +94,8 @@ class Selection:
         targets = known[positions] - owned.start  # [N] local rows
         rows = self._sampled_rows(targets, number)
         slots = targets if rows is None else np.searchsorted(rows, targets)
+        image_targets, image_slots = np.full((2, len(known)), -1)
+        image_targets[positions], image_slots[positions] = np.arange(len(positions)), slots
         drawn = self._loss.draw(self._seed, number, len(known))
         valid = known != IGNORE
         return ActiveClasses(
@@ -98,6 +104,8 @@ class Selection:
             target_positions=torch.from_numpy(positions),
             target_slots=torch.from_numpy(slots),
             host_target_slots=slots,
+            image_targets=torch.from_numpy(image_targets),
+            image_slots=torch.from_numpy(image_slots),
             valid=torch.from_numpy(valid),
             valid_positions=torch.from_numpy(np.flatnonzero(valid)),
             drawn_margins=None if drawn is None else torch.from_numpy(drawn).to(self._dtype),

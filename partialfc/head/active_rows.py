@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from partialfc.head.active import ActiveClasses
-from partialfc.head.chunk import unit_rows, where_finite
+from partialfc.head.chunk import angles, unit_rows, where_finite
 from partialfc.head.products import Products
 from partialfc.head.rows import rounding
 from partialfc.head.rows.optimizers import RowOptimizer, RowUpdate
@@ -80,7 +80,14 @@ class ActiveRows:
     def _as_factor(self, unit: Tensor, kind: torch.dtype) -> Tensor:
         return unit if unit.dtype == kind else self._scratch(f"unit {kind}", len(unit), kind).copy_(unit)
 
-    def gather_targets(self, slots: Tensor) -> Tensor:
+    def target_angles(self, slots: Tensor, embeddings: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Centres [N, D] that stand at `slots`, at length 1; and the angles [N], in radians, with the embeddings [B, D] at
+        `positions`.
+        """
+        centers = torch.nn.functional.normalize(self._gather(slots))
+        return centers, angles(embeddings.index_select(0, positions), centers)
+
+    def _gather(self, slots: Tensor) -> Tensor:
         """Centres [N, D] that stand at `slots`, a copy."""
         index = slots if self._index is None else self._index.index_select(0, slots)
         weight = self._tensors[CENTERS].index_select(0, index).to(self._storage.dtype)

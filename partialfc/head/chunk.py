@@ -5,12 +5,23 @@ Legend: c rows of the chunk, B images in the global batch, N' of them of the chu
 `out` and what ends in an underscore is memory that is written; nothing else is.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from partialfc.head.products import Products
 
-Places = tuple[Tensor, Tensor]  # [N'] rows and [N'] images: where a chunk's targets stand in [c, B]
+class Places(NamedTuple):
+    """Where a chunk's targets stand in its [c, B]."""
+
+    slots: Tensor  # [N'] of their classes among all active ones
+    images: Tensor  # [N']
+    slot_of_image: Tensor  # [B] the same for all chunks; -1: of no class of this rank
+    start: int  # the slot of the chunk's first row
+
+    def rows_and_images(self) -> tuple[Tensor, Tensor]:
+        """Their [N'] rows and [N'] images."""
+        return self.slots - self.start, self.images
 
 
 def unit_rows(weight: Tensor, *, out: Tensor, inverse_: Tensor) -> Tensor:
@@ -32,8 +43,8 @@ def without_targets(values_: Tensor, places: Places, instead: Tensor) -> Tensor:
 
     It is a tensor of the device: of a Python number, a write by index makes one of the host, and waits for its copy.
     """
-    if len(places[0]):
-        values_[places] = instead
+    if len(places.slots):
+        values_[places.rows_and_images()] = instead
     return values_
 
 
@@ -70,27 +81,6 @@ def angles(embeddings: Tensor, centers: Tensor) -> Tensor:
     apart = torch.linalg.vector_norm(embeddings - centers, dim=1)
     together = torch.linalg.vector_norm(embeddings + centers, dim=1)
     return 2 * torch.atan2(apart, together)
-
-
-def row_gradients(
-    kept: Tensor,
-    pulls: Tensor,
-    target_slots: Tensor,
-    target_pulls: Tensor,
-    *,
-    products: Products,
-    out: Tensor,
-) -> Tensor:
-    """The loss's gradient [c, D] by the rows at length 1; anything in a step that is skipped.
-
-    kept: exponentials [c, B], 0 at the targets; pulls [B, D]: each embedding times what turns its exponentials into the
-    loss's derivatives by the cosines; target_pulls [N', D]: the same of the targets, for the rows `target_slots` [N'].
-    """
-    products.into(out, kept, pulls)
-    if len(target_slots):
-        # accumulate: several images may be of one class; in a fixed order on a GPU, too, unlike index_add_
-        out.index_put_((target_slots,), target_pulls, accumulate=True)
-    return out
 
 
 def where_finite(values_: Tensor, finite: Tensor) -> Tensor:

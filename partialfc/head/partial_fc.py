@@ -232,7 +232,7 @@ class PartialFC(nn.Module):
             interclass_threshold=self.config.interclass_threshold,
             logits_budget=self.config.logits_budget << 20,
             products=self._products,
-            exponentials=self._operations.exponentials,
+            operations=self._operations,
             group=self.group,
             device=self.centers.device,
             dtype=self.centers.dtype,

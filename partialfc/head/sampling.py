@@ -21,12 +21,12 @@ def sampled(num_classes: int, rate: float, seed: int, step: int, owned: range) -
     count = num_strata(num_classes, rate)
     key = randomness.key(seed, "sample", step)
     turn = int(randomness.below(key, np.array([count]), np.array([num_classes]))[0])
-    pieces = [
-        (_in_arc(num_classes, count, key, start, stop) + turn) % num_classes
-        for start, stop in _unturned(owned, turn, num_classes)
-    ]
-    # stable: of two ascending pieces, it merges them
-    return np.sort(np.concatenate(pieces), kind="stable") if pieces else np.empty(0, np.int64)
+    pieces = []
+    for start, stop, first in _unturned(owned, turn, num_classes):
+        drawn = _in_arcs(num_classes, count, key, start, stop)
+        drawn += first - start
+        pieces.append(drawn)
+    return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
 
 
 def with_targets(drawn: NDArray[np.int64], targets: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -42,22 +42,26 @@ def with_targets(drawn: NDArray[np.int64], targets: NDArray[np.int64]) -> NDArra
     return np.insert(drawn, places, new)
 
 
-def _unturned(owned: range, turn: int, num_classes: int) -> list[tuple[int, int]]:
-    """The positions [start, stop) on the unturned circle that `owned` covers: at most two intervals."""
+def _unturned(owned: range, turn: int, num_classes: int) -> list[tuple[int, int, int]]:
+    """The positions [start, stop) on the unturned circle that `owned` covers, at most two intervals, each with the class
+    at its start; in the order of the classes.
+    """
     if not owned:
         return []
     start = (owned.start - turn) % num_classes
     stop = start + len(owned)
     if stop <= num_classes:
-        return [(start, stop)]
-    return [(start, num_classes), (0, stop - num_classes)]
+        return [(start, stop, owned.start)]
+    return [(start, num_classes, owned.start), (0, stop - num_classes, turn)]
 
 
-def _in_arc(num_classes: int, count: int, key: int, start: int, stop: int) -> NDArray[np.int64]:
-    """The draws that fall on positions [start, stop); arc k is [k C // n, (k + 1) C // n)."""
+def _in_arcs(num_classes: int, count: int, key: int, start: int, stop: int) -> NDArray[np.int64]:
+    """The draws that fall on positions [start, stop), ascending; arc k is [k C // n, (k + 1) C // n)."""
     first, last = (((position + 1) * count - 1) // num_classes for position in (start, stop - 1))
-    arcs = np.arange(first, last + 1)
-    begins = arcs * num_classes // count
-    widths = (arcs + 1) * num_classes // count - begins
-    drawn = begins + randomness.below(key, arcs, widths)
-    return drawn[(drawn >= start) & (drawn < stop)]
+    arcs = np.arange(first, last + 2)
+    edges = arcs * num_classes
+    edges //= count
+    drawn = randomness.below(key, arcs[:-1], np.diff(edges))
+    drawn += edges[:-1]
+    # only the first arc and the last one reach beyond
+    return drawn[int(drawn[0] < start) : len(drawn) - int(drawn[-1] >= stop)]

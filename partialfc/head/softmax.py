@@ -9,7 +9,7 @@ which the embeddings' gradient is made; and after the backward, for their own gr
 denominator and of the scale is multiplied into rows [c, D] and embeddings [B, D], and never into [c, B].
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -18,7 +18,9 @@ from torch import Tensor
 
 from partialfc.head.active import ActiveClasses
 from partialfc.head.active_rows import ActiveRows, UnitRows
-from partialfc.head.chunk import Places, angles, negatives, row_gradients, without_targets
+from partialfc.head.chunk import Places, negatives, without_targets
+from partialfc.head.images import Scale
+from partialfc.head.kernels import Operations
 from partialfc.head.losses import Batch, Loss, State
 from partialfc.head.products import Products
 from partialfc.head.scratch import ScratchMemory
@@ -26,8 +28,8 @@ from partialfc.runtime import comm
 from partialfc.runtime.comm import Group
 
 # At most, of a chunk's rows and of its logits: what stays in a core's cache, or fills a GPU.
-_ROWS_BYTES = {"cpu": 1 << 20, "cuda": 64 << 20}
-_LOGITS_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
+_ROWS_BYTES = {"cpu": 1 << 20, "cuda": 256 << 20}
+_LOGITS_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
 _UNSHIFTED_SCALE = 64.0  # up to here exp(z), and its sum over any number of classes, fit float32 as they are
 
 
@@ -59,13 +61,13 @@ class ShardedSoftmax:
         interclass_threshold: float,
         logits_budget: int,  # bytes
         products: Products,
-        exponentials: Callable[..., None],
+        operations: Operations,
         group: Group,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
         self._loss, self._width, self._group = loss, width, group
-        self._budget, self._exponentials = logits_budget, exponentials
+        self._budget, self._operations = logits_budget, operations
         self._products, self._device, self._dtype = products, device, dtype
         # The largest logit of a negative that is not left out; None: any.
         self._largest = interclass_threshold * loss.scale if interclass_threshold else None
@@ -92,31 +94,17 @@ class ShardedSoftmax:
         none) are left out. One all-reduce of [2, B] doubles (one more of [B] where the loss needs all cosines).
         keep: False where no backward follows.
         """
-        classes, scale = rows.classes, self._loss.max_logit
+        classes, operations = rows.classes, self._operations
         left = self._left(embeddings, rows.num_active, keep)
         centers, logit, slope = self._targets(left, norms, rows)  # [N, D], [N], [N]
         left.shift = self._shift(left, rows)
         total, weighted = self._accumulate(left, rows)  # [B] double, [B, D]
         # What follows goes below float32's smallest number.
-        shift = torch.zeros_like(total) if left.shift is None else left.shift.double()
-        logit = logit.double() * self._loss.scale
-        # No logit is above s by more than log(1 / r), and doubles hold exp(z - s): no maximum is exchanged.
-        total.mul_((shift - scale).exp()).index_add_(0, classes.target_positions, (logit - scale).exp())
-        own = torch.zeros_like(total).index_copy_(0, classes.target_positions, logit)
-        total, own = comm.sum_(torch.stack([total, own]), self._group)
-        lse = total.log() + scale  # [B]
-        num_valid = max(1, len(classes.valid_positions))
-        share = classes.valid.double() * (self._loss.scale / num_valid)
-        # Far below 80 where this rank has an exponential above 0; where it has none, inf times 0 would be nan.
-        left.factor = (share * (shift - lse).clamp_max(80.0).exp()).to(embeddings.dtype)
-        lse_targets, share_targets = lse[classes.target_positions], share[classes.target_positions]
-        left.targets = (share_targets * torch.expm1(logit - lse_targets) * slope.double()).to(
-            embeddings.dtype
-        )
-        gradient = weighted.mul_(left.factor[:, None])
-        gradient.index_add_(0, classes.target_positions, centers * left.targets[:, None])
-        losses = torch.where(classes.valid, lse - own, 0.0)
-        return (losses.sum() / num_valid).to(embeddings.dtype), gradient, left
+        scale = {"shift": left.shift, "scale": Scale(self._loss.scale, self._loss.max_logit)}
+        totals = comm.sum_(operations.totals(total, logit, classes, **scale), self._group)
+        found = operations.derivatives(totals, logit, slope, classes, **scale)
+        left.factor, left.targets = found.factor, found.targets
+        return found.loss, operations.embedding_gradients(weighted, centers, found, classes), left
 
     def update(self, left: Softmax, rows: ActiveRows, weight: Tensor, lr: Tensor, finite: Tensor) -> None:
         """Take one optimizer step of the rows, by `weight` times the gradient of the loss that `left` is of.
@@ -125,20 +113,21 @@ class ShardedSoftmax:
         """
         classes = rows.classes
         pulls = (left.embeddings * (left.factor * weight)[:, None]).to(self._products.of_exponentials)
-        of_targets = left.embeddings.index_select(0, classes.target_positions)
-        target_pulls = of_targets * (left.targets * weight)[:, None]  # [N, D]
+        target_weights = left.targets * weight  # [N]
         for chunk, images in self._chunks(rows):
             if left.exponentials is not None and left.inverse is not None:
                 kept, inverse = left.exponentials[chunk], left.inverse[chunk]
             else:
                 _, kept, inverse = self._kept_of(left, rows, chunk, images)
-            d_unit = row_gradients(
-                kept,
-                pulls,
-                classes.target_slots[images] - chunk.start,
-                target_pulls[images],
-                products=self._products,
-                out=self._scratch.get("d_unit", (chunk.stop - chunk.start, self._width), self._dtype),
+            d_unit = self._scratch.get("d_unit", (chunk.stop - chunk.start, self._width), self._dtype)
+            self._products.into(d_unit, kept, pulls)
+            self._operations.add_targets(
+                d_unit,
+                classes.target_slots[images],
+                left.embeddings,
+                classes.target_positions[images],
+                target_weights[images],
+                start=chunk.start,
             )
             rows.update_chunk(chunk, d_unit, inverse, lr, finite)
         for name, value in left.loss_state.items():
@@ -153,7 +142,7 @@ class ShardedSoftmax:
         for chunk, images in self._chunks(rows):
             cosine = torch.nn.functional.normalize(rows.read_chunk(chunk)) @ embeddings.T  # [c, B]
             own = _places(classes, chunk, images)
-            found[0, classes.target_positions[images]] = cosine[own]
+            found[0, own.images] = cosine[own.rows_and_images()]
             without_targets(cosine, own, self._lowest)
             torch.maximum(found[1], cosine.amax(dim=0), out=found[1])
         target, nearest = comm.max_(found, self._group)
@@ -185,9 +174,8 @@ class ShardedSoftmax:
         self, left: Softmax, norms: Tensor | None, rows: ActiveRows
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The targets' centres at length 1, [N, D], their logits / s, and the derivatives by the cosine, [N]."""
-        classes, embeddings = rows.classes, left.embeddings
-        centers = torch.nn.functional.normalize(rows.gather_targets(classes.target_slots))
-        angle = angles(embeddings.index_select(0, classes.target_positions), centers)
+        classes = rows.classes
+        centers, angle = rows.target_angles(classes.target_slots, left.embeddings, classes.target_positions)
         cosines = self._everyones(angle.cos(), classes) if self._loss.needs_cosines else None
         batch = Batch(classes.valid_positions, classes.drawn_margins, cosines, norms)
         left.loss_state = self._loss.next_state(batch)
@@ -234,7 +222,7 @@ class ShardedSoftmax:
             kept = left.exponentials[chunk]
         elif found.dtype != kind:
             kept = self._scratch.get("exponentials", tuple(found.shape), kind)
-        self._exponentials(
+        self._operations.exponentials(
             found,
             _places(rows.classes, chunk, images),
             shift=left.shift,
@@ -284,7 +272,9 @@ def chunk_of(width: int, batch: int, device: str, itemsize: int) -> int:
 
 def _places(classes: ActiveClasses, chunk: slice, images: slice) -> Places:
     """Where the targets of a chunk stand in its [c, B] logits."""
-    return classes.target_slots[images] - chunk.start, classes.target_positions[images]
+    return Places(
+        classes.target_slots[images], classes.target_positions[images], classes.image_slots, chunk.start
+    )
 
 
 def _correction(classes: ActiveClasses, chunk: slice) -> Tensor | None:

@@ -30,17 +30,25 @@ def key(seed: int, purpose: str, *counters: int) -> int:
 
 def bits(key: int | Words, index: NDArray[np.integer]) -> Words:
     """64 random bits for each index, uint64, in index's shape; key: one for all, or one for each."""
-    return _mix(_mix(np.asarray(key, np.uint64) + index.astype(np.uint64) * np.uint64(GAMMA)))
+    words = np.multiply(index, np.uint64(GAMMA), dtype=np.uint64, casting="unsafe")
+    words += np.asarray(key, np.uint64)
+    return _mix(_mix(words))
 
 
 def uniform(key: int, index: NDArray[np.integer]) -> NDArray[np.float64]:
     """Uniform in [0, 1), float64: multiples of 2^-53."""
-    return (bits(key, index) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    words = bits(key, index)
+    words >>= np.uint64(11)
+    drawn = words.astype(np.float64)
+    drawn *= 2.0**-53
+    return drawn
 
 
 def below(key: int, index: NDArray[np.integer], bound: NDArray[np.integer]) -> NDArray[np.int64]:
     """Uniform integers in [0, bound), int64, for bounds up to 2^32 (bias below bound / 2^53)."""
-    return (uniform(key, index) * bound).astype(np.int64)
+    drawn = uniform(key, index)
+    drawn *= bound
+    return drawn.astype(np.int64)
 
 
 def normal(key: int, index: NDArray[np.integer]) -> NDArray[np.float64]:
@@ -93,7 +101,11 @@ def mixed(words_: Tensor) -> Tensor:
     return words_
 
 
-def _mix(word: Words) -> Words:
-    word = (word ^ word >> np.uint64(30)) * np.uint64(_FACTORS[0])
-    word = (word ^ word >> np.uint64(27)) * np.uint64(_FACTORS[1])
-    return word ^ word >> np.uint64(31)
+def _mix(words_: Words) -> Words:
+    """In place: memory is what it waits for."""
+    shifted = np.empty_like(words_)
+    for shift, factor in ((30, _FACTORS[0]), (27, _FACTORS[1])):
+        words_ ^= np.right_shift(words_, np.uint64(shift), out=shifted)
+        words_ *= np.uint64(factor)
+    words_ ^= np.right_shift(words_, np.uint64(31), out=shifted)
+    return words_

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from partialfc.runtime import randomness
+from partialfc.training.graphs import RecordedNetwork, warm_up
 from partialfc.training.replicas import ReplicatedGradients
 
 
@@ -20,7 +21,8 @@ class MicroBatches:
     normalisation move once a step, by the mean over this rank's micro-batches.
 
     network: its BatchNorms are looked after. forward: what is called, inputs [m, ...] -> float32 [m, D]. size: m;
-    None: the whole of a rank's inputs.
+    None: the whole of a rank's inputs. recorded: with k = 1, forward and backward are CUDA graphs; all inputs have one
+    shape then.
     """
 
     def __init__(
@@ -32,12 +34,15 @@ class MicroBatches:
         size: int | None,
         seed: int,
         rank: int,
+        recorded: bool = False,
     ) -> None:
         self._network, self._forward, self._gradients = network, forward, gradients
         self._size, self._seed, self._rank = size, seed, rank
         self._norms = [it for it in network.modules() if isinstance(it, nn.BatchNorm1d | nn.BatchNorm2d)]
         self._momenta = [norm.momentum or 0.0 for norm in self._norms]
         self._graph: Tensor | None = None
+        self._recorded: RecordedNetwork | None = None
+        self._to_record = recorded
 
     def forward(self, inputs: Tensor, step: int, *, frozen: bool = False) -> Tensor:
         """Outputs [b, D], a leaf that wants a gradient; backward() goes on from there, unless the network is frozen: then it
@@ -46,6 +51,8 @@ class MicroBatches:
         parts = self._parts(inputs)
         if self._network.training == frozen:
             self._network.train(not frozen)
+        if self._to_record and not frozen:
+            return self._replayed(inputs, step)
         with torch.set_grad_enabled(len(parts) == 1 and not frozen):
             outputs = []
             for index, part in enumerate(parts):
@@ -59,6 +66,10 @@ class MicroBatches:
         parts = self._parts(inputs)
         self._set_momenta([0.0] * len(self._norms))  # the running statistics have moved already
         self._gradients.zero()
+        if self._recorded is not None:
+            self._recorded.backward(gradient)
+            with self._gradients.summed():
+                return
         for index, (part, share) in enumerate(zip(parts, gradient.split(len(parts[0])), strict=True)):
             outputs = self._graph
             if outputs is None:
@@ -66,6 +77,30 @@ class MicroBatches:
             with self._gradients.summed() if index == len(parts) - 1 else nullcontext():
                 outputs.backward(share)
         self._graph = None
+
+    def _replayed(self, inputs: Tensor, step: int) -> Tensor:
+        """The outputs, by graphs that are recorded with the first inputs."""
+        if self._recorded is None:
+            self._recorded = self._record(inputs)
+        self._seed_part(step, self._rank)
+        torch._foreach_add_(self._counts(), 1)  # by the host, which has no part in a replay
+        return self._recorded.forward(inputs).clone().requires_grad_()
+
+    def _record(self, inputs: Tensor) -> RecordedNetwork:
+        """As no running statistic may notice."""
+        wanted, counts = [it for it in self._network.parameters() if it.requires_grad], self._counts()
+        before = [it.clone() for it in counts]
+        self._set_momenta([0.0] * len(self._norms))
+        warm_up(self._forward, wanted, inputs)
+        self._set_momenta(self._momenta)
+        recorded = RecordedNetwork(self._forward, wanted, inputs)
+        torch._foreach_copy_(counts, before)
+        return recorded
+
+    def _counts(self) -> list[Tensor]:
+        """Of the batches that each norm has seen, on the host."""
+        counts = (norm.num_batches_tracked for norm in self._norms)
+        return [it for it in counts if it is not None]
 
     def _parts(self, inputs: Tensor) -> tuple[Tensor, ...]:
         return inputs.split(self._size or len(inputs))
@@ -75,9 +110,12 @@ class MicroBatches:
             norm.momentum = momentum
 
     def _one(self, part: Tensor, step: int, place: int) -> Tensor:
-        """The micro-batch that stands at `place` among those of the global batch."""
-        torch.manual_seed(randomness.key(self._seed, "dropout", step, place) >> 1)
+        self._seed_part(step, place)
         return self._forward(part)
+
+    def _seed_part(self, step: int, place: int) -> None:
+        """Of the micro-batch that stands at `place` among those of the global batch."""
+        torch.manual_seed(randomness.key(self._seed, "dropout", step, place) >> 1)
 
 
 def _share(momentum: float, index: int, total: int) -> float:

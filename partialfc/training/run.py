@@ -180,7 +180,20 @@ def _micro_batches(
         size=config.train.micro_batch,
         seed=config.seed,
         rank=ranks.rank,
+        recorded=_recorded(config, ranks),
     )
+
+
+def _recorded(config: Config, ranks: Ranks) -> bool:
+    """Whether the backbone's steps are CUDA graphs; InputError where they cannot be."""
+    if not config.backbone.cuda_graphs or ranks.device.type != "cuda":
+        return False
+    images, size = config.train.batch // ranks.size, config.train.micro_batch
+    if size is not None and size < images:
+        raise InputError(
+            f"backbone.cuda_graphs: wants a rank's {images} images in one micro-batch; found train.micro_batch: {size}"
+        )
+    return True
 
 
 def _head(config: Config, num_classes: int, ranks: Ranks, *, drawn: bool) -> PartialFC:

@@ -17,7 +17,8 @@ from partialfc.head.products import Products
 def in_float32(scale: float, near: float, device: str) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, embedding gradients and centre updates of one step, centres and embeddings of 50 classes in float32."""
     embeddings, weight, labels = float32_batch(near)
-    head = PartialFC(50, 32, CosFace(scale=scale), optim=Sgd(momentum=0.0, weight_decay=0.0), device=device)
+    config, optim = HeadConfig(products="float32"), Sgd(momentum=0.0, weight_decay=0.0)
+    head = PartialFC(50, 32, CosFace(scale=scale), config=config, optim=optim, device=device)
     owned = head.centers.owned
     centers = head.centers.tensors["centers"].copy_(weight[owned.start : owned.stop])
     local = mine(embeddings).to(device).requires_grad_()

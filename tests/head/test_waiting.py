@@ -44,7 +44,7 @@ WAITING = {
     "bool": lambda it: bool(it.sum()),
     "nonzero": lambda it: it.nonzero(),
     "read by a mask": lambda it: it[it > 0],
-    "write by a mask": lambda it: it.__setitem__(it > 0, 1.0),
+    "write by a mask": lambda it: it.__setitem__(it > 0, it.new_ones(3)),
     "repeat_interleave": lambda it: it.repeat_interleave(torch.ones(4, dtype=torch.int64, device=it.device)),
 }
 

@@ -8,13 +8,16 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from types import ModuleType
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from partialfc.errors import InputError
-from partialfc.head import chunk
+from partialfc.head import chunk, images
 from partialfc.head.active_rows import ActiveRows
+from partialfc.head.images import Derivatives
 
 Choice = Literal["auto", "torch", "triton"]
 
@@ -25,6 +28,11 @@ class Operations:
 
     rows: type[ActiveRows]
     exponentials: Callable[..., None]  # as `chunk.exponentials`
+    # as those of `images`
+    totals: Callable[..., Tensor]
+    derivatives: Callable[..., Derivatives]
+    embedding_gradients: Callable[..., Tensor]
+    add_targets: Callable[..., None]
     # the device's own way to rows of the host's memory; None: it has none
     move_rows: Callable[..., None] | None
 
@@ -42,10 +50,33 @@ def operations_of(choice: Choice, device: torch.device) -> Operations:
             f"head.kernels: triton wants a GPU and Triton; found {found}; wanted head.kernels: auto"
         )
     if choice == "torch" or not there or (choice == "auto" and device.type != "cuda"):
-        return Operations(ActiveRows, chunk.exponentials, None)
-    # here: it is imported only where it is used
+        return _operations(ActiveRows, chunk.exponentials, images, move_rows=None)
+    return in_triton()
+
+
+def in_triton() -> Operations:
+    """Those of Triton's kernels; it is imported only where it is used."""
+    from partialfc.head.kernels import per_image
     from partialfc.head.kernels.fused_rows import FusedRows
     from partialfc.head.kernels.logits import exponentials
     from partialfc.head.kernels.moving import move_rows
 
-    return Operations(FusedRows, exponentials, move_rows)
+    return _operations(FusedRows, exponentials, per_image, move_rows=move_rows)
+
+
+def _operations(
+    rows: type[ActiveRows],
+    exponentials: Callable[..., None],
+    per_image: ModuleType,
+    *,
+    move_rows: Callable[..., None] | None,
+) -> Operations:
+    return Operations(
+        rows=rows,
+        exponentials=exponentials,
+        totals=per_image.totals,
+        derivatives=per_image.derivatives,
+        embedding_gradients=per_image.embedding_gradients,
+        add_targets=per_image.add_targets,
+        move_rows=move_rows,
+    )

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from partialfc.head.active_rows import CENTERS, ActiveRows, UnitRows
 from partialfc.head.kernels.rows import Rounding, Rows, step_rows, unit_rows
+from partialfc.head.kernels.targets import target_angles
 
 
 class FusedRows(ActiveRows):
@@ -43,6 +44,11 @@ class FusedRows(ActiveRows):
             constants=optimizer.constants,
             rounding=rounding,
         )
+
+    def target_angles(self, slots: Tensor, embeddings: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """See ActiveRows."""
+        every = self._rows(slice(0, self.num_active))
+        return target_angles(every, slots, embeddings, positions, dtype=self._storage.dtype)
 
     def _rows(self, chunk: slice) -> Rows:
         index = None if self._index is None else self._index[chunk]

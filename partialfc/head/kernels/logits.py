@@ -26,18 +26,17 @@ def exponentials(
     """As `chunk.exponentials`. The sums of blocks of rows are added up in a fixed order."""
     size, batch = logits_.shape
     blocks = triton.cdiv(size, _ROWS)
-    own = torch.full((batch,), -1, dtype=torch.int64, device=logits_.device)
-    own.index_copy_(0, places[1], places[0])
     partial = None if total_ is None else logits_.new_empty(blocks, batch)
     launch(
         _exponentials,
         (blocks, triton.cdiv(batch, _COLUMNS)),
         logits_,
         out,
-        own,
+        places.slot_of_image,
         shift,
         correction,
         partial,
+        places.start,
         size,
         batch,
         LARGEST=largest,
@@ -49,9 +48,9 @@ def exponentials(
         total_ += partial.sum(dim=0, dtype=torch.float64)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["start", "size"])
 def _exponentials(
-    logits, out, own, shift, correction, partial, size, batch,
+    logits, out, slots, shift, correction, partial, start, size, batch,
     LARGEST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, COMPUTED: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -65,7 +64,7 @@ def _exponentials(
         logit += tl.load(correction + row, mask=row < size, other=0.0)[:, None]
     if shift is not None:
         logit -= tl.load(shift + column, mask=column < batch, other=0.0)[None, :]
-    target = tl.load(own + column, mask=column < batch, other=-1)
+    target = tl.load(slots + column, mask=column < batch, other=-1) - start
     value = tl.where(row[:, None] == target[None, :], 0.0, tl.exp(logit)).to(COMPUTED)
     tl.store(out + place, value.to(out.dtype.element_ty), mask=within)
     if partial is not None:

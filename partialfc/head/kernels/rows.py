@@ -125,7 +125,7 @@ def _filled(tensors: tuple[Tensor | None, ...], size: int) -> list[Tensor | None
     return [*tensors, *[None] * (size - len(tensors))]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def _unit_rows(
     weights, momenta, index, factors, for_logits, for_sums, inverses, size,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, COMPUTED: tl.constexpr, TINY: tl.constexpr,
@@ -147,7 +147,7 @@ def _unit_rows(
         tl.store(for_sums + out, unit.to(for_sums.dtype.element_ty), mask=within)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def _step_rows(
     weights, first, second, index, factors, gradients, inverses, rate, finite, biases, roots,
     noise, columns, columns_first, columns_second, size,

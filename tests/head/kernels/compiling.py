@@ -1,6 +1,7 @@
 """Compiles the kernels that a step of the head would launch, for GPUs that are not here."""
 
 import itertools
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -12,10 +13,10 @@ from triton.compiler import ASTSource
 
 from partialfc.config import AdamWRule, CosFace, HeadConfig
 from partialfc.head import PartialFC, partial_fc
-from partialfc.head.kernels import Operations, fused_rows, logits, moving, rows
+from partialfc.head.kernels import in_triton, logits, moving, per_image, rows, targets
 
 POINTERS = {
-    torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16",
+    torch.float64: "*fp64", torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16",
     torch.int64: "*i64", torch.int32: "*i32", torch.uint8: "*u8", torch.int16: "*i16",
 }  # fmt: skip
 SETTINGS: list[dict[str, Any]] = [
@@ -47,13 +48,10 @@ def compiled_in(folder: Path, capability: int) -> None:
         result = triton.compile(source, target=GPUTarget("cuda", capability, 32))
         (folder / f"{kernel.fn.__name__}.{next(count)}.ptx").write_text(result.asm["ptx"])
 
-    operations = Operations(fused_rows.FusedRows, logits.exponentials, moving.move_rows)
-    with (
-        mock.patch.object(rows, "launch", compile_),
-        mock.patch.object(logits, "launch", compile_),
-        mock.patch.object(moving, "launch", compile_),
-        mock.patch.object(partial_fc, "operations_of", return_value=operations),
-    ):
+    with ExitStack() as stack:
+        for module in (logits, moving, per_image, rows, targets):
+            stack.enter_context(mock.patch.object(module, "launch", compile_))
+        stack.enter_context(mock.patch.object(partial_fc, "operations_of", return_value=in_triton()))
         for settings in SETTINGS:
             step(**settings)
 

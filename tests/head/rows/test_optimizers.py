@@ -126,7 +126,7 @@ def test_decay_is_the_dense_optimizer_with_a_tenth_of_the_classes(ranks, device,
 
 @pytest.mark.parametrize(("steps", "bound"), [(200, 1e-4), (2000, 1e-3)])
 def test_decay_stays_the_dense_optimizer_over_a_long_run_in_float32(ranks, device, steps, bound):
-    optim, options = OPTIMIZERS["sgd"], {"sample_rate": 0.1, "unsampled": "decay"}
+    optim, options = OPTIMIZERS["sgd"], {"sample_rate": 0.1, "unsampled": "decay", "products": "float32"}
     results = ranks.run(2, ours, optim, steps, torch.float32, device, options, steps // 2)
     assert difference(results, dense(optim, 0.1, steps, device)) < bound
 
