@@ -50,15 +50,22 @@ class Case:
         return torch.randn(self.batch * self.world_size, self.width, generator=generator)
 
 
+class Done:
+    """A collective that is through."""
+
+    def wait(self) -> None:
+        """Nothing to wait for."""
+
+
 @contextmanager
 def others_made_up(embeddings: Tensor) -> Iterator[None]:
     """Where one rank runs alone: an all-gather brings, beside its own rows, those of everyone's `embeddings` [B, D]."""
     made_up = normalize(embeddings)
 
-    def gather(rows: Tensor, local: Tensor, **_: Any) -> mock.Mock:
+    def gather(rows: Tensor, local: Tensor, **_: Any) -> Done:
         rows.copy_(made_up)
         rows[: len(local)] = local
-        return mock.Mock()  # nothing to wait for
+        return Done()
 
     with mock.patch.object(comm, "_all_gather", gather):
         yield

@@ -84,10 +84,10 @@ class ActiveRows:
         """Centres [N, D] that stand at `slots`, at length 1; and the angles [N], in radians, with the embeddings [B, D] at
         `positions`.
         """
-        centers = torch.nn.functional.normalize(self._gather(slots))
+        centers = torch.nn.functional.normalize(self.gather_targets(slots))
         return centers, angles(embeddings.index_select(0, positions), centers)
 
-    def _gather(self, slots: Tensor) -> Tensor:
+    def gather_targets(self, slots: Tensor) -> Tensor:
         """Centres [N, D] that stand at `slots`, a copy."""
         index = slots if self._index is None else self._index.index_select(0, slots)
         weight = self._tensors[CENTERS].index_select(0, index).to(self._storage.dtype)

@@ -5,6 +5,7 @@ import mmap
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -58,8 +59,9 @@ class Sender:
             places.append(size)
             size += -(-tensor.nbytes // _ALIGNED) * _ALIGNED
         buffer = pinned((size,), torch.uint8)
+        words = buffer.numpy()  # whose calls cost the host less
         for place, tensor in zip(places, tensors, strict=True):
-            _part(buffer, place, tensor).copy_(tensor)
+            words[place : place + tensor.nbytes] = tensor.numpy().view(np.uint8).reshape(-1)
         with torch.cuda.stream(self._stream):
             there = sent(buffer, self._device)
             event = self._stream.record_event()

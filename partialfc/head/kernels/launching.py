@@ -13,7 +13,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # on the host, for test
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
     """Launch a kernel on the device of its first argument, whichever is the current one; nobody waits for it."""
-    if INTERPRETED:
+    if INTERPRETED or arguments[0].device.index == torch.cuda.current_device():
         kernel[grid](*arguments, **constants)
         return
     with torch.cuda.device(arguments[0].device):
