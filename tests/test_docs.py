@@ -8,12 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from detector import MAGENTA, write_detector
 from faces import face
 
 from partialfc.backbones import build_backbone
 from partialfc.config import MobileFaceNet, load_config
+from partialfc.data.images import write
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -63,6 +66,11 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     (folder / "pairs.txt").write_text("\n".join(["1\t10", *pairs, ""]))
     for name, image in (("a.jpg", 1), ("b.jpg", 2)):
         (folder / name).write_bytes(face(3, image))
+    write_detector(folder / "yunet.onnx")
+    (folder / "photographs/ann").mkdir(parents=True)
+    photo = np.full((240, 320, 3), 128, np.uint8)
+    photo[96:160, 128:192] = MAGENTA
+    write(folder / "photographs/ann/1.png", photo)
     torch.save(build_backbone(MobileFaceNet()).state_dict(), folder / "backbone.pth")
     environment = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}"}
     for block in blocks(ROOT / "README.md", "sh")[1:]:  # the first makes an environment

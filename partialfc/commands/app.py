@@ -19,7 +19,15 @@ GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
         runs.plot,
         runs.report,
     ),
-    "Packs of faces": (packs.pack, packs.pairs, packs.inspect, packs.unpack, packs.merge, packs.split),
+    "Packs of faces": (
+        packs.align,
+        packs.pack,
+        packs.pairs,
+        packs.inspect,
+        packs.unpack,
+        packs.merge,
+        packs.split,
+    ),
     "Use what was trained": (networks.evaluate, networks.embed, networks.compare, networks.export),
 }
 app = typer.Typer(

@@ -8,6 +8,32 @@ import typer
 from partialfc.commands.options import Pack
 
 
+def align(
+    photos: Annotated[Path, typer.Argument(help="A folder of photographs, in folders as the faces will be.")],
+    out: Annotated[Path, typer.Argument(help="The folder for the faces.")],
+    detector: Annotated[
+        Path, typer.Option(help="A YuNet face detector, ONNX, as OpenCV's FaceDetectorYN takes it.")
+    ],
+    size: Annotated[int, typer.Option(min=16, max=512, help="Pixels of the faces, height and width.")] = 112,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="The least score of a face.")] = 0.6,
+) -> None:
+    """Find the face of each photograph, and bring its eyes, nose and mouth to where training sets have them. The same call
+    goes on where it was interrupted.
+
+    ```
+    partialfc align photographs/ faces/ --detector yunet.onnx
+    ```
+    """
+    from partialfc.data import alignment
+
+    found = alignment.align(
+        photos, out, alignment.Detector(detector, threshold=threshold), size=size, progress=True
+    )
+    print(f"{out}: {found.faces} faces of {found.photographs} photographs")
+    if found.missing:
+        print(f"{len(found.missing)} without a face, or that cannot be read: {out / alignment.MISSING}")
+
+
 def pack(
     inputs: Annotated[
         list[Path], typer.Argument(help="Folders of identities, .lst listings, LMDB sets, WebDataset tars.")
