@@ -86,4 +86,15 @@ class AdaFace(Margin, frozen=True, tag="adaface", tag_field="name"):
     """Share of a step in the running mean and deviation of the norms."""
 
 
-AnyMargin = AdaFace | SoftMax | ArcFace | CosFace | Combined | ElasticArcFace | ElasticCosFace
+class CurricularFace(AngularMargin, frozen=True, tag="curricularface", tag_field="name"):
+    """ArcFace whose hard negatives weigh more as training goes on, arXiv 2004.00288."""
+
+    margin: Angle = 0.5
+    """Added to the angle."""
+    rate: Fraction = 0.01
+    """Share of a step in the running mean of the target cosines, by which hard negatives weigh more."""
+
+
+AnyMargin = (
+    AdaFace | CurricularFace | SoftMax | ArcFace | CosFace | Combined | ElasticArcFace | ElasticCosFace
+)

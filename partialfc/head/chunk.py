@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from partialfc.head.losses import HardNegatives
+
 
 class Places(NamedTuple):
     """Where a chunk's targets stand in its [c, B]."""
@@ -31,11 +33,22 @@ def unit_rows(weight: Tensor, *, out: Tensor, inverse_: Tensor) -> Tensor:
     return torch.mul(weight, inverse_, out=out)
 
 
-def negatives(logits_: Tensor, largest: float | None, correction: Tensor | None) -> Tensor:
-    """`logits_` [c, B] as those of negatives: -inf where above `largest`; plus `correction` [c]."""
+def negatives(
+    logits_: Tensor, largest: float | None, correction: Tensor | None, hard: HardNegatives | None
+) -> Tensor | None:
+    """`logits_` [c, B], s cos t, as those of negatives: -inf where above `largest`; raised where `hard` has them so; plus
+    `correction` [c]. Returns their derivatives by s cos t, [c, B]; None: 1.
+    """
     if largest is not None:
         logits_.masked_fill_(logits_ > largest, -torch.inf)
-    return logits_ if correction is None else logits_.add_(correction[:, None])
+    slope = None
+    if hard is not None:
+        raised, cosine = logits_ > hard.above, logits_ / hard.scale
+        slope = torch.where(raised, hard.level + 2 * cosine, 1.0)
+        torch.where(raised, logits_ * (hard.level + cosine), logits_, out=logits_)
+    if correction is not None:
+        logits_.add_(correction[:, None])
+    return slope
 
 
 def without_targets(values_: Tensor, places: Places, instead: Tensor) -> Tensor:
@@ -55,20 +68,23 @@ def exponentials(
     shift: Tensor | None,
     largest: float | None,
     correction: Tensor | None,
+    hard: HardNegatives | None,
     total_: Tensor | None,
     out: Tensor,
 ) -> None:
-    """`out` [c, B] = exp(z - shift), 0 at the targets, with z the `negatives` of `logits_`; `total_`, [B] double, gets
-    their sums added, before they are rounded to the type of `out`.
+    """`out` [c, B] = exp(z - shift) times the derivative of z by s cos t, 0 at the targets, with z the `negatives` of
+    `logits_`; `total_`, [B] double, gets the sums of exp(z - shift) added, before they are rounded to the type of `out`.
 
     shift: [B], or None: 0; out: may be `logits_`.
     """
-    negatives(logits_, largest, correction)
+    slope = negatives(logits_, largest, correction, hard)
     if shift is not None:
         logits_.sub_(shift)
     without_targets(logits_.exp_(), places, logits_.new_zeros(()))
     if total_ is not None:
         total_ += logits_.sum(dim=0)
+    if slope is not None:
+        logits_.mul_(slope)
     if out is not logits_:
         out.copy_(logits_)
 

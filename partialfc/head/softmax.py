@@ -21,7 +21,7 @@ from partialfc.head.active_rows import ActiveRows, UnitRows
 from partialfc.head.chunk import Places, negatives, without_targets
 from partialfc.head.images import Scale
 from partialfc.head.kernels import Operations
-from partialfc.head.losses import Batch, Loss, State
+from partialfc.head.losses import Batch, HardNegatives, Loss, State
 from partialfc.head.products import Products
 from partialfc.head.scratch import ScratchMemory
 from partialfc.runtime import comm
@@ -47,6 +47,7 @@ class Softmax:
     targets: Tensor  # [N]
     exponentials: Tensor | None  # [S, B], where they are kept
     inverse: Tensor | None  # [S, 1] of the rows' lengths, where the exponentials are kept
+    hard: HardNegatives | None  # whose logits are raised
     loss_state: State  # of the loss, once the step is taken
 
 
@@ -159,6 +160,7 @@ class ShardedSoftmax:
             targets=nothing,
             exponentials=exponentials,
             inverse=inverse,
+            hard=None,
             loss_state={},
         )
 
@@ -179,6 +181,7 @@ class ShardedSoftmax:
         cosines = self._everyones(angle.cos(), classes) if self._loss.needs_cosines else None
         batch = Batch(classes.valid_positions, classes.drawn_margins, cosines, norms)
         left.loss_state = self._loss.next_state(batch)
+        left.hard = self._loss.hard_negatives(batch, left.loss_state)
         margins = self._loss.margins(batch, left.loss_state)
         if margins is not None:
             margins = margins.index_select(0, classes.target_positions)
@@ -194,10 +197,13 @@ class ShardedSoftmax:
         """What is taken off an image's logits before exp: the largest negative's on this rank; None if any fits."""
         if self._loss.max_logit <= _UNSHIFTED_SCALE:
             return None
+        if left.hard is not None and self._loss.max_logit <= 2 * _UNSHIFTED_SCALE:
+            # Above it only raised logits lie. Those so far below that nothing is left of them are no part of the sum.
+            return torch.full_like(left.embeddings[:, 0], self._loss.max_logit - _UNSHIFTED_SCALE)
         largest = torch.full_like(left.embeddings[:, 0], -self._loss.max_logit)
         for chunk, images in self._chunks(rows):
             _, found, _ = self._logits(left, rows, chunk)
-            negatives(found, self._largest, _correction(rows.classes, chunk))
+            negatives(found, self._largest, _correction(rows.classes, chunk), left.hard)
             without_targets(found, _places(rows.classes, chunk, images), self._lowest)
             torch.maximum(largest, found.amax(dim=0), out=largest)
         return largest
@@ -228,6 +234,7 @@ class ShardedSoftmax:
             shift=left.shift,
             largest=self._largest,
             correction=_correction(rows.classes, chunk),
+            hard=left.hard,
             total_=total,
             out=kept,
         )

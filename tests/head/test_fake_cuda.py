@@ -9,7 +9,15 @@ import pytest
 import torch
 from fake_cuda import DEVICE, Launches, fake_cuda, launches
 
-from partialfc.config import AdaFace, AdamWRule, AnyMargin, CosFace, ElasticArcFace, HeadConfig
+from partialfc.config import (
+    AdaFace,
+    AdamWRule,
+    AnyMargin,
+    CosFace,
+    CurricularFace,
+    ElasticArcFace,
+    HeadConfig,
+)
 from partialfc.head import PartialFC, centers
 
 DOCUMENT = Path(__file__).parents[2] / "docs/gpu.md"
@@ -66,7 +74,7 @@ def test_a_step_holds_nobody_up(options, kernels, world_size):
 
 
 @pytest.mark.parametrize("world_size", [1, 8])
-@pytest.mark.parametrize("margin", [ElasticArcFace(order="paper", scale=128.0), AdaFace()], ids=repr)
+@pytest.mark.parametrize("margin", [ElasticArcFace(order="paper", scale=128.0), AdaFace(), CurricularFace()], ids=repr)
 @pytest.mark.parametrize("options", OPTIONS[:4], ids=str)
 def test_a_step_of_any_loss_holds_nobody_up(options, margin, world_size):
     assert not stepped(world_size, options, margin).crossings

@@ -20,6 +20,7 @@ from partialfc.config import (
     ArcFace,
     Combined,
     CosFace,
+    CurricularFace,
     ElasticArcFace,
     ElasticCosFace,
     HeadConfig,
@@ -282,10 +283,10 @@ def count_collectives(margin: AnyMargin) -> tuple[int, int, int]:
         return prepared, forward, sum(spy.call_count for spy in spies) - prepared - forward
 
 
-@pytest.mark.parametrize("margin", [*MARGINS, AdaFace()], ids=repr)
+@pytest.mark.parametrize("margin", [*MARGINS, AdaFace(), CurricularFace()], ids=repr)
 def test_collectives_of_a_step(ranks, margin):
-    ordered = getattr(margin, "order", "none") != "none"
-    assert ranks.run(2, count_collectives, margin) == [(0, 3 if ordered else 2, 1)] * 2
+    all_cosines = getattr(margin, "order", "none") != "none" or isinstance(margin, CurricularFace)
+    assert ranks.run(2, count_collectives, margin) == [(0, 3 if all_cosines else 2, 1)] * 2
 
 
 def test_a_chunk_is_bounded_by_its_rows_and_by_its_logits():

@@ -5,7 +5,7 @@ import torch
 from test_losses import EXACT
 from waiting import NoWaiting
 
-from partialfc.config import AdaFace, AnyMargin, ElasticArcFace, HeadConfig, SoftMax
+from partialfc.config import AdaFace, AnyMargin, CurricularFace, ElasticArcFace, HeadConfig, SoftMax
 from partialfc.head import PartialFC
 from partialfc.runtime import comm
 
@@ -13,6 +13,7 @@ WIDTH, RATE = 5, 0.3
 MARGINS = [
     *EXACT,
     AdaFace(),
+    CurricularFace(),
     SoftMax(scale=300.0),
     ElasticArcFace(order="paper"),
     ElasticArcFace(order="released"),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from partialfc.head.chunk import Places
 from partialfc.head.kernels.launching import TYPES, launch
+from partialfc.head.losses import HardNegatives
 
 _ROWS, _COLUMNS = 64, 64  # of a program
 
@@ -20,6 +21,7 @@ def exponentials(
     shift: Tensor | None,
     largest: float | None,
     correction: Tensor | None,
+    hard: HardNegatives | None,
     total_: Tensor | None,
     out: Tensor,
 ) -> None:
@@ -35,11 +37,14 @@ def exponentials(
         places.slot_of_image,
         shift,
         correction,
+        None if hard is None else hard.above,
+        None if hard is None else hard.level,
         partial,
         places.start,
         size,
         batch,
         LARGEST=largest,
+        SCALE=None if hard is None else hard.scale,
         ROWS=_ROWS,
         COLUMNS=_COLUMNS,
         COMPUTED=TYPES[logits_.dtype],
@@ -50,8 +55,8 @@ def exponentials(
 
 @triton.jit(do_not_specialize=["start", "size"])
 def _exponentials(
-    logits, out, slots, shift, correction, partial, start, size, batch,
-    LARGEST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, COMPUTED: tl.constexpr,
+    logits, out, slots, shift, correction, hard, levels, partial, start, size, batch,
+    LARGEST: tl.constexpr, SCALE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, COMPUTED: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -60,13 +65,19 @@ def _exponentials(
     logit = tl.load(logits + place, mask=within, other=float("-inf"))
     if LARGEST is not None:
         logit = tl.where(logit > LARGEST, float("-inf"), logit)
+    slope = tl.full((ROWS, COLUMNS), 1.0, COMPUTED)
+    if hard is not None:
+        cosine, level = logit / SCALE, tl.load(levels)
+        raised = logit > tl.load(hard + column, mask=column < batch, other=float("inf"))[None, :]
+        slope = tl.where(raised, level + 2 * cosine, 1.0)
+        logit = tl.where(raised, logit * (level + cosine), logit)
     if correction is not None:
         logit += tl.load(correction + row, mask=row < size, other=0.0)[:, None]
     if shift is not None:
         logit -= tl.load(shift + column, mask=column < batch, other=0.0)[None, :]
     target = tl.load(slots + column, mask=column < batch, other=-1) - start
     value = tl.where(row[:, None] == target[None, :], 0.0, tl.exp(logit)).to(COMPUTED)
-    tl.store(out + place, value.to(out.dtype.element_ty), mask=within)
+    tl.store(out + place, (value * slope).to(out.dtype.element_ty), mask=within)
     if partial is not None:
         sums = tl.sum(value, 0)
         tl.store(partial + tl.program_id(0).to(tl.int64) * batch + column, sums, mask=column < batch)

@@ -1,6 +1,7 @@
 """Losses: each is a module of its own, made from its settings here."""
 
-from typing import assert_never
+from collections.abc import Callable
+from typing import Any
 
 from partialfc.config import (
     AdaFace,
@@ -8,34 +9,33 @@ from partialfc.config import (
     ArcFace,
     Combined,
     CosFace,
+    CurricularFace,
     ElasticArcFace,
     ElasticCosFace,
     SoftMax,
 )
 from partialfc.head.losses.adaface import NormAdaptive
 from partialfc.head.losses.angular import Angular
-from partialfc.head.losses.base import Batch, Loss, State
+from partialfc.head.losses.base import Batch, HardNegatives, Loss, State
 from partialfc.head.losses.cosine import Cosine
+from partialfc.head.losses.curricular import Curricular
 from partialfc.head.losses.elastic import ElasticAngular, ElasticCosine
 
-__all__ = ["Batch", "Loss", "State", "loss_of"]
+__all__ = ["Batch", "HardNegatives", "Loss", "State", "loss_of"]
+
+
+_LOSSES: dict[type[AnyMargin], Callable[[Any], Loss]] = {
+    SoftMax: lambda it: Cosine(it.scale, margin=0.0),
+    CosFace: lambda it: Cosine(it.scale, it.margin),
+    ArcFace: lambda it: Angular(it, m1=1.0, m2=it.margin, m3=0.0),
+    Combined: lambda it: Angular(it, m1=it.m1, m2=it.m2, m3=it.m3),
+    CurricularFace: Curricular,
+    ElasticArcFace: ElasticAngular,
+    ElasticCosFace: ElasticCosine,
+    AdaFace: NormAdaptive,
+}
 
 
 def loss_of(settings: AnyMargin) -> Loss:
     """The loss that a recipe's `margin` means."""
-    match settings:
-        case SoftMax():
-            return Cosine(settings.scale, margin=0.0)
-        case CosFace():
-            return Cosine(settings.scale, settings.margin)
-        case ArcFace():
-            return Angular(settings, m1=1.0, m2=settings.margin, m3=0.0)
-        case Combined():
-            return Angular(settings, m1=settings.m1, m2=settings.m2, m3=settings.m3)
-        case ElasticArcFace():
-            return ElasticAngular(settings)
-        case ElasticCosFace():
-            return ElasticCosine(settings)
-        case AdaFace():
-            return NormAdaptive(settings)
-    assert_never(settings)
+    return _LOSSES[type(settings)](settings)

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,14 @@ class Batch:
     drawn: Tensor | None  # [B] what `draw` gave
     cosines: Tensor | None  # [B] of the images with their own classes' centres; for a loss that needs them
     norms: Tensor | None  # [B] of the embeddings, without gradient; for a loss that needs them
+
+
+class HardNegatives(NamedTuple):
+    """Which logits of negatives a loss raises: a logit z = s c above `above` becomes s c (level + c)."""
+
+    above: Tensor  # [B] of each image
+    level: Tensor  # scalar
+    scale: float  # s
 
 
 class Loss(ABC):
@@ -45,6 +54,10 @@ class Loss(ABC):
 
     def margins(self, batch: Batch, state: State) -> Tensor | None:
         """What each image's target works with, [B]; None where it is the same for all images."""
+        return None
+
+    def hard_negatives(self, batch: Batch, state: State) -> HardNegatives | None:
+        """Which negatives count as hard; None: a negative's logit is s times its cosine."""
         return None
 
     @abstractmethod

@@ -11,7 +11,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from partialfc.config import AdamWRule, CosFace, HeadConfig
+from partialfc.config import AdamWRule, AnyMargin, CosFace, CurricularFace, HeadConfig
 from partialfc.head import PartialFC, partial_fc
 from partialfc.head.kernels import in_triton, logits, moving, per_image, rows, targets
 
@@ -23,8 +23,9 @@ SETTINGS: list[dict[str, Any]] = [
     {"sample_rate": 0.1},
     {"sample_rate": 0.1, "products": "half", "centers": "bfloat16", "moments": "bfloat16"},
     {"sample_rate": 0.1, "products": "half", "interclass_threshold": 0.5, "correction": "log_rate", "unsampled": "decay"},
-    {"optim": AdamWRule(), "scale": 128.0},
+    {"optim": AdamWRule(), "margin": CosFace(scale=128.0)},
     {"sample_rate": 0.1, "memory": "host"},
+    {"sample_rate": 0.1, "margin": CurricularFace()},
 ]  # fmt: skip
 
 
@@ -56,9 +57,9 @@ def compiled_in(folder: Path, capability: int) -> None:
             step(**settings)
 
 
-def step(scale: float = 64.0, **settings: Any) -> None:
+def step(margin: AnyMargin | None = None, **settings: Any) -> None:
     """A step that computes nothing."""
-    head = PartialFC(2000, 512, CosFace(scale=scale), config=HeadConfig(**settings))
+    head = PartialFC(2000, 512, margin or CosFace(), config=HeadConfig(**settings))
     step = head.prepare(torch.arange(128), 0)
     head(torch.randn(128, 512, requires_grad=True), step).backward()
     head.update(step, 0.1)
