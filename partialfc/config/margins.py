@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from partialfc.config.types import Angle, Cosine, Fraction, NonNegative, Scale, Settings, unit
+from partialfc.config.types import Angle, Cosine, Fraction, NonNegative, Positive, Scale, Settings, unit
+from partialfc.errors import InputError
 
 
 class Margin(Settings, frozen=True):
@@ -95,6 +96,30 @@ class CurricularFace(AngularMargin, frozen=True, tag="curricularface", tag_field
     """Share of a step in the running mean of the target cosines, by which hard negatives weigh more."""
 
 
+class MagFace(AngularMargin, frozen=True, tag="magface", tag_field="name"):
+    """cos(t + m), m growing with the embedding's norm, which tells the image's quality, arXiv 2103.06627."""
+
+    norms: tuple[Positive, Positive] = (10.0, 110.0)
+    """Least and largest norm that counts."""
+    margins: tuple[Angle, Angle] = (0.45, 0.8)
+    """Margins of images of these norms."""
+    weight: NonNegative = 35.0
+    """Of the term that draws norms to the largest."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.norms[0] >= self.norms[1]:
+            raise InputError(f"margin.norms: found {list(self.norms)}; wanted the smaller one first")
+
+
 AnyMargin = (
-    AdaFace | CurricularFace | SoftMax | ArcFace | CosFace | Combined | ElasticArcFace | ElasticCosFace
+    AdaFace
+    | ArcFace
+    | Combined
+    | CosFace
+    | CurricularFace
+    | ElasticArcFace
+    | ElasticCosFace
+    | MagFace
+    | SoftMax
 )

@@ -27,7 +27,8 @@ class Derivatives(NamedTuple):
 
     loss: Tensor  # scalar, the mean over the valid images
     factor: Tensor  # [B] the loss's derivative by a negative's cosine is exp(z - shift) * factor
-    targets: Tensor  # [N] its derivatives by the targets' cosines
+    # [k, N] its derivatives by what the k slopes are of: the targets' cosines, and what else there is
+    targets: Tensor
 
 
 def totals(
@@ -49,7 +50,7 @@ def totals(
 def derivatives(
     totals: Tensor,
     logit: Tensor,
-    slope: Tensor,
+    slopes: Tensor,
     classes: ActiveClasses,
     *,
     shift: Tensor | None,
@@ -57,7 +58,7 @@ def derivatives(
 ) -> Derivatives:
     """Of the loss, the mean over the valid images of -log softmax(z)[target].
 
-    totals: [2, B] of all ranks; logit, slope: [N] of this rank's targets: z / s, and its derivative by the cosine.
+    totals: [2, B] of all ranks; logit: [N] of this rank's targets, z / s; slopes: [k, N] its derivatives.
     """
     total, own = totals
     logit = logit.double() * scale.scale
@@ -68,21 +69,22 @@ def derivatives(
     # Far below the furthest where this rank has an exponential above 0; where it has none, inf times 0 would be nan.
     factor = share * (by - lse).clamp_max(_FURTHEST).exp()
     lse_targets, share_targets = lse[classes.target_positions], share[classes.target_positions]
-    targets = share_targets * torch.expm1(logit - lse_targets) * slope.double()
+    targets = share_targets * torch.expm1(logit - lse_targets) * slopes.double()
     losses = torch.where(classes.valid, lse - own, 0.0)
     loss = losses.sum() / num_valid
-    return Derivatives(loss.to(slope.dtype), factor.to(slope.dtype), targets.to(slope.dtype))
+    return Derivatives(loss.to(slopes.dtype), factor.to(slopes.dtype), targets.to(slopes.dtype))
 
 
 def embedding_gradients(
-    weighted_: Tensor, centers: Tensor, found: Derivatives, classes: ActiveClasses
+    weighted_: Tensor, centers: Tensor, factor: Tensor, targets: Tensor, classes: ActiveClasses
 ) -> Tensor:
     """The loss's gradient [B, D] by the embeddings from this rank's classes, in place.
 
-    weighted_: [B, D] of the sum of exp(z - shift) w over the negatives; centers: [N, D] of the targets, at length 1.
+    weighted_: [B, D] of the sum of exp(z - shift) w over the negatives; centers: [N, D] of the targets, at length 1; factor:
+    [B], targets: [N], as `derivatives` gives them.
     """
-    weighted_.mul_(found.factor[:, None])
-    return weighted_.index_add_(0, classes.target_positions, centers * found.targets[:, None])
+    weighted_.mul_(factor[:, None])
+    return weighted_.index_add_(0, classes.target_positions, centers * targets[:, None])
 
 
 def add_targets(

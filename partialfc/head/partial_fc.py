@@ -154,7 +154,7 @@ class PartialFC(nn.Module):
             begin = partial(self._softmax.begin, rows, step.batch, keep=keep)
             everyones, norms = self._gathered(embeddings.to(self.centers.dtype), begin)
             if not keep:
-                return self._softmax.forward(everyones, norms, rows, keep=False)[0]
+                return self._softmax.forward(everyones, norms, rows, keep=False).loss
             loss = loss_of_step(everyones, norms, self._softmax, rows, step)
         self._due = step
         return loss
@@ -284,7 +284,8 @@ class PartialFC(nn.Module):
         """Everyone's embeddings [B, D], at length 1; and the norms [B] that they had, where the loss needs them."""
         norms = None
         if self._loss.needs_norms:
-            norms = torch.linalg.vector_norm(embeddings.detach(), dim=1)
+            trained = embeddings if self._loss.trains_norms else embeddings.detach()
+            norms = torch.linalg.vector_norm(trained, dim=1)
         return comm.gather_with_gradient(
             normalize(embeddings),
             norms,

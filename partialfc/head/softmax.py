@@ -10,7 +10,6 @@ denominator and of the scale is multiplied into rows [c, D] and embeddings [B, D
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 
 import torch
@@ -21,8 +20,9 @@ from partialfc.head.active_rows import ActiveRows, UnitRows
 from partialfc.head.chunk import Places, negatives, without_targets
 from partialfc.head.images import Scale
 from partialfc.head.kernels import Operations
-from partialfc.head.losses import Batch, HardNegatives, Loss, State
+from partialfc.head.losses import Batch, Loss
 from partialfc.head.products import Products
+from partialfc.head.results import Forward, Softmax, Targets
 from partialfc.head.scratch import ScratchMemory
 from partialfc.runtime import comm
 from partialfc.runtime.comm import Group
@@ -31,24 +31,6 @@ from partialfc.runtime.comm import Group
 _ROWS_BYTES = {"cpu": 1 << 20, "cuda": 256 << 20}
 _LOGITS_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
 _UNSHIFTED_SCALE = 64.0  # up to here exp(z), and its sum over any number of classes, fit float32 as they are
-
-
-@dataclass
-class Softmax:
-    """What a forward leaves for the rows' gradient.
-
-    The loss's derivative by a negative's cosine is exp(z - shift) * factor, by a target's it is `targets`.
-    """
-
-    embeddings: Tensor  # [B, D], at length 1
-    scaled: Tensor  # [B, D], at length s, as a factor of logits
-    shift: Tensor | None  # [B] taken off the logits before exp; None: 0
-    factor: Tensor  # [B]
-    targets: Tensor  # [N]
-    exponentials: Tensor | None  # [S, B], where they are kept
-    inverse: Tensor | None  # [S, 1] of the rows' lengths, where the exponentials are kept
-    hard: HardNegatives | None  # whose logits are raised
-    loss_state: State  # of the loss, once the step is taken
 
 
 class ShardedSoftmax:
@@ -85,27 +67,29 @@ class ShardedSoftmax:
             _, inverse = self._memory(rows.num_active, batch, keep)
             self._begun = rows, *self._unit(rows, chunk, inverse)
 
-    def forward(
-        self, embeddings: Tensor, norms: Tensor | None, rows: ActiveRows, *, keep: bool
-    ) -> tuple[Tensor, Tensor, Softmax]:
-        """The loss, its gradient [B, D] by the embeddings from this rank's classes, and what is left for the rows'.
+    def forward(self, embeddings: Tensor, norms: Tensor | None, rows: ActiveRows, *, keep: bool) -> Forward:
+        """The loss, the mean over the valid images of -log softmax(logits)[target], the same scalar on every rank.
 
-        The loss is the mean over the valid images of -log softmax(logits)[target], the same scalar on every rank.
         embeddings: [B, D] of length 1; norms: [B] that they had. Negatives with a cosine above the threshold (0:
         none) are left out. One all-reduce of [2, B] doubles (one more of [B] where the loss needs all cosines).
         keep: False where no backward follows.
         """
         classes, operations = rows.classes, self._operations
         left = self._left(embeddings, rows.num_active, keep)
-        centers, logit, slope = self._targets(left, norms, rows)  # [N, D], [N], [N]
+        own = self._targets(left, norms, rows)
         left.shift = self._shift(left, rows)
         total, weighted = self._accumulate(left, rows)  # [B] double, [B, D]
         # What follows goes below float32's smallest number.
         scale = {"shift": left.shift, "scale": Scale(self._loss.scale, self._loss.max_logit)}
-        totals = comm.sum_(operations.totals(total, logit, classes, **scale), self._group)
-        found = operations.derivatives(totals, logit, slope, classes, **scale)
-        left.factor, left.targets = found.factor, found.targets
-        return found.loss, operations.embedding_gradients(weighted, centers, found, classes), left
+        totals = comm.sum_(operations.totals(total, own.logit, classes, **scale), self._group)
+        found = operations.derivatives(totals, own.logit, own.slopes, classes, **scale)
+        left.factor, left.targets = found.factor, found.targets[0]
+        gradient = operations.embedding_gradients(weighted, own.centers, left.factor, left.targets, classes)
+        if norms is None or not self._loss.trains_norms:
+            return Forward(found.loss, gradient, None, left)
+        penalty, by_norm = self._penalty(norms, classes)
+        by_norm.index_add_(0, classes.target_positions, found.targets[1])
+        return Forward(found.loss + penalty, gradient, by_norm, left)
 
     def update(self, left: Softmax, rows: ActiveRows, weight: Tensor, lr: Tensor, finite: Tensor) -> None:
         """Take one optimizer step of the rows, by `weight` times the gradient of the loss that `left` is of.
@@ -172,10 +156,7 @@ class ShardedSoftmax:
         exponentials = self._kept.get("exponentials", (num_active, batch), kind)
         return exponentials, self._kept.get("inverse", (num_active, 1), self._dtype)
 
-    def _targets(
-        self, left: Softmax, norms: Tensor | None, rows: ActiveRows
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The targets' centres at length 1, [N, D], their logits / s, and the derivatives by the cosine, [N]."""
+    def _targets(self, left: Softmax, norms: Tensor | None, rows: ActiveRows) -> Targets:
         classes = rows.classes
         centers, angle = rows.target_angles(classes.target_slots, left.embeddings, classes.target_positions)
         cosines = self._everyones(angle.cos(), classes) if self._loss.needs_cosines else None
@@ -186,7 +167,20 @@ class ShardedSoftmax:
         if margins is not None:
             margins = margins.index_select(0, classes.target_positions)
         logit, slope = self._loss.targets(angle, margins)
-        return centers, logit, slope
+        if norms is None or not self._loss.trains_norms:
+            return Targets(centers, logit, slope[None])
+        own_norms = norms.index_select(0, classes.target_positions)
+        return Targets(centers, logit, torch.stack([slope, self._loss.by_norm(angle, margins, own_norms)]))
+
+    def _penalty(self, norms: Tensor, classes: ActiveClasses) -> tuple[Tensor, Tensor]:
+        """The mean penalty over the valid images, the same scalar on every rank; and its derivative [B] by the norms of
+        this rank's targets, 0 elsewhere.
+        """
+        num_valid = max(1, len(classes.valid_positions))
+        penalty, slope = self._loss.penalty(norms)
+        mean = penalty.index_select(0, classes.valid_positions).double().sum() / num_valid
+        own = slope.index_select(0, classes.target_positions) / num_valid
+        return mean.to(norms.dtype), torch.zeros_like(norms).index_copy_(0, classes.target_positions, own)
 
     def _everyones(self, cosine: Tensor, classes: ActiveClasses) -> Tensor:
         """The target cosines [B] of the whole batch, from this rank's [N]."""

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from partialfc.head.active import ActiveClasses
 from partialfc.head.active_rows import ActiveRows
+from partialfc.head.results import Softmax
 from partialfc.head.scratch import Sending
-from partialfc.head.softmax import ShardedSoftmax, Softmax
+from partialfc.head.softmax import ShardedSoftmax
 
 
 class Stage(Enum):
@@ -143,14 +144,15 @@ class _Loss(torch.autograd.Function):
         rows: ActiveRows,
         step: HeadStep,
     ) -> Tensor:
-        value, gradient, left = softmax.forward(embeddings, norms, rows, keep=True)
-        step.begin(rows, left)
-        ctx.step = step
-        ctx.save_for_backward(gradient)
-        return value
+        found = softmax.forward(embeddings, norms, rows, keep=True)
+        step.begin(rows, found.left)
+        ctx.step, ctx.by_norm = step, found.by_norm
+        ctx.save_for_backward(found.gradient)
+        return found.loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         ctx.step.add_gradient(grads[0])
-        return gradient * grads[0], None, None, None, None
+        by_norm = None if ctx.by_norm is None else ctx.by_norm * grads[0]
+        return gradient * grads[0], by_norm, None, None, None

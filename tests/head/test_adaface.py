@@ -33,13 +33,15 @@ def formula(
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-@pytest.mark.parametrize("sample_rate", [1, 0.4])
-def test_sharded_is_dense(ranks, device, sample_rate, world_size):
+@pytest.mark.parametrize(
+    "options", [{}, {"sample_rate": 0.4}, {"sample_rate": 0.4, "kernels": "triton"}], ids=str
+)
+def test_sharded_is_dense(ranks, device, options, world_size):
     state = {
         name: torch.tensor(it, dtype=torch.float64) for name, it in (("norm_mean", 20.0), ("norm_std", 100.0))
     }
-    expected = dense(formula, state, sample_rate, device)
-    assert_equal(ranks.run(world_size, sharded, MARGIN, {"sample_rate": sample_rate}, device), expected)
+    expected = dense(formula, state, options.get("sample_rate", 1), device)
+    assert_equal(ranks.run(world_size, sharded, MARGIN, options, device), expected)
 
 
 def test_the_slope_is_the_derivative_and_0_where_the_angle_is_clipped():

@@ -17,6 +17,7 @@ from partialfc.config import (
     CurricularFace,
     ElasticArcFace,
     HeadConfig,
+    MagFace,
 )
 from partialfc.head import PartialFC, centers
 
@@ -74,7 +75,9 @@ def test_a_step_holds_nobody_up(options, kernels, world_size):
 
 
 @pytest.mark.parametrize("world_size", [1, 8])
-@pytest.mark.parametrize("margin", [ElasticArcFace(order="paper", scale=128.0), AdaFace(), CurricularFace()], ids=repr)
+@pytest.mark.parametrize(
+    "margin", [ElasticArcFace(order="paper", scale=128.0), AdaFace(), CurricularFace(), MagFace()], ids=repr
+)
 @pytest.mark.parametrize("options", OPTIONS[:4], ids=str)
 def test_a_step_of_any_loss_holds_nobody_up(options, margin, world_size):
     assert not stepped(world_size, options, margin).crossings

@@ -24,6 +24,7 @@ from partialfc.config import (
     ElasticArcFace,
     ElasticCosFace,
     HeadConfig,
+    MagFace,
     Sgd,
     SoftMax,
 )
@@ -283,7 +284,7 @@ def count_collectives(margin: AnyMargin) -> tuple[int, int, int]:
         return prepared, forward, sum(spy.call_count for spy in spies) - prepared - forward
 
 
-@pytest.mark.parametrize("margin", [*MARGINS, AdaFace(), CurricularFace()], ids=repr)
+@pytest.mark.parametrize("margin", [*MARGINS, AdaFace(), CurricularFace(), MagFace()], ids=repr)
 def test_collectives_of_a_step(ranks, margin):
     all_cosines = getattr(margin, "order", "none") != "none" or isinstance(margin, CurricularFace)
     assert ranks.run(2, count_collectives, margin) == [(0, 3 if all_cosines else 2, 1)] * 2

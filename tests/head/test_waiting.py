@@ -5,7 +5,7 @@ import torch
 from test_losses import EXACT
 from waiting import NoWaiting
 
-from partialfc.config import AdaFace, AnyMargin, CurricularFace, ElasticArcFace, HeadConfig, SoftMax
+from partialfc.config import AdaFace, AnyMargin, CurricularFace, ElasticArcFace, HeadConfig, MagFace, SoftMax
 from partialfc.head import PartialFC
 from partialfc.runtime import comm
 
@@ -14,6 +14,7 @@ MARGINS = [
     *EXACT,
     AdaFace(),
     CurricularFace(),
+    MagFace(),
     SoftMax(scale=300.0),
     ElasticArcFace(order="paper"),
     ElasticArcFace(order="released"),

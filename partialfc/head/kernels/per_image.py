@@ -43,7 +43,7 @@ def totals(
 def derivatives(
     totals: Tensor,
     logit: Tensor,
-    slope: Tensor,
+    slopes: Tensor,
     classes: ActiveClasses,
     *,
     shift: Tensor | None,
@@ -51,13 +51,13 @@ def derivatives(
 ) -> Derivatives:
     """As `images.derivatives`."""
     batch = totals.shape[1]
-    factor, targets, losses = slope.new_empty(batch), torch.empty_like(slope), torch.empty_like(totals[0])
+    factor, targets, losses = slopes.new_empty(batch), torch.empty_like(slopes), torch.empty_like(totals[0])
     launch(
         _derivatives,
         (triton.cdiv(batch, _IMAGES),),
         totals,
         logit,
-        slope,
+        slopes,
         classes.image_targets,
         classes.valid.view(torch.uint8),
         shift,
@@ -66,15 +66,17 @@ def derivatives(
         losses,
         batch,
         max(1, len(classes.valid_positions)),
+        len(logit),
+        KINDS=len(slopes),
         SCALE=scale.scale,
         MAX_LOGIT=scale.max_logit,
         IMAGES=_IMAGES,
     )
-    return Derivatives(losses.sum().to(slope.dtype), factor, targets)
+    return Derivatives(losses.sum().to(slopes.dtype), factor, targets)
 
 
 def embedding_gradients(
-    weighted_: Tensor, centers: Tensor, found: Derivatives, classes: ActiveClasses
+    weighted_: Tensor, centers: Tensor, factor: Tensor, targets: Tensor, classes: ActiveClasses
 ) -> Tensor:
     """As `images.embedding_gradients`."""
     batch, width = weighted_.shape
@@ -83,8 +85,8 @@ def embedding_gradients(
         (triton.cdiv(batch, ROWS),),
         weighted_,
         centers,
-        found.factor,
-        found.targets,
+        factor,
+        targets,
         classes.image_targets,
         batch,
         WIDTH=width,
@@ -135,10 +137,10 @@ def _totals(
     tl.store(out + batch + image, logit, mask=live)
 
 
-@triton.jit(do_not_specialize=["batch", "num_valid"])
+@triton.jit(do_not_specialize=["batch", "num_valid", "num_targets"])
 def _derivatives(
-    totals, logits, slopes, owns, valid, shift, factors, targets, losses, batch, num_valid,
-    SCALE: tl.constexpr, MAX_LOGIT: tl.constexpr, IMAGES: tl.constexpr,
+    totals, logits, slopes, owns, valid, shift, factors, targets, losses, batch, num_valid, num_targets,
+    KINDS: tl.constexpr, SCALE: tl.constexpr, MAX_LOGIT: tl.constexpr, IMAGES: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(0) * IMAGES + tl.arange(0, IMAGES)
     live = image < batch
@@ -154,9 +156,11 @@ def _derivatives(
     tl.store(factors + image, factor.to(factors.dtype.element_ty), mask=live)
     tl.store(losses + image, tl.where(counted, (lse - own) * part, 0.0), mask=live)
     logit = tl.load(logits + target, mask=target >= 0, other=0.0).to(tl.float64) * SCALE
-    slope = tl.load(slopes + target, mask=target >= 0, other=0.0).to(tl.float64)
-    derivative = part * SCALE * (tl.exp(logit - lse) - 1.0) * slope  # double: 1 is not lost in it
-    tl.store(targets + target, derivative.to(targets.dtype.element_ty), mask=target >= 0)
+    pull = part * SCALE * (tl.exp(logit - lse) - 1.0)  # double: 1 is not lost in it
+    for kind in tl.static_range(KINDS):
+        place = kind * num_targets + target
+        slope = tl.load(slopes + place, mask=target >= 0, other=0.0).to(tl.float64)
+        tl.store(targets + place, (pull * slope).to(targets.dtype.element_ty), mask=target >= 0)
 
 
 @triton.jit(do_not_specialize=["batch"])

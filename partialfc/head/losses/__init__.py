@@ -12,6 +12,7 @@ from partialfc.config import (
     CurricularFace,
     ElasticArcFace,
     ElasticCosFace,
+    MagFace,
     SoftMax,
 )
 from partialfc.head.losses.adaface import NormAdaptive
@@ -20,6 +21,7 @@ from partialfc.head.losses.base import Batch, HardNegatives, Loss, State
 from partialfc.head.losses.cosine import Cosine
 from partialfc.head.losses.curricular import Curricular
 from partialfc.head.losses.elastic import ElasticAngular, ElasticCosine
+from partialfc.head.losses.magface import Magnitude
 
 __all__ = ["Batch", "HardNegatives", "Loss", "State", "loss_of"]
 
@@ -33,6 +35,7 @@ _LOSSES: dict[type[AnyMargin], Callable[[Any], Loss]] = {
     ElasticArcFace: ElasticAngular,
     ElasticCosFace: ElasticCosine,
     AdaFace: NormAdaptive,
+    MagFace: Magnitude,
 }
 
 

@@ -18,7 +18,7 @@ class Batch:
     valid_positions: Tensor  # [V] int64
     drawn: Tensor | None  # [B] what `draw` gave
     cosines: Tensor | None  # [B] of the images with their own classes' centres; for a loss that needs them
-    norms: Tensor | None  # [B] of the embeddings, without gradient; for a loss that needs them
+    norms: Tensor | None  # [B] of the embeddings; for a loss that needs them
 
 
 class HardNegatives(NamedTuple):
@@ -38,6 +38,7 @@ class Loss(ABC):
 
     needs_cosines = False  # whether Batch.cosines is filled: one more collective, of [B]
     needs_norms = False  # whether Batch.norms is filled: they travel with the embeddings
+    trains_norms = False  # whether norms have gradient, by `by_norm` and `penalty`
 
     def __init__(self, scale: float) -> None:
         self.scale = scale
@@ -59,6 +60,16 @@ class Loss(ABC):
     def hard_negatives(self, batch: Batch, state: State) -> HardNegatives | None:
         """Which negatives count as hard; None: a negative's logit is s times its cosine."""
         return None
+
+    def by_norm(self, angle: Tensor, margins: Tensor | None, norms: Tensor) -> Tensor:
+        """The derivative of the target's logit / s by the embedding's norm, [N], of a loss that trains norms. angle, margins,
+        norms: [N] of the same images.
+        """
+        raise NotImplementedError
+
+    def penalty(self, norms: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a loss that trains norms: what is added to an image's loss, and its derivative by the norm, in norms' shape."""
+        raise NotImplementedError
 
     @abstractmethod
     def targets(self, angle: Tensor, margins: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from partialfc.config import AdamWRule, AnyMargin, CosFace, CurricularFace, HeadConfig
+from partialfc.config import AdamWRule, AnyMargin, CosFace, CurricularFace, HeadConfig, MagFace
 from partialfc.head import PartialFC, partial_fc
 from partialfc.head.kernels import in_triton, logits, moving, per_image, rows, targets
 
@@ -26,6 +26,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"optim": AdamWRule(), "margin": CosFace(scale=128.0)},
     {"sample_rate": 0.1, "memory": "host"},
     {"sample_rate": 0.1, "margin": CurricularFace()},
+    {"sample_rate": 0.1, "margin": MagFace()},
 ]  # fmt: skip
 
 
