@@ -1,6 +1,7 @@
 """One rank of a training run: one of those that the launcher started, else the only one."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -21,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     end_with_launcher()
     tidy_up_quietly()
-    stop = StopRequest(speaks=not has_launcher())
+    stop = StopRequest(first=os.environ.get("RANK", "0") == "0", launched=has_launcher())
     with stop.listening(), exit_on_defect(), exit_on_input_error():
         config = load_config(options.recipe, options.overrides)
         with comm.join(config.device) as ranks:

@@ -79,6 +79,21 @@ def test_before_the_first_step_there_is_nothing_to_save(recipe):
     assert process.returncode == 75 and err == "stopped by SIGTERM with nothing to save\n"
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_before_the_first_step_one_rank_says_so(recipe, ranks):
+    """Where the ranks listen, and have a launcher."""
+    command = [sys.executable, "-m", "partialfc", "train", str(recipe), "--ranks", str(ranks)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while len(found := children(process.pid)) < ranks or not all(map(handled, found)):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=150)
+    told = [
+        line for line in err.splitlines() if "Gloo" not in line
+    ]  # which misses a rank as it meets the others
+    assert process.returncode == 75 and told == ["stopped by SIGTERM with nothing to save"]
+
+
 def test_while_the_ranks_start_there_is_nothing_to_save(recipe):
     """A signal that comes before a rank can listen."""
     command = [sys.executable, "-m", "partialfc", "train", str(recipe), "--ranks", "2"]

@@ -12,6 +12,7 @@ from partialfc.commands import checks, networks, packs, recipes, runs, settings,
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "Train": (
         training.train,
+        training.sweep,
         training.plan,
         training.doctor,
         checks.check,

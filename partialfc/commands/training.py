@@ -1,5 +1,6 @@
 """A run, and what it would need."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -74,6 +75,57 @@ def doctor(
             Launch(recipe, tuple(overrides or ()), ranks, nodes, endpoint, **_named(name), command="doctor")
         )
     )
+
+
+def sweep(
+    recipe: Recipe,
+    settings: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SECTION.KEY=A,B", help="Values of a setting; 0..4: those numbers; one value: for all."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The folder of all runs.")] = Path("output/sweep"),
+    ranks: Ranks = None,
+    task: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Run every N-th alone, from number I, counted from 0.")
+    ] = None,
+    table: Annotated[bool, typer.Option("--table", help="Run nothing; tabulate what has finished.")] = False,
+) -> None:
+    """Run a recipe with every combination of some settings, and tabulate the scores: mean and interval over seeds.
+
+    ```
+    partialfc sweep faces_small margin.margin=0.45,0.5,0.55 seed=0..4 --out output/margins
+    sbatch --array=0-14 --wrap "partialfc sweep mine.yaml margin.sigma=0.0125,0.025,0.05 seed=0..4"
+    ```
+
+    The same call goes on where it was stopped, and adds what is new in it; runs that have finished are left as they are. In
+    a job array each task runs its share.
+    """
+    from partialfc.sweep import grid as grids
+    from partialfc.sweep import running
+    from partialfc.sweep import table as tables
+
+    grid, share = grids.grid_of(recipe, settings), running.share_of(task)
+    code = 0 if table else running.run_all(grid, out, share, ranks, lambda line: print(line, flush=True))
+    results = tables.results_of(grid, out)
+    if results.rows:
+        tables.write(results, out)
+        _print_table(tables.cells(results))
+    if results.missing:
+        print(f"{results.missing} of {len(grid.points)} runs have not finished")
+    raise typer.Exit(code)
+
+
+def _print_table(cells: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    header, *lines = cells
+    shown = Table(*header)
+    for line in lines:
+        shown.add_row(*line)
+    Console().print(shown)
 
 
 def plan(

@@ -152,7 +152,8 @@ class _Processes:
         own = [it for it in failures.values() if it.pid not in self._killed]
         for number in self._passed_on:
             if any(it.exitcode == -number for it in own):  # it came before the rank could listen
-                say_stopped(number, again=False)
+                if 0 not in failures or failures[0].exitcode == -number:  # else the first rank said so
+                    say_stopped(number, again=False)
                 return STOPPED
         killed = {rank: it for rank, it in failures.items() if it in own and it.exitcode < 0}
         for rank, failure in killed.items():

@@ -32,12 +32,12 @@ class StopRequest:
     While nothing could be lost, a signal ends the process at once, with a line and the exit code STOPPED; within
     `deferred` it is noted in `received`, for the run to end where it can; there a second SIGINT ends it at once.
 
-    speaks: whether the line is said here; the launcher says it for its ranks.
+    first: whether this is the rank that says so. launched: whether a launcher says that it was a second SIGINT.
     """
 
-    def __init__(self, *, speaks: bool = True) -> None:
+    def __init__(self, *, first: bool = True, launched: bool = False) -> None:
         self.received = 0  # the number of the first signal; 0: none
-        self._speaks = speaks
+        self._first, self._launched = first, launched
         self._deferred = False
         self._over = False
 
@@ -67,7 +67,7 @@ class StopRequest:
         if self._deferred and not again:
             self.received = self.received or number
             return
-        if self._speaks:
+        if not self._launched if again else self._first:
             say_stopped(number, again=again)
         if again:
             end_at_once(128 + number)

@@ -1,0 +1,101 @@
+"""The runs of a sweep: every combination of the values that its settings are given."""
+
+import hashlib
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from partialfc.config import load_config
+from partialfc.errors import InputError
+
+SEED = "seed"  # the setting over whose values scores are averaged
+_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
+_LONGEST = 120  # signs of a folder's name
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run: what it has of the settings that vary, in the order of the call."""
+
+    settings: tuple[tuple[str, str], ...]
+
+    @property
+    def name(self) -> str:
+        """Of its folder: the same for the same settings, whatever else is in the grid."""
+        text = ",".join(f"{key}={value}" for key, value in self.settings) or "run"
+        name = re.sub(r"[^\w.,=+-]", "_", text)
+        if len(name) <= _LONGEST and name == text:
+            return name
+        return f"{name[:_LONGEST]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+    def overrides(self) -> list[str]:
+        """As `partialfc train` takes them."""
+        return [f"{key}={value}" for key, value in self.settings]
+
+    def row(self) -> tuple[tuple[str, str], ...]:
+        """The settings without the seed: runs that differ in nothing else are of one row."""
+        return tuple(it for it in self.settings if it[0] != SEED)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a sweep is of: a recipe, settings that are the same for all runs, and the runs."""
+
+    recipe: str
+    fixed: tuple[str, ...]
+    points: tuple[Point, ...]
+
+    def overrides(self, point: Point) -> list[str]:
+        """Of one run."""
+        return [*self.fixed, *point.overrides()]
+
+
+def grid_of(recipe: str, arguments: Sequence[str]) -> Grid:
+    """The grid of arguments `key=value` (the same for all), `key=a,b,c` and `key=0..4` (whole numbers, both ends among them).
+
+    A comma within brackets or quotes is part of a value. InputError where a run's recipe would be none, before any is started.
+    """
+    fixed, axes = [], []
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals or not key:
+            raise InputError(f"{argument!r}: wanted section.key=value, or section.key=one,other")
+        if key == "output":
+            raise InputError(f"{argument}: each run has a folder of its own; wanted --out FOLDER")
+        values = values_of(text)
+        if len(values) > 1:
+            axes.append([(key, value) for value in values])
+        else:
+            fixed.append(f"{key}={values[0]}")
+    keys = [it.partition("=")[0] for it in fixed] + [axis[0][0] for axis in axes]
+    if repeated := next((key for key in keys if keys.count(key) > 1), None):
+        raise InputError(f"{repeated} is given twice; wanted all its values in one argument")
+    grid = Grid(recipe, tuple(fixed), tuple(Point(it) for it in itertools.product(*axes)))
+    for point in grid.points:
+        load_config(recipe, grid.overrides(point))
+    return grid
+
+
+def values_of(text: str) -> list[str]:
+    """The values that a text lists."""
+    if found := _RANGE.fullmatch(text):
+        first, last = map(int, found.groups())
+        if first > last:
+            raise InputError(f"{text}: wanted the smaller number first")
+        return [str(it) for it in range(first, last + 1)]
+    values, depth, quote = [""], 0, ""
+    for sign in text:
+        if quote:
+            quote = "" if sign == quote else quote
+        elif sign in "\"'":
+            quote = sign
+        else:
+            depth += (sign in "[{(") - (sign in "]})")
+        if sign == "," and depth == 0 and not quote:
+            values.append("")
+        else:
+            values[-1] += sign
+    if len(values) > 1 and "" in values:
+        raise InputError(f"{text!r}: a value is empty")
+    return values

@@ -1,0 +1,104 @@
+"""What came of a sweep: the scores of its runs, averaged over seeds, as a table and as raw numbers."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from partialfc.evaluation.sets import headline
+from partialfc.runtime.files import SUMMARY, atomic_write
+from partialfc.sweep.grid import Grid
+
+# Student's t, two-sided 95 %, by degrees of freedom from 1; 1.96 beyond
+_T = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ by their seeds alone."""
+
+    settings: tuple[tuple[str, str], ...]
+    scores: Mapping[str, Sequence[float]]  # of each set, of each seed
+
+
+@dataclass(frozen=True)
+class Results:
+    """Of the runs that have finished; the best first."""
+
+    rows: list[Row]
+    runs: list[dict[str, Any]]  # each: settings, and what its summary says
+    missing: int  # runs that have not
+
+    @property
+    def sets(self) -> list[str]:
+        """The evaluation sets that every row has."""
+        names = [list(row.scores) for row in self.rows]
+        return [name for name in names[0] if all(name in it for it in names)] if names else []
+
+    def rank_sums(self) -> list[float]:
+        """Of each row, the sum over the sets of its place by mean score, 1 the best, equal ones sharing theirs (Borda)."""
+        sums = [0.0] * len(self.rows)
+        for name in self.sets:
+            means = [statistics.fmean(row.scores[name]) for row in self.rows]
+            for place, mean in enumerate(means):
+                sums[place] += sum(it > mean for it in means) + (means.count(mean) + 1) / 2
+        return sums
+
+
+def results_of(grid: Grid, out: Path) -> Results:
+    """What the grid's runs in `out` came to."""
+    rows: dict[tuple[tuple[str, str], ...], dict[str, list[float]]] = {}
+    runs, missing = [], 0
+    for point in grid.points:
+        path = out / point.name / SUMMARY
+        if not path.exists():
+            missing += 1
+            continue
+        summary = msgspec.json.decode(path.read_bytes())
+        runs.append({"settings": dict(point.settings), "folder": point.name, **summary})
+        scores = rows.setdefault(point.row(), {})
+        for name, found in summary["verification"].items():
+            scores.setdefault(name, []).append(headline(found)[1])
+    results = Results([Row(*it) for it in rows.items()], runs, missing)
+    order = sorted(range(len(results.rows)), key=results.rank_sums().__getitem__)
+    return Results([results.rows[it] for it in order], runs, missing)
+
+
+def cells(results: Results) -> list[list[str]]:
+    """The table: its header, and a line for each row."""
+    keys = [key for key, _ in results.rows[0].settings] if results.rows else []
+    lines = [[*keys, "runs", *results.sets, "rank sum"]]
+    for row, rank_sum in zip(results.rows, results.rank_sums(), strict=True):
+        count = max((len(it) for it in row.scores.values()), default=0)
+        values = [value for _, value in row.settings]
+        lines.append(
+            [*values, str(count), *(in_words(row.scores[it]) for it in results.sets), f"{rank_sum:g}"]
+        )
+    return lines
+
+
+def in_words(scores: Sequence[float]) -> str:
+    """Mean and 95 % interval of the mean over seeds, in percent, by Student's t; of one seed the score alone."""
+    mean = statistics.fmean(scores)
+    if len(scores) < 2:
+        return f"{mean:.1%}"
+    degrees = len(scores) - 1
+    quantile = _T[degrees - 1] if degrees <= len(_T) else 1.96
+    half = quantile * statistics.stdev(scores) / len(scores) ** 0.5
+    return f"{mean:.1%} ± {100 * half:.1f}"
+
+
+def write(results: Results, out: Path) -> None:
+    """out/results.json, the raw numbers; out/results.md, the table."""
+    header, *lines = cells(results)
+    text = [header, ["---"] * len(header), *lines]
+    with atomic_write(out / "results.json") as temporary:
+        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(results.runs)))
+    with atomic_write(out / "results.md") as temporary:
+        temporary.write_text("".join(f"| {' | '.join(it)} |\n" for it in text), encoding="utf-8")

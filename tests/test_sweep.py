@@ -1,0 +1,164 @@
+"""Many runs of one recipe: which they are, that each is run once, what they come to."""
+
+import json
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from runs import config_of
+from scipy import stats
+
+from partialfc import recipe
+from partialfc.errors import InputError
+from partialfc.sweep.grid import Grid, Point, grid_of, values_of
+from partialfc.sweep.running import Share, share_of
+from partialfc.sweep.table import _T, cells, in_words, results_of, write
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("0.5", ["0.5"]),
+        ("0.45,0.5,0.55", ["0.45", "0.5", "0.55"]),
+        ("0..3", ["0", "1", "2", "3"]),
+        ("[1, 2],[3]", ["[1, 2]", "[3]"]),
+        ("{flip: 0.5, crop: 0.2},{}", ["{flip: 0.5, crop: 0.2}", "{}"]),
+        ('"a,b",c', ['"a,b"', "c"]),
+        ("3 epochs,5 epochs", ["3 epochs", "5 epochs"]),
+        ("", [""]),
+    ],
+)
+def test_values_of_a_setting(text, values):
+    assert values_of(text) == values
+
+
+@pytest.mark.parametrize("text", ["1,,2", "1,", "3..1"])
+def test_values_that_are_none_are_told(text):
+    with pytest.raises(InputError):
+        values_of(text)
+
+
+def test_a_grid_is_every_combination():
+    grid = grid_of("faces_small", ["margin.margin=0.4,0.5", "train.length=5", "seed=0..2"])
+    assert grid.fixed == ("train.length=5",) and len(grid.points) == 6
+    assert grid.overrides(grid.points[1]) == ["train.length=5", "margin.margin=0.4", "seed=1"]
+    assert grid.points[1].row() == (("margin.margin", "0.4"),)
+    assert len({it.name for it in grid.points}) == 6
+    assert grid_of("faces_small", []).points == (Point(()),)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["margin.margin"], "wanted section.key=value, or section.key=one,other"),
+        (["output=a,b"], "each run has a folder of its own; wanted --out FOLDER"),
+        (["seed=1", "seed=2,3"], "seed is given twice"),
+        (["margin.scale=8,900"], "margin.scale"),
+        (["margin.margn=0.4,0.5"], "margn"),
+    ],
+)
+def test_a_grid_that_cannot_be_run_is_told_before_it_is(arguments, message):
+    with pytest.raises(InputError, match=message):
+        grid_of("faces_small", arguments)
+
+
+def test_a_folders_name_is_that_of_the_settings_and_safe():
+    assert Point((("margin.margin", "0.4"), ("seed", "1"))).name == "margin.margin=0.4,seed=1"
+    paths = [Point((("data.path", it),)).name for it in ("/a/b", "/a_b", "../a/b", "x" * 500)]
+    assert len(set(paths)) == 4 and all("/" not in it and len(it) < 140 for it in paths)
+
+
+def test_a_share_is_of_the_task_or_of_the_job_array(monkeypatch):
+    assert share_of(None) == Share(0, 1) and share_of("2/3") == Share(2, 3)
+    for wrong in ("3/3", "a/2", "1"):
+        with pytest.raises(InputError, match=f"--task {wrong}: wanted I/N"):
+            share_of(wrong)
+    for name, value in (("ID", 7), ("MIN", 5), ("COUNT", 4)):
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+    assert share_of(None) == Share(2, 4)
+
+
+def test_intervals_are_students():
+    for degrees, quantile in enumerate(_T, 1):
+        assert quantile == pytest.approx(stats.t.ppf(0.975, degrees), abs=6e-4)
+    scores = [0.91, 0.92, 0.89, 0.932]
+    half = stats.t.ppf(0.975, 3) * statistics.stdev(scores) / 2
+    assert in_words(scores) == f"91.3% ± {100 * half:.1f}"
+    assert in_words([0.5]) == "50.0%"
+
+
+def finished(out: Path, point: Point, one: float, other: float) -> None:
+    (out / point.name).mkdir(parents=True)
+    scores = {"one": {"accuracy": one, "auc": 0.1}, "other": {"accuracy": other}}
+    (out / point.name / "summary.json").write_text(json.dumps({"steps": 3, "verification": scores}))
+
+
+def test_rows_are_means_over_seeds_and_the_best_by_rank_stands_first(tmp_path):
+    grid = grid_of("faces_small", ["margin.margin=0.4,0.5,0.6", "seed=0..1"])
+    for point, one, other in zip(
+        grid.points, (0.8, 0.9, 0.7, 0.8, 0.95), (0.6, 0.6, 0.9, 0.7, 0.6), strict=False
+    ):
+        finished(tmp_path, point, one, other)
+    results = results_of(grid, tmp_path)
+    assert results.missing == 1 and len(results.runs) == 5 and results.sets == ["one", "other"]
+    # means: 0.4 -> 85, 60; 0.5 -> 75, 80; 0.6 -> 95, 60
+    header, *lines = cells(results)
+    assert header == ["margin.margin", "runs", "one", "other", "rank sum"]
+    assert [(it[0], it[1], it[-1]) for it in lines] == [
+        ("0.6", "1", "3.5"),
+        ("0.5", "2", "4"),
+        ("0.4", "2", "4.5"),
+    ]
+    write(results, tmp_path)
+    assert (tmp_path / "results.md").read_text().splitlines()[2].startswith("| 0.6 | 1 | 95.0% | 60.0% |")
+    assert json.loads((tmp_path / "results.json").read_text())[0]["settings"] == {
+        "margin.margin": "0.4",
+        "seed": "0",
+    }
+
+
+def test_without_a_run_that_has_finished_there_is_no_table(tmp_path):
+    assert cells(results_of(Grid("faces_small", (), ()), tmp_path)) == [["runs", "rank sum"]]
+
+
+@pytest.fixture
+def swept(pack, tmp_path):
+    """Calls `partialfc sweep` on a small recipe."""
+    path = tmp_path / "recipe.yaml"
+    config = config_of(pack, tmp_path / "unused", train={"length": 2}, evaluation={"every": 0})
+    path.write_text(recipe.dump(config))
+    return [sys.executable, "-m", "partialfc", "sweep", str(path), "--ranks=1", f"--out={tmp_path / 'out'}"]
+
+
+def test_each_run_is_run_once_and_what_fails_does_not_keep_the_others(swept, tmp_path):
+    def called(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*swept, *arguments], capture_output=True, text=True, timeout=120, check=False)
+
+    first = called("train.batch=23,24", "train.micro_batch=8")
+    assert first.returncode == 2 and "train.batch=23: exit code 2, see" in first.stdout
+    assert "23" in (tmp_path / "out/logs/train.batch=23.log").read_text()
+    assert (tmp_path / "out/train.batch=24/summary.json").exists()
+    assert (
+        "1 of 2 runs have not finished" in first.stdout
+        and "train.batch" in (tmp_path / "out/results.md").read_text()
+    )
+    again = called("train.batch=24,12", "train.micro_batch=4", "--task", "0/2")
+    assert again.returncode == 0 and "1 of 2: train.batch=24: finished before" in again.stdout
+    assert "train.batch=12" not in again.stdout.partition("\n")[0]
+
+
+def test_a_signal_stops_the_run_under_way_and_the_same_call_goes_on(swept, tmp_path):
+    swept += ["train.length=4000", "seed=0,1"]
+    log = tmp_path / "out/logs/seed=0.log"
+    running = subprocess.Popen(swept, stdout=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while "loss" not in (log.read_text() if log.exists() else "") and time.monotonic() < until:
+        time.sleep(0.1)
+    running.send_signal(signal.SIGTERM)
+    out, _ = running.communicate(timeout=60)
+    assert running.returncode == 75 and "1 of 2: seed=0: stopped; the same call goes on" in out
+    assert "stopped by SIGTERM at step" in log.read_text() and "seed=1" not in out
