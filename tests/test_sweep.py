@@ -151,14 +151,14 @@ def test_each_run_is_run_once_and_what_fails_does_not_keep_the_others(swept, tmp
     assert "train.batch=12" not in again.stdout.partition("\n")[0]
 
 
-def test_a_signal_stops_the_run_under_way_and_the_same_call_goes_on(swept, tmp_path):
-    swept += ["train.length=4000", "seed=0,1"]
-    log = tmp_path / "out/logs/seed=0.log"
+def test_a_signal_stops_the_run_under_way_and_those_to_come(swept, tmp_path):
+    swept += ["train.length=2,4000,3000"]
+    log = tmp_path / "out/logs/train.length=4000.log"
     running = subprocess.Popen(swept, stdout=subprocess.PIPE, text=True)
     until = time.monotonic() + 60
     while "loss" not in (log.read_text() if log.exists() else "") and time.monotonic() < until:
         time.sleep(0.1)
     running.send_signal(signal.SIGTERM)
     out, _ = running.communicate(timeout=60)
-    assert running.returncode == 75 and "1 of 2: seed=0: stopped; the same call goes on" in out
-    assert "stopped by SIGTERM at step" in log.read_text() and "seed=1" not in out
+    assert running.returncode == 75 and "2 of 3: train.length=4000: stopped; the same call goes on" in out
+    assert "stopped by SIGTERM at step" in log.read_text() and "train.length=3000" not in out

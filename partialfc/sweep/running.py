@@ -44,43 +44,53 @@ def run_all(grid: Grid, out: Path, share: Share, ranks: int | None, say: Callabl
 
     A run's folder is out/NAME, what it prints is added to out/logs/NAME.log.
     """
-    code = 0
-    for number, point in enumerate(grid.points):
-        if number % share.count != share.index:
-            continue
-        place = f"{number + 1} of {len(grid.points)}: {point.name}"
-        if (out / point.name / SUMMARY).exists():
-            say(f"{place}: finished before")
-            continue
-        say(place)
-        ended = _run(grid, point, out, ranks)
-        if ended == STOPPED:
-            say(f"{place}: stopped; the same call goes on")
-            return STOPPED
-        if ended:
-            say(f"{place}: exit code {ended}, see {_log(out, point)}")
-            code = code or ended
+    code, running = 0, _Running()
+    with heard_by(running.stop):
+        for number, point in enumerate(grid.points):
+            if number % share.count != share.index:
+                continue
+            place = f"{number + 1} of {len(grid.points)}: {point.name}"
+            if (out / point.name / SUMMARY).exists():
+                say(f"{place}: finished before")
+                continue
+            say(place)
+            ended = running.run(_command(grid, point, out, ranks), _log(out, point))
+            if running.stopped:
+                say(f"{place}: stopped; the same call goes on")
+                return STOPPED
+            if ended:
+                say(f"{place}: exit code {ended}, see {_log(out, point)}")
+                code = code or ended
     return code
 
 
-def _run(grid: Grid, point: Point, out: Path, ranks: int | None) -> int:
-    log = _log(out, point)
-    log.parent.mkdir(parents=True, exist_ok=True)
+class _Running:
+    """The run under way, and whether a signal has ended it, and all that would come."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def run(self, command: list[str], log: Path) -> int:
+        """Its exit code."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as writing:
+            # a group of its own: a Ctrl-C reaches it once, from here
+            self._child = subprocess.Popen(command, stdout=writing, stderr=subprocess.STDOUT, process_group=0)
+            if self.stopped:
+                self._child.terminate()
+            return self._child.wait()
+
+    def stop(self, number: int, _: FrameType | None) -> None:
+        """Pass a signal on."""
+        self.stopped = True
+        if self._child is not None:
+            self._child.send_signal(number)
+
+
+def _command(grid: Grid, point: Point, out: Path, ranks: int | None) -> list[str]:
     command = [sys.executable, "-m", "partialfc", "train", grid.recipe, *grid.overrides(point)]
-    command += [f"output={out / point.name}", *([] if ranks is None else [f"--ranks={ranks}"])]
-    stopped = False
-    with log.open("ab") as writing:
-        # a group of its own: a Ctrl-C reaches it once, from here
-        child = subprocess.Popen(command, stdout=writing, stderr=subprocess.STDOUT, process_group=0)
-
-        def pass_on(number: int, _: FrameType | None) -> None:
-            nonlocal stopped
-            stopped = True
-            child.send_signal(number)
-
-        with heard_by(pass_on):
-            code = child.wait()
-    return STOPPED if stopped else code
+    return [*command, f"output={out / point.name}", *([] if ranks is None else [f"--ranks={ranks}"])]
 
 
 def _log(out: Path, point: Point) -> Path:
