@@ -120,7 +120,7 @@ def machine(here: Machine) -> list[Row]:
 
 
 def ceilings(here: Machine) -> list[Row]:
-    """Bytes a second of a copy, and operations a second of products of the head's shapes."""
+    """Bytes a second of a copy, operations a second of products of the head's shapes, and what a launch takes the host."""
     size = here.sized(1 << 28)
     source, target = (torch.ones(size, device=here.device) for _ in range(2))
     taken, _ = here.milliseconds(lambda: target.copy_(source), 20)
@@ -137,7 +137,9 @@ def ceilings(here: Machine) -> list[Row]:
         rows.append(
             {"what": f"product, {name}", "teraflops": 2 * count * here.width * here.batch / taken / 1e9}
         )
-    return rows
+    small = torch.ones(1024, device=here.device)
+    _, on_host = here.milliseconds(lambda: small.add_(1), 500)
+    return [*rows, {"what": "launch", "microseconds": 1000 * on_host}]
 
 
 def agreement(here: Machine) -> list[Row]:

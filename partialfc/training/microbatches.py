@@ -87,7 +87,7 @@ class MicroBatches:
         return self._recorded.forward(inputs).clone().requires_grad_()
 
     def _record(self, inputs: Tensor) -> RecordedNetwork:
-        """As no running statistic may notice."""
+        """Record forward and backward; running statistics and counts stay as they are."""
         wanted, counts = [it for it in self._network.parameters() if it.requires_grad], self._counts()
         before = [it.clone() for it in counts]
         self._set_momenta([0.0] * len(self._norms))
