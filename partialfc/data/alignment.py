@@ -3,7 +3,6 @@ sets of the field have them.
 """
 
 import threading
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -152,11 +151,9 @@ def align(photos: Path, out: Path, detector: Detector, *, size: int, progress: b
     """Write the face of each photograph below `photos` as a JPEG of the same place below `out`; and a listing of those without.
 
     What is there already stays as it is, so that an interrupted call can be repeated. InputError where there are no
-    photographs, or two would be written to one place.
+    photographs, two would be written to one place, or `out` lies within `photos`.
     """
-    found = _photographs(photos)
-    places = {path: (out / path.relative_to(photos)).with_suffix(".jpg") for path in found}
-    _check_apart(places)
+    places = _places(photos, out)
 
     def done(path: Path) -> str | None:
         """What keeps it from being aligned, if anything."""
@@ -176,19 +173,35 @@ def align(photos: Path, out: Path, detector: Detector, *, size: int, progress: b
         return None
 
     missing = []
-    problems: Iterator[str | None] = in_order(done, found)
-    for path, problem in tracked(
-        zip(found, problems, strict=True), "aligning", shown=progress, total=len(found)
-    ):
+    problems = zip(places, in_order(done, places), strict=True)
+    for path, problem in tracked(problems, "aligning", shown=progress, total=len(places)):
         if problem is not None:
             missing.append(f"{path.relative_to(photos)}: {problem}")
-    if missing:
-        out.mkdir(parents=True, exist_ok=True)
-        with atomic_write(out / MISSING) as temporary:
-            temporary.write_text("".join(f"{it}\n" for it in missing), encoding="utf-8")
-    else:
-        (out / MISSING).unlink(missing_ok=True)
-    return Outcome(len(found), len(found) - len(missing), missing)
+    _list_missing(out / MISSING, missing)
+    return Outcome(len(places), len(places) - len(missing), missing)
+
+
+def _list_missing(path: Path, missing: list[str]) -> None:
+    if not missing:
+        path.unlink(missing_ok=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temporary:
+        temporary.write_text("".join(f"{it}\n" for it in missing), encoding="utf-8")
+
+
+def _places(photos: Path, out: Path) -> dict[Path, Path]:
+    """Of each photograph, where its face is written."""
+    found = _photographs(photos)
+    if out.resolve().is_relative_to(photos.resolve()):
+        raise InputError(f"{out}: lies within {photos}; wanted another folder, or faces would be photographs")
+    places = {path: (out / path.relative_to(photos)).with_suffix(".jpg") for path in found}
+    taken: dict[Path, Path] = {}
+    for path, place in places.items():
+        if place in taken:
+            raise InputError(f"{taken[place]} and {path}: both would be {place}")
+        taken[place] = path
+    return places
 
 
 def _photographs(folder: Path) -> list[Path]:
@@ -198,11 +211,3 @@ def _photographs(folder: Path) -> list[Path]:
     if not found:
         raise InputError(f"{folder}: no images in it; wanted {', '.join(sorted(SUFFIXES))}")
     return found
-
-
-def _check_apart(places: dict[Path, Path]) -> None:
-    taken: dict[Path, Path] = {}
-    for path, place in places.items():
-        if place in taken:
-            raise InputError(f"{taken[place]} and {path}: both would be {place}")
-        taken[place] = path

@@ -114,9 +114,13 @@ def test_a_folder_keeps_its_structure_and_goes_on_where_it_was(model, tmp_path):
 
 def test_photographs_that_would_be_one_face_are_told(model, tmp_path):
     for name in ("a.jpg", "a.png"):
-        images.write(tmp_path / name, photograph((224, 128)))
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        images.write(tmp_path / "photos" / name, photograph((224, 128)))
+    detector = Detector(model, threshold=0.9)
     with pytest.raises(InputError, match=r"a\.jpg and .*a\.png: both would be .*a\.jpg"):
-        align(tmp_path, tmp_path / "faces", Detector(model, threshold=0.9), size=112)
+        align(tmp_path / "photos", tmp_path / "faces", detector, size=112)
+    with pytest.raises(InputError, match=r"faces: lies within .*photos; wanted another folder"):
+        align(tmp_path / "photos", tmp_path / "photos/faces", detector, size=112)
 
 
 def test_a_folder_without_photographs_is_told(model, tmp_path):
