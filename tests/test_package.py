@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faces import write_pack
+from faces import face, write_pack
 from torch.utils.data import DataLoader
 
 import partialfc
@@ -64,6 +64,34 @@ def test_a_command_without_its_libraries_says_which_extra_has_them():
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr == "error: typer is missing; wanted: pip install 'partialfc[train]'\n"
+
+
+def test_an_extra_is_wanted_by_what_it_is_for_alone(tmp_path):
+    """LMDB is one kind of source; photographs, folders of faces and embeddings want nothing of it."""
+    for name in ("1", "2"):
+        (tmp_path / "faces" / name).mkdir(parents=True)
+        (tmp_path / "faces" / name / "a.jpg").write_bytes(face(int(name), 0))
+    blocked = (
+        ALONE.partition("BLOCKED =")[0]
+        + 'BLOCKED = {"lmdb", "msgpack"}\nsys.meta_path.insert(0, Missing())\n'
+    )
+    pack = (
+        f"pack_sources.pack([Path({str(tmp_path / 'faces')!r})], Path({str(tmp_path / 'pack')!r}), packing)"
+    )
+    script = f"""
+from pathlib import Path
+import partialfc.data.alignment, partialfc.inference.folder
+from partialfc.data.packs import pack_sources
+packing = pack_sources.Packing(112, 95, None, None)
+print({pack})
+try:
+    pack_sources.pack([Path("x.lmdb")], Path("y"), packing)
+except Exception as error:
+    print(type(error).__name__)
+"""
+    (tmp_path / "x.lmdb").write_bytes(b"")
+    script = script.replace('"x.lmdb"', repr(str(tmp_path / "x.lmdb")))
+    assert ran(blocked + script).splitlines() == ["(2, 2)", "ModuleNotFoundError"]
 
 
 def test_to_import_it_imports_nothing_that_is_large():

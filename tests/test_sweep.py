@@ -77,9 +77,13 @@ def test_a_share_is_of_the_task_or_of_the_job_array(monkeypatch):
     for wrong in ("3/3", "a/2", "1"):
         with pytest.raises(InputError, match=f"--task {wrong}: wanted I/N"):
             share_of(wrong)
-    for name, value in (("ID", 7), ("MIN", 5), ("COUNT", 4)):
-        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
-    assert share_of(None) == Share(2, 4)
+    for array, share in (((7, 5, 8, 1, 4), Share(2, 4)), ((4, 0, 8, 2, 5), Share(2, 5))):
+        for name, value in zip(("ID", "MIN", "MAX", "STEP", "COUNT"), array, strict=True):
+            monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+        assert share_of(None) == share
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "3")
+    with pytest.raises(InputError, match="a job array of 3 tasks from 0 to 8; wanted --array=0-N"):
+        share_of(None)
 
 
 def test_intervals_are_students():
@@ -138,7 +142,7 @@ def test_each_run_is_run_once_and_what_fails_does_not_keep_the_others(swept, tmp
     def called(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([*swept, *arguments], capture_output=True, text=True, timeout=120, check=False)
 
-    first = called("train.batch=23,24", "train.micro_batch=8")
+    first = called("train.batch=23,24", "train.micro_batch=4")
     assert first.returncode == 2 and "train.batch=23: exit code 2, see" in first.stdout
     assert "23" in (tmp_path / "out/logs/train.batch=23.log").read_text()
     assert (tmp_path / "out/train.batch=24/summary.json").exists()
@@ -149,6 +153,9 @@ def test_each_run_is_run_once_and_what_fails_does_not_keep_the_others(swept, tmp
     again = called("train.batch=24,12", "train.micro_batch=4", "--task", "0/2")
     assert again.returncode == 0 and "1 of 2: train.batch=24: finished before" in again.stdout
     assert "train.batch=12" not in again.stdout.partition("\n")[0]
+    other = called("train.batch=24,12", "train.micro_batch=4", "optim.lr=0.5", "--table")
+    assert other.returncode == 2 and "train.batch=24: made with other settings: optim.lr" in other.stderr
+    assert other.stderr.endswith("wanted another --out\n")
 
 
 def test_a_signal_stops_the_run_under_way_and_those_to_come(swept, tmp_path):

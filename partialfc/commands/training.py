@@ -107,6 +107,7 @@ def sweep(
     from partialfc.sweep import table as tables
 
     grid, share = grids.grid_of(recipe, settings), running.share_of(task)
+    running.check_finished(grid, out)
     code = 0 if table else running.run_all(grid, out, share, ranks, lambda line: print(line, flush=True))
     results = tables.results_of(grid, out)
     if results.rows:

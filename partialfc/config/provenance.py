@@ -72,12 +72,7 @@ def provenance_of(about: Mapping[str, Any], place: str) -> Provenance:
 
 def changes(before: Provenance, now: Provenance) -> list[str]:
     """A line on each thing that is not as it was, of those on which the steps of a run depend."""
-    old, new = (_settings(one.config) for one in (before, now))
-    lines = [
-        f"{key} {_shown(old, key)} -> {_shown(new, key)}"
-        for key in dict.fromkeys([*old, *new])
-        if old.get(key) != new.get(key)
-    ]
+    lines = setting_changes(before.config, now.config)
     lines += [
         f"{name} {getattr(before, name)} -> {getattr(now, name)}"
         for name in ("num_classes", "num_samples")
@@ -86,6 +81,16 @@ def changes(before: Provenance, now: Provenance) -> list[str]:
     if before.pack != now.pack:
         lines.append(f"the pack's fingerprint {before.pack[:12]} -> {now.pack[:12]}")
     return lines
+
+
+def setting_changes(before: Config, now: Config) -> list[str]:
+    """A line on each setting that is not as it was, of those on which the steps of a run depend."""
+    old, new = _settings(before), _settings(now)
+    return [
+        f"{key} {_shown(old, key)} -> {_shown(new, key)}"
+        for key in dict.fromkeys([*old, *new])
+        if old.get(key) != new.get(key)
+    ]
 
 
 def checked_changes(found: Path, before: Provenance, now: Provenance, *, allowed: bool) -> list[str]:

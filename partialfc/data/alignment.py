@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 
 from partialfc.data import images
 from partialfc.data.images import Pixels
-from partialfc.data.packs.sources import SUFFIXES
 from partialfc.errors import InputError
+from partialfc.runtime.errors import one_line
 from partialfc.runtime.files import atomic_write
 from partialfc.runtime.progress import in_order, tracked
 
-Points = NDArray[
-    np.complex128
-]  # [5] eyes, nose, corners of the mouth, left ones of the picture first: x + iy, in pixels
+# [5] eyes, nose, corners of the mouth, left ones of the picture first: x + iy, in pixels
+Points = NDArray[np.complex128]
 
 # In 112 x 112 pixels, as ArcFace's training sets are aligned (insightface, face_align.py).
 TEMPLATE: Points = np.array(
@@ -52,7 +51,12 @@ class Detector:
     def __init__(self, model: Path, *, threshold: float) -> None:
         self._model, self._threshold = model, threshold
         self._threads = threading.local()
-        self._of_thread()
+        try:
+            self._foremost(
+                np.zeros((_CLOSE, _CLOSE, 3), np.uint8)
+            )  # another network fails at its first image
+        except cv2.error:
+            raise InputError(f"{model}: no face detector that OpenCV's FaceDetectorYN takes") from None
 
     def face(self, photo: Pixels) -> Face | None:
         """The face that a photograph [H, W, 3] is of: large and near its middle; None where there is none.
@@ -84,12 +88,8 @@ class Detector:
 
     def _of_thread(self) -> Any:
         if not hasattr(self._threads, "detector"):
-            try:
-                self._threads.detector = cv2.FaceDetectorYN.create(
-                    str(self._model), "", (_CLOSE, _CLOSE), self._threshold
-                )
-            except cv2.error:
-                raise InputError(f"{self._model}: no face detector that OpenCV can read") from None
+            size = _CLOSE, _CLOSE  # set anew for each image
+            self._threads.detector = cv2.FaceDetectorYN.create(str(self._model), "", size, self._threshold)
         return self._threads.detector
 
 
@@ -162,8 +162,8 @@ def align(photos: Path, out: Path, detector: Detector, *, size: int, progress: b
             return None
         try:
             photo = images.read(path)
-        except InputError as error:
-            return str(error).removeprefix(f"{path}: ")
+        except (InputError, OSError) as error:
+            return one_line(error).removeprefix(f"{path}: ")
         face = detector.face(photo)
         if face is None:
             return "no face"
@@ -192,7 +192,7 @@ def _list_missing(path: Path, missing: list[str]) -> None:
 
 def _places(photos: Path, out: Path) -> dict[Path, Path]:
     """Of each photograph, where its face is written."""
-    found = _photographs(photos)
+    found = images.below(photos)
     if out.resolve().is_relative_to(photos.resolve()):
         raise InputError(f"{out}: lies within {photos}; wanted another folder, or faces would be photographs")
     places = {path: (out / path.relative_to(photos)).with_suffix(".jpg") for path in found}
@@ -202,12 +202,3 @@ def _places(photos: Path, out: Path) -> dict[Path, Path]:
             raise InputError(f"{taken[place]} and {path}: both would be {place}")
         taken[place] = path
     return places
-
-
-def _photographs(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not found:
-        raise InputError(f"{folder}: no images in it; wanted {', '.join(sorted(SUFFIXES))}")
-    return found

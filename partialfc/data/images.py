@@ -13,6 +13,8 @@ from partialfc.errors import InputError
 Pixels = NDArray[np.uint8]
 Encoded = bytes | memoryview | Pixels  # a file's content; an array of it is of one dimension
 
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}  # of files that are taken for images
+
 
 def decode(encoded: Encoded, size: int | None = None) -> Pixels:
     """Pixels [H, W, 3], resized to [size, size, 3] where a size is given. InputError where it is no image."""
@@ -30,6 +32,16 @@ def read(path: Path, size: int | None = None) -> Pixels:
         return decode(path.read_bytes(), size)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+
+
+def below(folder: Path) -> list[Path]:
+    """The image files in a folder and its folders, sorted. InputError where there are none."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not found:
+        raise InputError(f"{folder}: no images in it; wanted {', '.join(sorted(SUFFIXES))}")
+    return found
 
 
 def resized(pixels: Pixels, size: int) -> Pixels:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from partialfc.head.active import ActiveClasses
 
-_FURTHEST = 80.0  # float32 holds exp of it
+FURTHEST = 80.0  # float32 holds exp of it
 
 
 class Scale(NamedTuple):
@@ -67,7 +67,7 @@ def derivatives(
     num_valid = max(1, len(classes.valid_positions))
     share = classes.valid.double() * (scale.scale / num_valid)
     # Far below the furthest where this rank has an exponential above 0; where it has none, inf times 0 would be nan.
-    factor = share * (by - lse).clamp_max(_FURTHEST).exp()
+    factor = share * (by - lse).clamp_max(FURTHEST).exp()
     lse_targets, share_targets = lse[classes.target_positions], share[classes.target_positions]
     targets = share_targets * torch.expm1(logit - lse_targets) * slopes.double()
     losses = torch.where(classes.valid, lse - own, 0.0)

@@ -20,7 +20,7 @@ from partialfc.head.active import Selection
 from partialfc.head.centers import Centers, rule_of
 from partialfc.head.checks import check_arguments, check_embeddings, check_stays, described
 from partialfc.head.kernels import operations_of
-from partialfc.head.losses import loss_of
+from partialfc.head.losses import TrainsNorms, loss_of
 from partialfc.head.products import Products
 from partialfc.head.rows.frozen import FrozenRows
 from partialfc.head.saved import Saved
@@ -284,7 +284,7 @@ class PartialFC(nn.Module):
         """Everyone's embeddings [B, D], at length 1; and the norms [B] that they had, where the loss needs them."""
         norms = None
         if self._loss.needs_norms:
-            trained = embeddings if self._loss.trains_norms else embeddings.detach()
+            trained = embeddings if isinstance(self._loss, TrainsNorms) else embeddings.detach()
             norms = torch.linalg.vector_norm(trained, dim=1)
         return comm.gather_with_gradient(
             normalize(embeddings),

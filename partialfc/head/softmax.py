@@ -20,7 +20,7 @@ from partialfc.head.active_rows import ActiveRows, UnitRows
 from partialfc.head.chunk import Places, negatives, without_targets
 from partialfc.head.images import Scale
 from partialfc.head.kernels import Operations
-from partialfc.head.losses import Batch, Loss
+from partialfc.head.losses import Batch, Loss, TrainsNorms
 from partialfc.head.products import Products
 from partialfc.head.results import Forward, Softmax, Targets
 from partialfc.head.scratch import ScratchMemory
@@ -85,9 +85,9 @@ class ShardedSoftmax:
         found = operations.derivatives(totals, own.logit, own.slopes, classes, **scale)
         left.factor, left.targets = found.factor, found.targets[0]
         gradient = operations.embedding_gradients(weighted, own.centers, left.factor, left.targets, classes)
-        if norms is None or not self._loss.trains_norms:
+        if norms is None or not isinstance(self._loss, TrainsNorms):
             return Forward(found.loss, gradient, None, left)
-        penalty, by_norm = self._penalty(norms, classes)
+        penalty, by_norm = _penalty(self._loss, norms, classes)
         by_norm.index_add_(0, classes.target_positions, found.targets[1])
         return Forward(found.loss + penalty, gradient, by_norm, left)
 
@@ -167,20 +167,10 @@ class ShardedSoftmax:
         if margins is not None:
             margins = margins.index_select(0, classes.target_positions)
         logit, slope = self._loss.targets(angle, margins)
-        if norms is None or not self._loss.trains_norms:
+        if norms is None or not isinstance(self._loss, TrainsNorms):
             return Targets(centers, logit, slope[None])
         own_norms = norms.index_select(0, classes.target_positions)
         return Targets(centers, logit, torch.stack([slope, self._loss.by_norm(angle, margins, own_norms)]))
-
-    def _penalty(self, norms: Tensor, classes: ActiveClasses) -> tuple[Tensor, Tensor]:
-        """The mean penalty over the valid images, the same scalar on every rank; and its derivative [B] by the norms of
-        this rank's targets, 0 elsewhere.
-        """
-        num_valid = max(1, len(classes.valid_positions))
-        penalty, slope = self._loss.penalty(norms)
-        mean = penalty.index_select(0, classes.valid_positions).double().sum() / num_valid
-        own = slope.index_select(0, classes.target_positions) / num_valid
-        return mean.to(norms.dtype), torch.zeros_like(norms).index_copy_(0, classes.target_positions, own)
 
     def _everyones(self, cosine: Tensor, classes: ActiveClasses) -> Tensor:
         """The target cosines [B] of the whole batch, from this rank's [N]."""
@@ -281,3 +271,14 @@ def _places(classes: ActiveClasses, chunk: slice, images: slice) -> Places:
 def _correction(classes: ActiveClasses, chunk: slice) -> Tensor | None:
     """[c] what is added to the logits of a chunk."""
     return None if classes.logit_correction is None else classes.logit_correction[chunk]
+
+
+def _penalty(loss: TrainsNorms, norms: Tensor, classes: ActiveClasses) -> tuple[Tensor, Tensor]:
+    """The mean penalty over the valid images, the same scalar on every rank; and its derivative [B] by the norms of
+    this rank's targets, 0 elsewhere.
+    """
+    num_valid = max(1, len(classes.valid_positions))
+    penalty, slope = loss.penalty(norms)
+    mean = penalty.index_select(0, classes.valid_positions).double().sum() / num_valid
+    own = slope.index_select(0, classes.target_positions) / num_valid
+    return mean.to(norms.dtype), torch.zeros_like(norms).index_copy_(0, classes.target_positions, own)

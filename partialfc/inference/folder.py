@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from partialfc.data import images
-from partialfc.data.packs.sources import SUFFIXES
-from partialfc.errors import InputError
 from partialfc.inference.recognizer import Recognizer
 from partialfc.inference.weights import newest
 from partialfc.runtime.files import atomic_write, file_fingerprint, locked
@@ -27,9 +25,7 @@ def embed_folder(
     returns n. weights: where the recognizer is from; with other weights or images an interrupted call is not gone on
     with. InputError names an image that cannot be read, and a folder without any.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise InputError(f"{folder}: no images in it; wanted {', '.join(sorted(SUFFIXES))}")
+    paths = images.below(folder)
     parts = out.with_name(f".{out.name}.parts")
     with locked(out.with_name(f".{out.name}.lock"), busy=f"{out}: another process embeds into it"):
         _begin(parts, [newest(weights), *paths])

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+import msgspec
+
+from partialfc.config import load_config
+from partialfc.config.provenance import setting_changes
 from partialfc.errors import InputError
 from partialfc.runtime.errors import STOPPED
 from partialfc.runtime.files import SUMMARY
@@ -24,18 +28,40 @@ class Share:
 
 
 def share_of(task: str | None) -> Share:
-    """Of a task `I/N`, counted from 0; without, of a job array of SLURM's; else all."""
+    """Of a task `I/N`, counted from 0; without, of a job array of SLURM's; else all. InputError where it is none of N."""
     if task is None and "SLURM_ARRAY_TASK_ID" in os.environ:
-        first = int(os.environ.get("SLURM_ARRAY_TASK_MIN", 0))
-        return Share(
-            int(os.environ["SLURM_ARRAY_TASK_ID"]) - first, int(os.environ["SLURM_ARRAY_TASK_COUNT"])
-        )
+        return _share_of_array()
     if task is None:
         return Share()
     index, _, count = task.partition("/")
     if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
         raise InputError(f"--task {task}: wanted I/N, with I from 0 to N - 1")
     return Share(int(index), int(count))
+
+
+def _share_of_array() -> Share:
+    this, least, most, step, count = (
+        int(os.environ[f"SLURM_ARRAY_TASK_{it}"]) for it in ("ID", "MIN", "MAX", "STEP", "COUNT")
+    )
+    if (most - least) // step + 1 != count:  # a listing with gaps: runs would be left out
+        raise InputError(f"a job array of {count} tasks from {least} to {most}; wanted --array=0-N")
+    return Share((this - least) // step, count)
+
+
+def check_finished(grid: Grid, out: Path) -> None:
+    """InputError where a run that has finished in `out` was one of other settings, or another recipe."""
+    for point in grid.points:
+        folder = out / point.name
+        if not (folder / SUMMARY).exists():
+            continue
+        before, now = load_config(folder / "recipe.yaml"), load_config(grid.recipe, grid.overrides(point))
+        if now.train.micro_batch is None:  # which the run has chosen
+            train = msgspec.structs.replace(now.train, micro_batch=before.train.micro_batch)
+            now = msgspec.structs.replace(now, train=train)
+        if changed := setting_changes(before, now):
+            raise InputError(
+                f"{folder}: made with other settings: {'; '.join(changed)}; wanted another --out"
+            )
 
 
 def run_all(grid: Grid, out: Path, share: Share, ranks: int | None, say: Callable[[str], None]) -> int:
@@ -46,9 +72,7 @@ def run_all(grid: Grid, out: Path, share: Share, ranks: int | None, say: Callabl
     """
     code, running = 0, _Running()
     with heard_by(running.stop):
-        for number, point in enumerate(grid.points):
-            if number % share.count != share.index:
-                continue
+        for number, point in list(enumerate(grid.points))[share.index :: share.count]:
             place = f"{number + 1} of {len(grid.points)}: {point.name}"
             if (out / point.name / SUMMARY).exists():
                 say(f"{place}: finished before")
@@ -79,7 +103,8 @@ class _Running:
             self._child = subprocess.Popen(command, stdout=writing, stderr=subprocess.STDOUT, process_group=0)
             if self.stopped:
                 self._child.terminate()
-            return self._child.wait()
+            code = self._child.wait()
+        return code if code >= 0 else 128 - code  # as a shell tells of a signal
 
     def stop(self, number: int, _: FrameType | None) -> None:
         """Pass a signal on."""

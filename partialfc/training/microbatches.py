@@ -69,7 +69,8 @@ class MicroBatches:
         if self._recorded is not None:
             self._recorded.backward(gradient)
             with self._gradients.summed():
-                return
+                pass  # all gradients are there
+            return
         for index, (part, share) in enumerate(zip(parts, gradient.split(len(parts[0])), strict=True)):
             outputs = self._graph
             if outputs is None:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 from detector import MAGENTA, write_detector
+from onnx import TensorProto, helper
 
 from partialfc.data import images
 from partialfc.data.alignment import MISSING, TEMPLATE, Detector, align, aligned, similarity
@@ -81,8 +83,16 @@ def test_a_large_photograph_is_searched_as_a_small_one(model):
 
 def test_what_is_no_detector_is_refused(tmp_path):
     (tmp_path / "none.onnx").write_bytes(b"nothing")
-    for name in ("none.onnx", "missing.onnx"):
-        with pytest.raises(InputError, match=f"{name}: no face detector that OpenCV can read"):
+    given = [
+        helper.make_tensor_value_info(it, TensorProto.FLOAT, [1, 3, 640, 640]) for it in ("input", "out")
+    ]
+    graph = helper.make_graph([helper.make_node("Relu", ["input"], ["out"])], "other", given[:1], given[1:])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8),
+        tmp_path / "other.onnx",
+    )
+    for name in ("none.onnx", "missing.onnx", "other.onnx"):
+        with pytest.raises(InputError, match=f"{name}: no face detector that OpenCV's FaceDetectorYN takes"):
             Detector(tmp_path / name, threshold=0.9)
 
 
@@ -93,11 +103,13 @@ def test_a_folder_keeps_its_structure_and_goes_on_where_it_was(model, tmp_path):
         images.write((photos / name).with_suffix(Path(name).suffix.lower()), photograph(*squares))
     (photos / "Ann/2.png").rename(photos / "Ann/2.PNG")
     (photos / "Ben/broken.jpg").write_bytes(b"no image")
+    (photos / "Ben/folder.jpg").mkdir()
     detector = Detector(model, threshold=0.9)
     found = align(photos, out, detector, size=112)
-    assert (found.photographs, found.faces) == (4, 2)
+    assert (found.photographs, found.faces) == (5, 2)
     assert found.missing == [
         "Ben/broken.jpg: 8 bytes that are no image OpenCV can read",
+        "Ben/folder.jpg: Is a directory",
         "Ben/old/1.jpg: no face",
     ]
     assert (out / MISSING).read_text().splitlines() == found.missing
@@ -107,7 +119,11 @@ def test_a_folder_keeps_its_structure_and_goes_on_where_it_was(model, tmp_path):
 
     before = faces[0].stat().st_mtime_ns
     faces[1].unlink()
-    (photos / "Ben/broken.jpg").unlink(), (photos / "Ben/old/1.jpg").unlink()
+    (
+        (photos / "Ben/folder.jpg").rmdir(),
+        (photos / "Ben/broken.jpg").unlink(),
+        (photos / "Ben/old/1.jpg").unlink(),
+    )
     assert align(photos, out, detector, size=112).missing == []
     assert faces[0].stat().st_mtime_ns == before and faces[1].exists() and not (out / MISSING).exists()
 

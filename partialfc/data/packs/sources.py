@@ -8,24 +8,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
-import lmdb
-import msgpack
-
+from partialfc.data.images import SUFFIXES
+from partialfc.data.packs.faces import Face, label_of
 from partialfc.errors import InputError
 from partialfc.runtime.errors import one_line
 from partialfc.runtime.files import file_fingerprint
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
-
-
-class Face(NamedTuple):
-    """An image that is to be packed."""
-
-    label: int  # its class, from 0
-    place: str  # where it is, for people
-    content: str | bytes  # the file's path, or the file
 
 
 class Source(Protocol):
@@ -55,6 +44,8 @@ def opened(path: Path, *, sparse: bool) -> Source:
     if path.suffix == ".lst":
         return listed(path)
     if path.suffix in (".lmdb", ".mdb") or (path / "data.mdb").exists():
+        from partialfc.data.packs.lmdb_sets import Lmdb  # here: of an extra of its own
+
         return Lmdb(path)
     tars = [path] if path.suffix == ".tar" else sorted(path.glob("*.tar"))
     if tars:
@@ -125,21 +116,9 @@ def _line(place: str, fields: list[str]) -> tuple[int, str]:
     """Class and path. A path ends like an image's; im2rec's stands last."""
     for name, label in ((fields[-1], fields[1:2]), (fields[1] if len(fields) > 2 else "", fields[2:3])):
         if PurePosixPath(name).suffix.lower() in SUFFIXES and "\0" not in name and label:
-            return _label(place, label[0]), name
+            return label_of(place, label[0]), name
     shown = " ".join(fields)[:60]
     raise InputError(f"{place}: {shown!r}, wanted number, label, path, or aligned, path, label, between tabs")
-
-
-def _label(place: str, text: str | bytes) -> int:
-    """From 0 on, and small enough for the format."""
-    try:
-        label = float(text)
-        if 0 <= label < 1 << 31 and label.is_integer():
-            return int(label)
-    except ValueError:
-        pass
-    shown = text.decode(errors="replace") if isinstance(text, bytes) else text
-    raise InputError(f"{place}: label {shown[:40]!r}, wanted an integer from 0 to 2^31 - 1")
 
 
 @dataclass(frozen=True)
@@ -156,7 +135,7 @@ class Tars:
                 if content is None or ".cls" not in parts:
                     found = ", ".join(sorted(parts))
                     raise InputError(f"{place}: {found}, wanted an image and its class in a .cls")
-                yield Face(_label(place, parts[".cls"].strip()), place, content)
+                yield Face(label_of(place, parts[".cls"].strip()), place, content)
 
     def labels(self) -> Iterator[int]:
         return (face.label for face in self.faces())
@@ -190,67 +169,5 @@ def _errors_of(path: Path) -> Iterator[None]:
     """What the libraries raise on a damaged file, as an InputError that names it."""
     try:
         yield
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, lmdb.Error) as error:
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise InputError(f"{path}: {one_line(error)}") from None
-
-
-@dataclass(frozen=True)
-class Lmdb:
-    """A set in LMDB, a folder or a file: values msgpack [image, class], `__keys__` their keys where it is there."""
-
-    path: Path
-
-    def faces(self) -> Iterator[Face]:
-        with _errors_of(self.path), self._reading() as found:
-            for key in self._keys(found):
-                place = f"{self.path}, key {key.decode(errors='replace')}"
-                match _unpacked(place, found.get(key)):
-                    case [bytes() as content, (int() | bytes()) as label, *_]:
-                        yield Face(
-                            _label(place, str(label) if isinstance(label, int) else label), place, content
-                        )
-                    case _:
-                        raise InputError(f"{place}: wanted msgpack of [image, class]")
-
-    def labels(self) -> Iterator[int]:
-        return (face.label for face in self.faces())
-
-    def total(self) -> int | None:
-        with _errors_of(self.path), self._reading() as found:
-            return int(found.stat()["entries"])
-
-    def facts(self) -> Iterator[str]:
-        yield file_fingerprint(self.path / "data.mdb" if self.path.is_dir() else self.path)
-
-    @contextmanager
-    def _reading(self) -> Iterator[lmdb.Transaction]:
-        is_folder = self.path.is_dir()
-        with (
-            lmdb.open(str(self.path), subdir=is_folder, readonly=True, lock=False) as environment,
-            environment.begin() as found,
-        ):
-            yield found
-
-    def _keys(self, found: lmdb.Transaction) -> Iterator[bytes]:
-        place, listed = f"{self.path}, key __keys__", found.get(b"__keys__")
-        if listed is None:
-            keys = map(bytes, found.cursor().iternext(values=False))
-            yield from (key for key in keys if not key.startswith(b"__"))
-        else:
-            for key in _unpacked(place, listed):
-                if not isinstance(key, bytes):
-                    raise InputError(f"{place}: wanted msgpack of a list of keys")
-                yield key
-
-
-def _unpacked(place: str, value: bytes | memoryview | None) -> list[Any]:
-    """A list, or a tuple, that was packed; its text comes as bytes."""
-    if value is None:
-        raise InputError(f"{place}: not there")
-    try:
-        found = msgpack.unpackb(value, raw=True)
-    except (ValueError, msgpack.UnpackException) as error:
-        raise InputError(f"{place}: no msgpack: {one_line(error)}") from None
-    if not isinstance(found, list):
-        raise InputError(f"{place}: msgpack of {type(found).__name__}, wanted a list")
-    return found

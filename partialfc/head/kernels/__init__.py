@@ -1,6 +1,6 @@
 """Triton kernels for what stands in a step's way on a GPU: passes over the memory around the products.
 
-The functions of `chunk.py` and `active_rows.py` are the reference: they decide what is right, and are what runs where
+The functions of `chunk.py`, `images.py` and `active_rows.py` are the reference: they decide what is right, and are what runs where
 there is no Triton, or no GPU.
 """
 

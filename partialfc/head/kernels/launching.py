@@ -1,6 +1,7 @@
 """How Triton kernels are launched."""
 
 import os
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,8 +14,6 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # on the host, for test
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
     """Launch a kernel on the device of its first argument, whichever is the current one; nobody waits for it."""
-    if INTERPRETED or arguments[0].device.index == torch.cuda.current_device():
-        kernel[grid](*arguments, **constants)
-        return
-    with torch.cuda.device(arguments[0].device):
+    here = INTERPRETED or arguments[0].device.index == torch.cuda.current_device()
+    with nullcontext() if here else torch.cuda.device(arguments[0].device):
         kernel[grid](*arguments, **constants)

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from partialfc.head.active import ActiveClasses
-from partialfc.head.images import Derivatives, Scale
+from partialfc.head.images import FURTHEST, Derivatives, Scale
 from partialfc.head.kernels.launching import TYPES, launch
 from partialfc.head.kernels.tiles import ROWS, tile
 
@@ -68,6 +68,7 @@ def derivatives(
         max(1, len(classes.valid_positions)),
         len(logit),
         KINDS=len(slopes),
+        FURTHEST=FURTHEST,
         SCALE=scale.scale,
         MAX_LOGIT=scale.max_logit,
         IMAGES=_IMAGES,
@@ -140,7 +141,7 @@ def _totals(
 @triton.jit(do_not_specialize=["batch", "num_valid", "num_targets"])
 def _derivatives(
     totals, logits, slopes, owns, valid, shift, factors, targets, losses, batch, num_valid, num_targets,
-    KINDS: tl.constexpr, SCALE: tl.constexpr, MAX_LOGIT: tl.constexpr, IMAGES: tl.constexpr,
+    KINDS: tl.constexpr, FURTHEST: tl.constexpr, SCALE: tl.constexpr, MAX_LOGIT: tl.constexpr, IMAGES: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(0) * IMAGES + tl.arange(0, IMAGES)
     live = image < batch
@@ -152,7 +153,7 @@ def _derivatives(
     if shift is not None:
         by = tl.load(shift + image, mask=live, other=0.0).to(tl.float64)
     part = tl.where(counted, 1.0, 0.0).to(tl.float64) / num_valid.to(tl.float64)
-    factor = part * SCALE * tl.exp(tl.minimum(by - lse, 80.0))
+    factor = part * SCALE * tl.exp(tl.minimum(by - lse, FURTHEST))
     tl.store(factors + image, factor.to(factors.dtype.element_ty), mask=live)
     tl.store(losses + image, tl.where(counted, (lse - own) * part, 0.0), mask=live)
     logit = tl.load(logits + target, mask=target >= 0, other=0.0).to(tl.float64) * SCALE

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from partialfc.head.kernels.launching import TYPES, launch
-from partialfc.head.kernels.tiles import ROWS, stored_at, tile
+from partialfc.head.kernels.tiles import ROWS, current, stored_at, tile
 from partialfc.head.rows.optimizers import Constants
 from partialfc.head.rows.rounding import LOW, MIX
 
@@ -132,12 +132,7 @@ def _unit_rows(
 ):  # fmt: skip
     slot, column, live, within = tile(size, WIDTH, PADDED, ROWS)
     place = stored_at(index, slot, live)[:, None] * WIDTH + column[None, :]
-    weight = tl.load(weights + place, mask=within, other=0.0).to(COMPUTED)
-    if factors is not None:
-        weight = weight * tl.load(factors + slot * 4, mask=live, other=1.0)[:, None]
-        if momenta is not None:
-            momentum = tl.load(momenta + place, mask=within, other=0.0).to(COMPUTED)
-            weight += momentum * tl.load(factors + slot * 4 + 1, mask=live, other=0.0)[:, None]
+    weight = current(weights, momenta, factors, place, slot, live, within, COMPUTED)
     inverse = 1.0 / tl.maximum(tl.sqrt(tl.sum(weight * weight, 1)), TINY)
     unit = weight * inverse[:, None]
     out = slot[:, None] * WIDTH + column[None, :]

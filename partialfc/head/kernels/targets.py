@@ -9,7 +9,7 @@ from torch import Tensor
 
 from partialfc.head.kernels.launching import TYPES, launch
 from partialfc.head.kernels.rows import Rows
-from partialfc.head.kernels.tiles import ROWS, stored_at, tile
+from partialfc.head.kernels.tiles import ROWS, current, stored_at, tile
 
 _EPS = 1e-12  # as torch.nn.functional.normalize has it
 
@@ -52,12 +52,7 @@ def _target_distances(
     target, column, live, within = tile(size, WIDTH, PADDED, ROWS)
     slot = tl.load(slots + target, mask=live, other=0)
     place = stored_at(index, slot, live)[:, None] * WIDTH + column[None, :]
-    center = tl.load(weights + place, mask=within, other=0.0).to(COMPUTED)
-    if factors is not None:
-        center = center * tl.load(factors + slot * 4, mask=live, other=1.0)[:, None]
-        if momenta is not None:
-            momentum = tl.load(momenta + place, mask=within, other=0.0).to(COMPUTED)
-            center += momentum * tl.load(factors + slot * 4 + 1, mask=live, other=0.0)[:, None]
+    center = current(weights, momenta, factors, place, slot, live, within, COMPUTED)
     center = center / tl.maximum(tl.sqrt(tl.sum(center * center, 1)), EPS)[:, None]
     tl.store(centers + target[:, None] * WIDTH + column[None, :], center, mask=within)
     position = tl.load(positions + target, mask=live, other=0)

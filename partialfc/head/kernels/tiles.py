@@ -24,3 +24,15 @@ def stored_at(index, slot, live):
     if index is not None:
         row = tl.load(index + slot, mask=live, other=0)
     return row
+
+
+@triton.jit
+def current(weights, momenta, factors, place, slot, live, within, COMPUTED: tl.constexpr):
+    """The weights of rows, after the steps that they have missed where there are factors."""
+    weight = tl.load(weights + place, mask=within, other=0.0).to(COMPUTED)
+    if factors is not None:
+        weight = weight * tl.load(factors + slot * 4, mask=live, other=1.0)[:, None]
+        if momenta is not None:
+            momentum = tl.load(momenta + place, mask=within, other=0.0).to(COMPUTED)
+            weight += momentum * tl.load(factors + slot * 4 + 1, mask=live, other=0.0)[:, None]
+    return weight

@@ -17,13 +17,13 @@ from partialfc.config import (
 )
 from partialfc.head.losses.adaface import NormAdaptive
 from partialfc.head.losses.angular import Angular
-from partialfc.head.losses.base import Batch, HardNegatives, Loss, State
+from partialfc.head.losses.base import Batch, HardNegatives, Loss, State, TrainsNorms
 from partialfc.head.losses.cosine import Cosine
 from partialfc.head.losses.curricular import Curricular
 from partialfc.head.losses.elastic import ElasticAngular, ElasticCosine
 from partialfc.head.losses.magface import Magnitude
 
-__all__ = ["Batch", "HardNegatives", "Loss", "State", "loss_of"]
+__all__ = ["Batch", "HardNegatives", "Loss", "State", "TrainsNorms", "loss_of"]
 
 
 _LOSSES: dict[type[AnyMargin], Callable[[Any], Loss]] = {

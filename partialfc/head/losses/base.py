@@ -38,7 +38,6 @@ class Loss(ABC):
 
     needs_cosines = False  # whether Batch.cosines is filled: one more collective, of [B]
     needs_norms = False  # whether Batch.norms is filled: they travel with the embeddings
-    trains_norms = False  # whether norms have gradient, by `by_norm` and `penalty`
 
     def __init__(self, scale: float) -> None:
         self.scale = scale
@@ -61,19 +60,25 @@ class Loss(ABC):
         """Which negatives count as hard; None: a negative's logit is s times its cosine."""
         return None
 
-    def by_norm(self, angle: Tensor, margins: Tensor | None, norms: Tensor) -> Tensor:
-        """The derivative of the target's logit / s by the embedding's norm, [N], of a loss that trains norms. angle, margins,
-        norms: [N] of the same images.
-        """
-        raise NotImplementedError
-
-    def penalty(self, norms: Tensor) -> tuple[Tensor, Tensor]:
-        """Of a loss that trains norms: what is added to an image's loss, and its derivative by the norm, in norms' shape."""
-        raise NotImplementedError
-
     @abstractmethod
     def targets(self, angle: Tensor, margins: Tensor | None) -> tuple[Tensor, Tensor]:
         """The target's logit / s, and its derivative by the cosine, both [N].
 
         angle [N]: in radians, between an embedding and its own class's centre; margins [N]: of the same images.
         """
+
+
+class TrainsNorms(Loss):
+    """A loss in which the norms of embeddings have gradient, too."""
+
+    needs_norms = True
+
+    @abstractmethod
+    def by_norm(self, angle: Tensor, margins: Tensor | None, norms: Tensor) -> Tensor:
+        """The derivative of the target's logit / s by the embedding's norm, [N]. angle, margins, norms: [N] of the same
+        images.
+        """
+
+    @abstractmethod
+    def penalty(self, norms: Tensor) -> tuple[Tensor, Tensor]:
+        """What is added to an image's loss, and its derivative by the norm, in the shape of `norms`."""

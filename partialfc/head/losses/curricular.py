@@ -10,9 +10,9 @@ from partialfc.head.losses.base import Batch, HardNegatives, State
 
 
 class Curricular(Angular):
-    """The target's logit / s is cos(t + m); that of a negative whose cosine c is above it is c (l + c), equations 5 to 7.
+    """The target's logit / s is cos(t + m); that of a negative whose cosine c is above it is c (l + c).
 
-    The level l begins at 0 and follows the mean target cosine of the global batches (equation 9; some copies of the authors'
+    The level l begins at 0 and follows the mean target cosine of the global batches (some copies of the authors'
     code average all cosines). A step works with the level that has seen its own batch. Which negatives are hard has no
     gradient, as in the authors' code.
     """

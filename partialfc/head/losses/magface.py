@@ -9,18 +9,15 @@ from torch import Tensor
 
 from partialfc.config import MagFace
 from partialfc.head.losses.angular import angular_targets
-from partialfc.head.losses.base import Batch, Loss, State
+from partialfc.head.losses.base import Batch, State, TrainsNorms
 
 
-class Magnitude(Loss):
+class Magnitude(TrainsNorms):
     """The target's logit / s is cos(t + m(a)), with a the embedding's norm, clipped to its bounds, and m linear in it.
 
     Each image's loss has weight * g(a) beside the cross-entropy, with g(a) = a / upper^2 + 1 / a, which draws norms to the
-    upper bound (equations 3 to 5). Norms have gradient by both; beyond the bounds they have none, as in the authors' code.
+    upper bound. Norms have gradient by both; beyond the bounds they have none, as in the authors' code.
     """
-
-    needs_norms = True
-    trains_norms = True
 
     def __init__(self, settings: MagFace) -> None:
         super().__init__(settings.scale)
