@@ -12,6 +12,7 @@ from msgspec import inspect
 from partialfc.errors import InputError
 from partialfc.words import KEYS, NAMES
 
+_WRONG_KEY = "key` in `"  # of msgspec's messages
 VARIANT = "name"  # the key that says which variant of a section is meant
 
 
@@ -41,7 +42,9 @@ def _leaves(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
 def _explained(message: str, tree: Any, kind: Any) -> str:
     """A message of msgspec, with the key first, what was found there, and what is allowed."""
     problem, _, where = message.partition(" - at `")
+    wrong_key, where = where.startswith(_WRONG_KEY), where.removeprefix(_WRONG_KEY)
     path = re.sub(r"\[(\d+)\]", r".\1", where.rstrip("`").removeprefix("$").removeprefix("."))
+    path = path.partition("[...]")[0]  # of a mapping that is no section
     keys = path.split(".") if path else []
     if unknown := re.search(r"unknown field `(.*)`", problem):
         return _unknown(keys, unknown[1], tree, inspect.type_info(kind))
@@ -50,10 +53,26 @@ def _explained(message: str, tree: Any, kind: Any) -> str:
         meant = [NAMES[str(found)]] if NAMES.get(str(found)) in allowed else []
         nearest = _suggestion(meant or difflib.get_close_matches(str(found), allowed, 1))
         return f"{path}: {shown(found)}, wanted one of {', '.join(allowed)}{nearest}"
-    if wanted := description(_at(inspect.type_info(kind), keys)):
+    if wanted := _wanted(_at(inspect.type_info(kind), keys), wrong_key=wrong_key, found=found):
         return f"{path}: {shown(found)}, wanted {wanted}"
     problem = problem[0].lower() + problem[1:].replace("`", "")
     return f"{path or 'recipe'}: {problem}; found {shown(found)}"
+
+
+def _wanted(kind: inspect.Type, *, wrong_key: bool, found: Any) -> str | None:
+    mapping = mapping_of(kind)
+    if mapping is None:
+        return description(kind)
+    if wrong_key:
+        return f"as a key {description(mapping.key_type)}"
+    return None if isinstance(found, float | int | dict) else "a number, or numbers by step or epoch"
+
+
+def mapping_of(kind: inspect.Type) -> inspect.DictType | None:
+    """Of a type that may be a mapping with keys that are described, beside others: the mapping."""
+    options = kind.types if isinstance(kind, inspect.UnionType) else ()
+    mappings = [it for it in options if isinstance(it, inspect.DictType)]
+    return next((it for it in mappings if description(it.key_type)), None)
 
 
 def description(kind: inspect.Type) -> str | None:

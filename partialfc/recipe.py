@@ -66,7 +66,8 @@ def _tree(path: Path, kind: type[msgspec.Struct], above: tuple[Path, ...] = ()) 
 def _lay_over(tree: dict[Any, Any], changes: dict[Any, Any]) -> None:
     for key, value in changes.items():
         old = tree.get(key)
-        if isinstance(old, dict) and isinstance(value, dict):
+        stages = isinstance(value, dict) and 0 in value  # a value by step or epoch, which is one thing
+        if isinstance(old, dict) and isinstance(value, dict) and not stages:
             if VARIANT in value and value[VARIANT] != old.get(VARIANT):
                 old.clear()  # no value of the old variant survives
             _lay_over(old, value)

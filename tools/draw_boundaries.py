@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from partialfc.config import AnyMargin, ArcFace, CosFace, ElasticArcFace, ElasticCosFace, SoftMax
+from partialfc.config.stages import value_at
 from partialfc.head.losses import loss_of
 
 LOSSES: dict[str, AnyMargin] = {
@@ -59,7 +60,7 @@ def boundary(margin: AnyMargin, first: NDArray[np.float64], deviations: float) -
     angle = torch.from_numpy(first)
     drawn = None
     if isinstance(margin, ElasticArcFace | ElasticCosFace):
-        drawn = torch.full_like(angle, margin.margin + deviations * margin.sigma)
+        drawn = torch.full_like(angle, value_at(margin.margin, 0) + deviations * margin.sigma)
     logit, _ = loss_of(margin).targets(angle, drawn)
     found: NDArray[np.float64] = torch.where(logit.abs() <= 1, logit, torch.nan).acos().numpy()
     return found

@@ -21,7 +21,8 @@ from partialfc.runtime import comm
 
 RATE = 0.1
 OPTIM = Sgd(lr=RATE, momentum=0.9, weight_decay=5e-4)
-MARGIN = CosFace()
+_COSINE, _SCALE = 0.35, 64.0
+MARGIN = CosFace(scale=_SCALE, margin=_COSINE)
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class TextbookHead:
     def __init__(self, case: Case, rank: int) -> None:
         share = case.num_classes // case.world_size
         self._first, self._world_size = rank * share, case.world_size
-        self._num_sampled = int(case.head.sample_rate * share)
+        self._num_sampled = int(case.head.largest_rate * share)
         self._weight = torch.nn.Parameter(torch.normal(0, 0.01, (share, case.width), device=case.device))
         self._optimizer = torch.optim.SGD(
             [self._weight], lr=RATE, momentum=OPTIM.momentum, weight_decay=OPTIM.weight_decay
@@ -97,8 +98,8 @@ class TextbookHead:
         logits = (gathered @ normalize(weight).T).clamp(-1, 1)  # [B, S]
         here = owned.nonzero()[:, 0]
         one_hot = torch.zeros_like(logits)
-        one_hot[here, columns] = MARGIN.margin
-        logits = (logits - one_hot) * MARGIN.scale
+        one_hot[here, columns] = _COSINE
+        logits = (logits - one_hot) * _SCALE
         self._backward(logits, here, columns)
         self._optimizer.step()
         self._optimizer.zero_grad()
@@ -129,7 +130,7 @@ class Floor:
 
     def __init__(self, case: Case) -> None:
         share = case.num_classes // case.world_size
-        sampled = max(1, round(case.head.sample_rate * share))
+        sampled = max(1, round(case.head.largest_rate * share))
         empty, shape = torch.empty, (share, case.width)
         self._rows = torch.linspace(0, share - 1, sampled, dtype=torch.float64).long().to(case.device)
         self._weight, self._momentum = (

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from partialfc.config.optimizers import AdamWRule, AnyRule
+from partialfc.config.stages import Staged, check_stages, values_of
 from partialfc.config.types import Fraction, Natural, Settings, unit
 from partialfc.errors import InputError
 
@@ -12,7 +13,7 @@ from partialfc.errors import InputError
 class HeadConfig(Settings, frozen=True):
     """The class centres, split across all ranks."""
 
-    sample_rate: Fraction = 1.0
+    sample_rate: Staged[Fraction] = 1.0
     """Share of all classes that a step draws, besides the batch's own (Partial FC)."""
     correction: Literal["none", "log_rate"] = "none"
     """log_rate: the negatives that were drawn stand for all, so that losses compare across sample rates."""
@@ -39,13 +40,24 @@ class HeadConfig(Settings, frozen=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_stages("head", self)
         if self.memory == "file" and self.folder is None:
             raise InputError("head.memory: file, but head.folder does not say where")
-        if self.memory != "device" and self.sample_rate == 1:
+        if self.memory != "device" and self.largest_rate == 1:
             raise InputError(
                 f"head.memory: {self.memory} brings the sampled rows to the device; with head.sample_rate: 1 "
                 "these are all; wanted a rate below 1, or head.memory: device"
             )
+
+    @property
+    def largest_rate(self) -> float:
+        """Of all stages of `sample_rate`."""
+        return max(values_of(self.sample_rate))
+
+    @property
+    def samples(self) -> bool:
+        """Whether there are steps that do not work on all classes."""
+        return min(values_of(self.sample_rate)) < 1
 
     def check_with(self, rule: AnyRule) -> None:
         """InputError where class centres that step by `rule` cannot be treated so."""

@@ -4,13 +4,18 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from partialfc.config.stages import Staged, check_stages
 from partialfc.config.types import Angle, Cosine, Fraction, NonNegative, Positive, Scale, Settings, unit
 from partialfc.errors import InputError
 
 
 class Margin(Settings, frozen=True):
-    scale: Scale = 64.0
+    scale: Staged[Scale] = 64.0
     """Factor of every logit."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_stages("margin", self)
 
 
 class AngularMargin(Margin, frozen=True):
@@ -29,25 +34,25 @@ class SoftMax(Margin, frozen=True, tag="softmax", tag_field="name"):
 class ArcFace(AngularMargin, frozen=True, tag="arcface", tag_field="name"):
     """cos(t + margin), arXiv 1801.07698."""
 
-    margin: Angle = 0.5
+    margin: Staged[Angle] = 0.5
     """Added to the angle."""
 
 
 class CosFace(Margin, frozen=True, tag="cosface", tag_field="name"):
     """cos t - margin, arXiv 1801.09414."""
 
-    margin: Cosine = 0.35
+    margin: Staged[Cosine] = 0.35
     """Taken from the cosine."""
 
 
 class Combined(AngularMargin, frozen=True, tag="combined", tag_field="name"):
     """cos(m1 t + m2) - m3, as in arXiv 1801.07698; m1 alone is SphereFace's."""
 
-    m1: Annotated[float, Meta(ge=1)] = 1.0
+    m1: Staged[Annotated[float, Meta(ge=1)]] = 1.0
     """Factor of the angle."""
-    m2: Angle = 0.0
+    m2: Staged[Angle] = 0.0
     """Added to the angle."""
-    m3: Cosine = 0.0
+    m3: Staged[Cosine] = 0.0
     """Taken from the cosine."""
 
 
@@ -57,7 +62,7 @@ Order = Literal["none", "paper", "released"]  # which sample of a batch gets whi
 class ElasticArcFace(AngularMargin, frozen=True, tag="elastic_arcface", tag_field="name"):
     """cos(t + e), e drawn for each sample, ElasticFace, arXiv 2109.09416."""
 
-    margin: Angle = 0.5
+    margin: Staged[Angle] = 0.5
     """Mean of the draws."""
     sigma: Annotated[NonNegative, unit("radians")] = 0.05
     """Deviation of the draws."""
@@ -68,7 +73,7 @@ class ElasticArcFace(AngularMargin, frozen=True, tag="elastic_arcface", tag_fiel
 class ElasticCosFace(Margin, frozen=True, tag="elastic_cosface", tag_field="name"):
     """cos t - e, e drawn for each sample, ElasticFace, arXiv 2109.09416."""
 
-    margin: Cosine = 0.35
+    margin: Staged[Cosine] = 0.35
     """Mean of the draws."""
     sigma: Cosine = 0.05
     """Deviation of the draws."""
@@ -79,7 +84,7 @@ class ElasticCosFace(Margin, frozen=True, tag="elastic_cosface", tag_field="name
 class AdaFace(Margin, frozen=True, tag="adaface", tag_field="name"):
     """A margin that grows with the embedding's norm, arXiv 2204.00964."""
 
-    margin: Angle = 0.4
+    margin: Staged[Angle] = 0.4
     """Largest margin, on the angle and on the cosine."""
     h: NonNegative = 0.333
     """How much of the norms' deviation the margin follows."""
@@ -90,7 +95,7 @@ class AdaFace(Margin, frozen=True, tag="adaface", tag_field="name"):
 class CurricularFace(AngularMargin, frozen=True, tag="curricularface", tag_field="name"):
     """ArcFace whose hard negatives weigh more as training goes on, arXiv 2004.00288."""
 
-    margin: Angle = 0.5
+    margin: Staged[Angle] = 0.5
     """Added to the angle."""
     rate: Fraction = 0.01
     """Share of a step in the running mean of the target cosines, by which hard negatives weigh more."""

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import NODEFAULT, inspect
 
 from partialfc.config import Config
-from partialfc.conversion import VARIANT, description
+from partialfc.conversion import VARIANT, description, mapping_of
 from partialfc.errors import InputError
 
 REQUIRED, UNSET = "required", "unset"  # in the place of a default
@@ -136,6 +136,10 @@ def _values(kind: inspect.Type) -> str:
         return (
             "section: " + " | ".join(str(it.tag) for it in structs if it.tag) if structs[0].tag else "section"
         )
+    if mapping_of(kind) is not None:
+        assert isinstance(kind, inspect.UnionType)
+        numbers = (_values(it) for it in kind.types if not isinstance(it, inspect.DictType))
+        return "; ".join([*numbers, "or such by step or epoch"])
     if isinstance(kind, inspect.UnionType):
         return " or ".join(_values(it) for it in kind.types if not isinstance(it, inspect.NoneType))
     if isinstance(kind, inspect.LiteralType):

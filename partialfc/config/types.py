@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
@@ -72,10 +73,18 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             except msgspec.ValidationError as error:
                 problem = _problem(kind, error)
             else:
-                if not isinstance(value, float) or math.isfinite(value):
+                if all(math.isfinite(it) for it in _floats(value)):
                     continue
                 problem = "expected a finite number"
             raise InputError(f"{type(self).__name__}.{name}: {problem}; found {value!r}")
+
+
+def _floats(value: Any) -> Iterator[float]:
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for it in value.values() if isinstance(value, dict) else value:
+            yield from _floats(it)
 
 
 @functools.cache

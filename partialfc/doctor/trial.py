@@ -25,6 +25,7 @@ from partialfc.training.loop import train_step
 from partialfc.training.run import Run, build_run
 
 _CLASSES, _WIDTH, _BATCH = 1009, 64, 32  # of a small head; the classes do not divide
+_SCALE, _MARGIN = 16.0, 0.2
 _CLOSE = 1e-4
 _READ = 256  # images of the pack
 _FEW, _MOST, _PATIENCE = (
@@ -40,9 +41,8 @@ def head(config: Config, ranks: Ranks) -> Finding:
     draws = torch.Generator().manual_seed(0)
     everyones = torch.randn(share * ranks.size, _WIDTH, generator=draws)
     labels = torch.randint(_CLASSES, (len(everyones),), generator=draws)
-    margin = CosFace(scale=16, margin=0.2)
     tried = PartialFC(
-        _CLASSES, _WIDTH, margin, config=HeadConfig(products="float32"), optim=Sgd(), device=ranks.device, group=ranks.group,
+        _CLASSES, _WIDTH, CosFace(scale=_SCALE, margin=_MARGIN), config=HeadConfig(products="float32"), optim=Sgd(), device=ranks.device, group=ranks.group,
     )  # fmt: skip
     mine = slice(ranks.rank * share, (ranks.rank + 1) * share)
     local = everyones[mine].to(ranks.device).requires_grad_()
@@ -54,8 +54,8 @@ def head(config: Config, ranks: Ranks) -> Finding:
     whole = torch.from_numpy(np.concatenate(comm.of_all_ranks(own, ranks.host))).double()
     dense = everyones.double().requires_grad_()
     cosines = normalize(dense) @ normalize(whole).T
-    cosines[torch.arange(len(labels)), labels] -= margin.margin
-    expected = cross_entropy(margin.scale * cosines, labels)
+    cosines[torch.arange(len(labels)), labels] -= _MARGIN
+    expected = cross_entropy(_SCALE * cosines, labels)
     (gradient,) = torch.autograd.grad(expected, dense)
     off = abs(loss.item() - expected.item()) / expected.item()
     gradient_off = float((local.grad.cpu() - gradient[mine]).abs().max() / gradient.abs().max())

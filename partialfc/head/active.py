@@ -76,27 +76,31 @@ class Selection:
         num_classes: int,
         owned: range,
         config: HeadConfig,
-        loss: Loss,
         *,
         seed: int,
         noisy: bool,
         dtype: torch.dtype,
     ) -> None:
-        self._num_classes, self._owned, self._config, self._loss = num_classes, owned, config, loss
+        self._num_classes, self._owned, self._correction = num_classes, owned, config.correction
         self._seed, self._noisy, self._dtype = seed, noisy, dtype
+        # Rows that catch up are told by their index, in steps that work on all of them, too.
+        self._indexed = config.unsampled == "decay" and config.samples
 
-    def __call__(self, labels: Tensor, number: int) -> ActiveClasses:
-        """The active classes of step `number`, given the labels [B] of the global batch; InputError on one of no class."""
+    def __call__(self, labels: Tensor, number: int, *, rate: float, loss: Loss) -> ActiveClasses:
+        """The active classes of step `number`, given the labels [B] of the global batch; InputError on one of no class.
+
+        rate: the share of all classes that is drawn.
+        """
         known = self._checked(labels)
         owned = self._owned
         positions = np.flatnonzero((known >= owned.start) & (known < owned.stop))
         positions = positions[np.argsort(known[positions], kind="stable")]
         targets = known[positions] - owned.start  # [N] local rows
-        rows = self._sampled_rows(targets, number)
+        rows = self._sampled_rows(targets, number, rate)
         slots = targets if rows is None else np.searchsorted(rows, targets)
         image_targets, image_slots = np.full((2, len(known)), -1)
         image_targets[positions], image_slots[positions] = np.arange(len(positions)), slots
-        drawn = self._loss.draw(self._seed, number, len(known))
+        drawn = loss.draw(self._seed, number, len(known))
         valid = known != IGNORE
         return ActiveClasses(
             rows=None if rows is None else torch.from_numpy(rows),
@@ -109,7 +113,7 @@ class Selection:
             valid=torch.from_numpy(valid),
             valid_positions=torch.from_numpy(np.flatnonzero(valid)),
             drawn_margins=None if drawn is None else torch.from_numpy(drawn).to(self._dtype),
-            logit_correction=self._logit_correction(rows, targets),
+            logit_correction=self._logit_correction(rows, targets, rate),
             noise=self._noise(rows, number),
         )
 
@@ -127,18 +131,20 @@ class Selection:
             )
         return known
 
-    def _sampled_rows(self, targets: NDArray[np.int64], number: int) -> NDArray[np.int64] | None:
-        if self._config.sample_rate == 1:
-            return None
+    def _sampled_rows(self, targets: NDArray[np.int64], number: int, rate: float) -> NDArray[np.int64] | None:
         owned = self._owned
-        drawn = sampling.sampled(self._num_classes, self._config.sample_rate, self._seed, number, owned)
+        if rate == 1:
+            return np.arange(len(owned)) if self._indexed else None
+        drawn = sampling.sampled(self._num_classes, rate, self._seed, number, owned)
         return sampling.with_targets(drawn - owned.start, targets)
 
-    def _logit_correction(self, rows: NDArray[np.int64] | None, targets: NDArray[np.int64]) -> Tensor | None:
+    def _logit_correction(
+        self, rows: NDArray[np.int64] | None, targets: NDArray[np.int64], rate: float
+    ) -> Tensor | None:
         """A class that is active by chance stands for C / n classes; one of the batch, which always is, for itself."""
-        if rows is None or self._config.correction == "none":
+        if rows is None or self._correction == "none":
             return None
-        share = sampling.num_strata(self._num_classes, self._config.sample_rate) / self._num_classes
+        share = sampling.num_strata(self._num_classes, rate) / self._num_classes
         correction = np.where(np.isin(rows, targets), 0.0, -math.log(share))
         return torch.from_numpy(correction).to(self._dtype)
 

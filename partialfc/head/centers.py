@@ -77,7 +77,7 @@ class Centers:
         )
         self._operations = operations
         self._catch_up: CatchUp | None = None
-        if config.unsampled == "decay" and config.sample_rate < 1:
+        if config.unsampled == "decay" and config.samples:
             self._catch_up = CatchUp(len(owned), self._optimizer, device, dtype)
 
     @property

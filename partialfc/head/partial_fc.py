@@ -16,11 +16,12 @@ from torch.distributed import ProcessGroup
 from torch.nn.functional import normalize
 
 from partialfc.config import AnyMargin, AnyRule, HeadConfig
+from partialfc.config.stages import value_at
 from partialfc.head.active import Selection
 from partialfc.head.centers import Centers, rule_of
 from partialfc.head.checks import check_arguments, check_embeddings, check_stays, described
 from partialfc.head.kernels import operations_of
-from partialfc.head.losses import TrainsNorms, loss_of
+from partialfc.head.losses import Loss, TrainsNorms, loss_of
 from partialfc.head.products import Products
 from partialfc.head.rows.frozen import FrozenRows
 from partialfc.head.saved import Saved
@@ -49,7 +50,8 @@ class PartialFC(nn.Module):
 
     The class centres are no parameters: `update` is their optimizer. They are in `state_dict()`, as DTensors where there
     is a process group, which torch.distributed.checkpoint saves and loads at any number of ranks. optim: how they
-    step, which may also stand in `config`; without, SGD with its defaults. drawn: False leaves them 0, to be loaded.
+    step, which may also stand in `config`; without, SGD with its defaults. steps_per_epoch: wanted where settings have
+    stages that begin at epochs. drawn: False leaves the centres 0, to be loaded.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class PartialFC(nn.Module):
         config: HeadConfig = HeadConfig(),
         optim: AnyRule | None = None,
         seed: int = 0,
+        steps_per_epoch: int | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         group: ProcessGroup | None = None,
@@ -89,8 +92,9 @@ class PartialFC(nn.Module):
             operations=self._operations,
             drawn=drawn,
         )
-        self._loss = loss_of(margin)
-        self._loss.state = {name: it.to(self.centers.device, dtype) for name, it in self._loss.state.items()}
+        self._steps_per_epoch = steps_per_epoch
+        fresh = loss_of(margin, 0, steps_per_epoch).state
+        self._loss_state = {name: it.to(self.centers.device, dtype) for name, it in fresh.items()}
         self._selection, self._sender = self._new_selection(), Sender(device)
         self._softmax = self._new_softmax()
         self._seen_classes = np.zeros(len(self.centers.owned), np.uint8)  # 1: was in a batch
@@ -121,10 +125,11 @@ class PartialFC(nn.Module):
         taken in the order in which they were prepared. Raises InputError on a label that is no class and not -1,
         ValueError on labels of another kind, shape or device.
         """
-        classes = self._selection(labels, number)
+        rate, loss = value_at(self.config.sample_rate, number, self._steps_per_epoch), self._loss_of(number)
+        classes = self._selection(labels, number, rate=rate, loss=loss)
         self.centers.prefetch(classes)
         sending = self._sender.start(list(classes.tensors().values()))
-        return HeadStep(self, number, len(labels), classes, sending)
+        return HeadStep(self, number, len(labels), loss, classes, sending)
 
     def forward(self, embeddings: Tensor, step: HeadStep) -> Tensor:
         """Mean loss over the valid images of the global batch; the same scalar on every rank.
@@ -152,9 +157,9 @@ class PartialFC(nn.Module):
             rows = self.centers.look_at(step.classes_on_device())
         with torch.autocast(embeddings.device.type, enabled=False):
             begin = partial(self._softmax.begin, rows, step.batch, keep=keep)
-            everyones, norms = self._gathered(embeddings.to(self.centers.dtype), begin)
+            everyones, norms = self._gathered(step.loss, embeddings.to(self.centers.dtype), begin)
             if not keep:
-                return self._softmax.forward(everyones, norms, rows, keep=False).loss
+                return self._softmax.forward(step.loss, everyones, norms, rows, keep=False).loss
             loss = loss_of_step(everyones, norms, self._softmax, rows, step)
         self._due = step
         return loss
@@ -214,12 +219,17 @@ class PartialFC(nn.Module):
         """
         return self.centers.freeze()
 
+    def _loss_of(self, number: int) -> Loss:
+        """The loss of step `number`: its settings are those of the step, its state is that of all steps."""
+        loss = loss_of(self.margin, number, self._steps_per_epoch)
+        loss.state = self._loss_state
+        return loss
+
     def _new_selection(self) -> Selection:
         return Selection(
             self.num_classes,
             self.centers.owned,
             self.config,
-            self._loss,
             seed=self.seed,
             noisy=self.centers.noisy,
             dtype=self.centers.dtype,
@@ -227,7 +237,6 @@ class PartialFC(nn.Module):
 
     def _new_softmax(self) -> ShardedSoftmax:
         return ShardedSoftmax(
-            self._loss,
             width=self.embedding_size,
             interclass_threshold=self.config.interclass_threshold,
             logits_budget=self.config.logits_budget << 20,
@@ -243,7 +252,7 @@ class PartialFC(nn.Module):
         shards, replicated = self.centers.state()
         shards["seen_classes"] = torch.from_numpy(self._seen_classes)
         replicated["steps"] = torch.from_numpy(self._steps)
-        replicated |= {f"loss_{name}": value for name, value in self._loss.state.items()}
+        replicated |= {f"loss_{name}": value for name, value in self._loss_state.items()}
         return Saved(shards, replicated, self.num_classes, self.group)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -280,11 +289,13 @@ class PartialFC(nn.Module):
             "a PartialFC is not copied or pickled: make another, and load_state_dict(head.state_dict())"
         )
 
-    def _gathered(self, embeddings: Tensor, meanwhile: Callable[[], None]) -> tuple[Tensor, Tensor | None]:
+    def _gathered(
+        self, loss: Loss, embeddings: Tensor, meanwhile: Callable[[], None]
+    ) -> tuple[Tensor, Tensor | None]:
         """Everyone's embeddings [B, D], at length 1; and the norms [B] that they had, where the loss needs them."""
         norms = None
-        if self._loss.needs_norms:
-            trained = embeddings if isinstance(self._loss, TrainsNorms) else embeddings.detach()
+        if loss.needs_norms:
+            trained = embeddings if isinstance(loss, TrainsNorms) else embeddings.detach()
             norms = torch.linalg.vector_norm(trained, dim=1)
         return comm.gather_with_gradient(
             normalize(embeddings),

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from partialfc.head.losses import HardNegatives, State
+from partialfc.head.losses import HardNegatives, Loss, State
 
 
 @dataclass
@@ -18,6 +18,7 @@ class Softmax:
     The loss's derivative by a negative's cosine is exp(z - shift) * factor, by a target's it is `targets`.
     """
 
+    loss: Loss  # of the step
     embeddings: Tensor  # [B, D], at length 1
     scaled: Tensor  # [B, D], at length s, as a factor of logits
     shift: Tensor | None  # [B] taken off the logits before exp; None: 0

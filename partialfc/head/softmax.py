@@ -38,7 +38,6 @@ class ShardedSoftmax:
 
     def __init__(
         self,
-        loss: Loss,
         *,
         width: int,
         interclass_threshold: float,
@@ -49,11 +48,9 @@ class ShardedSoftmax:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self._loss, self._width, self._group = loss, width, group
+        self._width, self._group, self._threshold = width, group, interclass_threshold
         self._budget, self._operations = logits_budget, operations
         self._products, self._device, self._dtype = products, device, dtype
-        # The largest logit of a negative that is not left out; None: any.
-        self._largest = interclass_threshold * loss.scale if interclass_threshold else None
         self._kept, self._scratch = ScratchMemory(device), ScratchMemory(device)
         # the first chunk's, of a forward to come
         self._begun: tuple[ActiveRows, UnitRows, Tensor] | None = None
@@ -67,7 +64,9 @@ class ShardedSoftmax:
             _, inverse = self._memory(rows.num_active, batch, keep)
             self._begun = rows, *self._unit(rows, chunk, inverse)
 
-    def forward(self, embeddings: Tensor, norms: Tensor | None, rows: ActiveRows, *, keep: bool) -> Forward:
+    def forward(
+        self, loss: Loss, embeddings: Tensor, norms: Tensor | None, rows: ActiveRows, *, keep: bool
+    ) -> Forward:
         """The loss, the mean over the valid images of -log softmax(logits)[target], the same scalar on every rank.
 
         embeddings: [B, D] of length 1; norms: [B] that they had. Negatives with a cosine above the threshold (0:
@@ -75,19 +74,19 @@ class ShardedSoftmax:
         keep: False where no backward follows.
         """
         classes, operations = rows.classes, self._operations
-        left = self._left(embeddings, rows.num_active, keep)
+        left = self._left(loss, embeddings, rows.num_active, keep)
         own = self._targets(left, norms, rows)
         left.shift = self._shift(left, rows)
         total, weighted = self._accumulate(left, rows)  # [B] double, [B, D]
         # What follows goes below float32's smallest number.
-        scale = {"shift": left.shift, "scale": Scale(self._loss.scale, self._loss.max_logit)}
+        scale = {"shift": left.shift, "scale": Scale(loss.scale, loss.max_logit)}
         totals = comm.sum_(operations.totals(total, own.logit, classes, **scale), self._group)
         found = operations.derivatives(totals, own.logit, own.slopes, classes, **scale)
         left.factor, left.targets = found.factor, found.targets[0]
         gradient = operations.embedding_gradients(weighted, own.centers, left.factor, left.targets, classes)
-        if norms is None or not isinstance(self._loss, TrainsNorms):
+        if norms is None or not isinstance(loss, TrainsNorms):
             return Forward(found.loss, gradient, None, left)
-        penalty, by_norm = _penalty(self._loss, norms, classes)
+        penalty, by_norm = _penalty(loss, norms, classes)
         by_norm.index_add_(0, classes.target_positions, found.targets[1])
         return Forward(found.loss + penalty, gradient, by_norm, left)
 
@@ -116,7 +115,8 @@ class ShardedSoftmax:
             )
             rows.update_chunk(chunk, d_unit, inverse, lr, finite)
         for name, value in left.loss_state.items():
-            self._loss.state[name].copy_(torch.where(finite, value, self._loss.state[name]))
+            old = left.loss.state[name]
+            old.copy_(torch.where(finite, value, old))
 
     def cosines(self, left: Softmax, rows: ActiveRows) -> tuple[Tensor, Tensor]:
         """The cosine of every image [B] with its own class's centre, and its largest with another active one; -inf where
@@ -133,12 +133,13 @@ class ShardedSoftmax:
         target, nearest = comm.max_(found, self._group)
         return target, nearest
 
-    def _left(self, embeddings: Tensor, num_active: int, keep: bool) -> Softmax:
+    def _left(self, loss: Loss, embeddings: Tensor, num_active: int, keep: bool) -> Softmax:
         exponentials, inverse = self._memory(num_active, len(embeddings), keep)
         nothing = embeddings.new_empty(0)
         return Softmax(
+            loss=loss,
             embeddings=embeddings,
-            scaled=(embeddings * self._loss.scale).to(self._products.of_logits),
+            scaled=(embeddings * loss.scale).to(self._products.of_logits),
             shift=None,
             factor=nothing,
             targets=nothing,
@@ -157,37 +158,42 @@ class ShardedSoftmax:
         return exponentials, self._kept.get("inverse", (num_active, 1), self._dtype)
 
     def _targets(self, left: Softmax, norms: Tensor | None, rows: ActiveRows) -> Targets:
-        classes = rows.classes
+        loss, classes = left.loss, rows.classes
         centers, angle = rows.target_angles(classes.target_slots, left.embeddings, classes.target_positions)
-        cosines = self._everyones(angle.cos(), classes) if self._loss.needs_cosines else None
+        cosines = self._everyones(angle.cos(), classes) if loss.needs_cosines else None
         batch = Batch(classes.valid_positions, classes.drawn_margins, cosines, norms)
-        left.loss_state = self._loss.next_state(batch)
-        left.hard = self._loss.hard_negatives(batch, left.loss_state)
-        margins = self._loss.margins(batch, left.loss_state)
+        left.loss_state = loss.next_state(batch)
+        left.hard = loss.hard_negatives(batch, left.loss_state)
+        margins = loss.margins(batch, left.loss_state)
         if margins is not None:
             margins = margins.index_select(0, classes.target_positions)
-        logit, slope = self._loss.targets(angle, margins)
-        if norms is None or not isinstance(self._loss, TrainsNorms):
+        logit, slope = loss.targets(angle, margins)
+        if norms is None or not isinstance(loss, TrainsNorms):
             return Targets(centers, logit, slope[None])
         own_norms = norms.index_select(0, classes.target_positions)
-        return Targets(centers, logit, torch.stack([slope, self._loss.by_norm(angle, margins, own_norms)]))
+        return Targets(centers, logit, torch.stack([slope, loss.by_norm(angle, margins, own_norms)]))
 
     def _everyones(self, cosine: Tensor, classes: ActiveClasses) -> Tensor:
         """The target cosines [B] of the whole batch, from this rank's [N]."""
         alone = cosine.new_zeros(len(classes.valid)).index_copy_(0, classes.target_positions, cosine)
         return comm.sum_(alone, self._group)
 
+    def _largest(self, loss: Loss) -> float | None:
+        """The largest logit of a negative that is not left out; None: any."""
+        return self._threshold * loss.scale if self._threshold else None
+
     def _shift(self, left: Softmax, rows: ActiveRows) -> Tensor | None:
         """What is taken off an image's logits before exp: the largest negative's on this rank; None if any fits."""
-        if self._loss.max_logit <= _UNSHIFTED_SCALE:
+        highest = left.loss.max_logit
+        if highest <= _UNSHIFTED_SCALE:
             return None
-        if left.hard is not None and self._loss.max_logit <= 2 * _UNSHIFTED_SCALE:
+        if left.hard is not None and highest <= 2 * _UNSHIFTED_SCALE:
             # Above it only raised logits lie. Those so far below that nothing is left of them are no part of the sum.
-            return torch.full_like(left.embeddings[:, 0], self._loss.max_logit - _UNSHIFTED_SCALE)
-        largest = torch.full_like(left.embeddings[:, 0], -self._loss.max_logit)
+            return torch.full_like(left.embeddings[:, 0], highest - _UNSHIFTED_SCALE)
+        largest = torch.full_like(left.embeddings[:, 0], -highest)
         for chunk, images in self._chunks(rows):
             _, found, _ = self._logits(left, rows, chunk)
-            negatives(found, self._largest, _correction(rows.classes, chunk), left.hard)
+            negatives(found, self._largest(left.loss), _correction(rows.classes, chunk), left.hard)
             without_targets(found, _places(rows.classes, chunk, images), self._lowest)
             torch.maximum(largest, found.amax(dim=0), out=largest)
         return largest
@@ -216,7 +222,7 @@ class ShardedSoftmax:
             found,
             _places(rows.classes, chunk, images),
             shift=left.shift,
-            largest=self._largest,
+            largest=self._largest(left.loss),
             correction=_correction(rows.classes, chunk),
             hard=left.hard,
             total_=total,

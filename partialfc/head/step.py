@@ -9,6 +9,7 @@ from torch import Tensor
 
 from partialfc.head.active import ActiveClasses
 from partialfc.head.active_rows import ActiveRows
+from partialfc.head.losses import Loss
 from partialfc.head.results import Softmax
 from partialfc.head.scratch import Sending
 from partialfc.head.softmax import ShardedSoftmax
@@ -50,10 +51,10 @@ class HeadStep:
     """
 
     def __init__(
-        self, head: object, number: int, batch: int, classes: ActiveClasses, sending: Sending
+        self, head: object, number: int, batch: int, loss: Loss, classes: ActiveClasses, sending: Sending
     ) -> None:
         self._head = head  # that prepared it
-        self.number, self.batch = number, batch  # batch: B images, over all ranks
+        self.number, self.batch, self.loss = number, batch, loss  # batch: B images, over all ranks
         self.classes = classes  # on the host
         self._sending = sending
         self._stage = Stage.PREPARED
@@ -144,7 +145,7 @@ class _Loss(torch.autograd.Function):
         rows: ActiveRows,
         step: HeadStep,
     ) -> Tensor:
-        found = softmax.forward(embeddings, norms, rows, keep=True)
+        found = softmax.forward(step.loss, embeddings, norms, rows, keep=True)
         step.begin(rows, found.left)
         ctx.step, ctx.by_norm = step, found.by_norm
         ctx.save_for_backward(found.gradient)

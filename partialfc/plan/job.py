@@ -48,8 +48,10 @@ class Job:
 
     @property
     def sampled(self) -> int:
-        """S, on average: the draw's share, and what of the batch's own classes was not drawn."""
-        rate, batch = self.config.head.sample_rate, self.config.train.batch
+        """S, on average, where the sample rate is at its largest: the draw's share, and what of the batch's own classes was not
+        drawn.
+        """
+        rate, batch = self.config.head.largest_rate, self.config.train.batch
         if rate == 1:
             return self.owned
         drawn = num_strata(self.num_classes, rate) / self.ranks
@@ -144,7 +146,7 @@ class Job:
         """By a rank in a step, in rings."""
         batch, width = self.config.train.batch, self.config.backbone.embedding
         others = (self.ranks - 1) / self.ranks
-        loss = loss_of(self.config.margin)
+        loss = loss_of(self.config.margin, steps_per_epoch=1)
         return {
             "embeddings, gathered": round(
                 others * batch * (width * self._factor + loss.needs_norms * _FLOAT)
@@ -181,7 +183,7 @@ class Job:
 
     @property
     def _decays(self) -> bool:
-        return self.config.head.unsampled == "decay" and self.config.head.sample_rate < 1
+        return self.config.head.unsampled == "decay" and self.config.head.samples
 
     def _row_buffers(self, row: int, gathered: bool) -> int:
         """Bytes for each row of a chunk: at length 1, its gradient, what was gathered, what was converted, noise, copies."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from partialfc.config import Config
+from partialfc.config.durations import in_steps, seconds_of
 from partialfc.config.provenance import Provenance, settings_of
 from partialfc.data import images
 from partialfc.data.loader import Batch, Notices
@@ -77,7 +78,7 @@ def _steps(run: Run, report: Report, saving: Saving, stop: StopRequest) -> None:
     def notices() -> Notices:
         return Notices(stop.received, int(saving.notice), int(report.diverged))
 
-    with watching(run.ranks, schedule.seconds_of(run.config.launch.timeout)) as watchdog:
+    with watching(run.ranks, seconds_of(run.config.launch.timeout)) as watchdog:
         for batch, metrics, heard in _taken(run, notices, watchdog):
             if run.step == start:
                 _show_faces(run, report, batch)
@@ -179,7 +180,7 @@ def train_step(run: Run, batch: Batch, step: HeadStep) -> Metrics:
     )
     lr, rows_lr = rate(peak=config.optim.lr), rate(peak=config.rows_optim.lr)
     statistics, loss_scale = run.statistics.kept(), run.optimizer.loss_scale.value.clone()
-    frozen = number < schedule.in_steps(config.init.freeze, run.steps_per_epoch)
+    frozen = number < in_steps(config.init.freeze, run.steps_per_epoch)
     with section("backbone"):  # [b, D]: of this rank's images
         embeddings = run.micro_batches.forward(batch.images, number, frozen=frozen)
     with section("head"):
@@ -221,7 +222,7 @@ def _diagnostics_due(run: Run) -> bool:
 
 
 def _evaluation_due(run: Run) -> bool:
-    every = schedule.in_steps(run.config.evaluation.every, run.steps_per_epoch)
+    every = in_steps(run.config.evaluation.every, run.steps_per_epoch)
     return schedule.due(run.step, every=every, last=run.last_step)
 
 

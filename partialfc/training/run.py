@@ -12,6 +12,7 @@ from torch import Tensor
 
 from partialfc.backbones import Backbone, build_backbone, for_inference, move_to_device
 from partialfc.config import Config
+from partialfc.config.durations import in_steps
 from partialfc.data import RecordDataset, synthetic
 from partialfc.data.augment import network_input
 from partialfc.data.images import Pixels
@@ -34,7 +35,6 @@ from partialfc.training.divergence import Health
 from partialfc.training.microbatches import MicroBatches
 from partialfc.training.optim import BackboneOptimizer
 from partialfc.training.replicas import MovingAverage, RunningStatistics
-from partialfc.training.schedule import in_steps
 
 
 @dataclass
@@ -147,7 +147,7 @@ def build_run(config: Config, ranks: Ranks, *, drawn: bool = True) -> Run:
         backbone=backbone,
         statistics=statistics,
         average=_average(config, backbone, ranks),
-        head=_head(config, dataset.num_classes, ranks, drawn=drawn),
+        head=_head(config, dataset.num_classes, order.steps_per_epoch, ranks, drawn=drawn),
         optimizer=optimizer,
         micro_batches=_micro_batches(config, backbone, optimizer, ranks),
         loader=Loader(dataset, order, config.data, config.augment, ranks),
@@ -196,7 +196,7 @@ def _recorded(config: Config, ranks: Ranks) -> bool:
     return True
 
 
-def _head(config: Config, num_classes: int, ranks: Ranks, *, drawn: bool) -> PartialFC:
+def _head(config: Config, num_classes: int, steps_per_epoch: int, ranks: Ranks, *, drawn: bool) -> PartialFC:
     return PartialFC(
         num_classes,
         config.backbone.embedding,
@@ -204,6 +204,7 @@ def _head(config: Config, num_classes: int, ranks: Ranks, *, drawn: bool) -> Par
         config=config.head,
         optim=None if config.head.optim else config.rows_optim,
         seed=config.seed,
+        steps_per_epoch=steps_per_epoch,
         device=ranks.device,
         group=ranks.group,
         drawn=drawn,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from partialfc.config import CheckpointConfig
+from partialfc.config.durations import in_seconds, in_steps
 from partialfc.errors import InputError
 from partialfc.evaluation.sets import Scores
 from partialfc.head.rows.frozen import FrozenRows
@@ -31,10 +32,8 @@ class Saving:
 
     def __post_init__(self) -> None:
         config: CheckpointConfig = self.run.config.checkpoint
-        self._seconds = schedule.in_seconds(config.every)
-        self._steps = (
-            0 if self._seconds is not None else schedule.in_steps(config.every, self.run.steps_per_epoch)
-        )
+        self._seconds = in_seconds(config.every)
+        self._steps = 0 if self._seconds is not None else in_steps(config.every, self.run.steps_per_epoch)
         self._set, _, self._score_name = (config.keep_best or "").partition("/")
         self._since = time.monotonic()  # of the first rank; the others' clocks are not asked
         self._saved = self.run.step  # the newest step that was saved, or is being saved

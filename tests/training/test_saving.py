@@ -12,12 +12,12 @@ import torch
 from runs import assert_refused, config_of, no_pictures, verification_of
 
 from partialfc.config import Config
+from partialfc.config.durations import in_seconds
 from partialfc.runtime import comm
 from partialfc.runtime.checkpoint import read_manifest
 from partialfc.runtime.process.signals import StopRequest
 from partialfc.training import loop
 from partialfc.training.run import Run
-from partialfc.training.schedule import in_seconds
 
 
 def saved_at(folder: Path) -> list[int]:

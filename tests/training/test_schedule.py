@@ -3,7 +3,8 @@
 import pytest
 
 from partialfc.config import Cosine, Polynomial, Step
-from partialfc.training.schedule import due, in_steps, rate
+from partialfc.config.durations import in_steps
+from partialfc.training.schedule import due, rate
 
 
 def rates(schedule, total=10, per_epoch=5):

@@ -43,8 +43,8 @@ def exponentials(
         places.start,
         size,
         batch,
-        LARGEST=largest,
-        SCALE=None if hard is None else hard.scale,
+        None if largest is None else float(largest),
+        None if hard is None else float(hard.scale),
         ROWS=_ROWS,
         COLUMNS=_COLUMNS,
         COMPUTED=TYPES[logits_.dtype],
@@ -56,18 +56,18 @@ def exponentials(
 @triton.jit(do_not_specialize=["start", "size"])
 def _exponentials(
     logits, out, slots, shift, correction, hard, levels, partial, start, size, batch,
-    LARGEST: tl.constexpr, SCALE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, COMPUTED: tl.constexpr,
+    largest, scale, ROWS: tl.constexpr, COLUMNS: tl.constexpr, COMPUTED: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     within = (row < size)[:, None] & (column < batch)[None, :]
     place = row[:, None].to(tl.int64) * batch + column[None, :]
     logit = tl.load(logits + place, mask=within, other=float("-inf"))
-    if LARGEST is not None:
-        logit = tl.where(logit > LARGEST, float("-inf"), logit)
+    if largest is not None:
+        logit = tl.where(logit > largest, float("-inf"), logit)
     slope = tl.full((ROWS, COLUMNS), 1.0, COMPUTED)
     if hard is not None:
-        cosine, level = logit / SCALE, tl.load(levels)
+        cosine, level = logit / scale, tl.load(levels)
         raised = logit > tl.load(hard + column, mask=column < batch, other=float("inf"))[None, :]
         slope = tl.where(raised, level + 2 * cosine, 1.0)
         logit = tl.where(raised, logit * (level + cosine), logit)

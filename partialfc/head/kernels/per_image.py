@@ -33,8 +33,8 @@ def totals(
         shift,
         out,
         batch,
-        SCALE=scale.scale,
-        MAX_LOGIT=scale.max_logit,
+        float(scale.scale),
+        float(scale.max_logit),
         IMAGES=_IMAGES,
     )
     return out
@@ -67,10 +67,10 @@ def derivatives(
         batch,
         max(1, len(classes.valid_positions)),
         len(logit),
+        float(scale.scale),
+        float(scale.max_logit),
         KINDS=len(slopes),
         FURTHEST=FURTHEST,
-        SCALE=scale.scale,
-        MAX_LOGIT=scale.max_logit,
         IMAGES=_IMAGES,
     )
     return Derivatives(losses.sum().to(slopes.dtype), factor, targets)
@@ -122,18 +122,17 @@ def add_targets(
 
 @triton.jit(do_not_specialize=["batch"])
 def _totals(
-    total, logits, owns, shift, out, batch,
-    SCALE: tl.constexpr, MAX_LOGIT: tl.constexpr, IMAGES: tl.constexpr,
+    total, logits, owns, shift, out, batch, scale, max_logit, IMAGES: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(0) * IMAGES + tl.arange(0, IMAGES)
     live = image < batch
     target = tl.load(owns + image, mask=live, other=-1)
-    logit = tl.load(logits + target, mask=target >= 0, other=0.0).to(tl.float64) * SCALE
+    logit = tl.load(logits + target, mask=target >= 0, other=0.0).to(tl.float64) * scale
     by = logit * 0
     if shift is not None:
         by = tl.load(shift + image, mask=live, other=0.0).to(tl.float64)
-    negatives = tl.load(total + image, mask=live, other=0.0) * tl.exp(by - MAX_LOGIT)
-    own = tl.where(target >= 0, tl.exp(logit - MAX_LOGIT), 0.0)
+    negatives = tl.load(total + image, mask=live, other=0.0) * tl.exp(by - max_logit)
+    own = tl.where(target >= 0, tl.exp(logit - max_logit), 0.0)
     tl.store(out + image, negatives + own, mask=live)
     tl.store(out + batch + image, logit, mask=live)
 
@@ -141,23 +140,23 @@ def _totals(
 @triton.jit(do_not_specialize=["batch", "num_valid", "num_targets"])
 def _derivatives(
     totals, logits, slopes, owns, valid, shift, factors, targets, losses, batch, num_valid, num_targets,
-    KINDS: tl.constexpr, FURTHEST: tl.constexpr, SCALE: tl.constexpr, MAX_LOGIT: tl.constexpr, IMAGES: tl.constexpr,
+    scale, max_logit, KINDS: tl.constexpr, FURTHEST: tl.constexpr, IMAGES: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(0) * IMAGES + tl.arange(0, IMAGES)
     live = image < batch
     target = tl.load(owns + image, mask=live, other=-1)
     counted = tl.load(valid + image, mask=live, other=0) != 0
-    lse = tl.log(tl.load(totals + image, mask=live, other=1.0)) + MAX_LOGIT
+    lse = tl.log(tl.load(totals + image, mask=live, other=1.0)) + max_logit
     own = tl.load(totals + batch + image, mask=live, other=0.0)
     by = lse * 0
     if shift is not None:
         by = tl.load(shift + image, mask=live, other=0.0).to(tl.float64)
     part = tl.where(counted, 1.0, 0.0).to(tl.float64) / num_valid.to(tl.float64)
-    factor = part * SCALE * tl.exp(tl.minimum(by - lse, FURTHEST))
+    factor = part * scale * tl.exp(tl.minimum(by - lse, FURTHEST))
     tl.store(factors + image, factor.to(factors.dtype.element_ty), mask=live)
     tl.store(losses + image, tl.where(counted, (lse - own) * part, 0.0), mask=live)
-    logit = tl.load(logits + target, mask=target >= 0, other=0.0).to(tl.float64) * SCALE
-    pull = part * SCALE * (tl.exp(logit - lse) - 1.0)  # double: 1 is not lost in it
+    logit = tl.load(logits + target, mask=target >= 0, other=0.0).to(tl.float64) * scale
+    pull = part * scale * (tl.exp(logit - lse) - 1.0)  # double: 1 is not lost in it
     for kind in tl.static_range(KINDS):
         place = kind * num_targets + target
         slope = tl.load(slopes + place, mask=target >= 0, other=0.0).to(tl.float64)

@@ -1,6 +1,7 @@
 """Losses: each is a module of its own, made from its settings here."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from partialfc.config import (
@@ -15,6 +16,7 @@ from partialfc.config import (
     MagFace,
     SoftMax,
 )
+from partialfc.config.stages import Staged, value_at
 from partialfc.head.losses.adaface import NormAdaptive
 from partialfc.head.losses.angular import Angular
 from partialfc.head.losses.base import Batch, HardNegatives, Loss, State, TrainsNorms
@@ -26,19 +28,22 @@ from partialfc.head.losses.magface import Magnitude
 __all__ = ["Batch", "HardNegatives", "Loss", "State", "TrainsNorms", "loss_of"]
 
 
-_LOSSES: dict[type[AnyMargin], Callable[[Any], Loss]] = {
-    SoftMax: lambda it: Cosine(it.scale, margin=0.0),
-    CosFace: lambda it: Cosine(it.scale, it.margin),
-    ArcFace: lambda it: Angular(it, m1=1.0, m2=it.margin, m3=0.0),
-    Combined: lambda it: Angular(it, m1=it.m1, m2=it.m2, m3=it.m3),
-    CurricularFace: Curricular,
-    ElasticArcFace: ElasticAngular,
-    ElasticCosFace: ElasticCosine,
-    AdaFace: NormAdaptive,
-    MagFace: Magnitude,
+Now = Callable[[Staged[float]], float]  # what a setting is in the step that a loss is made for
+
+_LOSSES: dict[type[AnyMargin], Callable[[Any, Now], Loss]] = {
+    SoftMax: lambda it, now: Cosine(now(it.scale), margin=0.0),
+    CosFace: lambda it, now: Cosine(now(it.scale), now(it.margin)),
+    ArcFace: lambda it, now: Angular(it, now(it.scale), m1=1.0, m2=now(it.margin), m3=0.0),
+    Combined: lambda it, now: Angular(it, now(it.scale), m1=now(it.m1), m2=now(it.m2), m3=now(it.m3)),
+    CurricularFace: lambda it, now: Curricular(it, now(it.scale), now(it.margin)),
+    ElasticArcFace: lambda it, now: ElasticAngular(it, now(it.scale), now(it.margin)),
+    ElasticCosFace: lambda it, now: ElasticCosine(it, now(it.scale), now(it.margin)),
+    AdaFace: lambda it, now: NormAdaptive(it, now(it.scale), now(it.margin)),
+    MagFace: lambda it, now: Magnitude(it, now(it.scale)),
 }
 
 
-def loss_of(settings: AnyMargin) -> Loss:
-    """The loss that a recipe's `margin` means."""
-    return _LOSSES[type(settings)](settings)
+def loss_of(settings: AnyMargin, step: int = 0, steps_per_epoch: int | None = None) -> Loss:
+    """The loss that a recipe's `margin` means in a step. ValueError where stages begin at epochs of unknown length."""
+    now = partial(value_at, step=step, steps_per_epoch=steps_per_epoch)
+    return _LOSSES[type(settings)](settings, now)

@@ -23,9 +23,9 @@ class NormAdaptive(Loss):
 
     needs_norms = True
 
-    def __init__(self, settings: AdaFace) -> None:
-        super().__init__(settings.scale)
-        self._margin, self._concentration, self._rate = settings.margin, settings.h, settings.rate
+    def __init__(self, settings: AdaFace, scale: float, margin: float) -> None:
+        super().__init__(scale)
+        self._margin, self._concentration, self._rate = margin, settings.h, settings.rate
         self.state = {"norm_mean": torch.tensor(20.0), "norm_std": torch.tensor(100.0)}
 
     def next_state(self, batch: Batch) -> State:

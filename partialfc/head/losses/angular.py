@@ -16,8 +16,8 @@ SMALLEST_SINE = 2.0**-14
 class Angular(Loss):
     """The target's logit / s is cos(m1 t + m2) - m3."""
 
-    def __init__(self, settings: AngularMargin, *, m1: float, m2: float, m3: float) -> None:
-        super().__init__(settings.scale)
+    def __init__(self, settings: AngularMargin, scale: float, *, m1: float, m2: float, m3: float) -> None:
+        super().__init__(scale)
         self._settings, self._m1, self._m2, self._m3 = settings, m1, m2, m3
 
     def targets(self, angle: Tensor, margins: Tensor | None) -> tuple[Tensor, Tensor]:

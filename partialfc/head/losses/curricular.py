@@ -19,9 +19,9 @@ class Curricular(Angular):
 
     needs_cosines = True
 
-    def __init__(self, settings: CurricularFace) -> None:
-        super().__init__(settings, m1=1.0, m2=settings.margin, m3=0.0)
-        self._margin, self._rate = settings.margin, settings.rate
+    def __init__(self, settings: CurricularFace, scale: float, margin: float) -> None:
+        super().__init__(settings, scale, m1=1.0, m2=margin, m3=0.0)
+        self._margin, self._rate = margin, settings.rate
         self.max_logit = 2 * self.scale  # c (l + c), with both at most 1
         self.state = {"level": torch.tensor(0.0)}
 

@@ -14,9 +14,9 @@ from partialfc.runtime import randomness
 class Elastic(Loss):
     """Margins e ~ N(margin, sigma), maybe in an order: an order needs the whole batch's target cosines."""
 
-    def __init__(self, settings: ElasticArcFace | ElasticCosFace) -> None:
-        super().__init__(settings.scale)
-        self._mean, self._sigma, self._order = settings.margin, settings.sigma, settings.order
+    def __init__(self, settings: ElasticArcFace | ElasticCosFace, scale: float, margin: float) -> None:
+        super().__init__(scale)
+        self._mean, self._sigma, self._order = margin, settings.sigma, settings.order
         self.needs_cosines = settings.order != "none"
 
     def draw(self, seed: int, step: int, batch: int) -> NDArray[np.float64] | None:
@@ -36,8 +36,8 @@ class Elastic(Loss):
 class ElasticAngular(Elastic):
     """The target's logit / s is cos(t + e)."""
 
-    def __init__(self, settings: ElasticArcFace) -> None:
-        super().__init__(settings)
+    def __init__(self, settings: ElasticArcFace, scale: float, margin: float) -> None:
+        super().__init__(settings, scale, margin)
         self._settings = settings
 
     def targets(self, angle: Tensor, margins: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -19,8 +19,8 @@ class Magnitude(TrainsNorms):
     upper bound. Norms have gradient by both; beyond the bounds they have none, as in the authors' code.
     """
 
-    def __init__(self, settings: MagFace) -> None:
-        super().__init__(settings.scale)
+    def __init__(self, settings: MagFace, scale: float) -> None:
+        super().__init__(scale)
         self._settings = settings
         norms, margins = settings.norms, settings.margins
         self._growth = (margins[1] - margins[0]) / (norms[1] - norms[0])  # of the margin by the norm

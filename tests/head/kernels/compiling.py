@@ -19,6 +19,7 @@ POINTERS = {
     torch.float64: "*fp64", torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16",
     torch.int64: "*i64", torch.int32: "*i32", torch.uint8: "*u8", torch.int16: "*i16",
 }  # fmt: skip
+SCALARS = {int: "i32", float: "fp32"}
 SETTINGS: list[dict[str, Any]] = [
     {"sample_rate": 0.1},
     {"sample_rate": 0.1, "products": "half", "centers": "bfloat16", "moments": "bfloat16"},
@@ -42,7 +43,8 @@ def compiled_in(folder: Path, capability: int) -> None:
                 signature[name] = POINTERS[value.dtype]
                 attributes[(place,)] = [["tt.divisibility", 16]]
             else:
-                signature[name] = "i32" if name not in constants and isinstance(value, int) else "constexpr"
+                kind = SCALARS.get(type(value)) if name not in constants else None
+                signature[name] = kind or "constexpr"
                 if signature[name] == "i32" and value % 16 == 0:
                     attributes[(place,)] = [["tt.divisibility", 16]]
         values = {name: named[name] for name, kind in signature.items() if kind == "constexpr"}

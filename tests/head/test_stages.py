@@ -1,0 +1,127 @@
+"""Settings by step or epoch: a head whose settings have stages takes the steps of heads that have each stage's numbers."""
+
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from ranks import mine
+from runs import assert_same_bits, config_of, curve, trained, whole
+
+from partialfc.config import AnyMargin, ArcFace, CosFace, CurricularFace, ElasticArcFace, HeadConfig, Sgd
+from partialfc.config.stages import value_at
+from partialfc.errors import InputError
+from partialfc.head import PartialFC
+
+CLASSES, WIDTH, BATCH, EPOCH = 23, 6, 12, 3
+STEPS = 10
+RATES = {0: 0.2, "1 epochs": [0.2, 0.5], "2 epochs": 1.0}
+CASES: dict[str, tuple[AnyMargin, dict[str, Any]]] = {
+    "sampled, then full": (ElasticArcFace(scale=16.0, margin={0: [0.0, 0.5], 4: 0.5, 7: 0.7}), {"sample_rate": RATES}),
+    "decay": (CosFace(), {"sample_rate": RATES, "unsampled": "decay"}),
+    "log_rate, bfloat16": (ArcFace(), {"sample_rate": RATES, "correction": "log_rate", "centers": "bfloat16"}),
+    "host": (CosFace(), {"sample_rate": {0: 0.2, 5: 0.6}, "memory": "host"}),
+    "scale, with a shift and without": (CosFace(scale={0: [16.0, 100.0], 5: 80.0}), {"interclass_threshold": 0.3}),
+    "a loss with a state": (CurricularFace(margin={0: 0.1, 5: 0.4}, scale=8.0, rate=0.3), {}),
+    "kernels": (CurricularFace(scale={0: [8.0, 16.0], 5: 20.5}), {"sample_rate": RATES, "kernels": "triton"}),
+}  # fmt: skip
+
+
+def head_of(margin: AnyMargin, options: dict[str, Any], device: str, **more: Any) -> PartialFC:
+    config, optim = HeadConfig(**options), Sgd(lr=0.1, momentum=0.9, weight_decay=1e-2)
+    return PartialFC(
+        CLASSES, WIDTH, margin, config=config, optim=optim, device=device, dtype=torch.float64, **more
+    )
+
+
+def stepped(head: PartialFC, number: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    draws = torch.Generator().manual_seed(number)
+    labels = torch.randint(-1, CLASSES, (BATCH,), generator=draws)
+    local = mine(torch.randn(BATCH, WIDTH, generator=draws, dtype=torch.float64)).to(device).requires_grad_()
+    step = head.prepare(labels, number)
+    loss = head(local, step)
+    loss.backward()
+    head.update(step, 0.1)
+    return loss.detach(), local.grad
+
+
+def held_against_plain_heads(margin: AnyMargin, options: dict[str, Any], device: str) -> int:
+    """Steps a head with stages, and from the same state a head of the step's numbers; how many were the same."""
+    head, same = head_of(margin, options, device, steps_per_epoch=EPOCH), 0
+    for number in range(STEPS):
+        now = {
+            name: value_at(value, number, EPOCH)
+            for name, value in msgspec.structs.asdict(margin).items()
+            if isinstance(value, dict)
+        }
+        rate = value_at(options.get("sample_rate", 1.0), number, EPOCH)
+        if options.get("unsampled") == "decay":
+            rate = min(rate, 1 - 1e-9)  # which draws all, and keeps what catching up needs
+        plain = head_of(msgspec.structs.replace(margin, **now), {**options, "sample_rate": rate}, device)
+        plain.load_state_dict({name: it.clone() for name, it in head.state_dict().items()})
+        found, expected = stepped(head, number, device), stepped(plain, number, device)
+        states = [it.state_dict().values() for it in (head, plain)]
+        equal = all(torch.equal(*map(local_part, pair)) for pair in zip(*states, strict=True))
+        same += equal and all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    return same
+
+
+def local_part(tensor: Any) -> torch.Tensor:
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("case", CASES)
+def test_a_step_has_the_numbers_of_its_stage(ranks, device, case, world_size):
+    assert ranks.run(world_size, held_against_plain_heads, *CASES[case], device) == [STEPS] * world_size
+
+
+def test_epochs_want_their_length():
+    with pytest.raises(
+        ValueError, match=r"found stages by epochs; wanted steps, or PartialFC.*steps_per_epoch"
+    ):
+        PartialFC(7, 4, CosFace(margin={0: 0.1, "2 epochs": 0.2}))
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"), [(0, 0.2), (2, 0.2), (3, 0.2), (4, 0.3), (5, 0.4), (6, 1.0), (10**6, 1.0)]
+)
+def test_a_stage_is_a_number_or_a_way_to_the_next(step, expected):
+    assert value_at(RATES, step, EPOCH) == pytest.approx(expected)
+    in_json = {str(key): value for key, value in RATES.items()}
+    assert value_at(in_json, step, EPOCH) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ({}, "wanted 0 as the first key"),
+        ({1: 0.1}, "wanted 0 as the first key"),
+        ({0: 0.1, 5: 0.2, "3 epochs": 0.3}, "wanted steps or epochs, not both"),
+        ({0: 0.1, 5: 0.2, 3: 0.3}, "wanted keys that ascend"),
+        ({0: 0.1, 5: (0.2, 0.3)}, "wanted a number at the last key"),
+        ({0: (0.1,), 5: 0.2}, "wanted a number, or the two between which it moves"),
+        ({0: 0.1, 5: 1.2}, r"HeadConfig.sample_rate: expected float <= 1.0"),
+    ],
+)
+def test_stages_that_say_too_little_are_refused(stages, message):
+    with pytest.raises(InputError, match=message):
+        HeadConfig(sample_rate=stages)
+
+
+def test_a_run_resumes_to_the_bit_and_goes_on_at_another_world_size(ranks, pack, tmp_path):
+    margin = ElasticArcFace(scale={0: [8.0, 16.0], "2 epochs": 16.0}, margin={0: [0.0, 0.4], "3 epochs": 0.4})
+    sections = {
+        "head": {"sample_rate": {0: 0.4, "2 epochs": 1.0}, "unsampled": "decay"},
+        "train": {"batch": 24, "length": 14, "micro_batch": 4}, "checkpoint": {"every": 5}, "optim": {"lr": 0.002},
+    }  # fmt: skip
+    config = {
+        name: msgspec.structs.replace(config_of(pack, tmp_path / name, **sections), margin=margin)
+        for name in ("straight", "resumed", "moved")
+    }
+    straight = whole(ranks.run(2, trained, config["straight"]))
+    assert ranks.run(2, trained, config["resumed"], 8) == [None] * 2
+    assert_same_bits(whole(ranks.run(2, trained, config["resumed"])), straight)
+    assert ranks.run(3, trained, config["moved"], 8) == [None] * 3
+    ranks.run(1, trained, config["moved"])
+    assert curve(tmp_path / "moved") == pytest.approx(curve(tmp_path / "straight"), rel=1e-3)
