@@ -52,6 +52,18 @@ def values_of(setting: Staged[float]) -> list[float]:
     return found
 
 
+def stages_at(
+    sections: Mapping[str, msgspec.Struct], step: int, steps_per_epoch: int | None = None
+) -> dict[str, float]:
+    """The settings of some sections that have stages, by their keys, as they are in a step."""
+    return {
+        f"{section}.{name}": value_at(stages, step, steps_per_epoch)
+        for section, settings in sections.items()
+        for name in settings.__struct_fields__
+        if isinstance(stages := getattr(settings, name), dict)
+    }
+
+
 def check_stages(section: str, settings: msgspec.Struct) -> None:
     """InputError where a key of a section has stages that are out of order, or do not say all."""
     for name in settings.__struct_fields__:

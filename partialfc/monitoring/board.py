@@ -28,7 +28,7 @@ _GROUPS = {
     "nearest_angle": "workings_angle",
     "never_positive": "workings_classes",
 }
-TIME, MEMORY = "workings_time", "workings_memory"
+TIME, MEMORY, SETTINGS = "workings_time", "workings_memory", "workings_settings"
 _SCORES = "verification"
 
 

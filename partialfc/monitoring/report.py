@@ -17,7 +17,7 @@ from torch import Tensor
 from partialfc.data.images import Pixels
 from partialfc.evaluation.sets import EvaluationSet, Scores, headline
 from partialfc.evaluation.verify import Embeddings
-from partialfc.monitoring.board import TIME, Board
+from partialfc.monitoring.board import SETTINGS, TIME, Board
 from partialfc.monitoring.diagnostics import show
 from partialfc.monitoring.history import History
 from partialfc.monitoring.loggers import opened
@@ -273,6 +273,7 @@ class Report:
         self._history.write(line)
         self._board.numbers(step, line)
         self._board.group(step, TIME, line["milliseconds"])
+        self._board.group(step, SETTINGS, line.get("settings", {}))
         left = (self._length.total - step) * seconds / len(kept)
         text = log_line(line, self._length, left)
         self._terminal.steps(step, text, columns_of(line), left)

@@ -1,7 +1,7 @@
 """The numbers of some steps: what one brings, and the line that a few of them make."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import torch
@@ -23,6 +23,8 @@ class Metrics:
     waited: float  # seconds for data
     replaced: int  # images that could not be read
     diagnostics: StepDiagnostics | None = None  # where the step was looked at more closely
+    # those that change as training goes on, by their keys
+    settings: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ def line_of(
 ) -> Line:
     """The newest `steps`, up to number `step`, without what takes a clock. columns: from their Window."""
     losses, norms, taken = columns
-    return {
+    settings = {"settings": dict(steps[-1].settings)} if steps[-1].settings else {}
+    return settings | {
         "step": step,
         "epoch": step / length.steps_per_epoch,
         "loss": sum(losses) / len(steps),

@@ -11,6 +11,7 @@ import torch
 from partialfc.config import Config
 from partialfc.config.durations import in_steps, seconds_of
 from partialfc.config.provenance import Provenance, settings_of
+from partialfc.config.stages import stages_at
 from partialfc.data import images
 from partialfc.data.loader import Batch, Notices
 from partialfc.data.selection import some_identities
@@ -207,6 +208,7 @@ def train_step(run: Run, batch: Batch, step: HeadStep) -> Metrics:
         waited=batch.waited,
         replaced=batch.replaced,
         diagnostics=diagnostics,
+        settings=stages_at({"head": config.head, "margin": config.margin}, number, run.steps_per_epoch),
     )
 
 

@@ -1,5 +1,6 @@
 """Settings by step or epoch: a head whose settings have stages takes the steps of heads that have each stage's numbers."""
 
+import json
 from typing import Any
 
 import msgspec
@@ -120,6 +121,15 @@ def test_a_run_resumes_to_the_bit_and_goes_on_at_another_world_size(ranks, pack,
         for name in ("straight", "resumed", "moved")
     }
     straight = whole(ranks.run(2, trained, config["straight"]))
+    reported = [
+        it["settings"]
+        for it in map(json.loads, (tmp_path / "straight/metrics.jsonl").read_text().splitlines())
+        if "loss" in it
+    ]
+    assert [it["head.sample_rate"] for it in reported] == [0.4] * 10 + [1.0] * 4
+    assert [it["margin.scale"] for it in reported] == pytest.approx(
+        [8 + 0.8 * step for step in range(10)] + [16] * 4
+    )
     assert ranks.run(2, trained, config["resumed"], 8) == [None] * 2
     assert_same_bits(whole(ranks.run(2, trained, config["resumed"])), straight)
     assert ranks.run(3, trained, config["moved"], 8) == [None] * 3
