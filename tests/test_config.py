@@ -249,39 +249,6 @@ def test_a_recipe_may_say_what_differs_from_another(minimal, tmp_path):
     assert config.train.batch == 8 and config.train.length == "26 epochs"
 
 
-def test_stages_are_one_value_that_another_recipe_replaces_whole(minimal, tmp_path):
-    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
-    first.write_text(
-        "base: minimal.yaml\nhead: {sample_rate: {0: 0.1, 30 epochs: 1}, correction: log_rate}\n"
-    )
-    second.write_text("base: first.yaml\nhead: {sample_rate: {0: [0.2, 0.5], 500: 0.5}}\n")
-    assert load_config(first).head == HeadConfig(
-        sample_rate={0: 0.1, "30 epochs": 1.0}, correction="log_rate"
-    )
-    assert load_config(second).head.sample_rate == {0: (0.2, 0.5), 500: 0.5}
-    assert load_config(second, ["head.sample_rate={0: 0.3}"]).head.sample_rate == {0: 0.3}
-    third = tmp_path / "third.yaml"
-    third.write_text(recipe.dump(load_config(second)))
-    assert load_config(third) == load_config(second)
-
-
-@pytest.mark.parametrize(
-    ("stages", "message"),
-    [
-        ("{0: 2}", "head.sample_rate: expected float <= 1.0; found {0: 2}"),
-        ("{0: x}", "head.sample_rate: expected float | array, got str; found {0: 'x'}"),
-        ("x", "head.sample_rate: 'x', wanted a number, or numbers by step or epoch"),
-        ("2", "head.sample_rate: expected float <= 1.0; found 2"),
-        ("{3 days: 0.1}", "head.sample_rate: {'3 days': 0.1}, wanted as a key a step, or text such as 26 epochs"),
-        ("{5: 0.1}", "head.sample_rate: {5: 0.1}: wanted 0 as the first key, the step with which it begins"),
-    ],
-)  # fmt: skip
-def test_stages_that_are_none_are_refused_in_one_line(minimal, stages, message):
-    with pytest.raises(InputError) as raised:
-        load_config(minimal, [f"head.sample_rate={stages}"])
-    assert str(raised.value).endswith(message)
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [

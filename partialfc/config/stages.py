@@ -1,7 +1,8 @@
 """Settings that change as training goes on: by step or epoch, a number, or two between which it moves.
 
-head.sample_rate: {0: 0.1, "30 epochs": 1.0}            0.1, and from epoch 30 on 1
-margin.margin: {0: [0.0, 0.5], "5 epochs": 0.5}         evenly from 0 to 0.5 over five epochs, and then 0.5
+In a recipe:
+    head.sample_rate: {0: 0.1, "30 epochs": 1.0}            0.1, and from epoch 30 on 1
+    margin.margin: {0: [0.0, 0.5], "5 epochs": 0.5}         evenly from 0 to 0.5 over five epochs, and then 0.5
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from partialfc.config.durations import in_steps
+from partialfc.conversion import shown
 from partialfc.errors import InputError
 
 T = TypeVar("T")
@@ -69,7 +71,7 @@ def check_stages(section: str, settings: msgspec.Struct) -> None:
     for name in settings.__struct_fields__:
         stages = getattr(settings, name)
         if isinstance(stages, dict) and (problem := _problem(stages)):
-            raise InputError(f"{section}.{name}: {stages}: {problem}")
+            raise InputError(f"{section}.{name}: {shown(stages)}, {problem}")
 
 
 def _problem(stages: dict[Any, Any]) -> str | None:

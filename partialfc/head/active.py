@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from partialfc.config import IGNORE, HeadConfig
+from partialfc.config.stages import value_at
 from partialfc.errors import InputError
 from partialfc.head import sampling
 from partialfc.head.checks import described
@@ -77,20 +78,20 @@ class Selection:
         owned: range,
         config: HeadConfig,
         *,
+        steps_per_epoch: int | None,
         seed: int,
         noisy: bool,
         dtype: torch.dtype,
     ) -> None:
         self._num_classes, self._owned, self._correction = num_classes, owned, config.correction
+        self._rate, self._steps_per_epoch = config.sample_rate, steps_per_epoch
         self._seed, self._noisy, self._dtype = seed, noisy, dtype
         # Rows that catch up are told by their index, in steps that work on all of them, too.
         self._indexed = config.unsampled == "decay" and config.samples
 
-    def __call__(self, labels: Tensor, number: int, *, rate: float, loss: Loss) -> ActiveClasses:
-        """The active classes of step `number`, given the labels [B] of the global batch; InputError on one of no class.
-
-        rate: the share of all classes that is drawn.
-        """
+    def __call__(self, labels: Tensor, number: int, loss: Loss) -> ActiveClasses:
+        """The active classes of step `number`, given the labels [B] of the global batch; InputError on one of no class."""
+        rate = value_at(self._rate, number, self._steps_per_epoch)
         known = self._checked(labels)
         owned = self._owned
         positions = np.flatnonzero((known >= owned.start) & (known < owned.stop))

@@ -16,12 +16,12 @@ from torch.distributed import ProcessGroup
 from torch.nn.functional import normalize
 
 from partialfc.config import AnyMargin, AnyRule, HeadConfig
-from partialfc.config.stages import value_at
 from partialfc.head.active import Selection
 from partialfc.head.centers import Centers, rule_of
 from partialfc.head.checks import check_arguments, check_embeddings, check_stays, described
 from partialfc.head.kernels import operations_of
-from partialfc.head.losses import Loss, TrainsNorms, loss_of
+from partialfc.head.losses import Loss
+from partialfc.head.losses.by_step import LossByStep
 from partialfc.head.products import Products
 from partialfc.head.rows.frozen import FrozenRows
 from partialfc.head.saved import Saved
@@ -92,10 +92,8 @@ class PartialFC(nn.Module):
             operations=self._operations,
             drawn=drawn,
         )
-        self._steps_per_epoch = steps_per_epoch
-        fresh = loss_of(margin, 0, steps_per_epoch).state
-        self._loss_state = {name: it.to(self.centers.device, dtype) for name, it in fresh.items()}
-        self._selection, self._sender = self._new_selection(), Sender(device)
+        self._loss_of = LossByStep(margin, steps_per_epoch, device, dtype)
+        self._selection, self._sender = self._new_selection(steps_per_epoch), Sender(device)
         self._softmax = self._new_softmax()
         self._seen_classes = np.zeros(len(self.centers.owned), np.uint8)  # 1: was in a batch
         self._steps = np.zeros((), np.int64)
@@ -125,8 +123,8 @@ class PartialFC(nn.Module):
         taken in the order in which they were prepared. Raises InputError on a label that is no class and not -1,
         ValueError on labels of another kind, shape or device.
         """
-        rate, loss = value_at(self.config.sample_rate, number, self._steps_per_epoch), self._loss_of(number)
-        classes = self._selection(labels, number, rate=rate, loss=loss)
+        loss = self._loss_of(number)
+        classes = self._selection(labels, number, loss)
         self.centers.prefetch(classes)
         sending = self._sender.start(list(classes.tensors().values()))
         return HeadStep(self, number, len(labels), loss, classes, sending)
@@ -219,17 +217,12 @@ class PartialFC(nn.Module):
         """
         return self.centers.freeze()
 
-    def _loss_of(self, number: int) -> Loss:
-        """The loss of step `number`: its settings are those of the step, its state is that of all steps."""
-        loss = loss_of(self.margin, number, self._steps_per_epoch)
-        loss.state = self._loss_state
-        return loss
-
-    def _new_selection(self) -> Selection:
+    def _new_selection(self, steps_per_epoch: int | None) -> Selection:
         return Selection(
             self.num_classes,
             self.centers.owned,
             self.config,
+            steps_per_epoch=steps_per_epoch,
             seed=self.seed,
             noisy=self.centers.noisy,
             dtype=self.centers.dtype,
@@ -252,7 +245,7 @@ class PartialFC(nn.Module):
         shards, replicated = self.centers.state()
         shards["seen_classes"] = torch.from_numpy(self._seen_classes)
         replicated["steps"] = torch.from_numpy(self._steps)
-        replicated |= {f"loss_{name}": value for name, value in self._loss_state.items()}
+        replicated |= {f"loss_{name}": value for name, value in self._loss_of.state.items()}
         return Saved(shards, replicated, self.num_classes, self.group)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -293,13 +286,9 @@ class PartialFC(nn.Module):
         self, loss: Loss, embeddings: Tensor, meanwhile: Callable[[], None]
     ) -> tuple[Tensor, Tensor | None]:
         """Everyone's embeddings [B, D], at length 1; and the norms [B] that they had, where the loss needs them."""
-        norms = None
-        if loss.needs_norms:
-            trained = embeddings if isinstance(loss, TrainsNorms) else embeddings.detach()
-            norms = torch.linalg.vector_norm(trained, dim=1)
         return comm.gather_with_gradient(
             normalize(embeddings),
-            norms,
+            loss.norms_of(embeddings),
             self.group,
             gradient_factor=self._gradient_factor,
             sent_as=self._products.of_logits,

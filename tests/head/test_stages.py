@@ -11,7 +11,6 @@ from runs import assert_same_bits, config_of, curve, trained, whole
 
 from partialfc.config import AnyMargin, ArcFace, CosFace, CurricularFace, ElasticArcFace, HeadConfig, Sgd
 from partialfc.config.stages import value_at
-from partialfc.errors import InputError
 from partialfc.head import PartialFC
 
 CLASSES, WIDTH, BATCH, EPOCH = 23, 6, 12, 3
@@ -82,32 +81,6 @@ def test_epochs_want_their_length():
         ValueError, match=r"found stages by epochs; wanted steps, or PartialFC.*steps_per_epoch"
     ):
         PartialFC(7, 4, CosFace(margin={0: 0.1, "2 epochs": 0.2}))
-
-
-@pytest.mark.parametrize(
-    ("step", "expected"), [(0, 0.2), (2, 0.2), (3, 0.2), (4, 0.3), (5, 0.4), (6, 1.0), (10**6, 1.0)]
-)
-def test_a_stage_is_a_number_or_a_way_to_the_next(step, expected):
-    assert value_at(RATES, step, EPOCH) == pytest.approx(expected)
-    in_json = {str(key): value for key, value in RATES.items()}
-    assert value_at(in_json, step, EPOCH) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("stages", "message"),
-    [
-        ({}, "wanted 0 as the first key"),
-        ({1: 0.1}, "wanted 0 as the first key"),
-        ({0: 0.1, 5: 0.2, "3 epochs": 0.3}, "wanted steps or epochs, not both"),
-        ({0: 0.1, 5: 0.2, 3: 0.3}, "wanted keys that ascend"),
-        ({0: 0.1, 5: (0.2, 0.3)}, "wanted a number at the last key"),
-        ({0: (0.1,), 5: 0.2}, "wanted a number, or the two between which it moves"),
-        ({0: 0.1, 5: 1.2}, r"HeadConfig.sample_rate: expected float <= 1.0"),
-    ],
-)
-def test_stages_that_say_too_little_are_refused(stages, message):
-    with pytest.raises(InputError, match=message):
-        HeadConfig(sample_rate=stages)
 
 
 def test_a_run_resumes_to_the_bit_and_goes_on_at_another_world_size(ranks, pack, tmp_path):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -48,6 +49,10 @@ class Loss(ABC):
         """What is drawn for the global batch, float64 [B], keyed by (seed, step, position); None: nothing."""
         return None
 
+    def norms_of(self, embeddings: Tensor) -> Tensor | None:
+        """The norms [b] of this rank's embeddings [b, D], without gradient; None where the loss does not need them."""
+        return torch.linalg.vector_norm(embeddings.detach(), dim=1) if self.needs_norms else None
+
     def next_state(self, batch: Batch) -> State:
         """The state with this batch seen; it is what `margins` works with, and is kept when the step is taken."""
         return {}
@@ -72,6 +77,10 @@ class TrainsNorms(Loss):
     """A loss in which the norms of embeddings have gradient, too."""
 
     needs_norms = True
+
+    def norms_of(self, embeddings: Tensor) -> Tensor:
+        """The norms [b] of this rank's embeddings [b, D], with gradient."""
+        return torch.linalg.vector_norm(embeddings, dim=1)
 
     @abstractmethod
     def by_norm(self, angle: Tensor, margins: Tensor | None, norms: Tensor) -> Tensor:
