@@ -71,20 +71,32 @@ def _evaluated(recognizer: "Recognizer", sets: list[Path]) -> dict[str, "Scores"
 
 def embed(
     model: Model,
-    folder: Annotated[Path, typer.Argument(help="Of aligned faces.")],
-    out: Annotated[Path, typer.Argument(help="The .npz file: names [n], embeddings [n, D] of unit length.")],
+    folder: Annotated[Path, typer.Argument(help="Of aligned faces, or a pack of them.")],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            help="The .npz file: names [n], embeddings [n, D] of unit length; of a pack, a folder."
+        ),
+    ],
     backbone: BackboneName = None,
     device: Device = "auto",
 ) -> None:
-    """Embed all images in a folder and below. The same call goes on where it was interrupted.
+    """Embed all images in a folder and below, or of a pack. The same call goes on where it was interrupted.
 
     ```
     partialfc embed output/mine faces/ embeddings.npz
+    partialfc embed teacher.onnx pack/ teacher/
     ```
-    """
-    from partialfc.inference.folder import embed_folder
 
-    count = embed_folder(loaded(model, backbone, device), model, folder, out, progress=True)
+    Of a pack the folder holds embeddings.npy, [n, D] in the order of its images, for training with
+    `distillation.embeddings`.
+    """
+    from partialfc.data.dataset import is_pack
+    from partialfc.inference.folder import embed_folder
+    from partialfc.inference.pack import embed_pack
+
+    write = embed_pack if is_pack(folder) else embed_folder
+    count = write(loaded(model, backbone, device), model, folder, out, progress=True)
     print(f"{out}: {count} images")
 
 

@@ -51,13 +51,16 @@ from partialfc.config.optimizers import (
     AnySchedule,
     Cosine,
     Polynomial,
+    RowRule,
     Sgd,
     SgdRule,
     Step,
+    TeacherRule,
     TorchOptimizer,
 )
 from partialfc.config.run import (
     CheckpointConfig,
+    DistillationConfig,
     EvaluationConfig,
     InitConfig,
     LaunchConfig,
@@ -88,6 +91,7 @@ __all__ = [
     "Cosine",
     "CurricularFace",
     "DataConfig",
+    "DistillationConfig",
     "Duration",
     "ElasticArcFace",
     "ElasticCosFace",
@@ -111,12 +115,14 @@ __all__ = [
     "Python",
     "Reader",
     "ReportConfig",
+    "RowRule",
     "Settings",
     "Sgd",
     "SgdRule",
     "SoftMax",
     "Step",
     "SyntheticData",
+    "TeacherRule",
     "Timm",
     "TorchOptimizer",
     "TrainConfig",
@@ -144,6 +150,7 @@ class Config(Settings, frozen=True):
     checkpoint: CheckpointConfig = CheckpointConfig()
     report: ReportConfig = ReportConfig()
     init: InitConfig = InitConfig()
+    distillation: DistillationConfig = DistillationConfig()
     launch: LaunchConfig = LaunchConfig()
     output: str = "output"
     """The run's folder."""
@@ -161,19 +168,29 @@ class Config(Settings, frozen=True):
                 f"data.lanes: {self.data.lanes}, which take equal parts of a batch; "
                 f"wanted a divisor of train.batch, {self.train.batch}"
             )
-        if self.head.optim is None and isinstance(self.optim, TorchOptimizer):
+        if self.distillation.embeddings is not None and self.head.optim is not None:
+            raise InputError(
+                "head.optim: found beside distillation.embeddings, with which class centres follow the teacher"
+            )
+        self.head.check_with(self.rows_rule)
+
+    @property
+    def rows_rule(self) -> RowRule:
+        """How the class centres move. InputError where that is not said."""
+        if self.distillation.embeddings is not None:
+            return TeacherRule()
+        if self.head.optim is not None:
+            return self.head.optim
+        if isinstance(self.optim, TorchOptimizer):
             raise InputError(
                 "optim.name: torch is for the backbone; wanted a head.optim, sgd or adamw, for the class centres"
             )
-        self.head.check_with(self.rows_optim)
+        return self.optim
 
     @property
-    def rows_optim(self) -> AnyRule:
-        """How the class centres step."""
-        if self.head.optim is not None:
-            return self.head.optim
-        assert not isinstance(self.optim, TorchOptimizer), "checked above"
-        return self.optim
+    def rows_lr(self) -> float:
+        """The class centres' learning rate, before any schedule."""
+        return (self.head.optim or self.optim).lr
 
 
 def load_config(name: Path | str, overrides: Sequence[str] = ()) -> Config:

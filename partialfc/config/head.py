@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from partialfc.config.optimizers import AdamWRule, AnyRule
+from partialfc.config.optimizers import AdamWRule, AnyRule, RowRule, SgdRule
 from partialfc.config.stages import Staged, check_stages, values_of
 from partialfc.config.types import Fraction, Natural, Settings, unit
 from partialfc.errors import InputError
@@ -59,13 +59,12 @@ class HeadConfig(Settings, frozen=True):
         """Whether there are steps that do not work on all classes."""
         return min(values_of(self.sample_rate)) < 1
 
-    def check_with(self, rule: AnyRule) -> None:
-        """InputError where class centres that step by `rule` cannot be treated so."""
-        if not isinstance(rule, AdamWRule):
-            return
-        if self.unsampled == "decay":
+    def check_with(self, rule: RowRule) -> None:
+        """InputError where class centres that move by `rule` cannot be treated so."""
+        if self.unsampled == "decay" and not isinstance(rule, SgdRule):
             raise InputError(
-                "head.unsampled: decay needs optim.name: sgd, whose skipped steps are one product; AdamW's are not"
+                "head.unsampled: decay needs optim.name: sgd, whose skipped steps are one product; "
+                "AdamW's are not, and centres that follow a teacher have none"
             )
-        if self.moments == "none":
+        if self.moments == "none" and isinstance(rule, AdamWRule):
             raise InputError("head.moments: none needs optim.name: sgd; AdamW is its moments")

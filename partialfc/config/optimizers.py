@@ -41,6 +41,13 @@ class AdamWRule(Settings, frozen=True, tag="adamw", tag_field="name"):
 
 AnyRule = SgdRule | AdamWRule  # how a step is taken; `head.optim` is one
 
+
+class TeacherRule(Settings, frozen=True, tag="teacher", tag_field="name"):
+    """Class centres follow a teacher's embeddings of their images, and have no gradient (AdaDistill, arXiv 2407.01332)."""
+
+
+RowRule = AnyRule | TeacherRule  # how class centres move
+
 Decayed = Literal["all", "matrices"]  # matrices: not norms, biases and slopes of the backbone
 Precision = Literal["fp32", "bf16", "fp16"]
 Reduce = Literal["float32", "bfloat16"]

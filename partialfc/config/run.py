@@ -56,6 +56,13 @@ class InitConfig(Settings, frozen=True):
     """How long the backbone then stands still, its running statistics too, while the class centres are learnt."""
 
 
+class DistillationConfig(Settings, frozen=True):
+    """Learning from a teacher: class centres follow its embeddings of their images (AdaDistill, arXiv 2407.01332)."""
+
+    embeddings: str | None = None
+    """The teacher's, of the pack in `data.path`: the file that `partialfc embed` wrote. Unset: no teacher."""
+
+
 class ReportConfig(Settings, frozen=True):
     """What the log and TensorBoard get."""
 

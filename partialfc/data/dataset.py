@@ -194,6 +194,11 @@ def class_of(header: Header, *, in_id2: bool) -> int:
     return int(label)
 
 
+def is_pack(folder: Path) -> bool:
+    """Whether there is a .rec in it."""
+    return any(folder.glob("*.rec"))
+
+
 def record_file(folder: Path) -> Path:
     """The .rec of a pack. FileNotFoundError where there is none, or several that could be meant."""
     for name in ("train.rec", "file.rec"):

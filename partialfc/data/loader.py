@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from partialfc.config import IGNORE, AugmentConfig, DataConfig
 from partialfc.data.augment import augment, augmentation_draws, flipped
 from partialfc.data.dataset import RecordDataset
+from partialfc.data.embeddings import PackEmbeddings
 from partialfc.data.images import Pixels
 from partialfc.data.order import Order, RankBatches, Request
 from partialfc.errors import InputError
@@ -56,6 +57,7 @@ class Batch:
     waited: float  # seconds that the reading held up the rank
     replaced: int  # images of the global batch that could not be read, and have others in their place
     notices: Notices
+    teacher: Tensor | None = None  # [b, D] a teacher's embeddings of the images, on the device
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class _Part(NamedTuple):
     labels: Tensor  # [b]
     mirrored: Tensor  # [m] int64: the rows of `images` that are to be
     replaced: int  # how many images stand in for others
+    teacher: Tensor | None = None  # [b, D]
 
 
 class Loader:
@@ -89,9 +92,10 @@ class Loader:
         config: DataConfig,
         augmentation: AugmentConfig,
         ranks: Ranks,
+        teacher: PackEmbeddings | None = None,
     ) -> None:
-        self.dataset = dataset
-        self._samples = _Augmented(dataset, augmentation, order.seed, skip=config.on_corrupt == "skip")
+        self.dataset, self.teacher, skip = dataset, teacher, config.on_corrupt == "skip"
+        self._samples = _Augmented(dataset, augmentation, order.seed, skip=skip, teacher=teacher)
         self._order, self._ranks, self._workers = order, ranks, config.workers
         self._copies = torch.cuda.Stream(ranks.device) if ranks.device.type == "cuda" else None
 
@@ -147,28 +151,37 @@ class Loader:
         messages = messages.view(self._ranks.size, -1)
         header, labels = messages[:, :_HEADER], messages[:, _HEADER:].reshape(-1)
         notices = Notices(*header[:, :-1].amax(0).tolist())
-        return Batch(self._on_device(part), labels, waited, int(header[:, -1].sum()), notices)
+        images, teacher = self._on_device(part)
+        return Batch(images, labels, waited, int(header[:, -1].sum()), notices, teacher)
 
-    def _on_device(self, part: _Part) -> Tensor:
-        """The part's images, mirrored where they are to be."""
-        images, mirrored = part.images, part.mirrored
+    def _on_device(self, part: _Part) -> tuple[Tensor, Tensor | None]:
+        """The part's images, mirrored where they are to be, and the teacher's embeddings of them."""
+        tensors = [part.images, part.mirrored] + ([] if part.teacher is None else [part.teacher])
         if self._copies is not None:
             with torch.cuda.stream(self._copies):
-                images = images.to(self._ranks.device, non_blocking=True)
-                mirrored = mirrored.to(self._ranks.device, non_blocking=True)
+                tensors = [it.to(self._ranks.device, non_blocking=True) for it in tensors]
             compute = torch.cuda.current_stream(self._ranks.device)
             compute.wait_stream(self._copies)
-            images.record_stream(compute)
-            mirrored.record_stream(compute)
+            for tensor in tensors:
+                tensor.record_stream(compute)
+        images, mirrored, *teacher = tensors
         images[mirrored] = images[mirrored].flip(2)  # rows by number: their count is known without the device
-        return images
+        return images, teacher[0] if teacher else None
 
 
 class _Augmented(Dataset[_Part | _Unread]):
     """Samples as they are at their places in the run, a rank's part of a batch at a time."""
 
-    def __init__(self, dataset: RecordDataset, augmentation: AugmentConfig, seed: int, *, skip: bool) -> None:
-        self._dataset, self._augment, self._seed = dataset, augmentation, seed
+    def __init__(
+        self,
+        dataset: RecordDataset,
+        augmentation: AugmentConfig,
+        seed: int,
+        *,
+        skip: bool,
+        teacher: PackEmbeddings | None = None,
+    ) -> None:
+        self._dataset, self._augment, self._seed, self._teacher = dataset, augmentation, seed, teacher
         self._tries = 1 + (_REPLACEMENTS if skip else 0)
         self._ring: deque[Tensor] = deque(maxlen=_RING)
 
@@ -183,12 +196,12 @@ class _Augmented(Dataset[_Part | _Unread]):
             if self._augment.strong
             else None
         )
-        images, target, labels, replaced = None, None, [], 0
+        images, target, labels, shown = None, None, [], samples.copy()
         for row, place in enumerate(places):
             read = self._read(place.sample)
             if isinstance(read, _Unread):
                 return read
-            pixels, label, attempts = read
+            pixels, label, shown[row] = read
             if draws is not None:
                 pixels = augment(pixels, draws[row], self._augment)
             if images is None or target is None:
@@ -196,9 +209,14 @@ class _Augmented(Dataset[_Part | _Unread]):
                 target = images.numpy()
             target[row] = pixels
             labels.append(IGNORE if place.padding else label)
-            replaced += attempts > 0
         assert images is not None
-        return _Part(images, torch.tensor(labels), torch.from_numpy(np.flatnonzero(mirrored)), replaced)
+        return _Part(
+            images,
+            torch.tensor(labels),
+            torch.from_numpy(np.flatnonzero(mirrored)),
+            replaced=int((shown != samples).sum()),
+            teacher=torch.from_numpy(self._teacher[shown]) if self._teacher is not None else None,
+        )
 
     def _buffer(self, shape: tuple[int, ...]) -> Tensor:
         """uint8, with undefined content, in memory that the rank's process maps, too; taken again after _RING parts.
@@ -211,11 +229,11 @@ class _Augmented(Dataset[_Part | _Unread]):
         return self._ring[-1]
 
     def _read(self, sample: int) -> tuple[Pixels, int, int] | _Unread:
-        """The image and label of a sample, or of what stands in for it; and after how many attempts."""
+        """The image and label of a sample, or of what stands in for it; and which that is."""
         chosen, first_error = sample, ""
         for attempt in range(self._tries):
             try:
-                return *self._dataset[chosen], attempt
+                return *self._dataset[chosen], chosen
             except (InputError, OSError) as error:
                 first_error = first_error or one_line(error)
             key = randomness.key(self._seed, "replacement", sample)

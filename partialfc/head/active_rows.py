@@ -99,6 +99,15 @@ class ActiveRows:
             weight.addcmul_(momentum.index_select(0, index).to(self._storage.dtype), factors[:, 0, 1, None])
         return weight
 
+    def write_targets(self, slots: Tensor, values: Tensor) -> None:
+        """Put other centres [N, D] where they stand at `slots`; those of one class are equal. Only of rows that have missed
+        nothing.
+        """
+        assert self._factors is None
+        noise = None if self.classes.noise is None else self.classes.noise.index_select(0, slots)
+        index = slots if self._index is None else self._index.index_select(0, slots)
+        self._tensors[CENTERS].index_copy_(0, index, self._rounded(CENTERS, values, noise))
+
     def update_chunk(self, chunk: slice, d_unit: Tensor, inverse: Tensor, lr: Tensor, finite: Tensor) -> None:
         """Take one optimizer step of a chunk, or none where `finite` is false.
 
@@ -159,17 +168,23 @@ class ActiveRows:
 
     def _store(self, name: str, chunk: slice, values: Tensor) -> None:
         stored, storage = self._tensors[name], self._storage
-        if stored.dtype == torch.bfloat16:
-            assert self.classes.noise is not None
-            values = values.to(torch.float32)
-            rounding.round_(
-                values, self.classes.noise[chunk], storage.rounding_columns[name], storage.scratch
-            )
-            values = self._scratch(f"stored {name}", len(values), stored.dtype).copy_(values)  # exact by now
+        values = self._rounded(
+            name, values, None if self.classes.noise is None else self.classes.noise[chunk]
+        )
         if self._index is not None:
             stored.index_copy_(0, self._index[chunk], values)
         elif stored.dtype != storage.dtype or self._factors is not None:  # else it was worked on in place
             stored[chunk].copy_(values)
+
+    def _rounded(self, name: str, values: Tensor, noise: Tensor | None) -> Tensor:
+        """Rows [c, D] as they are stored. noise: [c], where that is in bfloat16."""
+        stored, storage = self._tensors[name], self._storage
+        if stored.dtype != torch.bfloat16:
+            return values
+        assert noise is not None
+        values = values.to(torch.float32)
+        rounding.round_(values, noise, storage.rounding_columns[name], storage.scratch)
+        return self._scratch(f"stored {name}", len(values), stored.dtype).copy_(values)  # exact by now
 
     def _scratch(self, name: str, rows: int, dtype: torch.dtype) -> Tensor:
         return self._storage.scratch.get(name, (rows, self._storage.width), dtype)

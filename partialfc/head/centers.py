@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from partialfc.config import AnyRule, HeadConfig, SgdRule
+from partialfc.config import HeadConfig, RowRule, SgdRule
 from partialfc.head.active import ActiveClasses
 from partialfc.head.active_rows import CENTERS, ActiveRows, Storage
 from partialfc.head.initial import draw_initial
@@ -21,8 +21,8 @@ from partialfc.head.rows.optimizers import row_optimizer
 from partialfc.head.scratch import ScratchMemory
 
 
-def rule_of(config: HeadConfig, optim: AnyRule | None) -> AnyRule:
-    """How the centres step. ValueError where that is said twice, or does not go with the settings."""
+def rule_of(config: HeadConfig, optim: RowRule | None) -> RowRule:
+    """How the centres move. ValueError where that is said twice, or does not go with the settings."""
     if optim is not None and config.optim is not None:
         raise ValueError("optim and config.optim: found both; wanted one of them")
     rule = optim or config.optim or SgdRule()
@@ -49,7 +49,7 @@ class Centers:
         owned: range,
         width: int,
         config: HeadConfig,
-        optim: AnyRule,
+        optim: RowRule,
         *,
         seed: int,
         device: torch.device,
@@ -79,6 +79,11 @@ class Centers:
         self._catch_up: CatchUp | None = None
         if config.unsampled == "decay" and config.samples:
             self._catch_up = CatchUp(len(owned), self._optimizer, device, dtype)
+
+    @property
+    def follow_teacher(self) -> bool:
+        """Whether rows move to a teacher's embeddings, and not by their gradient."""
+        return not self._optimizer.by_gradient
 
     @property
     def tensors(self) -> dict[str, Tensor]:

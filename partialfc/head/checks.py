@@ -27,15 +27,6 @@ def check_embeddings(
         )
 
 
-def check_stays(here: Tensor, there: Tensor) -> None:
-    """Of what would move or convert a head: a tensor of it, and what that would become. RuntimeError, as torch raises."""
-    if there.device != here.device or there.dtype != here.dtype:
-        raise RuntimeError(
-            f"a PartialFC stays as it was made, {here.dtype} on {here.device}; found {there.dtype} on "
-            f"{there.device}: make it with PartialFC(..., device=..., dtype=...), and load_state_dict()"
-        )
-
-
 def described(tensor: Tensor) -> str:
     """What kind of tensor it is, for a message."""
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} on {tensor.device}"

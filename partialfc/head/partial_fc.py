@@ -7,18 +7,20 @@ those active in a step, D embedding width.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NoReturn, Self
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.nn.functional import normalize
 
-from partialfc.config import AnyMargin, AnyRule, HeadConfig
+from partialfc.config import AnyMargin, HeadConfig, RowRule
 from partialfc.head.active import Selection
 from partialfc.head.centers import Centers, rule_of
-from partialfc.head.checks import check_arguments, check_embeddings, check_stays, described
+from partialfc.head.checks import check_arguments, check_embeddings, described
+from partialfc.head.distillation import check_teacher, follow_teacher
+from partialfc.head.fixed import FixedModule
 from partialfc.head.kernels import operations_of
 from partialfc.head.losses import Loss
 from partialfc.head.losses.by_step import LossByStep
@@ -32,7 +34,7 @@ from partialfc.head.step import HeadStep, Observation, loss_of_step
 from partialfc.runtime import comm
 
 
-class PartialFC(nn.Module):
+class PartialFC(FixedModule):
     """The classification head of a training run, sharded over `group` (default: all ranks, or this process alone).
 
         step = head.prepare(labels, number)  # labels of the global batch, on the host; may be done ahead of time
@@ -50,8 +52,9 @@ class PartialFC(nn.Module):
 
     The class centres are no parameters: `update` is their optimizer. They are in `state_dict()`, as DTensors where there
     is a process group, which torch.distributed.checkpoint saves and loads at any number of ranks. optim: how they
-    step, which may also stand in `config`; without, SGD with its defaults. steps_per_epoch: wanted where settings have
-    stages that begin at epochs. drawn: False leaves the centres 0, to be loaded.
+    step, which may also stand in `config`; without, SGD with its defaults; TeacherRule(): they follow the embeddings of
+    a teacher that `update` is given. steps_per_epoch: wanted where settings have stages that begin at epochs. drawn:
+    False leaves the centres 0, to be loaded.
     """
 
     def __init__(
@@ -61,7 +64,7 @@ class PartialFC(nn.Module):
         margin: AnyMargin,
         *,
         config: HeadConfig = HeadConfig(),
-        optim: AnyRule | None = None,
+        optim: RowRule | None = None,
         seed: int = 0,
         steps_per_epoch: int | None = None,
         device: torch.device | str = "cpu",
@@ -70,14 +73,14 @@ class PartialFC(nn.Module):
         backbone_gradients: Literal["sum", "mean"] = "sum",
         drawn: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(device, dtype)
         self.group = group if group is not None else comm.default_group()
         self.num_classes, self.embedding_size = num_classes, embedding_size
         self.margin, self.config, self.seed = margin, config, seed
         check_arguments(num_classes, embedding_size, backbone_gradients)
         rank, self._world_size = comm.place_in(self.group)
         self._gradient_factor = self._world_size if backbone_gradients == "mean" else 1
-        device = torch.empty(0, device=device).device  # with its index, which other threads need
+        device = self.like.device  # with its index, which other threads need
         self._products = Products(config.products, device, dtype)
         self._operations = operations_of(config.kernels, device)
         self.centers = Centers(
@@ -134,8 +137,9 @@ class PartialFC(nn.Module):
 
         embeddings: this rank's [b, D], not normalised, of any floating type; computed on in the centres' type. Without
         gradient (under torch.no_grad(), or of embeddings that want none) `step` stays as it was, and may be forwarded
-        again. Raises RuntimeError where another step's update is due, ValueError on embeddings of another shape or device. Collectives: one all-gather and one all-reduce,
-        one more where the loss needs all target cosines; backward: one reduce-scatter.
+        again. Raises RuntimeError where another step's update is due, ValueError on embeddings of another shape or
+        device. Collectives: one all-gather and one all-reduce, one more where the loss needs all target cosines;
+        backward: one reduce-scatter.
         """
         step.check_head(self, "forward()")
         check_embeddings(
@@ -169,21 +173,30 @@ class PartialFC(nn.Module):
         lr: float,
         finite: Tensor | None = None,
         loss_scale: float | Tensor = 1.0,
+        teacher: Tensor | None = None,
     ) -> None:
         """After backward(): take one optimizer step, at learning rate `lr`, of the active rows, and of no others.
 
         finite: a bool scalar on the device; where false nothing changes. loss_scale: what the loss was multiplied by
-        against underflow (GradScaler.get_scale() before its update()); it is divided out of the rows' gradient. The
-        scratch memory of the step is free again. Raises RuntimeError where forward() or backward() is still to come.
+        against underflow (GradScaler.get_scale() before its update()); it is divided out of the rows' gradient.
+        teacher: its embeddings [b, D] of this rank's images, of any length and floating type, where the centres follow
+        a teacher: then lr and loss_scale mean nothing; one all-gather. The scratch memory of the step is free again.
+        Raises RuntimeError where forward() or backward() is still to come.
         """
         step.check_head(self, "update()")
+        check_teacher(teacher, self.centers, step.batch // self._world_size)
         flight, gradient = step.end("update()")
         self._due = None
         if finite is None:
             finite = torch.ones((), dtype=torch.bool, device=self.centers.device)
-        weight = gradient.to(self.centers.dtype) / loss_scale
         masked_lr = finite.to(self.centers.dtype) * lr
-        self._softmax.update(flight.softmax, flight.rows, weight, masked_lr, finite)
+        if teacher is not None:
+            everyones = comm.gather_rows(normalize(teacher.to(self.centers.dtype)), self.group)
+            follow_teacher(flight.rows, flight.softmax.embeddings, everyones, finite)
+        else:
+            weight = gradient.to(self.centers.dtype) / loss_scale
+            self._softmax.update(flight.softmax, flight.rows, weight, masked_lr, finite)
+        flight.softmax.take_state(finite)
         self.centers.release(step.classes, masked_lr, finite)
         self._seen_classes[step.classes.target_rows] = 1
         self._steps += 1
@@ -263,24 +276,11 @@ class PartialFC(nn.Module):
     ) -> None:
         self._check_nothing_due("load_state_dict()")
         given = {name.removeprefix(prefix): it for name, it in state_dict.items() if name.startswith(prefix)}
-        saved = self._saved()
-        names = saved.tensors().keys()
-        missing_keys += [f"{prefix}{name}" for name in names - given.keys()]
-        unexpected_keys += [f"{prefix}{name}" for name in given.keys() - names] if strict else []
-        error_msgs += saved.load({name: it for name, it in given.items() if name in names})
+        missing, unexpected, errors = self._saved().load(given)
+        missing_keys += [f"{prefix}{name}" for name in missing]
+        unexpected_keys += [f"{prefix}{name}" for name in unexpected] if strict else []
+        error_msgs += errors
         self.centers.loaded(self.steps)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Called by to(), cuda(), half(), double() and their kin, which cannot move or convert a head."""
-        here = torch.empty(0, dtype=self.centers.dtype, device=self.centers.device)
-        check_stays(here, fn(here))
-        return self
-
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        """Called by copy.deepcopy and pickle."""
-        raise RuntimeError(
-            "a PartialFC is not copied or pickled: make another, and load_state_dict(head.state_dict())"
-        )
 
     def _gathered(
         self, loss: Loss, embeddings: Tensor, meanwhile: Callable[[], None]

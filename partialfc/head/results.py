@@ -6,6 +6,7 @@ Legend: B images in the global batch, N of them with a class of this rank, S act
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from partialfc.head.losses import HardNegatives, Loss, State
@@ -28,6 +29,12 @@ class Softmax:
     inverse: Tensor | None  # [S, 1] of the rows' lengths, where the exponentials are kept
     hard: HardNegatives | None  # whose logits are raised
     loss_state: State  # of the loss, once the step is taken
+
+    def take_state(self, finite: Tensor) -> None:
+        """The step is taken, where the bool scalar `finite` is true: the loss has seen its batch."""
+        for name, value in self.loss_state.items():
+            old = self.loss.state[name]
+            old.copy_(torch.where(finite, value, old))
 
 
 class Forward(NamedTuple):

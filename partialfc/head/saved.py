@@ -28,13 +28,16 @@ class Saved:
         }
         return sharded | self.replicated
 
-    def load(self, given: Mapping[str, Any]) -> list[str]:
-        """Copy the tensors of a state_dict into these; returns what does not fit, a sentence each.
+    def load(self, given: Mapping[str, Any]) -> tuple[set[str], set[str], list[str]]:
+        """Copy the tensors of a state_dict into these; returns the names that it lacks, those that are none of these, and
+        what does not fit, a sentence each.
 
         A row for each class may be given as a DTensor that is split as these are, or as the whole tensor [C, ...].
         """
-        errors = []
+        names, errors = self.shards.keys() | self.replicated.keys(), []
         for name, value in given.items():
+            if name not in names:
+                continue
             mine = self.shards.get(name)
             part = value if mine is None else self._part(value)
             target = self.replicated[name] if mine is None else mine
@@ -46,7 +49,7 @@ class Saved:
                 )
             elif part.data_ptr() != target.data_ptr():  # else it was filled in place
                 target.copy_(part)
-        return errors
+        return names - given.keys(), given.keys() - names, errors
 
     def _part(self, value: Any) -> Any:
         """This rank's rows of a value."""

@@ -114,9 +114,6 @@ class ShardedSoftmax:
                 start=chunk.start,
             )
             rows.update_chunk(chunk, d_unit, inverse, lr, finite)
-        for name, value in left.loss_state.items():
-            old = left.loss.state[name]
-            old.copy_(torch.where(finite, value, old))
 
     def cosines(self, left: Softmax, rows: ActiveRows) -> tuple[Tensor, Tensor]:
         """The cosine of every image [B] with its own class's centre, and its largest with another active one; -inf where

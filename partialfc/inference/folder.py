@@ -3,17 +3,17 @@
 import hashlib
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from partialfc.data import images
+from partialfc.inference.batches import embedded
 from partialfc.inference.recognizer import Recognizer
 from partialfc.inference.weights import newest
 from partialfc.runtime.files import atomic_write, file_fingerprint, locked
-from partialfc.runtime.progress import tracked
+from partialfc.runtime.progress import in_order, tracked
 
 _BLOCK = 1024  # images
 
@@ -26,13 +26,14 @@ def embed_folder(
     with. InputError names an image that cannot be read, and a folder without any.
     """
     paths = images.below(folder)
+    read = partial(images.read, size=recognizer.network.input_size)
     parts = out.with_name(f".{out.name}.parts")
     with locked(out.with_name(f".{out.name}.lock"), busy=f"{out}: another process embeds into it"):
         _begin(parts, [newest(weights), *paths])
         blocks = list(_missing(parts, len(paths)))
         for place in tracked(blocks, "embedding", shown=progress):
             with atomic_write(parts / f"{place}.npy") as temporary, temporary.open("wb") as file:
-                np.save(file, _embedded(recognizer, paths[place : place + _BLOCK]))
+                np.save(file, embedded(recognizer, in_order(read, paths[place : place + _BLOCK])))
         whole = np.concatenate([np.load(parts / f"{place}.npy") for place in range(0, len(paths), _BLOCK)])
         names = [str(path.relative_to(folder)) for path in paths]
         with atomic_write(out) as temporary, temporary.open("wb") as file:
@@ -54,15 +55,3 @@ def _begin(parts: Path, sources: list[Path]) -> None:
 
 def _missing(parts: Path, count: int) -> Iterator[int]:
     return (place for place in range(0, count, _BLOCK) if not (parts / f"{place}.npy").exists())
-
-
-def _embedded(recognizer: Recognizer, paths: list[Path]) -> np.ndarray:
-    """In batches of one size, the last one filled up: how an image is embedded does not depend on how many there are."""
-    read = partial(images.read, size=recognizer.network.input_size)
-    found = []
-    with ThreadPoolExecutor(2) as pool:  # decoding releases the interpreter
-        for start in range(0, len(paths), recognizer.batch):
-            faces = list(pool.map(read, paths[start : start + recognizer.batch]))
-            filled = faces + [faces[0]] * (recognizer.batch - len(faces))
-            found.append(recognizer.embed(filled)[: len(faces)])
-    return np.concatenate(found)

@@ -60,7 +60,7 @@ class Job:
     @property
     def optimizer(self) -> RowOptimizer:
         """How rows step."""
-        return row_optimizer(self.config.rows_optim, moments=self.config.head.moments != "none")
+        return row_optimizer(self.config.rows_rule, moments=self.config.head.moments != "none")
 
     @property
     def stored(self) -> dict[str, torch.dtype]:

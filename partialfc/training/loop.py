@@ -179,7 +179,7 @@ def train_step(run: Run, batch: Batch, step: HeadStep) -> Metrics:
     rate = partial(
         schedule.rate, config.schedule, number, total=run.last_step, steps_per_epoch=run.steps_per_epoch
     )
-    lr, rows_lr = rate(peak=config.optim.lr), rate(peak=config.rows_optim.lr)
+    lr, rows_lr = rate(peak=config.optim.lr), rate(peak=config.rows_lr)
     statistics, loss_scale = run.statistics.kept(), run.optimizer.loss_scale.value.clone()
     frozen = number < in_steps(config.init.freeze, run.steps_per_epoch)
     with section("backbone"):  # [b, D]: of this rank's images
@@ -199,7 +199,7 @@ def train_step(run: Run, batch: Batch, step: HeadStep) -> Metrics:
         run.health.update(number + 1, finite, loss.detach())
     diagnostics = run.observe(step) if _diagnostics_due(run) else None
     with section("head"):
-        run.head.update(step, rows_lr, finite, loss_scale)
+        run.head.update(step, rows_lr, finite, loss_scale, teacher=batch.teacher)
     return Metrics(
         loss=loss.detach(),
         gradient_norm=norm,

@@ -38,6 +38,8 @@ def begun(
         config = _with_micro_batch(config, before, ranks)
         run = build_run(config, ranks, drawn=found is None)
         pack = fingerprint(Path(config.data.path)) if ranks.first else ""
+        if ranks.first and run.loader.teacher is not None:
+            run.loader.teacher.check_pack(pack, Path(config.data.path))
     pack = comm.of_first_rank(pack, ranks.host)
     resume = config.checkpoint.resume
     origin = resume if resume not in WORDS else (before.origin if before else None)

@@ -15,6 +15,7 @@ from partialfc.config import Config
 from partialfc.config.durations import in_steps
 from partialfc.data import RecordDataset, synthetic
 from partialfc.data.augment import network_input
+from partialfc.data.embeddings import PackEmbeddings
 from partialfc.data.images import Pixels
 from partialfc.data.loader import Loader
 from partialfc.data.order import Order, check_world_size
@@ -140,6 +141,7 @@ def build_run(config: Config, ranks: Ranks, *, drawn: bool = True) -> Run:
     order = Order(config.seed, config.train.batch, len(dataset), lanes)
     if config.head.unsampled == "decay" and in_steps(config.train.length, order.steps_per_epoch) > MAX_STEPS:
         raise InputError(f"head.unsampled: decay takes runs of up to {MAX_STEPS:,} steps; wanted hold")
+    teacher = _teacher(config)
     return Run(
         config=config,
         ranks=ranks,
@@ -150,10 +152,22 @@ def build_run(config: Config, ranks: Ranks, *, drawn: bool = True) -> Run:
         head=_head(config, dataset.num_classes, order.steps_per_epoch, ranks, drawn=drawn),
         optimizer=optimizer,
         micro_batches=_micro_batches(config, backbone, optimizer, ranks),
-        loader=Loader(dataset, order, config.data, config.augment, ranks),
+        loader=Loader(dataset, order, config.data, config.augment, ranks, teacher),
         sets=[load_pairs(path) for path in sorted(Path(config.data.path).glob("*.bin"))],
         health=Health(ranks.device),
     )
+
+
+def _teacher(config: Config) -> PackEmbeddings | None:
+    """InputError where its embeddings are not the student's to be."""
+    if config.distillation.embeddings is None:
+        return None
+    found, wanted = PackEmbeddings(Path(config.distillation.embeddings)), config.backbone.embedding
+    if found.width != wanted:
+        raise InputError(
+            f"backbone.embedding: {wanted}; wanted {found.width}, as distillation.embeddings has it"
+        )
+    return found
 
 
 def _average(config: Config, backbone: Backbone, ranks: Ranks) -> MovingAverage[Backbone] | None:
@@ -202,7 +216,7 @@ def _head(config: Config, num_classes: int, steps_per_epoch: int, ranks: Ranks, 
         config.backbone.embedding,
         config.margin,
         config=config.head,
-        optim=None if config.head.optim else config.rows_optim,
+        optim=None if config.head.optim else config.rows_rule,
         seed=config.seed,
         steps_per_epoch=steps_per_epoch,
         device=ranks.device,

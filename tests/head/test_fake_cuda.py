@@ -18,6 +18,7 @@ from partialfc.config import (
     ElasticArcFace,
     HeadConfig,
     MagFace,
+    TeacherRule,
 )
 from partialfc.head import PartialFC, centers
 
@@ -46,6 +47,7 @@ def stepped(
     margin: AnyMargin | None = None,
     shape: tuple[int, int, int] = (CLASSES, WIDTH, BATCH),
     observed: bool = True,
+    distilled: bool = False,
 ) -> Launches:
     """What a step launches."""
     classes, width, batch = shape
@@ -55,14 +57,16 @@ def stepped(
         options = options | {"folder": folder.name}
     with folder, fake_cuda(world_size) as fake, mock.patch.object(centers, "draw_initial"):
         with fake:
-            head = PartialFC(classes, width, margin or CosFace(), config=HeadConfig(**options), device=DEVICE)
+            config, optim = HeadConfig(**options), TeacherRule() if distilled else None
+            head = PartialFC(classes, width, margin or CosFace(), config=config, optim=optim, device=DEVICE)
         step = head.prepare(labels, 0)
         with launches(fake) as found:
+            teacher = torch.empty(batch // world_size, width, device=DEVICE) if distilled else None
             loss = head(torch.empty(batch // world_size, width, device=DEVICE, requires_grad=True), step)
             if observed:
                 head.observe(step)
             step.add_gradient(torch.ones_like(loss))  # a backward cannot run on such tensors
-            head.update(step, 0.1)
+            head.update(step, 0.1, teacher=teacher)
     assert found.launched
     return found
 
@@ -81,6 +85,15 @@ def test_a_step_holds_nobody_up(options, kernels, world_size):
 @pytest.mark.parametrize("options", OPTIONS[:4], ids=str)
 def test_a_step_of_any_loss_holds_nobody_up(options, margin, world_size):
     assert not stepped(world_size, options, margin).crossings
+
+
+@pytest.mark.parametrize("world_size", [1, 8])
+@pytest.mark.parametrize("kernels", ["torch", "triton"])
+@pytest.mark.parametrize(
+    "options", [{}, SAMPLED, SAMPLED | {"memory": "host", "centers": "bfloat16"}], ids=str
+)
+def test_a_step_with_a_teacher_holds_nobody_up(options, kernels, world_size):
+    assert not stepped(world_size, options | {"kernels": kernels}, distilled=True).crossings
 
 
 @pytest.mark.parametrize(("products", "precision"), [("auto", "tf32"), ("tf32", "tf32"), ("float32", "ieee")])

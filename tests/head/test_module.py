@@ -13,7 +13,7 @@ from ranks import mine
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from partialfc.config import AdamW, AnyOptimizer, CosFace, HeadConfig, Sgd, SgdRule
+from partialfc.config import AdamW, AnyOptimizer, CosFace, HeadConfig, Sgd, SgdRule, TeacherRule
 from partialfc.head import PartialFC
 
 CLASSES, WIDTH, BATCH = 31, 5, 12
@@ -223,6 +223,10 @@ def test_it_is_not_loaded_while_an_update_is_due():
         ({"optim": Sgd(), "config": HeadConfig(optim=SgdRule())}, "optim and config.optim: found both"),
         ({"optim": AdamW(), "config": HeadConfig(unsampled="decay")}, "head.unsampled: decay needs .*sgd"),
         ({"optim": AdamW(), "config": HeadConfig(moments="none")}, "head.moments: none needs .*sgd"),
+        (
+            {"optim": TeacherRule(), "config": HeadConfig(unsampled="decay")},
+            "decay .* follow a teacher have none",
+        ),
     ],
 )
 def test_what_a_head_cannot_be_made_of_is_refused(arguments, message):

@@ -78,7 +78,9 @@ def test_images_are_handed_over_while_nobody_waits():
         reader = Loader.__new__(Loader)
         reader._copies, reader._ranks = torch.cuda.Stream(), SimpleNamespace(device=torch.device(DEVICE))
         images, mirrored = torch.zeros(4, 8, 8, 3, dtype=torch.uint8), torch.tensor([1, 2])
-        part = loader._Part(images.pin_memory(), torch.arange(4), mirrored.pin_memory(), 0)
+        part = loader._Part(
+            images.pin_memory(), torch.arange(4), mirrored.pin_memory(), 0, torch.zeros(4, 5).pin_memory()
+        )
         with launches(fake) as found:
-            images = reader._on_device(part)
-    assert images.device.type == "cuda" and not found.crossings
+            images, teacher = reader._on_device(part)
+    assert images.device.type == teacher.device.type == "cuda" and not found.crossings

@@ -6,12 +6,12 @@ Legend: c rows, D components. All work in place, on tensors of the type that is 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import assert_never
+from typing import NoReturn, assert_never
 
 import torch
 from torch import Tensor
 
-from partialfc.config import AdamWRule, AnyRule, SgdRule
+from partialfc.config import AdamWRule, RowRule, SgdRule, TeacherRule
 
 
 @dataclass
@@ -43,6 +43,7 @@ class RowOptimizer(ABC):
     constants: Constants
     moments: tuple[str, ...] = ()  # names of the tensors [n, D] that are kept beside the centres
     counts = False  # whether it wants to know how many steps a row has taken
+    by_gradient = True  # else rows follow a teacher, see `head.distillation`, and take no steps
     temporaries = 0  # tensors [c, D] that a step takes for itself
 
     @abstractmethod
@@ -131,13 +132,26 @@ class RowAdamW(RowOptimizer):
         return bias, square.sqrt()
 
 
-def row_optimizer(config: AnyRule, *, moments: bool) -> RowOptimizer:
+class RowFollower(RowOptimizer):
+    """Of rows that follow a teacher: nothing is kept beside them."""
+
+    by_gradient = False
+    constants = Constants(decay=0.0)
+
+    def step(self, rows: RowUpdate) -> NoReturn:
+        """Never called."""
+        raise NotImplementedError
+
+
+def row_optimizer(config: RowRule, *, moments: bool) -> RowOptimizer:
     """The optimizer of the rows that a recipe means. moments: whether they are kept."""
     match config:
         case SgdRule():
             return RowSgd(config, moments=moments)
         case AdamWRule():
             return RowAdamW(config)
+        case TeacherRule():
+            return RowFollower()
     assert_never(config)
 
 

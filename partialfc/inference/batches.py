@@ -1,0 +1,21 @@
+"""Embeddings of many faces, in batches of one size."""
+
+from collections.abc import Iterable
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from partialfc.data.images import Pixels
+from partialfc.inference.recognizer import Recognizer
+
+
+def embedded(recognizer: Recognizer, faces: Iterable[Pixels]) -> NDArray[np.float32]:
+    """Unit embeddings [n, D] of aligned faces. The last batch is filled up: how an image is embedded does not depend on
+    how many there are.
+    """
+    coming, found = iter(faces), []
+    while pixels := list(islice(coming, recognizer.batch)):
+        filled = pixels + [pixels[0]] * (recognizer.batch - len(pixels))
+        found.append(recognizer.embed(filled)[: len(pixels)])
+    return np.concatenate(found)

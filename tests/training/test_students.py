@@ -1,0 +1,106 @@
+"""Runs whose class centres follow a teacher: its embeddings of a pack, and what a student learns by them."""
+
+import json
+
+import msgspec
+import numpy as np
+import pytest
+from faces import write_pack
+from runs import assert_refused, assert_same_bits, config_of, curve, trained, whole
+
+from partialfc.data import RecordDataset
+from partialfc.data.embeddings import PackEmbeddings
+from partialfc.errors import InputError
+from partialfc.inference.pack import embed_pack
+from partialfc.inference.recognizer import load
+
+LENGTH = 12
+
+
+@pytest.fixture(scope="module")
+def source(undisturbed):
+    """A run that is the teacher."""
+    return undisturbed[1][2]
+
+
+@pytest.fixture(scope="module")
+def teacher(source, pack, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher") / "embeddings"
+    assert embed_pack(load(source), source, pack, folder) == 115
+    return folder
+
+
+def student(pack, teacher, output, **sections):
+    return config_of(
+        pack, output, distillation={"embeddings": str(teacher)}, train={"length": LENGTH, "micro_batch": 4}, **sections,
+    )  # fmt: skip
+
+
+def test_embeddings_are_those_of_the_images_in_the_order_of_the_pack(source, pack, teacher):
+    dataset, found = RecordDataset(pack), PackEmbeddings(teacher)
+    places = np.array([114, 3, 3, 0])
+    expected = load(source).embed([dataset[place][0] for place in places])
+    np.testing.assert_allclose(found[places], expected, atol=2e-4)
+    assert found.width == 16 and found[places].dtype == np.float32
+
+
+def test_embedding_a_pack_that_was_interrupted_is_gone_on_with(source, pack, teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr("partialfc.inference.pack._BLOCK", 50)
+    recognizer, calls = load(source), []
+
+    def until_the_fourth(faces):
+        calls.append(len(faces))
+        if len(calls) == 4:  # the first finds out the width, and a block takes one
+            raise KeyboardInterrupt
+        return type(recognizer).embed(recognizer, faces)
+
+    monkeypatch.setattr(recognizer, "embed", until_the_fourth, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        embed_pack(recognizer, source, pack, tmp_path)
+    with pytest.raises(InputError, match="100 of 115 images are embedded; the same partialfc embed goes on"):
+        PackEmbeddings(tmp_path)
+    embed_pack(recognizer, source, pack, tmp_path)
+    assert len(calls) == 6
+    images = np.arange(115)
+    np.testing.assert_array_equal(PackEmbeddings(tmp_path)[images], PackEmbeddings(teacher)[images])
+    write_pack(tmp_path / "other", 2, 3)
+    embed_pack(recognizer, source, tmp_path / "other", tmp_path)  # from the start
+    assert json.loads((tmp_path / "about.json").read_text())["done"] == 6
+
+
+def test_a_student_learns_the_same_at_any_world_size_and_after_a_stop(ranks, pack, teacher, tmp_path):
+    states = {}
+    for world_size in (1, 3):
+        config = student(pack, teacher, tmp_path / f"W{world_size}")
+        states[world_size] = whole(ranks.run(world_size, trained, config))
+    np.testing.assert_allclose(curve(tmp_path / "W1"), curve(tmp_path / "W3"), rtol=1e-4)
+    assert set(states[1]).isdisjoint({"momentum", "first_moment"})
+    stopped = student(pack, teacher, tmp_path / "stopped", checkpoint={"every": 5})
+    ranks.run(1, trained, stopped, 8)
+    assert_same_bits(whole(ranks.run(1, trained, stopped)), states[1])
+    assert curve(tmp_path / "stopped") == curve(tmp_path / "W1")
+
+
+def test_centres_are_the_means_of_their_images_by_the_teacher(ranks, pack, teacher, tmp_path):
+    """A student that hardly agrees leaves nothing of what a centre was."""
+    state = whole(ranks.run(2, trained, student(pack, teacher, tmp_path / "run", optim={"lr": 1e-9})))
+    dataset, found = RecordDataset(pack), PackEmbeddings(teacher)
+    classes = np.array([dataset.label(image) for image in range(115)])
+    embeddings = found[np.arange(115)]
+    for label, center in enumerate(state["centers"].numpy()):
+        assert (embeddings[classes == label] @ center).max() > 0.9
+
+
+def test_a_teacher_of_another_pack_or_width_is_refused(ranks, pack, teacher, tmp_path):
+    other, output = tmp_path / "other", tmp_path / "run"
+    write_pack(other, 23, 5, 32, first=40)
+    assert_refused(
+        ranks, 2, student(other, teacher, output), "embeddings of another pack than .*other is now"
+    )
+    wide = student(pack, teacher, output, backbone={"embedding": 32})
+    assert_refused(ranks, 1, wide, "backbone.embedding: 32; wanted 16, as distillation.embeddings has it")
+    assert_refused(ranks, 1, student(pack, tmp_path, output), "no embeddings of a pack; wanted a folder that")
+    with pytest.raises(msgspec.ValidationError, match=r"head\.optim: found beside distillation\.embeddings"):
+        student(pack, teacher, output, head={"optim": {"name": "sgd"}})
+    (tmp_path / "about.json").write_text("{}")
+    assert_refused(ranks, 1, student(pack, tmp_path, output), "about.json: not by partialfc embed")
