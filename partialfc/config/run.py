@@ -60,7 +60,7 @@ class DistillationConfig(Settings, frozen=True):
     """Learning from a teacher: class centres follow its embeddings of their images (AdaDistill, arXiv 2407.01332)."""
 
     embeddings: str | None = None
-    """The teacher's, of the pack in `data.path`: the file that `partialfc embed` wrote. Unset: no teacher."""
+    """The teacher's, of the pack in `data.path`: the folder that `partialfc embed` wrote. Unset: no teacher."""
 
 
 class ReportConfig(Settings, frozen=True):

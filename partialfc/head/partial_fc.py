@@ -245,7 +245,7 @@ class PartialFC(FixedModule):
         return ShardedSoftmax(
             width=self.embedding_size,
             interclass_threshold=self.config.interclass_threshold,
-            logits_budget=self.config.logits_budget << 20,
+            logits_budget=0 if self.centers.follow_teacher else self.config.logits_budget << 20,
             products=self._products,
             operations=self._operations,
             group=self.group,

@@ -78,7 +78,7 @@ class Job:
     def keeps_logits(self) -> bool:
         """Whether their exponentials fit the budget."""
         wanted = self.sampled * self.config.train.batch * self._factor
-        return wanted <= self.config.head.logits_budget << 20
+        return self.optimizer.by_gradient and wanted <= self.config.head.logits_budget << 20
 
     def head_memory(self) -> Bytes:
         """On the device of a rank."""
@@ -147,12 +147,14 @@ class Job:
         batch, width = self.config.train.batch, self.config.backbone.embedding
         others = (self.ranks - 1) / self.ranks
         loss = loss_of(self.config.margin, steps_per_epoch=1)
+        teacher = 0 if self.optimizer.by_gradient else round(others * batch * width * _FLOAT)
         return {
             "embeddings, gathered": round(
                 others * batch * (width * self._factor + loss.needs_norms * _FLOAT)
             ),
             "their gradients, scattered": round(others * batch * width * _FLOAT),
             "softmax": round(2 * others * batch * (2 * _DOUBLE + _FLOAT * loss.needs_cosines)),
+            **({"a teacher's embeddings, gathered": teacher} if teacher else {}),
         }
 
     def sent_by_backbone(self) -> Bytes:
@@ -162,8 +164,10 @@ class Job:
         return {"backbone's gradients": round(2 * (self.ranks - 1) / self.ranks * parameters * share)}
 
     def operations(self) -> int:
-        """Operations of a step's products in the head: logits, gradients of embeddings and rows; logits twice if not kept."""
-        products = 3 if self.keeps_logits else 4
+        """Operations of a step's products in the head: logits, gradients of embeddings and rows; logits twice if not kept.
+        Rows that follow a teacher have no gradient.
+        """
+        products = (3 if self.keeps_logits else 4) if self.optimizer.by_gradient else 2
         return products * 2 * self.config.train.batch * self.sampled * self.config.backbone.embedding
 
     def traffic(self) -> int:
@@ -171,9 +175,10 @@ class Job:
         width = self.config.backbone.embedding
         centers = self.stored[CENTERS].itemsize
         moments = sum(dtype.itemsize for dtype in self.stored.values()) - centers
-        rows = self.sampled * width * (3 * centers + 2 * moments)
+        updated = self.optimizer.by_gradient
+        rows = self.sampled * width * ((3 if updated else 1) * centers + 2 * moments)
         # logits written and read; exponentials written, and read for the embeddings and for the rows
-        logits = 2 * _FLOAT + 3 * self._factor
+        logits = 2 * _FLOAT + (3 if updated else 2) * self._factor
         return rows + logits * self.sampled * self.config.train.batch
 
     @property

@@ -44,13 +44,14 @@ def measure(config: Config, num_classes: int, pipe: Connection) -> None:
 
 def step_head(config: Config, num_classes: int) -> None:
     width, batch = config.backbone.embedding, config.train.batch
-    head = PartialFC(num_classes, width, config.margin, config=config.head, optim=config.optim)
+    head = PartialFC(num_classes, width, config.margin, config=config.head, optim=config.rows_rule)
+    follows = head.centers.follow_teacher
     ahead = head.prepare(torch.randperm(num_classes)[:batch], 0)
     for number in range(1, 4):
         step, ahead = ahead, head.prepare(torch.randperm(num_classes)[:batch], number)
         embeddings = torch.randn(batch // RANKS, width, requires_grad=True)
         head(embeddings, step).backward()
-        head.update(step, 0.1)
+        head.update(step, 0.1, teacher=embeddings.detach() if follows else None)
 
 
 CASES = {
@@ -60,6 +61,7 @@ CASES = {
     "bfloat16": {"head": {"sample_rate": 0.2, "centers": "bfloat16", "moments": "none"}},
     "decay": {"head": {"sample_rate": 0.2, "unsampled": "decay"}},
     "host": {"head": {"sample_rate": 0.2, "memory": "host"}},
+    "teacher": {"head": {"sample_rate": 0.2}, "distillation": {"embeddings": "nowhere"}},
     "no budget": {"head": {"sample_rate": 0.3, "logits_budget": 0}},
 }
 
@@ -117,7 +119,10 @@ def test_what_is_sent_follows_the_rings():
     sent = Job(config_of(), 1000, 4).sent_by_head()
     assert sent["embeddings, gathered"] == 3 * 128 * 256 * 4  # three blocks of a rank's 128
     assert sent["softmax"] == 2 * 3 * (2 * 512 * 8) // 4
-    alone = Job(config_of(), 1000, 1)
+    student = config_of(distillation={"embeddings": "nowhere"})
+    taught = Job(student, 1000, 4).sent_by_head()
+    assert taught == sent | {"a teacher's embeddings, gathered": 3 * 128 * 256 * 4}
+    alone = Job(student, 1000, 1)
     assert not any((alone.sent_by_head() | alone.sent_by_backbone()).values())
 
 
