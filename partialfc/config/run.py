@@ -4,7 +4,18 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from partialfc.config.types import Count, Duration, Interval, Natural, SetScore, Settings, Time, unit
+from partialfc.config.types import (
+    Count,
+    Duration,
+    Interval,
+    Natural,
+    NonNegative,
+    SetScore,
+    Settings,
+    Time,
+    unit,
+)
+from partialfc.errors import InputError
 
 Images = Annotated[Count, unit("images")]
 Steps = Annotated[Count, unit("steps")]
@@ -61,6 +72,13 @@ class DistillationConfig(Settings, frozen=True):
 
     embeddings: str | None = None
     """The teacher's, of the pack in `data.path`: the folder that `partialfc embed` wrote. Unset: no teacher."""
+    regression: NonNegative = 0.0
+    """Weight of 1 - cos(student, teacher), the mean over a batch's images, which is added to the loss."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.regression and self.embeddings is None:
+            raise InputError("distillation.regression: wants a teacher; wanted distillation.embeddings, too")
 
 
 class ReportConfig(Settings, frozen=True):

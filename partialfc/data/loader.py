@@ -21,7 +21,8 @@ from partialfc.data.augment import augment, augmentation_draws, flipped
 from partialfc.data.dataset import RecordDataset
 from partialfc.data.embeddings import PackEmbeddings
 from partialfc.data.images import Pixels
-from partialfc.data.order import Order, RankBatches, Request
+from partialfc.data.index import Integers
+from partialfc.data.order import Order, Place, RankBatches, Request
 from partialfc.errors import InputError
 from partialfc.runtime import comm, randomness, usage
 from partialfc.runtime.comm import Ranks
@@ -215,8 +216,14 @@ class _Augmented(Dataset[_Part | _Unread]):
             torch.tensor(labels),
             torch.from_numpy(np.flatnonzero(mirrored)),
             replaced=int((shown != samples).sum()),
-            teacher=torch.from_numpy(self._teacher[shown]) if self._teacher is not None else None,
+            teacher=None if self._teacher is None else self._taught(places, shown),
         )
+
+    def _taught(self, places: list[Place], shown: Integers) -> Tensor:
+        """The teacher's embeddings [b, D] of samples, 0 for padding."""
+        assert self._teacher is not None
+        kept = np.array([not place.padding for place in places])
+        return torch.from_numpy(self._teacher[shown] * kept[:, None])
 
     def _buffer(self, shape: tuple[int, ...]) -> Tensor:
         """uint8, with undefined content, in memory that the rank's process maps, too; taken again after _RING parts.

@@ -30,6 +30,7 @@ from partialfc.runtime.process.watchdog import Watchdog, watching
 from partialfc.runtime.usage import section
 from partialfc.training import schedule
 from partialfc.training.divergence import Diverged, problem_of
+from partialfc.training.regression import regression
 from partialfc.training.resuming import begun, finished, to_resume
 from partialfc.training.run import Run
 from partialfc.training.saving import Saving
@@ -186,6 +187,8 @@ def train_step(run: Run, batch: Batch, step: HeadStep) -> Metrics:
         embeddings = run.micro_batches.forward(batch.images, number, frozen=frozen)
     with section("head"):
         loss = run.head(embeddings, step)  # over all B images, the same on every rank
+        if batch.teacher is not None and (weight := config.distillation.regression):
+            loss = loss + weight * regression(embeddings, batch.teacher, config.train.batch, run.ranks.group)
         (loss * loss_scale).backward()
     assert embeddings.grad is not None
     if not frozen:
