@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from partialfc.config.optimizers import AdamWRule, AnyRule, RowRule, SgdRule
+from partialfc.config.optimizers import AdamWRule, AnyRule, RowRule, SgdRule, TeacherRule
 from partialfc.config.stages import Staged, check_stages, values_of
 from partialfc.config.types import Fraction, Natural, Settings, unit
 from partialfc.errors import InputError
@@ -17,6 +17,8 @@ class HeadConfig(Settings, frozen=True):
     """Share of all classes that a step draws, besides the batch's own (Partial FC)."""
     correction: Literal["none", "log_rate"] = "none"
     """log_rate: the negatives that were drawn stand for all, so that losses compare across sample rates."""
+    subcenters: Annotated[int, Meta(ge=1, le=255)] = 1
+    """Centres of each class, of which an image's nearest counts, so that wrong labels gather apart (Sub-center ArcFace)."""
     interclass_threshold: Annotated[float, Meta(ge=0, le=1), unit("cosine")] = 0.0
     """Negatives nearer than this are left out, as noisy labels; 0: none."""
     unsampled: Literal["hold", "decay"] = "hold"
@@ -65,6 +67,10 @@ class HeadConfig(Settings, frozen=True):
             raise InputError(
                 "head.unsampled: decay needs optim.name: sgd, whose skipped steps are one product; "
                 "AdamW's are not, and centres that follow a teacher have none"
+            )
+        if self.subcenters > 1 and isinstance(rule, TeacherRule):
+            raise InputError(
+                f"head.subcenters: {self.subcenters}; wanted 1, as class centres follow a teacher"
             )
         if self.moments == "none" and isinstance(rule, AdamWRule):
             raise InputError("head.moments: none needs optim.name: sgd; AdamW is its moments")

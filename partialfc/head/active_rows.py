@@ -1,6 +1,7 @@
 """The rows that one step works on: read chunk by chunk, and updated chunk by chunk.
 
-Legend: S active rows, c of them in a chunk, N targets, D embedding width.
+Legend: S active rows, one for each class, c of them in a chunk, K centres of a class side by side in its row, N targets, D
+embedding width.
 """
 
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ class Storage:
     """What the rows of all steps have in common."""
 
     optimizer: RowOptimizer
-    width: int
+    width: int  # of a row, K D
+    subcenters: int  # K
     dtype: torch.dtype  # that is computed in
     counts: Tensor  # [n] int32 steps that each row has taken; empty where the optimizer does not count
     rounding_columns: dict[str, Tensor]  # [D] int32, of each tensor that is stored in bfloat16
@@ -33,7 +35,7 @@ class Storage:
 
 
 class UnitRows(NamedTuple):
-    """Centres [c, D] of a chunk at length 1, as factors; both the same tensor where the types are."""
+    """Centres [c K, D] of a chunk at length 1, as factors; both the same tensor where the types are."""
 
     for_logits: Tensor
     for_sums: Tensor  # that are weighted with exponentials
@@ -42,7 +44,7 @@ class UnitRows(NamedTuple):
 class ActiveRows:
     """The active rows of one step: centres and moments.
 
-    tensors: [n, D] each, or [S, D] where they were brought to the device; index: [S] which of their rows, None: all;
+    tensors: [n, K D] each, or [S, K D] where they were brought to the device; index: [S] which of their rows, None: all;
     classes: on the device; factors: [S, 2, 2] of weight and momentum, by the steps that a row has missed.
     """
 
@@ -62,33 +64,43 @@ class ActiveRows:
         self.num_active = len(tensors[CENTERS] if index is None else index)  # S
 
     def read_chunk(self, chunk: slice) -> Tensor:
-        """Centres [c, D] of a chunk, until the next call; to be read only."""
+        """Centres [c K, D] of a chunk, until the next call; to be read only."""
         weight = self._load(CENTERS, chunk)
-        if self._factors is None:
-            return weight
-        return self._caught_up(weight, self._moments(chunk), chunk)[0]
+        if self._factors is not None:
+            weight, _ = self._caught_up(weight, self._moments(chunk), chunk)
+        return self._each(weight)
 
     def unit_chunk(self, chunk: slice, *, inverse_: Tensor) -> UnitRows:
-        """Centres [c, D] of a chunk at length 1, until the next call; `inverse_` [c, 1] is filled with 1 / their lengths."""
+        """Centres [c K, D] of a chunk at length 1, until the next call; `inverse_` [c K, 1] is filled with 1 / their lengths."""
         weight, products, rows = self.read_chunk(chunk), self._storage.products, chunk.stop - chunk.start
-        memory = weight if self._read_copies else self._scratch("unit", rows, weight.dtype)
+        memory = weight if self._read_copies else self._each(self._scratch("unit", rows, weight.dtype))
         unit = unit_rows(weight, out=memory, inverse_=inverse_)
         return UnitRows(
             *(self._as_factor(unit, kind) for kind in (products.of_logits, products.of_exponentials))
         )
 
     def _as_factor(self, unit: Tensor, kind: torch.dtype) -> Tensor:
-        return unit if unit.dtype == kind else self._scratch(f"unit {kind}", len(unit), kind).copy_(unit)
+        if unit.dtype == kind:
+            return unit
+        rows = len(unit) // self._storage.subcenters
+        return self._each(self._scratch(f"unit {kind}", rows, kind)).copy_(unit)
 
-    def target_angles(self, slots: Tensor, embeddings: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Centres [N, D] that stand at `slots`, at length 1; and the angles [N], in radians, with the embeddings [B, D] at
-        `positions`.
+    def target_angles(
+        self, slots: Tensor, embeddings: Tensor, positions: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the classes at `slots` the centres [N, D] that are nearest to the embeddings [B, D] at `positions`, at length 1;
+        the angles [N] between the two, in radians; and where these centres stand among the S K.
         """
-        centers = torch.nn.functional.normalize(self.gather_targets(slots))
-        return centers, angles(embeddings.index_select(0, positions), centers)
+        own = embeddings.index_select(0, positions)
+        centers = torch.nn.functional.normalize(self._each(self.gather_targets(slots)))
+        if (each := self._storage.subcenters) > 1:
+            nearest = torch.linalg.vecdot(centers.unflatten(0, (len(own), each)), own[:, None]).argmax(dim=1)
+            centers = centers.index_select(0, torch.arange(len(own), device=own.device) * each + nearest)
+            slots = slots * each + nearest
+        return centers, angles(own, centers), slots
 
     def gather_targets(self, slots: Tensor) -> Tensor:
-        """Centres [N, D] that stand at `slots`, a copy."""
+        """Rows [N, K D] that stand at `slots`, a copy."""
         index = slots if self._index is None else self._index.index_select(0, slots)
         weight = self._tensors[CENTERS].index_select(0, index).to(self._storage.dtype)
         if self._factors is None:
@@ -111,16 +123,17 @@ class ActiveRows:
     def update_chunk(self, chunk: slice, d_unit: Tensor, inverse: Tensor, lr: Tensor, finite: Tensor) -> None:
         """Take one optimizer step of a chunk, or none where `finite` is false.
 
-        d_unit [c, D]: the loss's gradient by the centres at length 1, anything where `finite` is false, and overwritten;
-        inverse [c, 1]: 1 / their lengths; lr: a scalar, 0 where `finite` is false.
+        d_unit [c K, D]: the loss's gradient by the centres at length 1, anything where `finite` is false, and overwritten;
+        inverse [c K, 1]: 1 / their lengths; lr: a scalar, 0 where `finite` is false.
         """
         where_finite(d_unit, finite)
         weight, moments = self._load(CENTERS, chunk), self._moments(chunk)
         if self._factors is not None:
             weight, moments = self._caught_up(weight, moments, chunk)
         # Scaling to length 1 lets through only what is at right angles to the row.
-        radial = torch.linalg.vecdot(d_unit, weight).unsqueeze(1).mul_(inverse * inverse).neg_()
-        gradient = d_unit.addcmul_(weight, radial).mul_(inverse)
+        centers = self._each(weight)
+        radial = torch.linalg.vecdot(d_unit, centers).unsqueeze(1).mul_(inverse * inverse).neg_()
+        gradient = d_unit.addcmul_(centers, radial).mul_(inverse).view_as(weight)
         optimizer = self._storage.optimizer
         count = self._count(chunk, finite) if optimizer.counts else None
         optimizer.step(RowUpdate(weight, gradient, moments, lr, finite, count))
@@ -185,6 +198,10 @@ class ActiveRows:
         values = values.to(torch.float32)
         rounding.round_(values, noise, storage.rounding_columns[name], storage.scratch)
         return self._scratch(f"stored {name}", len(values), stored.dtype).copy_(values)  # exact by now
+
+    def _each(self, rows: Tensor) -> Tensor:
+        """The centres [c K, D] of rows [c, K D]."""
+        return rows.view(-1, self._storage.width // self._storage.subcenters)
 
     def _scratch(self, name: str, rows: int, dtype: torch.dtype) -> Tensor:
         return self._storage.scratch.get(name, (rows, self._storage.width), dtype)

@@ -1,6 +1,6 @@
 """The class centres that a rank owns, and their optimizer rows, as one step after the other works on some of them.
 
-Legend: n classes of this rank, S of them active in a step, D embedding width.
+Legend: n classes of this rank, S of them active in a step, K centres of each in one row, D embedding width.
 """
 
 from pathlib import Path
@@ -38,7 +38,7 @@ def types_of(config: HeadConfig, moments: tuple[str, ...], computed: torch.dtype
 
 
 class Centers:
-    """Rows of this rank: centres and moments, [n, D] each, in `config.memory`.
+    """Rows of this rank: centres and moments, [n, K D] each, in `config.memory`.
 
     A step takes its rows by `activate`, and gives them back by `release` once they are updated, or by `drop`. Rows
     that are not active stand still, or, with `unsampled: decay`, end up where a dense optimizer would have put them.
@@ -61,17 +61,19 @@ class Centers:
         self.owned, self.width, self.device, self.dtype = owned, width, device, dtype
         self._optimizer = row_optimizer(optim, moments=config.moments != "none")
         types = types_of(config, self._optimizer.moments, dtype)
-        self._memory = _memory(config, types, (len(owned), width), device, operations)
+        row = width * config.subcenters
+        self._memory = _memory(config, types, (len(owned), row), device, operations)
         if drawn:
             draw_initial(self._memory.tensors[CENTERS], seed, owned, device)
         rounded = [name for name, kind in types.items() if kind == torch.bfloat16]
         self.noisy = bool(rounded)  # whether rows are rounded as they are written
         self._storage = Storage(
             optimizer=self._optimizer,
-            width=width,
+            width=row,
+            subcenters=config.subcenters,
             dtype=dtype,
             counts=torch.zeros(len(owned) if self._optimizer.counts else 0, dtype=torch.int32, device=device),
-            rounding_columns={name: rounding.column_noise(name, width).to(device) for name in rounded},
+            rounding_columns={name: rounding.column_noise(name, row).to(device) for name in rounded},
             products=products,
             scratch=ScratchMemory(device),
         )
@@ -87,7 +89,7 @@ class Centers:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """Centres and moments, [n, D] each, wherever they live, as the latest step left them."""
+        """Centres and moments, [n, K D] each, wherever they live, as the latest step left them."""
         self._memory.wait_for_writeback()
         return self._memory.tensors
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from partialfc.head.active import ActiveClasses
+from partialfc.head.losses import TrainsNorms
 
 FURTHEST = 80.0  # float32 holds exp of it
 
@@ -97,3 +98,14 @@ def add_targets(
         # accumulate: several images may be of one class; in a fixed order on a GPU, too, unlike index_add_
         pulls = embeddings.index_select(0, positions) * weights[:, None]
         d_unit_.index_put_((slots - start,), pulls, accumulate=True)
+
+
+def penalty(loss: TrainsNorms, norms: Tensor, classes: ActiveClasses) -> tuple[Tensor, Tensor]:
+    """The mean penalty over the valid images, the same scalar on every rank; and its derivative [B] by the norms of
+    this rank's targets, 0 elsewhere.
+    """
+    num_valid = max(1, len(classes.valid_positions))
+    value, slope = loss.penalty(norms)
+    mean = value.index_select(0, classes.valid_positions).double().sum() / num_valid
+    own = slope.index_select(0, classes.target_positions) / num_valid
+    return mean.to(norms.dtype), torch.zeros_like(norms).index_copy_(0, classes.target_positions, own)

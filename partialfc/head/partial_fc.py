@@ -82,7 +82,7 @@ class PartialFC(FixedModule):
         self._gradient_factor = self._world_size if backbone_gradients == "mean" else 1
         device = self.like.device  # with its index, which other threads need
         self._products = Products(config.products, device, dtype)
-        self._operations = operations_of(config.kernels, device)
+        self._operations = operations_of(config.kernels, device, config.subcenters)
         self.centers = Centers(
             class_range(num_classes, rank, self._world_size),
             embedding_size,
@@ -137,9 +137,8 @@ class PartialFC(FixedModule):
 
         embeddings: this rank's [b, D], not normalised, of any floating type; computed on in the centres' type. Without
         gradient (under torch.no_grad(), or of embeddings that want none) `step` stays as it was, and may be forwarded
-        again. Raises RuntimeError where another step's update is due, ValueError on embeddings of another shape or
-        device. Collectives: one all-gather and one all-reduce, one more where the loss needs all target cosines;
-        backward: one reduce-scatter.
+        again. Raises RuntimeError where another step's update is due, ValueError on embeddings that are none. Collectives:
+        one all-gather and one all-reduce, one more where the loss needs all target cosines; backward: one reduce-scatter.
         """
         step.check_head(self, "forward()")
         check_embeddings(
@@ -244,6 +243,7 @@ class PartialFC(FixedModule):
     def _new_softmax(self) -> ShardedSoftmax:
         return ShardedSoftmax(
             width=self.embedding_size,
+            subcenters=self.config.subcenters,
             interclass_threshold=self.config.interclass_threshold,
             logits_budget=0 if self.centers.follow_teacher else self.config.logits_budget << 20,
             products=self._products,

@@ -1,6 +1,7 @@
 """What the passes of a step give to each other.
 
-Legend: B images in the global batch, N of them with a class of this rank, S active classes on this rank, D width, s the scale.
+Legend: B images in the global batch, N of them with a class of this rank, S active classes on this rank, K centres of each, D width, s the
+scale.
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,21 @@ import torch
 from torch import Tensor
 
 from partialfc.head.losses import HardNegatives, Loss, State
+
+
+class Kept(NamedTuple):
+    """What is kept of the active classes, where there is room for it."""
+
+    exponentials: Tensor  # [S, B] exp(z - shift)
+    winners: Tensor | None  # [S, B] uint8, which of a class's centres is an image's nearest; None: it has one
+    inverse: Tensor  # [S K, 1] of the centres' lengths
+
+    def of(self, chunk: slice) -> "Kept":
+        """The same of a part of the classes."""
+        centers = len(self.inverse) // len(self.exponentials)
+        winners = None if self.winners is None else self.winners[chunk]
+        inverse = self.inverse[chunk.start * centers : chunk.stop * centers]
+        return Kept(self.exponentials[chunk], winners, inverse)
 
 
 @dataclass
@@ -25,8 +41,8 @@ class Softmax:
     shift: Tensor | None  # [B] taken off the logits before exp; None: 0
     factor: Tensor  # [B]
     targets: Tensor  # [N]
-    exponentials: Tensor | None  # [S, B], where they are kept
-    inverse: Tensor | None  # [S, 1] of the rows' lengths, where the exponentials are kept
+    target_slots: Tensor  # [N] of the targets' centres among the S K
+    kept: Kept | None
     hard: HardNegatives | None  # whose logits are raised
     loss_state: State  # of the loss, once the step is taken
 
@@ -49,6 +65,6 @@ class Forward(NamedTuple):
 class Targets(NamedTuple):
     """Of the N images of this rank's classes."""
 
-    centers: Tensor  # [N, D] at length 1
+    centers: Tensor  # [N, D] at length 1, the nearest ones of their classes
     logit: Tensor  # [N] / s
     slopes: Tensor  # [k, N] its derivatives by the cosine, and by the norm where norms are trained

@@ -1,12 +1,12 @@
 """Softmax cross-entropy with a margin, over classes that are split between ranks and worked on chunk by chunk.
 
 Legend: B images in the global batch, N of them with a class of this rank, S active classes on this rank, c of them in
-a chunk, D width, s the scale.
+a chunk, K centres of each, D width, s the scale.
 
 A chunk's rows are read twice in a step: forward, for their logits and for their part of the sum of exp(z) w, of
 which the embeddings' gradient is made; and after the backward, for their own gradient and step. The exponentials
 [S, B] are kept in between where they fit a budget, else computed again. What each needs of a norm, of the softmax's
-denominator and of the scale is multiplied into rows [c, D] and embeddings [B, D], and never into [c, B].
+denominator and of the scale is multiplied into rows [c K, D] and embeddings [B, D], and never into [c, B].
 """
 
 from collections.abc import Iterator
@@ -18,18 +18,17 @@ from torch import Tensor
 from partialfc.head.active import ActiveClasses
 from partialfc.head.active_rows import ActiveRows, UnitRows
 from partialfc.head.chunk import Places, negatives, without_targets
-from partialfc.head.images import Scale
+from partialfc.head.chunking import chunk_of
+from partialfc.head.images import Scale, penalty
 from partialfc.head.kernels import Operations
 from partialfc.head.losses import Batch, Loss, TrainsNorms
 from partialfc.head.products import Products
-from partialfc.head.results import Forward, Softmax, Targets
+from partialfc.head.results import Forward, Kept, Softmax, Targets
 from partialfc.head.scratch import ScratchMemory
+from partialfc.head.subcenters import nearest, spread
 from partialfc.runtime import comm
 from partialfc.runtime.comm import Group
 
-# At most, of a chunk's rows and of its logits: what stays in a core's cache, or fills a GPU.
-_ROWS_BYTES = {"cpu": 1 << 20, "cuda": 256 << 20}
-_LOGITS_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
 _UNSHIFTED_SCALE = 64.0  # up to here exp(z), and its sum over any number of classes, fit float32 as they are
 
 
@@ -40,6 +39,7 @@ class ShardedSoftmax:
         self,
         *,
         width: int,
+        subcenters: int,
         interclass_threshold: float,
         logits_budget: int,  # bytes
         products: Products,
@@ -48,7 +48,8 @@ class ShardedSoftmax:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self._width, self._group, self._threshold = width, group, interclass_threshold
+        self._width, self._centers, self._group = width, subcenters, group
+        self._threshold = interclass_threshold
         self._budget, self._operations = logits_budget, operations
         self._products, self._device, self._dtype = products, device, dtype
         self._kept, self._scratch = ScratchMemory(device), ScratchMemory(device)
@@ -61,8 +62,8 @@ class ShardedSoftmax:
         called.
         """
         for chunk, _ in islice(self._chunks(rows), 1):
-            _, inverse = self._memory(rows.num_active, batch, keep)
-            self._begun = rows, *self._unit(rows, chunk, inverse)
+            kept = self._memory(rows.num_active, batch, keep)
+            self._begun = rows, *self._unit(rows, chunk, kept)
 
     def forward(
         self, loss: Loss, embeddings: Tensor, norms: Tensor | None, rows: ActiveRows, *, keep: bool
@@ -86,9 +87,9 @@ class ShardedSoftmax:
         gradient = operations.embedding_gradients(weighted, own.centers, left.factor, left.targets, classes)
         if norms is None or not isinstance(loss, TrainsNorms):
             return Forward(found.loss, gradient, None, left)
-        penalty, by_norm = _penalty(loss, norms, classes)
+        added, by_norm = penalty(loss, norms, classes)
         by_norm.index_add_(0, classes.target_positions, found.targets[1])
-        return Forward(found.loss + penalty, gradient, by_norm, left)
+        return Forward(found.loss + added, gradient, by_norm, left)
 
     def update(self, left: Softmax, rows: ActiveRows, weight: Tensor, lr: Tensor, finite: Tensor) -> None:
         """Take one optimizer step of the rows, by `weight` times the gradient of the loss that `left` is of.
@@ -99,21 +100,21 @@ class ShardedSoftmax:
         pulls = (left.embeddings * (left.factor * weight)[:, None]).to(self._products.of_exponentials)
         target_weights = left.targets * weight  # [N]
         for chunk, images in self._chunks(rows):
-            if left.exponentials is not None and left.inverse is not None:
-                kept, inverse = left.exponentials[chunk], left.inverse[chunk]
+            if left.kept is not None:
+                kept = left.kept.of(chunk)
             else:
-                _, kept, inverse = self._kept_of(left, rows, chunk, images)
-            d_unit = self._scratch.get("d_unit", (chunk.stop - chunk.start, self._width), self._dtype)
-            self._products.into(d_unit, kept, pulls)
+                _, kept = self._kept_of(left, rows, chunk, images)
+            d_unit = self._scratch.get("d_unit", (len(kept.inverse), self._width), self._dtype)
+            self._products.into(d_unit, self._each(kept), pulls)
             self._operations.add_targets(
                 d_unit,
-                classes.target_slots[images],
+                left.target_slots[images],
                 left.embeddings,
                 classes.target_positions[images],
                 target_weights[images],
-                start=chunk.start,
+                start=chunk.start * self._centers,
             )
-            rows.update_chunk(chunk, d_unit, inverse, lr, finite)
+            rows.update_chunk(chunk, d_unit, kept.inverse, lr, finite)
 
     def cosines(self, left: Softmax, rows: ActiveRows) -> tuple[Tensor, Tensor]:
         """The cosine of every image [B] with its own class's centre, and its largest with another active one; -inf where
@@ -122,7 +123,8 @@ class ShardedSoftmax:
         classes, embeddings = rows.classes, left.embeddings
         found = embeddings.new_full((2, len(embeddings)), -torch.inf)
         for chunk, images in self._chunks(rows):
-            cosine = torch.nn.functional.normalize(rows.read_chunk(chunk)) @ embeddings.T  # [c, B]
+            each = torch.nn.functional.normalize(rows.read_chunk(chunk)) @ embeddings.T  # [c K, B]
+            cosine = each.view(-1, self._centers, len(embeddings)).amax(dim=1)  # [c, B]
             own = _places(classes, chunk, images)
             found[0, own.images] = cosine[own.rows_and_images()]
             without_targets(cosine, own, self._lowest)
@@ -131,7 +133,6 @@ class ShardedSoftmax:
         return target, nearest
 
     def _left(self, loss: Loss, embeddings: Tensor, num_active: int, keep: bool) -> Softmax:
-        exponentials, inverse = self._memory(num_active, len(embeddings), keep)
         nothing = embeddings.new_empty(0)
         return Softmax(
             loss=loss,
@@ -140,23 +141,28 @@ class ShardedSoftmax:
             shift=None,
             factor=nothing,
             targets=nothing,
-            exponentials=exponentials,
-            inverse=inverse,
+            target_slots=nothing,
+            kept=self._memory(num_active, len(embeddings), keep),
             hard=None,
             loss_state={},
         )
 
-    def _memory(self, num_active: int, batch: int, keep: bool) -> tuple[Tensor | None, Tensor | None]:
-        """Of exponentials [S, B] and 1 / lengths [S, 1], the same for every step; None where they are not kept."""
-        kind = self._products.of_exponentials
-        if not keep or num_active * batch * kind.itemsize > self._budget:
-            return None, None
-        exponentials = self._kept.get("exponentials", (num_active, batch), kind)
-        return exponentials, self._kept.get("inverse", (num_active, 1), self._dtype)
+    def _memory(self, num_active: int, batch: int, keep: bool) -> Kept | None:
+        """The same for every step; None where nothing is kept."""
+        kind, several = self._products.of_exponentials, self._centers > 1
+        if not keep or num_active * batch * (kind.itemsize + several) > self._budget:
+            return None
+        return Kept(
+            self._kept.get("exponentials", (num_active, batch), kind),
+            self._kept.get("winners", (num_active, batch), torch.uint8) if several else None,
+            self._kept.get("inverse", (num_active * self._centers, 1), self._dtype),
+        )
 
     def _targets(self, left: Softmax, norms: Tensor | None, rows: ActiveRows) -> Targets:
         loss, classes = left.loss, rows.classes
-        centers, angle = rows.target_angles(classes.target_slots, left.embeddings, classes.target_positions)
+        centers, angle, left.target_slots = rows.target_angles(
+            classes.target_slots, left.embeddings, classes.target_positions
+        )
         cosines = self._everyones(angle.cos(), classes) if loss.needs_cosines else None
         batch = Batch(classes.valid_positions, classes.drawn_margins, cosines, norms)
         left.loss_state = loss.next_state(batch)
@@ -189,7 +195,7 @@ class ShardedSoftmax:
             return torch.full_like(left.embeddings[:, 0], highest - _UNSHIFTED_SCALE)
         largest = torch.full_like(left.embeddings[:, 0], -highest)
         for chunk, images in self._chunks(rows):
-            _, found, _ = self._logits(left, rows, chunk)
+            _, found, *_ = self._logits(left, rows, chunk)
             negatives(found, self._largest(left.loss), _correction(rows.classes, chunk), left.hard)
             without_targets(found, _places(rows.classes, chunk, images), self._lowest)
             torch.maximum(largest, found.amax(dim=0), out=largest)
@@ -201,18 +207,18 @@ class ShardedSoftmax:
         total = torch.zeros(len(embeddings), dtype=torch.float64, device=embeddings.device)
         weighted = torch.zeros_like(embeddings)
         for chunk, images in self._chunks(rows):
-            unit, kept, _ = self._kept_of(left, rows, chunk, images, total)
-            self._products.added_to(weighted, kept.T, unit.for_sums)
+            unit, kept = self._kept_of(left, rows, chunk, images, total)
+            self._products.added_to(weighted, self._each(kept).T, unit.for_sums)
         return total, weighted
 
     def _kept_of(
         self, left: Softmax, rows: ActiveRows, chunk: slice, images: slice, total: Tensor | None = None
-    ) -> tuple[UnitRows, Tensor, Tensor]:
-        """A chunk's rows, its exp(z - shift) [c, B], 0 at the targets, and 1 / lengths [c, 1]; `total` gets their sums."""
-        unit, found, inverse = self._logits(left, rows, chunk)
+    ) -> tuple[UnitRows, Kept]:
+        """A chunk's centres, and what there is to keep of it: exp(z - shift) is 0 at the targets; `total` gets their sums."""
+        unit, found, winners, inverse = self._logits(left, rows, chunk)
         kept, kind = found, self._products.of_exponentials
-        if found.dtype != kind and left.exponentials is not None:
-            kept = left.exponentials[chunk]
+        if found.dtype != kind and left.kept is not None:
+            kept = left.kept.exponentials[chunk]
         elif found.dtype != kind:
             kept = self._scratch.get("exponentials", tuple(found.shape), kind)
         self._operations.exponentials(
@@ -225,43 +231,58 @@ class ShardedSoftmax:
             total_=total,
             out=kept,
         )
-        return unit, kept, inverse
+        return unit, Kept(kept, winners, inverse)
 
-    def _logits(self, left: Softmax, rows: ActiveRows, chunk: slice) -> tuple[UnitRows, Tensor, Tensor]:
-        """A chunk's rows at length 1, s cos t [c, B], those of the targets too, and 1 / lengths [c, 1]; logits in the
-        memory of the exponentials where these are of their type.
+    def _logits(
+        self, left: Softmax, rows: ActiveRows, chunk: slice
+    ) -> tuple[UnitRows, Tensor, Tensor | None, Tensor]:
+        """A chunk's centres at length 1; s cos t [c, B] of the nearest of each class, those of the targets too, in the memory
+        of the exponentials where these are of their type; which these are; and 1 / lengths [c K, 1].
         """
-        size = chunk.stop - chunk.start
-        if left.exponentials is not None and left.exponentials.dtype == self._dtype:
-            out = left.exponentials[chunk]
+        mine = None if left.kept is None else left.kept.of(chunk)
+        shape = chunk.stop - chunk.start, len(left.embeddings)
+        if mine is not None and mine.exponentials.dtype == self._dtype:
+            out = mine.exponentials
         else:
-            out = self._scratch.get("logits", (size, len(left.embeddings)), self._dtype)
+            out = self._scratch.get("logits", shape, self._dtype)
         begun, self._begun = self._begun, None
         if begun is not None and begun[0] is rows and chunk.start == 0:
             _, unit, inverse = begun
         else:
-            unit, inverse = self._unit(rows, chunk, left.inverse)
-        return unit, self._products.into(out, unit.for_logits, left.scaled.T), inverse
+            unit, inverse = self._unit(rows, chunk, left.kept)
+        if self._centers == 1:
+            return unit, self._products.into(out, unit.for_logits, left.scaled.T), None, inverse
+        winners = self._scratch.get("winners", shape, torch.uint8) if mine is None else mine.winners
+        assert winners is not None
+        each = self._scratch.get("each", (len(inverse), shape[1]), self._dtype)
+        self._products.into(each, unit.for_logits, left.scaled.T)
+        nearest(each, self._centers, out=out, winners_=winners)
+        return unit, out, winners, inverse
 
-    def _unit(self, rows: ActiveRows, chunk: slice, kept: Tensor | None) -> tuple[UnitRows, Tensor]:
-        """A chunk's rows at length 1, and 1 / lengths [c, 1], among the `kept` of all chunks where there are any."""
-        size = chunk.stop - chunk.start
-        inverse = self._scratch.get("inverse", (size, 1), self._dtype) if kept is None else kept[chunk]
+    def _each(self, kept: Kept) -> Tensor:
+        """A chunk's exponentials [c K, B] by centres: those of images that have another nearer one are 0."""
+        if kept.winners is None:
+            return kept.exponentials
+        shape = len(kept.inverse), kept.exponentials.shape[1]
+        out = self._scratch.get("spread", shape, kept.exponentials.dtype)
+        return spread(kept.exponentials, kept.winners, self._centers, out=out)
+
+    def _unit(self, rows: ActiveRows, chunk: slice, kept: Kept | None) -> tuple[UnitRows, Tensor]:
+        """A chunk's centres at length 1, and 1 / lengths [c K, 1], in the memory of what is kept, if there is any."""
+        if kept is None:
+            size = (chunk.stop - chunk.start) * self._centers
+            inverse = self._scratch.get("inverse", (size, 1), self._dtype)
+        else:
+            inverse = kept.of(chunk).inverse
         return rows.unit_chunk(chunk, inverse_=inverse), inverse
 
     def _chunks(self, rows: ActiveRows) -> Iterator[tuple[slice, slice]]:
         """The chunks of the S active classes, each with those of the N images whose class is among it."""
         batch = len(rows.classes.valid)
-        size = chunk_of(self._width, batch, self._device.type, self._dtype.itemsize)
+        size = chunk_of(self._width, batch, self._device.type, self._dtype.itemsize, self._centers)
         for start in range(0, rows.num_active, size):
             stop = min(start + size, rows.num_active)
             yield slice(start, stop), rows.classes.targets_of(start, stop)
-
-
-def chunk_of(width: int, batch: int, device: str, itemsize: int) -> int:
-    """How many classes are worked on at once: [c, width] rows, [c, batch] logits. device: its type."""
-    rows, logits = _ROWS_BYTES[device] // (width * itemsize), _LOGITS_BYTES[device] // (batch * itemsize)
-    return max(1, min(rows, logits))
 
 
 def _places(classes: ActiveClasses, chunk: slice, images: slice) -> Places:
@@ -274,14 +295,3 @@ def _places(classes: ActiveClasses, chunk: slice, images: slice) -> Places:
 def _correction(classes: ActiveClasses, chunk: slice) -> Tensor | None:
     """[c] what is added to the logits of a chunk."""
     return None if classes.logit_correction is None else classes.logit_correction[chunk]
-
-
-def _penalty(loss: TrainsNorms, norms: Tensor, classes: ActiveClasses) -> tuple[Tensor, Tensor]:
-    """The mean penalty over the valid images, the same scalar on every rank; and its derivative [B] by the norms of
-    this rank's targets, 0 elsewhere.
-    """
-    num_valid = max(1, len(classes.valid_positions))
-    penalty, slope = loss.penalty(norms)
-    mean = penalty.index_select(0, classes.valid_positions).double().sum() / num_valid
-    own = slope.index_select(0, classes.target_positions) / num_valid
-    return mean.to(norms.dtype), torch.zeros_like(norms).index_copy_(0, classes.target_positions, own)

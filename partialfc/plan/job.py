@@ -15,12 +15,12 @@ from partialfc.backbones import build_backbone
 from partialfc.config import AnyBackbone, Config
 from partialfc.head.active_rows import CENTERS
 from partialfc.head.centers import types_of
+from partialfc.head.chunking import chunk_of
 from partialfc.head.losses import loss_of
 from partialfc.head.rows.catch_up import MAX_STEPS
 from partialfc.head.rows.optimizers import RowOptimizer, row_optimizer
 from partialfc.head.sampling import num_strata
 from partialfc.head.shard import class_range
-from partialfc.head.softmax import chunk_of
 from partialfc.runtime.precision import autocast
 from partialfc.training.optim import copies_of
 

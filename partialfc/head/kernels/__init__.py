@@ -6,7 +6,7 @@ there is no Triton, or no GPU.
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Literal
@@ -37,8 +37,9 @@ class Operations:
     move_rows: Callable[..., None] | None
 
 
-def operations_of(choice: Choice, device: torch.device) -> Operations:
+def operations_of(choice: Choice, device: torch.device, subcenters: int) -> Operations:
     """What a recipe's `head.kernels` means on a device. auto: Triton's on a GPU, where Triton is installed.
+    subcenters: of a class; the rows of more than one are worked on without kernels.
 
     InputError where they are asked for and cannot be had.
     """
@@ -51,7 +52,9 @@ def operations_of(choice: Choice, device: torch.device) -> Operations:
         )
     if choice == "torch" or not there or (choice == "auto" and device.type != "cuda"):
         return _operations(ActiveRows, chunk.exponentials, images, move_rows=None)
-    return in_triton()
+    if subcenters == 1:
+        return in_triton()
+    return replace(in_triton(), rows=ActiveRows, add_targets=images.add_targets)
 
 
 def in_triton() -> Operations:

@@ -8,7 +8,7 @@ from partialfc.head.kernels.targets import target_angles
 
 
 class FusedRows(ActiveRows):
-    """As ActiveRows."""
+    """As ActiveRows, where a class has one centre."""
 
     def unit_chunk(self, chunk: slice, *, inverse_: Tensor) -> UnitRows:
         """See ActiveRows."""
@@ -45,10 +45,12 @@ class FusedRows(ActiveRows):
             rounding=rounding,
         )
 
-    def target_angles(self, slots: Tensor, embeddings: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def target_angles(
+        self, slots: Tensor, embeddings: Tensor, positions: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """See ActiveRows."""
         every = self._rows(slice(0, self.num_active))
-        return target_angles(every, slots, embeddings, positions, dtype=self._storage.dtype)
+        return *target_angles(every, slots, embeddings, positions, dtype=self._storage.dtype), slots
 
     def _rows(self, chunk: slice) -> Rows:
         index = None if self._index is None else self._index[chunk]
