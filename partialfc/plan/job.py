@@ -77,18 +77,19 @@ class Job:
     @property
     def keeps_logits(self) -> bool:
         """Whether their exponentials fit the budget."""
-        wanted = self.sampled * self.config.train.batch * self._factor
+        wanted = self.sampled * self.config.train.batch * (self._factor + self._winners)
         return self.optimizer.by_gradient and wanted <= self.config.head.logits_budget << 20
 
     def head_memory(self) -> Bytes:
         """On the device of a rank."""
         width, batch, kept = self.config.backbone.embedding, self.config.train.batch, self.stored
-        chunk = min(self.sampled, chunk_of(width, batch, self.device, _FLOAT))
-        row = sum(dtype.itemsize for dtype in kept.values()) * width
+        each = self.config.head.subcenters
+        chunk = min(self.sampled, chunk_of(width, batch, self.device, _FLOAT, each))
+        row = sum(dtype.itemsize for dtype in kept.values()) * width * each
         on_device = self.config.head.memory == "device"
         parts: Bytes = {}
         if on_device:
-            centers = self.owned * width * kept[CENTERS].itemsize
+            centers = self.owned * width * each * kept[CENTERS].itemsize
             parts = {"class centres": centers, "their moments": self.owned * row - centers}
         else:
             parts = {"rows of two steps": 2 * self.sampled * row}
@@ -97,7 +98,13 @@ class Job:
         if self._decays:
             parts["what rows have missed"] = self.sampled * 4 * (_DOUBLE + _FLOAT)
             parts["learning rates of all steps"] = MAX_STEPS * _FLOAT
-        parts["logits"] = (self.sampled if self.keeps_logits else chunk) * batch * self._factor
+        parts["logits"] = (
+            (self.sampled if self.keeps_logits else chunk) * batch * (self._factor + self._winners)
+        )
+        if (
+            each > 1
+        ):  # by centres, as the product gives them and as factors; and the largest, with their places
+            parts["logits"] += chunk * batch * (each * (_FLOAT + self._factor) + _FLOAT + _DOUBLE)
         if self.products == "half":
             parts["logits"] += chunk * batch * _FLOAT  # as the product gives them
         parts["a chunk's buffers"] = chunk * self._row_buffers(row, on_device)
@@ -107,7 +114,7 @@ class Job:
 
     def host_memory(self) -> Bytes:
         """In the host's memory, or in files, for each rank, beside the process itself."""
-        width, place = self.config.backbone.embedding, self.config.head.memory
+        width, place = self._row_width, self.config.head.memory
         row = sum(dtype.itemsize for dtype in self.stored.values()) * width
         parts: Bytes = {}
         if place != "device":
@@ -124,9 +131,7 @@ class Job:
         parameters, _, _ = _traced(config.backbone, config.optim.precision, _FEWEST)
         size = (1 + copies_of(config.optim) + bool(config.optim.ema)) * parameters // self.ranks
         if config.head.memory == "device":
-            size += (
-                self.owned * sum(dtype.itemsize for dtype in self.stored.values()) * config.backbone.embedding
-            )
+            size += self.owned * sum(dtype.itemsize for dtype in self.stored.values()) * self._row_width
         return {"a checkpoint being written": size}
 
     def backbone_memory(self) -> Bytes:
@@ -168,11 +173,11 @@ class Job:
         Rows that follow a teacher have no gradient.
         """
         products = (3 if self.keeps_logits else 4) if self.optimizer.by_gradient else 2
-        return products * 2 * self.config.train.batch * self.sampled * self.config.backbone.embedding
+        return products * 2 * self.config.train.batch * self.sampled * self._row_width
 
     def traffic(self) -> int:
         """Bytes between the device and its memory in a step of the head: rows, and passes over the logits."""
-        width = self.config.backbone.embedding
+        width = self._row_width
         centers = self.stored[CENTERS].itemsize
         moments = sum(dtype.itemsize for dtype in self.stored.values()) - centers
         updated = self.optimizer.by_gradient
@@ -187,12 +192,22 @@ class Job:
         return _HALF if self.products == "half" else _FLOAT
 
     @property
+    def _winners(self) -> int:
+        """Bytes that are kept of a logit beside it: which sub-centre it is of."""
+        return int(self.config.head.subcenters > 1)
+
+    @property
+    def _row_width(self) -> int:
+        """Components of a class's centres."""
+        return self.config.backbone.embedding * self.config.head.subcenters
+
+    @property
     def _decays(self) -> bool:
         return self.config.head.unsampled == "decay" and self.config.head.samples
 
     def _row_buffers(self, row: int, gathered: bool) -> int:
         """Bytes for each row of a chunk: at length 1, its gradient, what was gathered, what was converted, noise, copies."""
-        width, kept = self.config.backbone.embedding, self.stored
+        width, kept = self._row_width, self.stored
         converted = sum(dtype != torch.float32 for dtype in kept.values())
         buffers = 2 + converted + (2 if converted else 0)
         if self._decays:

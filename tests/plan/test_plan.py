@@ -62,6 +62,7 @@ CASES = {
     "decay": {"head": {"sample_rate": 0.2, "unsampled": "decay"}},
     "host": {"head": {"sample_rate": 0.2, "memory": "host"}},
     "teacher": {"head": {"sample_rate": 0.2}, "distillation": {"embeddings": "nowhere"}},
+    "sub-centres": {"head": {"sample_rate": 0.2, "subcenters": 3, "centers": "bfloat16", "moments": "none"}},
     "no budget": {"head": {"sample_rate": 0.3, "logits_budget": 0}},
 }
 

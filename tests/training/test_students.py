@@ -31,9 +31,8 @@ def teacher(source, pack, tmp_path_factory):
 
 
 def student(pack, teacher, output, **sections):
-    return config_of(
-        pack, output, distillation={"embeddings": str(teacher)}, train={"length": LENGTH, "micro_batch": 4}, **sections,
-    )  # fmt: skip
+    taught = {"distillation": {"embeddings": str(teacher)}, "train": {"length": LENGTH, "micro_batch": 4}}
+    return config_of(pack, output, **taught | sections)
 
 
 def test_embeddings_are_those_of_the_images_in_the_order_of_the_pack(source, pack, teacher):
@@ -79,6 +78,20 @@ def test_a_student_learns_the_same_at_any_world_size_and_after_a_stop(ranks, pac
     ranks.run(1, trained, stopped, 8)
     assert_same_bits(whole(ranks.run(1, trained, stopped)), states[1])
     assert curve(tmp_path / "stopped") == curve(tmp_path / "W1")
+
+
+def test_image_by_image_a_student_comes_nearer_to_its_teacher(ranks, pack, teacher, tmp_path):
+    taught, dataset = PackEmbeddings(teacher)[np.arange(115)], RecordDataset(pack)
+    nearness = {}
+    for weight, world_size in ((0.0, 1), (50.0, 1), (50.0, 3)):
+        output = tmp_path / f"{weight} {world_size}"
+        distillation = {"embeddings": str(teacher), "regression": weight}
+        sections = {"distillation": distillation, "train": {"length": 40, "micro_batch": 4}}
+        ranks.run(world_size, trained, student(pack, teacher, output, **sections))
+        learnt = load(output).embed([dataset[image][0] for image in range(115)])
+        nearness[weight] = (learnt * taught).sum(axis=1).mean()
+    assert 1 - nearness[50.0] < 0.5 * (1 - nearness[0.0])
+    np.testing.assert_allclose(curve(tmp_path / "50.0 1"), curve(tmp_path / "50.0 3"), rtol=1e-4)
 
 
 def test_centres_are_the_means_of_their_images_by_the_teacher(ranks, pack, teacher, tmp_path):
