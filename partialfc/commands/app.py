@@ -28,6 +28,7 @@ GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
         packs.unpack,
         packs.merge,
         packs.split,
+        networks.clean,
     ),
     "Use what was trained": (networks.evaluate, networks.embed, networks.compare, networks.export),
 }

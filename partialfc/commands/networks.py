@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from partialfc.commands.options import BackboneName, Device, Model, loaded
+from partialfc.commands.options import BackboneName, Device, Model, Pack, loaded
 
 if TYPE_CHECKING:
     from partialfc.evaluation.sets import Scores
@@ -98,6 +98,32 @@ def embed(
     write = embed_pack if is_pack(folder) else embed_folder
     count = write(loaded(model, backbone, device), model, folder, out, progress=True)
     print(f"{out}: {count} images")
+
+
+def clean(
+    run: Annotated[Path, typer.Argument(help="A run that was trained on the pack, or a checkpoint of it.")],
+    pack: Pack,
+    out: Annotated[Path, typer.Argument(help="The cleaned pack's folder.")],
+    degrees: Annotated[
+        float, typer.Option(min=0, max=180, help="How far an image may be from its class.")
+    ] = 75.0,
+    device: Device = "auto",
+) -> None:
+    """Write a pack without the images that a run finds far from their class: wrong labels, mostly. The same call goes on
+    where it was interrupted.
+
+    ```
+    partialfc train recipe.yaml data.path=pack head.subcenters=3 output=output/three
+    partialfc clean output/three pack/ cleaned/
+    ```
+
+    OUT also gets dropped.csv, and dropped.png: images that stay, and beside them some that do not. Best of a run with
+    several sub-centres, where wrong labels have centres of their own.
+    """
+    from partialfc.inference import cleaning
+
+    kept, dropped = cleaning.clean(loaded(run, None, device), run, pack, out, degrees=degrees, progress=True)
+    print(f"{out}: {kept} images; {dropped} are farther than {degrees:g} degrees: {out / cleaning.LISTING}")
 
 
 def export(

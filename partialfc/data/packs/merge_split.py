@@ -1,7 +1,7 @@
-"""Packs from packs: several into one, and one into two of different identities. Images keep their bytes."""
+"""Packs from packs: several into one, one into two of different identities, and some images of one. Images keep their bytes."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -60,9 +60,31 @@ def split(
     return written
 
 
-def _write(chosen: _Chosen, folder: Path, num_classes: int, what: str, progress: bool) -> tuple[int, int]:
-    if folder.resolve() in {dataset.path.parent.resolve() for dataset, _ in chosen}:
+def select(pack: Path, folder: Path, kept: NDArray[np.bool_], *, progress: bool = False) -> tuple[int, int]:
+    """Write to `folder` those images of a pack that `kept` [n] names; returns the numbers of classes and of images. Classes
+    stay, those without an image, too. May be repeated where it was interrupted. InputError where the pack cannot be read.
+    """
+    check_apart(folder, [pack])
+    dataset = RecordDataset(pack)
+    chosen = np.flatnonzero(kept)
+
+    def samples(done: int) -> Iterator[Sample]:
+        for sample in tracked(chosen[done:].tolist(), "writing", shown=progress):
+            yield dataset.label(sample), dataset.encoded(sample)
+
+    plan = hashlib.sha256(plan_of(dataset.path).encode() + kept.tobytes()).hexdigest()
+    size = dataset[0][0].shape[0]
+    return resume_pack(folder, samples, plan=plan, size=size, num_classes=dataset.num_classes)
+
+
+def check_apart(folder: Path, packs: Iterable[Path]) -> None:
+    """InputError where what is written would be one of the packs that are read."""
+    if folder.resolve() in {pack.resolve() for pack in packs}:
         raise InputError(f"{folder}: wanted another folder than that of a pack which is read")
+
+
+def _write(chosen: _Chosen, folder: Path, num_classes: int, what: str, progress: bool) -> tuple[int, int]:
+    check_apart(folder, [dataset.path.parent for dataset, _ in chosen])
     size = _size(chosen)
 
     def samples(done: int) -> Iterator[Sample]:

@@ -2,7 +2,7 @@
 loadable at any number of ranks. Nothing in them is executed: safetensors, and a JSON file with all digests.
 """
 
-from partialfc.runtime.checkpoint.checkpoints import WORDS, Checkpoints, Found, read_part
+from partialfc.runtime.checkpoint.checkpoints import WORDS, Checkpoints, Found, read_part, read_rows
 from partialfc.runtime.checkpoint.folder import newest
 from partialfc.runtime.checkpoint.manifest import Manifest, read_manifest
 from partialfc.runtime.checkpoint.snapshot import State
@@ -18,4 +18,5 @@ __all__ = [
     "newest",
     "read_manifest",
     "read_part",
+    "read_rows",
 ]

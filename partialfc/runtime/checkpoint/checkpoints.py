@@ -173,6 +173,18 @@ def _fill(tensor: Tensor, name: str, found: Found) -> None:
     fill(rows.detach(), name, first, stored, found.path)
 
 
+def read_rows(path: Path, name: str, first: int, last: int) -> Tensor:
+    """Rows [first, last) of a tensor of a checkpoint's state, such as `head.centers`, on the CPU, as they are stored; not held
+    against their digest. Needs no process group. InputError where the path is no checkpoint, or has no such rows.
+    """
+    stored = read_manifest(path).tensors.get(name)
+    if stored is None:
+        raise InputError(f"{path}: no {name} in it")
+    rows = empty(stored, last - first)
+    fill(rows, name, first, stored, path)
+    return rows
+
+
 def read_part(path: Path, part: str) -> dict[str, Tensor]:
     """The tensors of one part of a checkpoint's state, such as `backbone`, on the CPU; needs no process group.
 

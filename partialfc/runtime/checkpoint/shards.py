@@ -99,9 +99,10 @@ def fill(target: Tensor, name: str, first: int, stored: Stored, folder: Path) ->
         raise InputError(f"{folder}: {name}: {filled} of the rows {first} to {last}")
 
 
-def empty(stored: Stored) -> Tensor:
-    """A tensor of the host that a whole stored tensor can be read into."""
-    return torch.empty(stored.shape, dtype=_BY_NAME[stored.dtype])
+def empty(stored: Stored, rows: int | None = None) -> Tensor:
+    """A tensor of the host that a stored tensor can be read into: all of it, or as many rows."""
+    shape = stored.shape if rows is None else [rows, *stored.shape[1:]]
+    return torch.empty(shape, dtype=_BY_NAME[stored.dtype])
 
 
 def _steps(start: int, stop: int, rows: Tensor) -> Iterator[tuple[int, int]]:

@@ -1,0 +1,103 @@
+"""Images that are none of their class, found by a run with sub-centres: planted ones, and the arithmetic by hand."""
+
+import csv
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from faces import face
+from runs import config_of, trained
+from torch.nn.functional import normalize
+
+from partialfc.data import RecordDataset
+from partialfc.data.embeddings import PackEmbeddings
+from partialfc.data.packs import pack_writer
+from partialfc.errors import InputError
+from partialfc.inference import cleaning
+from partialfc.inference.pack import embed_pack
+from partialfc.inference.recognizer import load
+from partialfc.inference.weights import newest
+from partialfc.runtime.checkpoint import read_part, read_rows
+
+CLASSES, IMAGES, SIZE = 16, 8, 32
+
+
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory):
+    """A pack in which the last image of every other class shows somebody else."""
+    folder = tmp_path_factory.mktemp("noisy")
+    samples = [
+        (label, face(label if image < IMAGES - 1 or label % 2 else 100 + label, image, SIZE))
+        for label in range(CLASSES)
+        for image in range(IMAGES)
+    ]
+    pack_writer.write_pack(folder, samples, num_classes=CLASSES + 1, size=SIZE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(ranks, noisy, tmp_path_factory):
+    output = tmp_path_factory.mktemp("run")
+    config = config_of(
+        noisy, output, head={"subcenters": 2, "sample_rate": 1.0}, optim={"lr": 0.1}, train={"length": 120}
+    )
+    ranks.run(2, trained, config)
+    return output
+
+
+def test_images_stand_where_a_plain_loop_finds_them(run, noisy, tmp_path, monkeypatch):
+    monkeypatch.setattr(cleaning, "_CLASSES", 7)
+    monkeypatch.setattr(cleaning, "_IMAGES", 10)
+    recognizer, dataset = load(run), RecordDataset(noisy)
+    embed_pack(recognizer, run, noisy, tmp_path)
+    embeddings = PackEmbeddings(tmp_path)
+    labels = np.array([dataset.label(image) for image in range(len(dataset))])
+    found = cleaning.placed(embeddings, labels, newest(run), recognizer.provenance)
+    centers = normalize(read_part(newest(run), "head")["centers"].view(CLASSES + 1, 2, -1), dim=2)
+    for label in range(CLASSES):
+        own = np.flatnonzero(labels == label)
+        cosines = torch.from_numpy(embeddings[own]) @ centers[label].T
+        nearest = cosines.argmax(dim=1)
+        dominant = nearest.bincount(minlength=2).argmax()
+        assert found.nearest[own].tolist() == nearest.tolist()
+        expected = torch.rad2deg(cosines[:, dominant].clamp(-1, 1).acos())
+        np.testing.assert_allclose(found.degrees[own], expected, atol=1e-2)
+
+
+def test_planted_images_are_dropped_and_the_others_stay(run, noisy, tmp_path):
+    kept, dropped = cleaning.clean(load(run), run, noisy, tmp_path, degrees=75.0)
+    before, after = RecordDataset(noisy), RecordDataset(tmp_path)
+    planted = {IMAGES * label + IMAGES for label in range(0, CLASSES, 2)}  # keys begin at 1
+    with (tmp_path / cleaning.LISTING).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    listed = [int(row["key"]) for row in rows]
+    assert len(planted & set(listed)) >= 7 and len(set(listed) - planted) <= 2
+    degrees = [float(row["degrees"]) for row in rows]
+    assert degrees == sorted(degrees, reverse=True) and degrees[-1] > 75
+    assert (kept, dropped) == (len(after), len(listed)) and kept + dropped == len(before)
+    stay = [image for image in range(len(before)) if before.key(image) not in listed]
+    assert [(after.label(image), after.encoded(image)) for image in range(kept)] == [
+        (before.label(image), before.encoded(image)) for image in stay
+    ]
+    assert after.num_classes == CLASSES + 1
+    height, width, _ = cv2.imread(str(tmp_path / cleaning.SHEET)).shape
+    assert width == 13 * SIZE and height == SIZE * len({row["class"] for row in rows})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "dropped.csv", "dropped.png", "property", "train.idx", "train.rec",
+    ]  # fmt: skip
+
+
+def test_what_does_not_go_together_is_refused(run, noisy, pack, tmp_path):
+    with pytest.raises(InputError, match=r"not the pack that .* was trained on"):
+        cleaning.clean(load(run), run, pack, tmp_path, degrees=75.0)
+    with pytest.raises(InputError, match=r"no image is within 0 degrees of its class"):
+        cleaning.clean(load(run), run, noisy, tmp_path, degrees=0.0)
+    with pytest.raises(InputError, match="wanted another folder than that of a pack which is read"):
+        cleaning.clean(load(run), run, noisy, noisy, degrees=75.0)
+    weights = load(run)
+    weights.provenance = None  # as those of a file have none
+    with pytest.raises(InputError, match="no run; wanted one that was trained on"):
+        cleaning.clean(weights, run, noisy, tmp_path, degrees=75.0)
+    with pytest.raises(InputError, match=r"no head\.nothing in it"):
+        read_rows(newest(run), "head.nothing", 0, 1)
