@@ -91,7 +91,12 @@ def test_before_the_first_step_one_rank_says_so(recipe, ranks):
     told = [
         line for line in err.splitlines() if "Gloo" not in line
     ]  # which misses a rank as it meets the others
-    assert process.returncode == 75 and told == ["stopped by SIGTERM with nothing to save"]
+    # The first rank may be inside a library, waiting for the other, and hear nothing until it is ended.
+    ways = (
+        ["stopped by SIGTERM with nothing to save"],
+        ["stopped by SIGTERM; the first rank did not end by itself"],
+    )
+    assert process.returncode == 75 and told in ways
 
 
 def test_while_the_ranks_start_there_is_nothing_to_save(recipe):

@@ -38,10 +38,13 @@ from partialfc.config.margins import (
     CurricularFace,
     ElasticArcFace,
     ElasticCosFace,
+    Linear,
     MagFace,
     Margin,
     Order,
     SoftMax,
+    SphereFace2,
+    UniFace,
 )
 from partialfc.config.optimizers import (
     AdamW,
@@ -107,6 +110,7 @@ __all__ = [
     "InitConfig",
     "Interval",
     "LaunchConfig",
+    "Linear",
     "MagFace",
     "Margin",
     "MobileFaceNet",
@@ -120,12 +124,14 @@ __all__ = [
     "Sgd",
     "SgdRule",
     "SoftMax",
+    "SphereFace2",
     "Step",
     "SyntheticData",
     "TeacherRule",
     "Timm",
     "TorchOptimizer",
     "TrainConfig",
+    "UniFace",
     "ViT",
     "ViTBase",
     "ViTLarge",
@@ -172,7 +178,7 @@ class Config(Settings, frozen=True):
             raise InputError(
                 "head.optim: found beside distillation.embeddings, with which class centres follow the teacher"
             )
-        self.head.check_with(self.rows_rule)
+        self.head.check_with(self.rows_rule, self.margin)
 
     @property
     def rows_rule(self) -> RowRule:

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from partialfc.config.margins import AnyMargin, Linear
 from partialfc.config.optimizers import AdamWRule, AnyRule, RowRule, SgdRule, TeacherRule
 from partialfc.config.stages import Staged, check_stages, values_of
 from partialfc.config.types import Fraction, Natural, Settings, unit
@@ -61,8 +62,8 @@ class HeadConfig(Settings, frozen=True):
         """Whether there are steps that do not work on all classes."""
         return min(values_of(self.sample_rate)) < 1
 
-    def check_with(self, rule: RowRule) -> None:
-        """InputError where class centres that move by `rule` cannot be treated so."""
+    def check_with(self, rule: RowRule, margin: AnyMargin) -> None:
+        """InputError where class centres that move by `rule` cannot be treated so, or those of `margin`."""
         if self.unsampled == "decay" and not isinstance(rule, SgdRule):
             raise InputError(
                 "head.unsampled: decay needs optim.name: sgd, whose skipped steps are one product; "
@@ -72,5 +73,20 @@ class HeadConfig(Settings, frozen=True):
             raise InputError(
                 f"head.subcenters: {self.subcenters}; wanted 1, as class centres follow a teacher"
             )
+        if isinstance(margin, Linear):
+            self._check_linear(rule)
         if self.moments == "none" and isinstance(rule, AdamWRule):
             raise InputError("head.moments: none needs optim.name: sgd; AdamW is its moments")
+
+    def _check_linear(self, rule: RowRule) -> None:
+        """Where rows are no directions."""
+        for name, found, wanted in (
+            ("head.subcenters", self.subcenters, 1),
+            ("head.interclass_threshold", self.interclass_threshold, 0),
+        ):
+            if found != wanted:
+                raise InputError(f"{name}: {found}; wanted {wanted}, as margin.name: linear has no cosines")
+        if isinstance(rule, TeacherRule):
+            raise InputError(
+                "margin.name: linear has no cosines, which class centres that follow a teacher need"
+            )

@@ -31,6 +31,10 @@ class SoftMax(Margin, frozen=True, tag="softmax", tag_field="name"):
     """cos t: normalised softmax without a margin."""
 
 
+class Linear(Settings, frozen=True, tag="linear", tag_field="name"):
+    """w x + b, the softmax of a linear layer: nothing is normalised, and there is no margin."""
+
+
 class ArcFace(AngularMargin, frozen=True, tag="arcface", tag_field="name"):
     """cos(t + margin), arXiv 1801.07698."""
 
@@ -117,6 +121,30 @@ class MagFace(AngularMargin, frozen=True, tag="magface", tag_field="name"):
             raise InputError(f"margin.norms: found {list(self.norms)}; wanted the smaller one first")
 
 
+class UniFace(Margin, frozen=True, tag="uniface", tag_field="name"):
+    """Each class by itself, softplus(b - s (cos t - margin)) and softplus(s cos t_j - b), b learnt; UniFace, ICCV 2023."""
+
+    margin: Staged[Cosine] = 0.4
+    """Taken from the cosine."""
+    weight: Positive = 1.0
+    """Of the negatives."""
+
+
+class SphereFace2(Margin, frozen=True, tag="sphereface2", tag_field="name"):
+    """Each class by itself, with a margin on either side, b learnt; SphereFace2-C, arXiv 2108.01513."""
+
+    scale: Staged[Scale] = 40.0
+    """Factor of every logit."""
+    margin: Staged[Cosine] = 0.4
+    """Taken from the cosine of the own class, and added to those of the others."""
+    own: Annotated[float, Meta(gt=0, lt=1)] = 0.7
+    """Weight of the own class; that of each other one is 1 less it."""
+    power: Annotated[float, Meta(ge=1)] = 3.0
+    """Of the cosines, brought to 0 to 1: the higher, the farther apart they are asked to be."""
+    weight: Positive = 50.0
+    """Of the whole loss, times 1 / scale."""
+
+
 AnyMargin = (
     AdaFace
     | ArcFace
@@ -125,6 +153,9 @@ AnyMargin = (
     | CurricularFace
     | ElasticArcFace
     | ElasticCosFace
+    | Linear
     | MagFace
     | SoftMax
+    | SphereFace2
+    | UniFace
 )

@@ -130,16 +130,19 @@ class ActiveRows:
         weight, moments = self._load(CENTERS, chunk), self._moments(chunk)
         if self._factors is not None:
             weight, moments = self._caught_up(weight, moments, chunk)
-        # Scaling to length 1 lets through only what is at right angles to the row.
-        centers = self._each(weight)
-        radial = torch.linalg.vecdot(d_unit, centers).unsqueeze(1).mul_(inverse * inverse).neg_()
-        gradient = d_unit.addcmul_(centers, radial).mul_(inverse).view_as(weight)
+        gradient = self._gradient(d_unit, self._each(weight), inverse).view_as(weight)
         optimizer = self._storage.optimizer
         count = self._count(chunk, finite) if optimizer.counts else None
         optimizer.step(RowUpdate(weight, gradient, moments, lr, finite, count))
         self._store(CENTERS, chunk, weight)
         for name, moment in zip(optimizer.moments, moments, strict=True):
             self._store(name, chunk, moment)
+
+    def _gradient(self, d_unit_: Tensor, centers: Tensor, inverse: Tensor) -> Tensor:
+        """The gradient by the centres [c K, D] themselves."""
+        # Scaling to length 1 lets through only what is at right angles to the row.
+        radial = torch.linalg.vecdot(d_unit_, centers).unsqueeze(1).mul_(inverse * inverse).neg_()
+        return d_unit_.addcmul_(centers, radial).mul_(inverse)
 
     def _load(self, name: str, chunk: slice) -> Tensor:
         """A chunk of a tensor in the type that is computed in: itself where it can be."""

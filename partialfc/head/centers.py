@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from partialfc.config import HeadConfig, RowRule, SgdRule
+from partialfc.config import AnyMargin, HeadConfig, RowRule, SgdRule
 from partialfc.head.active import ActiveClasses
 from partialfc.head.active_rows import CENTERS, ActiveRows, Storage
 from partialfc.head.initial import draw_initial
@@ -21,12 +21,12 @@ from partialfc.head.rows.optimizers import row_optimizer
 from partialfc.head.scratch import ScratchMemory
 
 
-def rule_of(config: HeadConfig, optim: RowRule | None) -> RowRule:
+def rule_of(config: HeadConfig, optim: RowRule | None, margin: AnyMargin) -> RowRule:
     """How the centres move. ValueError where that is said twice, or does not go with the settings."""
     if optim is not None and config.optim is not None:
         raise ValueError("optim and config.optim: found both; wanted one of them")
     rule = optim or config.optim or SgdRule()
-    config.check_with(rule)
+    config.check_with(rule, margin)
     return rule
 
 

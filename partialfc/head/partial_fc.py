@@ -22,14 +22,16 @@ from partialfc.head.checks import check_arguments, check_embeddings, described
 from partialfc.head.distillation import check_teacher, follow_teacher
 from partialfc.head.fixed import FixedModule
 from partialfc.head.kernels import operations_of
+from partialfc.head.kinds import kind_of
 from partialfc.head.losses import Loss
 from partialfc.head.losses.by_step import LossByStep
 from partialfc.head.products import Products
 from partialfc.head.rows.frozen import FrozenRows
 from partialfc.head.saved import Saved
 from partialfc.head.scratch import Sender
+from partialfc.head.seen import SeenClasses
 from partialfc.head.shard import class_range
-from partialfc.head.softmax import ShardedSoftmax
+from partialfc.head.sharded import ShardedLoss
 from partialfc.head.step import HeadStep, Observation, loss_of_step
 from partialfc.runtime import comm
 
@@ -52,9 +54,8 @@ class PartialFC(FixedModule):
 
     The class centres are no parameters: `update` is their optimizer. They are in `state_dict()`, as DTensors where there
     is a process group, which torch.distributed.checkpoint saves and loads at any number of ranks. optim: how they
-    step, which may also stand in `config`; without, SGD with its defaults; TeacherRule(): they follow the embeddings of
-    a teacher that `update` is given. steps_per_epoch: wanted where settings have stages that begin at epochs. drawn:
-    False leaves the centres 0, to be loaded.
+    step, which may also stand in `config`; without, SGD with its defaults; TeacherRule(): they follow a teacher, see
+    `update`. steps_per_epoch: wanted where settings have stages by epochs. drawn: False leaves the centres 0, to be loaded.
     """
 
     def __init__(
@@ -82,12 +83,15 @@ class PartialFC(FixedModule):
         self._gradient_factor = self._world_size if backbone_gradients == "mean" else 1
         device = self.like.device  # with its index, which other threads need
         self._products = Products(config.products, device, dtype)
-        self._operations = operations_of(config.kernels, device, config.subcenters)
+        self._loss_of = LossByStep(margin, steps_per_epoch, num_classes * config.largest_rate, device, dtype)
+        loss = self._loss_of(0)
+        kind = kind_of(loss, config.subcenters)
+        self._operations = operations_of(config.kernels, device, kind.rows)
         self.centers = Centers(
             class_range(num_classes, rank, self._world_size),
-            embedding_size,
+            embedding_size + loss.beside,
             config,
-            rule_of(config, optim),
+            rule_of(config, optim, margin),
             seed=seed,
             device=device,
             dtype=dtype,
@@ -95,10 +99,9 @@ class PartialFC(FixedModule):
             operations=self._operations,
             drawn=drawn,
         )
-        self._loss_of = LossByStep(margin, steps_per_epoch, device, dtype)
         self._selection, self._sender = self._new_selection(steps_per_epoch), Sender(device)
-        self._softmax = self._new_softmax()
-        self._seen_classes = np.zeros(len(self.centers.owned), np.uint8)  # 1: was in a batch
+        self._sharded = self._new_sharded(kind.sharded)
+        self._seen = SeenClasses(len(self.centers.owned))
         self._steps = np.zeros((), np.int64)
         self._due: HeadStep | None = None  # the step whose update comes next
 
@@ -157,11 +160,11 @@ class PartialFC(FixedModule):
         else:
             rows = self.centers.look_at(step.classes_on_device())
         with torch.autocast(embeddings.device.type, enabled=False):
-            begin = partial(self._softmax.begin, rows, step.batch, keep=keep)
+            begin = partial(self._sharded.begin, rows, step.batch, keep=keep)
             everyones, norms = self._gathered(step.loss, embeddings.to(self.centers.dtype), begin)
             if not keep:
-                return self._softmax.forward(step.loss, everyones, norms, rows, keep=False).loss
-            loss = loss_of_step(everyones, norms, self._softmax, rows, step)
+                return self._sharded.forward(step.loss, everyones, norms, rows, keep=False).loss
+            loss = loss_of_step(everyones, norms, self._sharded, rows, step)
         self._due = step
         return loss
 
@@ -179,8 +182,7 @@ class PartialFC(FixedModule):
         finite: a bool scalar on the device; where false nothing changes. loss_scale: what the loss was multiplied by
         against underflow (GradScaler.get_scale() before its update()); it is divided out of the rows' gradient.
         teacher: its embeddings [b, D] of this rank's images, of any length and floating type, where the centres follow
-        a teacher: then lr and loss_scale mean nothing; one all-gather. The scratch memory of the step is free again.
-        Raises RuntimeError where forward() or backward() is still to come.
+        a teacher: these have no learning rate; one all-gather. RuntimeError where forward() or backward() is still to come.
         """
         step.check_head(self, "update()")
         check_teacher(teacher, self.centers, step.batch // self._world_size)
@@ -189,15 +191,15 @@ class PartialFC(FixedModule):
         if finite is None:
             finite = torch.ones((), dtype=torch.bool, device=self.centers.device)
         masked_lr = finite.to(self.centers.dtype) * lr
+        weight = gradient.to(self.centers.dtype) / loss_scale
         if teacher is not None:
             everyones = comm.gather_rows(normalize(teacher.to(self.centers.dtype)), self.group)
-            follow_teacher(flight.rows, flight.softmax.embeddings, everyones, finite)
+            follow_teacher(flight.rows, flight.forwarded.embeddings, everyones, finite)
         else:
-            weight = gradient.to(self.centers.dtype) / loss_scale
-            self._softmax.update(flight.softmax, flight.rows, weight, masked_lr, finite)
-        flight.softmax.take_state(finite)
+            self._sharded.update(flight.forwarded, flight.rows, weight, masked_lr, finite)
+        self._sharded.take_state(flight.forwarded, weight, masked_lr, finite)
         self.centers.release(step.classes, masked_lr, finite)
-        self._seen_classes[step.classes.target_rows] = 1
+        self._seen.add(step.classes.target_rows)
         self._steps += 1
 
     def discard(self, step: HeadStep) -> None:
@@ -216,11 +218,9 @@ class PartialFC(FixedModule):
         """
         step.check_head(self, "observe()")
         flight = step.seen("observe()")
-        target, nearest = self._softmax.cosines(flight.softmax, flight.rows)
-        rows = step.classes.target_rows
-        seen_now = np.unique(rows[self._seen_classes[rows] == 0])
-        never_positive = len(self._seen_classes) - int(np.count_nonzero(self._seen_classes)) - len(seen_now)
-        everyones = comm.of_each_rank(never_positive, self.group, self.centers.device)
+        target, nearest = self._sharded.cosines(flight.forwarded, flight.rows)
+        never = self._seen.never(step.classes.target_rows)
+        everyones = comm.of_each_rank(never, self.group, self.centers.device)
         return Observation(target, nearest, flight.rows.classes.drawn_margins, everyones)
 
     def freeze(self) -> dict[str, FrozenRows]:
@@ -240,9 +240,9 @@ class PartialFC(FixedModule):
             dtype=self.centers.dtype,
         )
 
-    def _new_softmax(self) -> ShardedSoftmax:
-        return ShardedSoftmax(
-            width=self.embedding_size,
+    def _new_sharded(self, kind: type[ShardedLoss]) -> ShardedLoss:
+        return kind(
+            width=self.centers.width,
             subcenters=self.config.subcenters,
             interclass_threshold=self.config.interclass_threshold,
             logits_budget=0 if self.centers.follow_teacher else self.config.logits_budget << 20,
@@ -256,7 +256,7 @@ class PartialFC(FixedModule):
     def _saved(self) -> Saved:
         """All that the next step depends on, sharing memory."""
         shards, replicated = self.centers.state()
-        shards["seen_classes"] = torch.from_numpy(self._seen_classes)
+        shards["seen_classes"] = torch.from_numpy(self._seen.flags)
         replicated["steps"] = torch.from_numpy(self._steps)
         replicated |= {f"loss_{name}": value for name, value in self._loss_of.state.items()}
         return Saved(shards, replicated, self.num_classes, self.group)
@@ -285,9 +285,9 @@ class PartialFC(FixedModule):
     def _gathered(
         self, loss: Loss, embeddings: Tensor, meanwhile: Callable[[], None]
     ) -> tuple[Tensor, Tensor | None]:
-        """Everyone's embeddings [B, D], at length 1; and the norms [B] that they had, where the loss needs them."""
+        """Everyone's embeddings [B, D], as the loss wants them; and the norms [B] that they had, where the loss needs them."""
         return comm.gather_with_gradient(
-            normalize(embeddings),
+            loss.prepared(embeddings),
             loss.norms_of(embeddings),
             self.group,
             gradient_factor=self._gradient_factor,

@@ -7,7 +7,6 @@ scale.
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from partialfc.head.losses import HardNegatives, Loss, State
@@ -16,23 +15,23 @@ from partialfc.head.losses import HardNegatives, Loss, State
 class Kept(NamedTuple):
     """What is kept of the active classes, where there is room for it."""
 
-    exponentials: Tensor  # [S, B] exp(z - shift)
+    weights: Tensor  # [S, B] what images push classes away with
     winners: Tensor | None  # [S, B] uint8, which of a class's centres is an image's nearest; None: it has one
     inverse: Tensor  # [S K, 1] of the centres' lengths
 
     def of(self, chunk: slice) -> "Kept":
         """The same of a part of the classes."""
-        centers = len(self.inverse) // len(self.exponentials)
+        centers = len(self.inverse) // len(self.weights)
         winners = None if self.winners is None else self.winners[chunk]
         inverse = self.inverse[chunk.start * centers : chunk.stop * centers]
-        return Kept(self.exponentials[chunk], winners, inverse)
+        return Kept(self.weights[chunk], winners, inverse)
 
 
 @dataclass
-class Softmax:
+class Forwarded:
     """What a forward leaves for the rows' gradient.
 
-    The loss's derivative by a negative's cosine is exp(z - shift) * factor, by a target's it is `targets`.
+    The loss's derivative by a negative's cosine is its weight, see Kept, times factor; by a target's it is `targets`.
     """
 
     loss: Loss  # of the step
@@ -45,12 +44,7 @@ class Softmax:
     kept: Kept | None
     hard: HardNegatives | None  # whose logits are raised
     loss_state: State  # of the loss, once the step is taken
-
-    def take_state(self, finite: Tensor) -> None:
-        """The step is taken, where the bool scalar `finite` is true: the loss has seen its batch."""
-        for name, value in self.loss_state.items():
-            old = self.loss.state[name]
-            old.copy_(torch.where(finite, value, old))
+    by_threshold: Tensor | None = None  # the loss's derivative by its threshold, the same on every rank
 
 
 class Forward(NamedTuple):
@@ -59,7 +53,7 @@ class Forward(NamedTuple):
     loss: Tensor  # scalar
     gradient: Tensor  # [B, D] its gradient by the embeddings, from this rank's classes
     by_norm: Tensor | None  # [B] the same by their norms; None: they have none
-    left: Softmax  # for the rows' gradient
+    left: Forwarded  # for the rows' gradient
 
 
 class Targets(NamedTuple):

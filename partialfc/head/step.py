@@ -10,9 +10,9 @@ from torch import Tensor
 from partialfc.head.active import ActiveClasses
 from partialfc.head.active_rows import ActiveRows
 from partialfc.head.losses import Loss
-from partialfc.head.results import Softmax
+from partialfc.head.results import Forwarded
 from partialfc.head.scratch import Sending
-from partialfc.head.softmax import ShardedSoftmax
+from partialfc.head.sharded import ShardedLoss
 
 
 class Stage(Enum):
@@ -30,7 +30,7 @@ class InFlight:
     """What a forward leaves for the backward and the update."""
 
     rows: ActiveRows
-    softmax: Softmax
+    forwarded: Forwarded
     gradient: Tensor | None = None  # of what backward() was called on by the loss: a scalar on the device
 
 
@@ -76,10 +76,10 @@ class HeadStep:
         if self._head is not head:
             raise RuntimeError(f"{call} of step {self.number}, which another head has prepared")
 
-    def begin(self, rows: ActiveRows, softmax: Softmax) -> None:
+    def begin(self, rows: ActiveRows, forwarded: Forwarded) -> None:
         """Take over what a forward with gradient has made."""
         self.check_open("forward()")
-        self._in_flight, self._stage = InFlight(rows, softmax), Stage.FORWARD
+        self._in_flight, self._stage = InFlight(rows, forwarded), Stage.FORWARD
 
     def add_gradient(self, gradient: Tensor) -> None:
         """Note the gradient that reached the loss in a backward; more than one add up, as they do in `.grad`."""
@@ -128,10 +128,10 @@ class HeadStep:
 
 
 def loss_of_step(
-    embeddings: Tensor, norms: Tensor | None, softmax: ShardedSoftmax, rows: ActiveRows, step: HeadStep
+    embeddings: Tensor, norms: Tensor | None, sharded: ShardedLoss, rows: ActiveRows, step: HeadStep
 ) -> Tensor:
     """The loss of everyone's embeddings [B, D], with gradient; `step` takes what its update will need."""
-    loss: Tensor = _Loss.apply(embeddings, norms, softmax, rows, step)
+    loss: Tensor = _Loss.apply(embeddings, norms, sharded, rows, step)
     return loss
 
 
@@ -141,11 +141,11 @@ class _Loss(torch.autograd.Function):
         ctx: Any,
         embeddings: Tensor,
         norms: Tensor | None,
-        softmax: ShardedSoftmax,
+        sharded: ShardedLoss,
         rows: ActiveRows,
         step: HeadStep,
     ) -> Tensor:
-        found = softmax.forward(step.loss, embeddings, norms, rows, keep=True)
+        found = sharded.forward(step.loss, embeddings, norms, rows, keep=True)
         step.begin(rows, found.left)
         ctx.step, ctx.by_norm = step, found.by_norm
         ctx.save_for_backward(found.gradient)

@@ -155,6 +155,14 @@ class _Processes:
                 if 0 not in failures or failures[0].exitcode == -number:  # else the first rank said so
                     say_stopped(number, again=False)
                 return STOPPED
+            if (
+                0 in failures
+                and failures[0].pid in self._killed
+                and any(it.exitcode == STOPPED for it in own)
+            ):
+                # It was waiting for the others, inside a library that hears no signal.
+                _say(f"stopped by {signal.Signals(number).name}; the first rank did not end by itself")
+                return STOPPED
         killed = {rank: it for rank, it in failures.items() if it in own and it.exitcode < 0}
         for rank, failure in killed.items():
             memory = " (out of memory?)" if failure.exitcode == -signal.SIGKILL else ""

@@ -85,11 +85,11 @@ class Job:
         width, batch, kept = self.config.backbone.embedding, self.config.train.batch, self.stored
         each = self.config.head.subcenters
         chunk = min(self.sampled, chunk_of(width, batch, self.device, _FLOAT, each))
-        row = sum(dtype.itemsize for dtype in kept.values()) * width * each
+        row = sum(dtype.itemsize for dtype in kept.values()) * self._row_width
         on_device = self.config.head.memory == "device"
         parts: Bytes = {}
         if on_device:
-            centers = self.owned * width * each * kept[CENTERS].itemsize
+            centers = self.owned * self._row_width * kept[CENTERS].itemsize
             parts = {"class centres": centers, "their moments": self.owned * row - centers}
         else:
             parts = {"rows of two steps": 2 * self.sampled * row}
@@ -199,7 +199,8 @@ class Job:
     @property
     def _row_width(self) -> int:
         """Components of a class's centres."""
-        return self.config.backbone.embedding * self.config.head.subcenters
+        beside = loss_of(self.config.margin, steps_per_epoch=1).beside
+        return (self.config.backbone.embedding + beside) * self.config.head.subcenters
 
     @property
     def _decays(self) -> bool:

@@ -36,7 +36,7 @@ def test_every_key_says_what_it_is_for():
 @pytest.mark.parametrize(
     ("place", "titles", "keys"),
     [
-        ("margin", 9, ["scale", "margin", "h", "rate"]),
+        ("margin", 12, ["scale", "margin", "h", "rate"]),
         ("train", 1, ["length", "batch", "micro_batch", "max_skipped"]),
         ("head.optim", 2, ["lr", "momentum", "nesterov", "weight_decay"]),
         ("train.batch", 1, ["batch"]),

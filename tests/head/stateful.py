@@ -33,8 +33,8 @@ def images(number: int) -> Tensor:
     return lengths * torch.randn(BATCH, WIDTH, dtype=torch.float64, generator=generator)
 
 
-def dense(formula: Formula, state: State, sample_rate: float, device: str) -> Steps:
-    weight = torch.empty(CLASSES, WIDTH, dtype=torch.float64)
+def dense(formula: Formula, state: State, sample_rate: float, device: str, width: int = WIDTH) -> Steps:
+    weight = torch.empty(CLASSES, width, dtype=torch.float64)
     draw_initial(weight, SEED, range(CLASSES), torch.device(device))
     losses, gradients = [], []
     for number, labels in enumerate(map(torch.tensor, LABELS)):

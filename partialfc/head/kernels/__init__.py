@@ -37,9 +37,9 @@ class Operations:
     move_rows: Callable[..., None] | None
 
 
-def operations_of(choice: Choice, device: torch.device, subcenters: int) -> Operations:
+def operations_of(choice: Choice, device: torch.device, rows: type[ActiveRows] | None = None) -> Operations:
     """What a recipe's `head.kernels` means on a device. auto: Triton's on a GPU, where Triton is installed.
-    subcenters: of a class; the rows of more than one are worked on without kernels.
+    rows: those that are worked on without kernels, where there are such.
 
     InputError where they are asked for and cannot be had.
     """
@@ -51,10 +51,10 @@ def operations_of(choice: Choice, device: torch.device, subcenters: int) -> Oper
             f"head.kernels: triton wants a GPU and Triton; found {found}; wanted head.kernels: auto"
         )
     if choice == "torch" or not there or (choice == "auto" and device.type != "cuda"):
-        return _operations(ActiveRows, chunk.exponentials, images, move_rows=None)
-    if subcenters == 1:
+        return _operations(rows or ActiveRows, chunk.exponentials, images, move_rows=None)
+    if rows is None:
         return in_triton()
-    return replace(in_triton(), rows=ActiveRows, add_targets=images.add_targets)
+    return replace(in_triton(), rows=rows, add_targets=images.add_targets)
 
 
 def in_triton() -> Operations:

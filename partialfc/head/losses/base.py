@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import normalize
 
 State = dict[str, Tensor]
 
@@ -39,15 +40,24 @@ class Loss(ABC):
 
     needs_cosines = False  # whether Batch.cosines is filled: one more collective, of [B]
     needs_norms = False  # whether Batch.norms is filled: they travel with the embeddings
+    beside = 0  # components that `prepared` puts beside those of an embedding
 
     def __init__(self, scale: float) -> None:
         self.scale = scale
         self.max_logit = scale  # no logit is above it; decides whether exp(logit) fits as it is
         self.state: State = {}
 
+    def begin(self, classes: float) -> None:
+        """A run begins, whose steps work on so many classes: for a loss whose state depends on that."""
+        return
+
     def draw(self, seed: int, step: int, batch: int) -> NDArray[np.float64] | None:
         """What is drawn for the global batch, float64 [B], keyed by (seed, step, position); None: nothing."""
         return None
+
+    def prepared(self, embeddings: Tensor) -> Tensor:
+        """What of embeddings [b, D] takes part: they, at length 1."""
+        return normalize(embeddings)
 
     def norms_of(self, embeddings: Tensor) -> Tensor | None:
         """The norms [b] of this rank's embeddings [b, D], without gradient; None where the loss does not need them."""

@@ -10,15 +10,22 @@ from partialfc.head.losses import Loss, State, loss_of
 class LossByStep:
     """Gives each step its loss: settings are those of the step, the state is that of all steps.
 
-    steps_per_epoch: wanted where stages of the settings begin at epochs, else ValueError. device, dtype: of the state.
+    steps_per_epoch: wanted where stages of the settings begin at epochs, else ValueError. classes: that a step works on.
+    device, dtype: of the state.
     """
 
     def __init__(
-        self, settings: AnyMargin, steps_per_epoch: int | None, device: torch.device, dtype: torch.dtype
+        self,
+        settings: AnyMargin,
+        steps_per_epoch: int | None,
+        classes: float,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         self._settings, self._steps_per_epoch = settings, steps_per_epoch
         self._staged = bool(stages_at({"margin": settings}, 0, steps_per_epoch))
         self._first = loss_of(settings, 0, steps_per_epoch)
+        self._first.begin(classes)
         self._first.state = {name: it.to(device, dtype) for name, it in self._first.state.items()}
 
     @property

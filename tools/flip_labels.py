@@ -1,0 +1,59 @@
+"""Gives a share of a pack's images the label of another class, drawn: to find out what wrong labels cost, and who bears them.
+
+    tools/flip_labels.py PACK OUT [--share 0.3] [--seed 0]
+
+Images and their order stay; verification sets of the pack come along.
+"""
+
+import argparse
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from partialfc.data import RecordDataset
+from partialfc.data.packs.merge_split import check_apart
+from partialfc.data.packs.pack_writer import Sample, write_pack
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Gives a share of a pack's images the label of another class."
+    )
+    parser.add_argument("pack", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--share", type=float, default=0.3)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    check_apart(arguments.out, [arguments.pack])
+    dataset = RecordDataset(arguments.pack)
+    labels = np.array([dataset.label(image) for image in range(len(dataset))])
+    wrong = flipped(labels, dataset.num_classes, arguments.share, arguments.seed)
+
+    def samples() -> Iterator[Sample]:
+        for image, label in enumerate(wrong.tolist()):
+            yield label, dataset.encoded(image)
+
+    size = dataset[0][0].shape[0]
+    write_pack(arguments.out, samples(), size=size, num_classes=dataset.num_classes)
+    for pairs in arguments.pack.glob("*.bin"):
+        shutil.copy(pairs, arguments.out)
+    print(f"{arguments.out}: {np.count_nonzero(wrong != labels)} of {len(labels)} labels are wrong")
+
+
+def flipped(labels: NDArray[np.int64], num_classes: int, share: float, seed: int) -> NDArray[np.int64]:
+    """Labels [n] of which `share` are those of another class, any with the same chance."""
+    draws = np.random.default_rng(seed)
+    chosen = draws.permutation(len(labels))[: round(share * len(labels))]
+    wrong = labels.copy()
+    wrong[chosen] = (labels[chosen] + draws.integers(1, num_classes, len(chosen))) % num_classes
+    return wrong
+
+
+if __name__ == "__main__":
+    main()
