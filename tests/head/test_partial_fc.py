@@ -28,7 +28,8 @@ from partialfc.config import (
     Sgd,
     SoftMax,
 )
-from partialfc.head import PartialFC, sampling, softmax
+from partialfc.head import PartialFC, sampling
+from partialfc.head.chunking import chunk_of
 from partialfc.head.initial import draw_initial
 from partialfc.head.losses import loss_of
 from partialfc.runtime import comm
@@ -155,7 +156,7 @@ def sharded(
     losses, gradients = [], []
     for number, (embeddings, labels) in enumerate(zip(case.embeddings(), case.labels, strict=True)):
         local = mine(embeddings).to(device).requires_grad_()
-        with mock.patch.object(softmax, "chunk_of", return_value=case.chunk):
+        with mock.patch("partialfc.head.sharded.chunk_of", return_value=case.chunk):
             step = head.prepare(torch.tensor(labels), number)
             loss = head(local, step)
             (loss * loss_scale).backward()
@@ -291,7 +292,7 @@ def test_collectives_of_a_step(ranks, margin):
 
 
 def test_a_chunk_is_bounded_by_its_rows_and_by_its_logits():
-    assert softmax.chunk_of(512, 128, "cpu", 4) == 512
-    assert softmax.chunk_of(512, 1 << 20, "cpu", 4) == 16
-    assert softmax.chunk_of(512, 65536, "cuda", 4) == 2048
-    assert softmax.chunk_of(1 << 30, 1 << 30, "cuda", 4) == 1
+    assert chunk_of(512, 128, "cpu", 4) == 512
+    assert chunk_of(512, 1 << 20, "cpu", 4) == 16
+    assert chunk_of(512, 65536, "cuda", 4) == 2048
+    assert chunk_of(1 << 30, 1 << 30, "cuda", 4) == 1

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from partialfc.config import AdamWRule, CosFace, HeadConfig, SgdRule
 from partialfc.errors import InputError
-from partialfc.head import PartialFC, softmax
+from partialfc.head import PartialFC
 
 CLASSES, WIDTH, BATCH = 300, 20, 12
 SAMPLED = {"sample_rate": 0.3}
@@ -57,7 +57,7 @@ def stepped(
         embeddings = torch.randn(BATCH, WIDTH, dtype=dtype, generator=generator).to(device).requires_grad_()
         labels = torch.randint(-1, CLASSES, (BATCH,), generator=generator)
         labels[3] = labels[2]
-        with mock.patch.object(softmax, "chunk_of", return_value=70):
+        with mock.patch("partialfc.head.sharded.chunk_of", return_value=70):
             step = head.prepare(labels, number)
             loss = head(embeddings, step)
             loss.backward()
