@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -18,6 +19,7 @@ from partialfc.__main__ import main
 from partialfc.config import Config
 from partialfc.errors import InputError
 from partialfc.launching.launcher import num_ranks
+from partialfc.launching.ranks import _Processes
 
 RECIPE = """
 data: {path: PACK, workers: 0}
@@ -257,3 +259,13 @@ def test_a_defect_while_a_thread_is_inside_a_collective_keeps_its_exit_code(reci
     done = launched(recipe, "checkpoint.every=3", "train.length=100", path=recipe.parent)
     assert "ZeroDivisionError: ours" in done.stderr and "terminate called" not in done.stderr, done.stderr
     assert done.returncode == 1, done.stderr
+
+
+def test_a_first_rank_that_hears_no_signal_and_is_ended_is_told_of(capfd):
+    """It waits inside a library for the others, which have stopped; the launcher ends it after a while."""
+    processes = _Processes()
+    processes._passed_on.add(signal.SIGTERM)
+    processes._killed.add(11)
+    failures = {0: SimpleNamespace(pid=11, exitcode=-signal.SIGKILL), 1: SimpleNamespace(pid=12, exitcode=75)}
+    assert processes.exit_code(failures) == 75
+    assert capfd.readouterr().err == "stopped by SIGTERM; the first rank did not end by itself\n"

@@ -42,9 +42,8 @@ def follow_teacher(rows: ActiveRows, student: Tensor, teacher: Tensor, finite: T
     nearness = torch.linalg.vecdot(center, wanted).clamp(_LEAST, 1.0)
     alpha = torch.linalg.vecdot(student.index_select(0, images), wanted).mul_(nearness).clamp_(_LEAST, 1.0)
     moved = torch.lerp(wanted, center, alpha[:, None])
-    first = torch.searchsorted(
-        slots, slots
-    )  # slots ascend: each image's place is the first image's of its class
+    # Slots ascend: each image's place is that of the first image of its class.
+    first = torch.searchsorted(slots, slots)
     together = torch.zeros_like(moved).index_add_(0, first, moved)
     after = normalize(together).index_select(0, first)
     rows.write_targets(slots, torch.where(finite, after, before))

@@ -17,8 +17,11 @@ from partialfc.config import (
     CurricularFace,
     ElasticArcFace,
     HeadConfig,
+    Linear,
     MagFace,
+    SphereFace2,
     TeacherRule,
+    UniFace,
 )
 from partialfc.head import PartialFC, centers
 
@@ -37,6 +40,7 @@ OPTIONS: list[dict[str, Any]] = [
     SAMPLED | {"optim": AdamWRule()},
     SAMPLED | {"memory": "host"},
     SAMPLED | {"memory": "file"},
+    SAMPLED | {"subcenters": 3, "products": "half"},
     SAMPLED | {"memory": "host", "centers": "bfloat16", "optim": AdamWRule()},
 ]
 
@@ -80,8 +84,12 @@ def test_a_step_holds_nobody_up(options, kernels, world_size):
 
 @pytest.mark.parametrize("world_size", [1, 8])
 @pytest.mark.parametrize(
-    "margin", [ElasticArcFace(order="paper", scale=128.0), AdaFace(), CurricularFace(), MagFace()], ids=repr
-)
+    "margin",
+    [
+        ElasticArcFace(order="paper", scale=128.0), AdaFace(), CurricularFace(), MagFace(), UniFace(), SphereFace2(),
+    ],
+    ids=repr,
+)  # fmt: skip
 @pytest.mark.parametrize("options", OPTIONS[:4], ids=str)
 def test_a_step_of_any_loss_holds_nobody_up(options, margin, world_size):
     assert not stepped(world_size, options, margin).crossings
@@ -94,6 +102,12 @@ def test_a_step_of_any_loss_holds_nobody_up(options, margin, world_size):
 )
 def test_a_step_with_a_teacher_holds_nobody_up(options, kernels, world_size):
     assert not stepped(world_size, options | {"kernels": kernels}, distilled=True).crossings
+
+
+@pytest.mark.parametrize("world_size", [1, 8])
+@pytest.mark.parametrize("options", [{}, SAMPLED | {"logits_budget": 0, "kernels": "triton"}], ids=str)
+def test_a_step_of_a_linear_layer_holds_nobody_up(options, world_size):
+    assert not stepped(world_size, options, Linear()).crossings
 
 
 @pytest.mark.parametrize(("products", "precision"), [("auto", "tf32"), ("tf32", "tf32"), ("float32", "ieee")])

@@ -89,7 +89,7 @@ class Killing:
     def undisturbed(self) -> None:
         """The run that all others are held against."""
         done = self._started("undisturbed", {})
-        _, err = done.communicate(timeout=300)
+        _, err = done.communicate(timeout=900)
         assert done.returncode == 0, err
 
     def kill_until(self, kills: int, name: str = "run") -> None:
@@ -106,7 +106,7 @@ class Killing:
             process = self._started(name, environment)
             if where in OUTSIDE:
                 self._kill(process, where)
-            out, err = process.communicate(timeout=300)
+            out, err = process.communicate(timeout=900)
             if process.returncode == 0:
                 break
             assert process.returncode in (-9, 1, 4, 128 + 9), (where, process.returncode, out[-500:], err)
@@ -114,7 +114,7 @@ class Killing:
             self.counts[where] = self.counts.get(where, 0) + 1
             print(f"{sum(self.counts.values())}: {where}, {_newest(self.folder / name)}", flush=True)
         process = self._started(name, {})
-        _, err = process.communicate(timeout=300)
+        _, err = process.communicate(timeout=900)
         assert process.returncode == 0, err
         self._compare(name)
 

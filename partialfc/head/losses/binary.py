@@ -22,7 +22,7 @@ class Weights(NamedTuple):
 class Binary(Loss):
     """An image's loss is own * softplus(b - s T) of its own class, with T as `targets` has it, and others * softplus(z - b) of
     each other one, with z as `raised` has it. The threshold b is the loss's state, and is learnt by plain gradient
-    steps at the centres' learning rate. Negatives that are drawn count as often as they are, where authors take all.
+    steps at the centres' learning rate. Of sampled classes the terms count as they are, with `correction: log_rate` for all.
     """
 
     def __init__(self, scale: float, weights: Weights) -> None:
