@@ -30,6 +30,8 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.3)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    if not 0 <= arguments.share <= 1:
+        parser.error(f"--share {arguments.share}: wanted 0 to 1")
     check_apart(arguments.out, [arguments.pack])
     dataset = RecordDataset(arguments.pack)
     labels = np.array([dataset.label(image) for image in range(len(dataset))])

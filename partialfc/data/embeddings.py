@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from partialfc.errors import InputError
+from partialfc.runtime.errors import one_line
 from partialfc.runtime.files import atomic_write
 
 STORED = np.float16  # of unit vectors: right within 2 ** -11 of a component
@@ -63,6 +64,7 @@ class PackEmbeddings:
             )
         self._folder, self._about = folder, about
         self._numbers: NDArray[np.float16] | None = None
+        self._check_numbers()
 
     @property
     def width(self) -> int:
@@ -79,8 +81,23 @@ class PackEmbeddings:
     def __getitem__(self, images: NDArray[np.int64]) -> NDArray[np.float32]:
         """Unit vectors [n, D] of the images at these places in the pack."""
         if self._numbers is None:
-            self._numbers = np.load(self._folder / _NUMBERS, mmap_mode="r")
+            self._numbers = self._mapped()
         return self._numbers[images].astype(np.float32)
+
+    def _mapped(self) -> NDArray[np.float16]:
+        path = self._folder / _NUMBERS
+        try:
+            found: NDArray[np.float16] = np.load(path, mmap_mode="r")
+        except (ValueError, EOFError) as error:  # which numpy raises of what is no array, or is cut off
+            raise InputError(f"{path}: no array that numpy can map: {one_line(error)[:100]}") from None
+        return found
+
+    def _check_numbers(self) -> None:
+        found, wanted = self._mapped(), (self._about.images, self._about.width)
+        if found.shape != wanted or found.dtype != STORED:
+            raise InputError(
+                f"{self._folder / _NUMBERS}: {found.dtype} of shape {found.shape}; wanted float16 of shape {wanted}"
+            )
 
     def __getstate__(self) -> dict[str, object]:
         """Without what is mapped: pickled it would be all of it."""

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from partialfc.head.active import ActiveClasses
 from partialfc.head.active_rows import ActiveRows
 from partialfc.head.chunk import without_targets
 from partialfc.head.losses import Binary, Loss
-from partialfc.head.results import Forward, Forwarded, Targets
-from partialfc.head.sharded import ShardedLoss, correction_of, places_in
+from partialfc.head.results import Forward, Forwarded, Part, Targets
+from partialfc.head.sharded import ShardedLoss
 from partialfc.runtime import comm
 
 _STRAIGHT = 50.0  # from here on softplus(x) is x, in doubles, too
@@ -60,27 +59,20 @@ class ShardedBinary(ShardedLoss):
         value = softplus(apart, threshold=_STRAIGHT).sum() * (loss.weights.own * share)
         return torch.stack([value, -pulls.sum()])
 
-    def _weigh(
-        self,
-        logits_: Tensor,
-        left: Forwarded,
-        classes: ActiveClasses,
-        chunk: slice,
-        images: slice,
-        total: Tensor | None,
-        out: Tensor,
-    ) -> None:
+    def _weigh(self, logits_: Tensor, left: Forwarded, part: Part, total: Tensor | None, out: Tensor) -> None:
         """See ShardedLoss. total: [2, B] doubles, of the sums of softplus(z - b) and of sigmoid(z - b)."""
         loss = left.loss
         assert isinstance(loss, Binary)
-        largest, correction = self._largest(loss), correction_of(classes, chunk)
+        largest = self._largest(loss)
         left_out = None if largest is None else logits_ > largest
         slope = loss.raised(logits_)
         logits_.sub_(loss.state["threshold"])
         if left_out is not None:
             logits_.masked_fill_(left_out, -torch.inf)
-        without_targets(logits_, places_in(classes, chunk, images), self._lowest)
-        share = None if correction is None else correction.exp()[:, None]  # of what a drawn class stands for
+        without_targets(logits_, part.places, self._lowest)
+        share = (
+            None if part.correction is None else part.correction.exp()[:, None]
+        )  # of what a drawn class stands for
         if total is not None:
             losses = softplus(logits_, threshold=_STRAIGHT)
             total[0] += (losses if share is None else losses * share).sum(dim=0)

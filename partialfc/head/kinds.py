@@ -16,11 +16,12 @@ class Kind(NamedTuple):
 
     sharded: type[ShardedLoss]
     rows: type[ActiveRows] | None  # that are worked on without kernels; None: any
+    beside: int  # components of a row beside those of an embedding
 
 
 def kind_of(loss: Loss, subcenters: int) -> Kind:
     """Of a loss over classes with so many centres each."""
     if isinstance(loss, LinearLayer):
-        return Kind(ShardedLinear, PlainRows)
+        return Kind(ShardedLinear, PlainRows, loss.beside)
     sharded = ShardedBinary if isinstance(loss, Binary) else ShardedSoftmax
-    return Kind(sharded, ActiveRows if subcenters > 1 else None)
+    return Kind(sharded, ActiveRows if subcenters > 1 else None, loss.beside)

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from partialfc.head.active_rows import ActiveRows
-from partialfc.head.chunk import without_targets
+from partialfc.head.chunk import negatives, without_targets
 from partialfc.head.losses import Loss
 from partialfc.head.results import Forward, Forwarded, Targets
-from partialfc.head.sharded import correction_of, places_in
+from partialfc.head.sharded import part_of
 from partialfc.head.softmax import ShardedSoftmax
 from partialfc.runtime import comm
 
@@ -45,18 +45,9 @@ class ShardedLinear(ShardedSoftmax):
         )
         return Forward(value.to(embeddings.dtype), gradient, None, left)
 
-    def cosines(self, left: Forwarded, rows: ActiveRows) -> tuple[Tensor, Tensor]:
-        """See ShardedLoss: of embeddings and weights, without the biases."""
-        classes, embeddings = rows.classes, normalize(left.embeddings[:, :-1])
-        found = embeddings.new_full((2, len(embeddings)), -torch.inf)
-        for chunk, images in self._chunks(rows):
-            cosine = normalize(rows.read_chunk(chunk)[:, :-1]) @ embeddings.T  # [c, B]
-            own = places_in(classes, chunk, images)
-            found[0, own.images] = cosine[own.rows_and_images()]
-            without_targets(cosine, own, self._lowest)
-            torch.maximum(found[1], cosine.amax(dim=0), out=found[1])
-        target, nearest = comm.max_(found, self._group)
-        return target, nearest
+    def _directions(self, vectors: Tensor) -> Tensor:
+        """See ShardedLoss: without the biases."""
+        return normalize(vectors[:, :-1])
 
     def _largest_logits(self, left: Forwarded, own: Targets, rows: ActiveRows) -> Tensor:
         """[B] of all classes of all ranks."""
@@ -64,8 +55,8 @@ class ShardedLinear(ShardedSoftmax):
         largest.index_copy_(0, rows.classes.target_positions, own.logit)
         for chunk, images in self._chunks(rows):
             _, found, *_ = self._logits(left, rows, chunk)
-            if (correction := correction_of(rows.classes, chunk)) is not None:
-                found.add_(correction[:, None])
-            without_targets(found, places_in(rows.classes, chunk, images), self._lowest)
+            part = part_of(rows.classes, chunk, images)
+            negatives(found, None, part.correction, None)
+            without_targets(found, part.places, self._lowest)
             torch.maximum(largest, found.amax(dim=0), out=largest)
         return comm.max_(largest, self._group)

@@ -84,12 +84,11 @@ class PartialFC(FixedModule):
         device = self.like.device  # with its index, which other threads need
         self._products = Products(config.products, device, dtype)
         self._loss_of = LossByStep(margin, steps_per_epoch, num_classes * config.largest_rate, device, dtype)
-        loss = self._loss_of(0)
-        kind = kind_of(loss, config.subcenters)
+        kind = kind_of(self._loss_of(0), config.subcenters)
         self._operations = operations_of(config.kernels, device, kind.rows)
         self.centers = Centers(
             class_range(num_classes, rank, self._world_size),
-            embedding_size + loss.beside,
+            embedding_size + kind.beside,
             config,
             rule_of(config, optim, margin),
             seed=seed,

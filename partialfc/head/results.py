@@ -9,7 +9,15 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from partialfc.head.chunk import Places
 from partialfc.head.losses import HardNegatives, Loss, State
+
+
+class Part(NamedTuple):
+    """What is known of a chunk of classes beside their rows."""
+
+    places: Places  # of its targets among its logits [c, B]
+    correction: Tensor | None  # [c] added to its logits
 
 
 class Kept(NamedTuple):

@@ -16,6 +16,7 @@ from itertools import islice
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from partialfc.head.active import ActiveClasses
 from partialfc.head.active_rows import ActiveRows, UnitRows
@@ -24,7 +25,7 @@ from partialfc.head.chunking import chunk_of
 from partialfc.head.kernels import Operations
 from partialfc.head.losses import Batch, Loss, TrainsNorms
 from partialfc.head.products import Products
-from partialfc.head.results import Forward, Forwarded, Kept, Targets
+from partialfc.head.results import Forward, Forwarded, Kept, Part, Targets
 from partialfc.head.scratch import ScratchMemory
 from partialfc.head.subcenters import nearest, spread
 from partialfc.runtime import comm
@@ -75,16 +76,7 @@ class ShardedLoss(ABC):
         """
 
     @abstractmethod
-    def _weigh(
-        self,
-        logits_: Tensor,
-        left: Forwarded,
-        classes: ActiveClasses,
-        chunk: slice,
-        images: slice,
-        total: Tensor | None,
-        out: Tensor,
-    ) -> None:
+    def _weigh(self, logits_: Tensor, left: Forwarded, part: Part, total: Tensor | None, out: Tensor) -> None:
         """`out` [c, B] = what images push a chunk's classes away with, 0 at the targets, from `logits_` [c, B], s cos t, which is
         overwritten, and may be `out`; `total` gets what the loss needs of it added.
         """
@@ -124,17 +116,21 @@ class ShardedLoss(ABC):
         """The cosine of every image [B] with its own class's centre, and its largest with another active one; -inf where
         there is none. The same on every rank. One all-reduce of [2, B]. Changes nothing.
         """
-        classes, embeddings = rows.classes, left.embeddings
+        classes, embeddings = rows.classes, self._directions(left.embeddings)
         found = embeddings.new_full((2, len(embeddings)), -torch.inf)
         for chunk, images in self._chunks(rows):
-            each = torch.nn.functional.normalize(rows.read_chunk(chunk)) @ embeddings.T  # [c K, B]
+            each = self._directions(rows.read_chunk(chunk)) @ embeddings.T  # [c K, B]
             cosine = each.view(-1, self._centers, len(embeddings)).amax(dim=1)  # [c, B]
-            own = places_in(classes, chunk, images)
+            own = part_of(classes, chunk, images).places
             found[0, own.images] = cosine[own.rows_and_images()]
             without_targets(cosine, own, self._lowest)
             torch.maximum(found[1], cosine.amax(dim=0), out=found[1])
         target, nearest = comm.max_(found, self._group)
         return target, nearest
+
+    def _directions(self, vectors: Tensor) -> Tensor:
+        """Of embeddings [n, D], or of centres: at length 1."""
+        return normalize(vectors)
 
     def _left(self, loss: Loss, embeddings: Tensor, num_active: int, keep: bool) -> Forwarded:
         nothing = embeddings.new_empty(0)
@@ -207,7 +203,7 @@ class ShardedLoss(ABC):
             kept = left.kept.weights[chunk]
         elif found.dtype != kind:
             kept = self._scratch.get("weights", tuple(found.shape), kind)
-        self._weigh(found, left, rows.classes, chunk, images, total, kept)
+        self._weigh(found, left, part_of(rows.classes, chunk, images), total, kept)
         return unit, Kept(kept, winners, inverse)
 
     def _logits(
@@ -262,13 +258,8 @@ class ShardedLoss(ABC):
             yield slice(start, stop), rows.classes.targets_of(start, stop)
 
 
-def places_in(classes: ActiveClasses, chunk: slice, images: slice) -> Places:
-    """Where the targets of a chunk stand in its [c, B] logits."""
-    return Places(
-        classes.target_slots[images], classes.target_positions[images], classes.image_slots, chunk.start
-    )
-
-
-def correction_of(classes: ActiveClasses, chunk: slice) -> Tensor | None:
-    """[c] what is added to the logits of a chunk."""
-    return None if classes.logit_correction is None else classes.logit_correction[chunk]
+def part_of(classes: ActiveClasses, chunk: slice, images: slice) -> Part:
+    """Of a chunk of active classes. images: those of the N whose class is in it."""
+    slots, positions = classes.target_slots[images], classes.target_positions[images]
+    correction = None if classes.logit_correction is None else classes.logit_correction[chunk]
+    return Part(Places(slots, positions, classes.image_slots, chunk.start), correction)

@@ -7,13 +7,12 @@ a chunk, D width, s the scale.
 import torch
 from torch import Tensor
 
-from partialfc.head.active import ActiveClasses
 from partialfc.head.active_rows import ActiveRows
 from partialfc.head.chunk import negatives, without_targets
 from partialfc.head.images import Scale, penalty
 from partialfc.head.losses import Loss, TrainsNorms
-from partialfc.head.results import Forward, Forwarded
-from partialfc.head.sharded import ShardedLoss, correction_of, places_in
+from partialfc.head.results import Forward, Forwarded, Part
+from partialfc.head.sharded import ShardedLoss, part_of
 from partialfc.runtime import comm
 
 _UNSHIFTED_SCALE = 64.0  # up to here exp(z), and its sum over any number of classes, fit float32 as they are
@@ -58,28 +57,20 @@ class ShardedSoftmax(ShardedLoss):
         largest = torch.full_like(left.embeddings[:, 0], -highest)
         for chunk, images in self._chunks(rows):
             _, found, *_ = self._logits(left, rows, chunk)
-            negatives(found, self._largest(left.loss), correction_of(rows.classes, chunk), left.hard)
-            without_targets(found, places_in(rows.classes, chunk, images), self._lowest)
+            part = part_of(rows.classes, chunk, images)
+            negatives(found, self._largest(left.loss), part.correction, left.hard)
+            without_targets(found, part.places, self._lowest)
             torch.maximum(largest, found.amax(dim=0), out=largest)
         return largest
 
-    def _weigh(
-        self,
-        logits_: Tensor,
-        left: Forwarded,
-        classes: ActiveClasses,
-        chunk: slice,
-        images: slice,
-        total: Tensor | None,
-        out: Tensor,
-    ) -> None:
+    def _weigh(self, logits_: Tensor, left: Forwarded, part: Part, total: Tensor | None, out: Tensor) -> None:
         """See ShardedLoss. total: [B] double, of the sum of exp(z - shift)."""
         self._operations.exponentials(
             logits_,
-            places_in(classes, chunk, images),
+            part.places,
             shift=left.shift,
             largest=self._largest(left.loss),
-            correction=correction_of(classes, chunk),
+            correction=part.correction,
             hard=left.hard,
             total_=total,
             out=out,

@@ -58,18 +58,8 @@ def active_classes(number: int, labels: Tensor, sample_rate: float) -> Tensor:
     return active
 
 
-def sharded(margin: AnyMargin, options: dict[str, Any], device: str) -> Steps:
-    """This rank's."""
-    head = PartialFC(
-        CLASSES,
-        WIDTH,
-        margin,
-        config=HeadConfig(**options),
-        optim=Sgd(momentum=0.0, weight_decay=0.0),
-        seed=SEED,
-        dtype=torch.float64,
-        device=device,
-    )
+def stepped(head: PartialFC, device: str) -> tuple[list[Tensor], list[Tensor]]:
+    """The losses of a head's steps, and the gradients by this rank's embeddings."""
     losses, gradients = [], []
     for number, labels in enumerate(map(torch.tensor, LABELS)):
         local = mine(images(number)).to(device).requires_grad_()
@@ -82,6 +72,22 @@ def sharded(margin: AnyMargin, options: dict[str, Any], device: str) -> Steps:
         assert torch.equal(evaluated, loss)
         losses.append(loss.detach().cpu())
         gradients.append(local.grad.cpu())
+    return losses, gradients
+
+
+def sharded(margin: AnyMargin, options: dict[str, Any], device: str) -> Steps:
+    """This rank's."""
+    head = PartialFC(
+        CLASSES,
+        WIDTH,
+        margin,
+        config=HeadConfig(**options),
+        optim=Sgd(momentum=0.0, weight_decay=0.0),
+        seed=SEED,
+        dtype=torch.float64,
+        device=device,
+    )
+    losses, gradients = stepped(head, device)
     saved = head.state_dict()
     state = {name.removeprefix("loss_"): it.cpu() for name, it in saved.items() if name.startswith("loss_")}
     return Steps(losses, gradients, head.centers.tensors["centers"].cpu(), state)

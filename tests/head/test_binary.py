@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import mine
-from stateful import CLASSES, LABELS, LR, SEED, SKIPPED, WIDTH, active_classes, images
+from stateful import CLASSES, LABELS, LR, SEED, SKIPPED, WIDTH, active_classes, images, stepped
 from torch import Tensor
 from torch.nn.functional import normalize, softplus
 
@@ -90,15 +89,7 @@ def sharded(margin: Margin, options: dict[str, Any], device: str) -> Steps:
         CLASSES, WIDTH, margin, config=HeadConfig(**options), optim=SgdRule(momentum=0, weight_decay=0),
         seed=SEED, dtype=torch.float64, device=device,
     )  # fmt: skip
-    losses, gradients = [], []
-    for number, labels in enumerate(map(torch.tensor, LABELS)):
-        local = mine(images(number)).to(device).requires_grad_()
-        step = head.prepare(labels, number)
-        loss = head(local, step)
-        loss.backward()
-        head.update(step, LR, torch.tensor(number != SKIPPED, device=device))
-        losses.append(loss.detach().cpu())
-        gradients.append(local.grad.cpu())
+    losses, gradients = stepped(head, device)
     state = head.state_dict()
     centers = dtensors.local_rows(state["centers"]) if head.group else state["centers"]
     return losses, gradients, centers.clone().cpu(), state["loss_threshold"].clone().cpu()

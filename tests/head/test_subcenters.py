@@ -4,9 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import mine
 from reference import dense_loss, ordered, target_logit
-from stateful import BATCH, CLASSES, LABELS, SEED, SKIPPED, WIDTH, active_classes, images
+from stateful import BATCH, CLASSES, LABELS, SEED, SKIPPED, WIDTH, active_classes, images, stepped
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
@@ -90,15 +89,7 @@ def sharded(margin: AnyMargin, options: dict[str, Any], device: str, rule: Any =
         CLASSES, WIDTH, margin, config=HeadConfig(subcenters=K, **options), optim=rule, seed=SEED,
         dtype=torch.float64, device=device,
     )  # fmt: skip
-    losses, gradients = [], []
-    for number, labels in enumerate(map(torch.tensor, LABELS)):
-        local = mine(images(number)).to(device).requires_grad_()
-        step = head.prepare(labels, number)
-        loss = head(local, step)
-        loss.backward()
-        head.update(step, LR, torch.tensor(number != SKIPPED, device=device))
-        losses.append(loss.detach().cpu())
-        gradients.append(local.grad.cpu())
+    losses, gradients = stepped(head, device)
     centers = head.state_dict()["centers"]
     return losses, gradients, (dtensors.local_rows(centers) if head.group else centers).clone().cpu()
 

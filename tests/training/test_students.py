@@ -1,6 +1,7 @@
 """Runs whose class centres follow a teacher: its embeddings of a pack, and what a student learns by them."""
 
 import json
+import shutil
 
 import msgspec
 import numpy as np
@@ -65,6 +66,37 @@ def test_embedding_a_pack_that_was_interrupted_is_gone_on_with(source, pack, tea
     write_pack(tmp_path / "other", 2, 3)
     embed_pack(recognizer, source, tmp_path / "other", tmp_path)  # from the start
     assert json.loads((tmp_path / "about.json").read_text())["done"] == 6
+
+
+def test_numbers_that_are_not_those_that_were_written_are_refused(teacher, tmp_path):
+    for name in ("about.json", "embeddings.npy"):
+        shutil.copy(teacher / name, tmp_path)
+    numbers, whole_file = tmp_path / "embeddings.npy", (teacher / "embeddings.npy").read_bytes()
+    np.save(numbers, np.zeros((115, 15), np.float16))
+    with pytest.raises(
+        InputError, match=r"embeddings\.npy: float16 of shape \(115, 15\); wanted .* \(115, 16\)"
+    ):
+        PackEmbeddings(tmp_path)
+    for content in (whole_file[:-1], whole_file[:40], b"", b"something else"):
+        numbers.write_bytes(content)
+        with pytest.raises(InputError, match=r"embeddings\.npy"):
+            PackEmbeddings(tmp_path)
+    numbers.unlink()
+    with pytest.raises(FileNotFoundError, match=r"embeddings\.npy"):
+        PackEmbeddings(tmp_path)
+
+
+def test_an_embedding_that_is_not_finite_is_refused_with_its_place(source, pack, tmp_path, monkeypatch):
+    recognizer = load(source)
+
+    def broken(faces):
+        found = type(recognizer).embed(recognizer, faces)
+        found[2:] = np.nan
+        return found
+
+    monkeypatch.setattr(recognizer, "embed", broken, raising=False)
+    with pytest.raises(InputError, match=r"image 2: its embedding is not finite"):
+        embed_pack(recognizer, source, pack, tmp_path)
 
 
 def test_a_student_learns_the_same_at_any_world_size_and_after_a_stop(ranks, pack, teacher, tmp_path):
