@@ -76,7 +76,7 @@ def test_before_the_first_step_there_is_nothing_to_save(recipe):
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=150)
-    assert process.returncode == 75 and err == "stopped by SIGTERM with nothing to save\n"
+    assert (process.returncode, err) == (75, "stopped by SIGTERM with nothing to save\n")
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -96,7 +96,7 @@ def test_before_the_first_step_one_rank_says_so(recipe, ranks):
         ["stopped by SIGTERM with nothing to save"],
         ["stopped by SIGTERM; the first rank did not end by itself"],
     )
-    assert process.returncode == 75 and told in ways
+    assert process.returncode == 75 and told in ways, (process.returncode, err)
 
 
 def test_while_the_ranks_start_there_is_nothing_to_save(recipe):
@@ -108,7 +108,32 @@ def test_while_the_ranks_start_there_is_nothing_to_save(recipe):
         time.sleep(0.3)
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=150)
-    assert process.returncode == 75 and err == "stopped by SIGTERM with nothing to save\n"
+    assert (process.returncode, err) == (75, "stopped by SIGTERM with nothing to save\n")
+
+
+@pytest.mark.parametrize("kind", ["rank", "launcher"])
+def test_a_signal_within_a_callback_is_not_lost(kind):
+    """Where Python drops exceptions, and libraries abort on them."""
+    source = {
+        "rank": "StopRequest().listening()",
+        "launcher": "_Processes().passing_signals_on()",
+    }[kind]
+    program = f"""
+import os, signal, weakref
+from partialfc.launching.ranks import _Processes
+from partialfc.runtime.process.signals import StopRequest
+
+class Gone: pass
+
+with {source}:
+    gone = Gone()
+    reference = weakref.ref(gone, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    del gone
+    print("went on")
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (75, "")
+    assert ended.stderr == "stopped by SIGTERM with nothing to save\n"
 
 
 def handled(pid: int) -> bytes:

@@ -6,6 +6,7 @@ rank, and the exit code is that of the rank that failed first, which says why it
 
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -26,7 +27,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous import registry as rendezvous
 
-from partialfc.runtime.errors import DIVERGED, EXIT_CODE, LOST, STOPPED
+from partialfc.runtime.errors import DIVERGED, EXIT_CODE, LOST, STOPPED, end_at_once
 from partialfc.runtime.process import parent
 from partialfc.runtime.process.signals import heard_by, say_stopped
 
@@ -91,9 +92,11 @@ def _attempt(command: list[str], machines: Machines, attempt: int, processes: "_
         max_restarts=0,
         monitor_interval=0.1,
     )
-    with tempfile.TemporaryDirectory() as folder:  # what the agent writes for itself would stay behind
+    with (
+        tempfile.TemporaryDirectory() as processes.folder
+    ):  # what the agent writes for itself would stay behind
         try:
-            result = _Agent(spec, DefaultLogsSpecs(log_dir=folder), processes).run()
+            result = _Agent(spec, DefaultLogsSpecs(log_dir=processes.folder), processes).run()
         finally:
             meeting.shutdown()
     return processes.exit_code(result.failures) if result.is_failed() else 0
@@ -104,6 +107,7 @@ class _Processes:
 
     def __init__(self) -> None:
         self.pids: list[int] = []
+        self.folder = ""  # of the agent's own files; none yet
         self._killed: set[int] = set()  # by this process
         self._passed_on: set[int] = set()  # signals
         self._interrupted = False  # by a second Ctrl-C
@@ -124,9 +128,10 @@ class _Processes:
             self._interrupted = True
             say_stopped(number, again=True)
             threading.Timer(_PATIENCE, _send, [signal.SIGKILL, self.pids]).start()
-        if not self.pids:
+        if not self.pids:  # and ranks that are just being started end with this process
             say_stopped(number, again=False)
-            sys.exit(STOPPED)
+            shutil.rmtree(self.folder, ignore_errors=True)
+            end_at_once(STOPPED)  # see StopRequest
 
     def started(self, pids: list[int]) -> None:
         """Take note of ranks that run from now on."""

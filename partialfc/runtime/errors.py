@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from partialfc.errors import InputError
@@ -40,8 +40,9 @@ def end_at_once(code: int) -> NoReturn:
     """End the process without waiting for its threads. Python's own end aborts it, exit code 134, where a thread comes
     back from a collective meanwhile. Helper processes end by themselves when they see that this one has.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(RuntimeError):  # of a signal's handler, within a line that is being written
+            stream.flush()
     os._exit(code)
 
 

@@ -1,7 +1,7 @@
 """The signals that ask a run to end: noted, so that it ends between two steps, with nothing lost."""
 
+import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -69,15 +69,15 @@ class StopRequest:
             return
         if not self._launched if again else self._first:
             say_stopped(number, again=again)
-        if again:
-            end_at_once(128 + number)
-        sys.exit(STOPPED)
+        # Not by SystemExit: raised inside a library's callback it is lost, and the run goes on, or it aborts the process.
+        end_at_once(128 + number if again else STOPPED)
 
 
 def say_stopped(number: int, *, again: bool) -> None:
     """The line of a process that a signal ends at once."""
     when = "again, without waiting for the run to be saved" if again else "with nothing to save"
-    print(f"stopped by {signal.Signals(number).name} {when}", file=sys.stderr, flush=True)
+    # Past Python's buffer, which the handler may have interrupted.
+    os.write(2, f"stopped by {signal.Signals(number).name} {when}\n".encode())
 
 
 @contextmanager
