@@ -4,11 +4,14 @@ autograd.
 
 import math
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from partialfc import config
+from partialfc.head import sampling
 
 
 def dense_loss(
@@ -19,7 +22,7 @@ def dense_loss(
     *,
     active: Tensor,  # [C] bool
     drawn: Tensor | None = None,  # [B]
-    logit_correction: float = 0.0,  # added to the logits of active classes that are not in the batch
+    logit_correction: float | Tensor = 0.0,  # added to the logits of active classes that are not in the batch
     interclass_threshold: float = 0.0,
 ) -> Tensor:
     valid = labels >= 0
@@ -34,6 +37,12 @@ def dense_loss(
         logits = logits.masked_fill(cosine > interclass_threshold, -torch.inf)
     logits = logits.scatter(1, labels[:, None], margin.scale * target[:, None])
     return cross_entropy(logits, labels) if len(labels) else (embeddings * 0).sum()
+
+
+def drawn_classes(num_classes: int, rate: float, seed: int, step: int) -> NDArray[np.int64]:
+    """Those that a step draws, of all ranks together."""
+    count = sampling.num_strata(num_classes, rate)
+    return sampling.sampled(num_classes, count, seed, step, range(num_classes))
 
 
 def ordered(margin: config.AnyMargin, cosine: Tensor, drawn: Tensor | None) -> Tensor | None:

@@ -7,7 +7,7 @@ from msgspec import Meta
 from partialfc.config.margins import AnyMargin, Linear
 from partialfc.config.optimizers import AdamWRule, AnyRule, RowRule, SgdRule, TeacherRule
 from partialfc.config.stages import Staged, check_stages, values_of
-from partialfc.config.types import Fraction, Natural, Settings, unit
+from partialfc.config.types import Fraction, Natural, Probability, Settings, unit
 from partialfc.errors import InputError
 
 
@@ -16,6 +16,14 @@ class HeadConfig(Settings, frozen=True):
 
     sample_rate: Staged[Fraction] = 1.0
     """Share of all classes that a step draws, besides the batch's own (Partial FC)."""
+    sampling: Literal["uniform", "hard"] = "uniform"
+    """hard: some of those that a step draws are the classes whose centres are nearest to those of the batch's."""
+    hard_share: Probability = 0.5
+    """Of `sampling: hard`: the share of a step's draw that is near, at most."""
+    hard_neighbors: Annotated[int, Meta(ge=1, le=1024)] = 16
+    """Of `sampling: hard`: how many classes near each one are known; 4 bytes for each of them on every rank."""
+    hard_refresh: Annotated[int, Meta(ge=1), unit("steps")] = 1000
+    """Of `sampling: hard`: within so many, which are near each class is found out anew."""
     correction: Literal["none", "log_rate"] = "none"
     """log_rate: the negatives that were drawn stand for all, so that losses compare across sample rates."""
     subcenters: Annotated[int, Meta(ge=1, le=255)] = 1
@@ -52,6 +60,9 @@ class HeadConfig(Settings, frozen=True):
                 "these are all; wanted a rate below 1, or head.memory: device"
             )
 
+        if self.sampling == "hard":
+            self._check_hard()
+
     @property
     def largest_rate(self) -> float:
         """Of all stages of `sample_rate`."""
@@ -61,6 +72,17 @@ class HeadConfig(Settings, frozen=True):
     def samples(self) -> bool:
         """Whether there are steps that do not work on all classes."""
         return min(values_of(self.sample_rate)) < 1
+
+    def _check_hard(self) -> None:
+        if not self.samples:
+            raise InputError(
+                "head.sampling: hard wants a head.sample_rate below 1: at 1 every class takes part"
+            )
+        for name, found, wanted in (("memory", self.memory, "device"), ("subcenters", self.subcenters, 1)):
+            if found != wanted:
+                raise InputError(
+                    f"head.{name}: {found}; wanted {wanted}, as head.sampling: hard compares all centres"
+                )
 
     def check_with(self, rule: RowRule, margin: AnyMargin) -> None:
         """InputError where class centres that move by `rule` cannot be treated so, or those of `margin`."""
@@ -83,6 +105,7 @@ class HeadConfig(Settings, frozen=True):
         for name, found, wanted in (
             ("head.subcenters", self.subcenters, 1),
             ("head.interclass_threshold", self.interclass_threshold, 0),
+            ("head.sampling", self.sampling, "uniform"),
         ):
             if found != wanted:
                 raise InputError(f"{name}: {found}; wanted {wanted}, as margin.name: linear has no cosines")

@@ -7,7 +7,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from partialfc.errors import InputError
 from partialfc.head import sampling
 from partialfc.head.checks import described
 from partialfc.head.losses import Loss
+from partialfc.head.neighbors import Neighbors
 from partialfc.head.rows import rounding
 
 
@@ -66,10 +67,20 @@ class ActiveClasses:
         return dataclasses.replace(self, **changes)
 
 
-class Selection:
-    """Selects the active classes of a step: those of its batch, and a sampled share of the others.
+class _Drawn(NamedTuple):
+    """The active rows of a step that does not work on all."""
 
-    What it gives is a function of (seed, number of the step, labels); no communication, nothing on the device.
+    rows: NDArray[np.int64]  # [S] ascending
+    certain: NDArray[np.int64]  # those of them that are not there by chance, ascending
+    share: float  # of all classes, that chance draws
+
+
+class Selection:
+    """Selects the active classes of a step: those of its batch, and of the others a sampled share, or with neighbours
+    some that are near the batch's.
+
+    What it gives is a function of (seed, number of the step, labels, stored neighbours); no communication, nothing on
+    the device.
     """
 
     def __init__(
@@ -82,22 +93,26 @@ class Selection:
         seed: int,
         noisy: bool,
         dtype: torch.dtype,
+        neighbors: Neighbors | None,
     ) -> None:
         self._num_classes, self._owned, self._correction = num_classes, owned, config.correction
         self._rate, self._steps_per_epoch = config.sample_rate, steps_per_epoch
-        self._seed, self._noisy, self._dtype = seed, noisy, dtype
+        self._seed, self._noisy, self._dtype, self._neighbors = seed, noisy, dtype, neighbors
         # Rows that catch up are told by their index, in steps that work on all of them, too.
         self._indexed = config.unsampled == "decay" and config.samples
 
     def __call__(self, labels: Tensor, number: int, loss: Loss) -> ActiveClasses:
         """The active classes of step `number`, given the labels [B] of the global batch; InputError on one of no class."""
         rate = value_at(self._rate, number, self._steps_per_epoch)
+        if self._neighbors is not None:
+            self._neighbors.take_in(number)
         known = self._checked(labels)
         owned = self._owned
         positions = np.flatnonzero((known >= owned.start) & (known < owned.stop))
         positions = positions[np.argsort(known[positions], kind="stable")]
         targets = known[positions] - owned.start  # [N] local rows
-        rows = self._sampled_rows(targets, number, rate)
+        sampled = None if rate == 1 else self._sampled(known, targets, number, rate)
+        rows = self._all_rows() if sampled is None else sampled.rows
         slots = targets if rows is None else np.searchsorted(rows, targets)
         image_targets, image_slots = np.full((2, len(known)), -1)
         image_targets[positions], image_slots[positions] = np.arange(len(positions)), slots
@@ -114,7 +129,7 @@ class Selection:
             valid=torch.from_numpy(valid),
             valid_positions=torch.from_numpy(np.flatnonzero(valid)),
             drawn_margins=None if drawn is None else torch.from_numpy(drawn).to(self._dtype),
-            logit_correction=self._logit_correction(rows, targets, rate),
+            logit_correction=self._logit_correction(sampled),
             noise=self._noise(rows, number),
         )
 
@@ -132,21 +147,27 @@ class Selection:
             )
         return known
 
-    def _sampled_rows(self, targets: NDArray[np.int64], number: int, rate: float) -> NDArray[np.int64] | None:
-        owned = self._owned
-        if rate == 1:
-            return np.arange(len(owned)) if self._indexed else None
-        drawn = sampling.sampled(self._num_classes, rate, self._seed, number, owned)
-        return sampling.with_targets(drawn - owned.start, targets)
+    def _all_rows(self) -> NDArray[np.int64] | None:
+        return np.arange(len(self._owned)) if self._indexed else None
 
-    def _logit_correction(
-        self, rows: NDArray[np.int64] | None, targets: NDArray[np.int64], rate: float
-    ) -> Tensor | None:
-        """A class that is active by chance stands for C / n classes; one of the batch, which always is, for itself."""
-        if rows is None or self._correction == "none":
+    def _sampled(
+        self, known: NDArray[np.int64], targets: NDArray[np.int64], number: int, rate: float
+    ) -> _Drawn:
+        owned, certain = self._owned, targets
+        count = sampling.num_strata(self._num_classes, rate)
+        if self._neighbors is not None:
+            everyones = np.unique(known[known != IGNORE])
+            near, count = self._neighbors.near(everyones, number, count)
+            mine = near[np.searchsorted(near, owned.start) : np.searchsorted(near, owned.stop)]
+            certain = sampling.with_targets(mine - owned.start, targets)
+        drawn = sampling.sampled(self._num_classes, count, self._seed, number, owned) - owned.start
+        return _Drawn(sampling.with_targets(drawn, certain), certain, count / self._num_classes)
+
+    def _logit_correction(self, sampled: _Drawn | None) -> Tensor | None:
+        """A class that is active by chance stands for C / n classes; one that is so for certain, for itself."""
+        if sampled is None or self._correction == "none":
             return None
-        share = sampling.num_strata(self._num_classes, rate) / self._num_classes
-        correction = np.where(np.isin(rows, targets), 0.0, -math.log(share))
+        correction = np.where(np.isin(sampled.rows, sampled.certain), 0.0, -math.log(sampled.share))
         return torch.from_numpy(correction).to(self._dtype)
 
     def _noise(self, rows: NDArray[np.int64] | None, number: int) -> Tensor | None:

@@ -7,7 +7,7 @@ those active in a step, D embedding width.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,17 +17,18 @@ from torch.nn.functional import normalize
 
 from partialfc.config import AnyMargin, HeadConfig, RowRule
 from partialfc.head.active import Selection
+from partialfc.head.active_rows import CENTERS
 from partialfc.head.centers import Centers, rule_of
 from partialfc.head.checks import check_arguments, check_embeddings, described
 from partialfc.head.distillation import check_teacher, follow_teacher
-from partialfc.head.fixed import FixedModule
 from partialfc.head.kernels import operations_of
 from partialfc.head.kinds import kind_of
 from partialfc.head.losses import Loss
 from partialfc.head.losses.by_step import LossByStep
+from partialfc.head.neighbors import Neighbors
 from partialfc.head.products import Products
 from partialfc.head.rows.frozen import FrozenRows
-from partialfc.head.saved import Saved
+from partialfc.head.saved import Saved, SavedModule
 from partialfc.head.scratch import Sender
 from partialfc.head.seen import SeenClasses
 from partialfc.head.shard import class_range
@@ -36,7 +37,7 @@ from partialfc.head.step import HeadStep, Observation, loss_of_step
 from partialfc.runtime import comm
 
 
-class PartialFC(FixedModule):
+class PartialFC(SavedModule):
     """The classification head of a training run, sharded over `group` (default: all ranks, or this process alone).
 
         step = head.prepare(labels, number)  # labels of the global batch, on the host; may be done ahead of time
@@ -98,6 +99,7 @@ class PartialFC(FixedModule):
             operations=self._operations,
             drawn=drawn,
         )
+        self._neighbors = self._new_neighbors()
         self._selection, self._sender = self._new_selection(steps_per_epoch), Sender(device)
         self._sharded = self._new_sharded(kind.sharded)
         self._seen = SeenClasses(len(self.centers.owned))
@@ -198,6 +200,8 @@ class PartialFC(FixedModule):
             self._sharded.update(flight.forwarded, flight.rows, weight, masked_lr, finite)
         self._sharded.take_state(flight.forwarded, weight, masked_lr, finite)
         self.centers.release(step.classes, masked_lr, finite)
+        if self._neighbors is not None:
+            self._neighbors.refresh(step.number, self.centers.tensors[CENTERS])
         self._seen.add(step.classes.target_rows)
         self._steps += 1
 
@@ -228,6 +232,14 @@ class PartialFC(FixedModule):
         """
         return self.centers.freeze()
 
+    def _new_neighbors(self) -> Neighbors | None:
+        if self.config.sampling == "uniform":
+            return None
+        centers = self.centers
+        return Neighbors(
+            self.num_classes, centers.owned, self.config, self._products, self.group, centers.device
+        )
+
     def _new_selection(self, steps_per_epoch: int | None) -> Selection:
         return Selection(
             self.num_classes,
@@ -237,6 +249,7 @@ class PartialFC(FixedModule):
             seed=self.seed,
             noisy=self.centers.noisy,
             dtype=self.centers.dtype,
+            neighbors=self._neighbors,
         )
 
     def _new_sharded(self, kind: type[ShardedLoss]) -> ShardedLoss:
@@ -253,32 +266,18 @@ class PartialFC(FixedModule):
         )
 
     def _saved(self) -> Saved:
-        """All that the next step depends on, sharing memory."""
         shards, replicated = self.centers.state()
         shards["seen_classes"] = torch.from_numpy(self._seen.flags)
         replicated["steps"] = torch.from_numpy(self._steps)
         replicated |= {f"loss_{name}": value for name, value in self._loss_of.state.items()}
+        if self._neighbors is not None:
+            replicated |= self._neighbors.state()
         return Saved(shards, replicated, self.num_classes, self.group)
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        destination |= {f"{prefix}{name}": value for name, value in self._saved().tensors().items()}
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
+    def _before_load(self) -> None:
         self._check_nothing_due("load_state_dict()")
-        given = {name.removeprefix(prefix): it for name, it in state_dict.items() if name.startswith(prefix)}
-        missing, unexpected, errors = self._saved().load(given)
-        missing_keys += [f"{prefix}{name}" for name in missing]
-        unexpected_keys += [f"{prefix}{name}" for name in unexpected] if strict else []
-        error_msgs += errors
+
+    def _loaded(self) -> None:
         self.centers.loaded(self.steps)
 
     def _gathered(

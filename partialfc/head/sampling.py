@@ -11,14 +11,13 @@ def num_strata(num_classes: int, rate: float) -> int:
     return max(1, round(rate * num_classes))
 
 
-def sampled(num_classes: int, rate: float, seed: int, step: int, owned: range) -> NDArray[np.int64]:
-    """Those of the step's sampled classes that lie in `owned`: int64, ascending, without repeats.
+def sampled(num_classes: int, count: int, seed: int, step: int, owned: range) -> NDArray[np.int64]:
+    """Those of the step's `count` sampled classes that lie in `owned`: int64, ascending, without repeats.
 
-    The circle of classes, turned by a random amount, is cut into `num_strata` nearly equal arcs, and each
+    The circle of classes, turned by a random amount, is cut into `count` nearly equal arcs, and each
     arc gives one class. Every class is drawn with the same probability. The set is a pure function of (seed,
     step); cost and memory are those of the owned part alone.
     """
-    count = num_strata(num_classes, rate)
     key = randomness.key(seed, "sample", step)
     turn = int(randomness.below(key, np.array([count]), np.array([num_classes]))[0])
     pieces = []

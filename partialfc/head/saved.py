@@ -1,5 +1,6 @@
 """What a head saves: tensors with a row for each of this rank's classes, and tensors that all ranks have alike."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from partialfc.head.fixed import FixedModule
 from partialfc.head.shard import class_range
 from partialfc.runtime import comm, dtensors
 from partialfc.runtime.comm import Group
@@ -64,3 +66,40 @@ class Saved:
 
     def _wanted(self, name: str, target: torch.Tensor) -> list[int]:
         return [self.num_classes, *target.shape[1:]] if name in self.shards else list(target.shape)
+
+
+class SavedModule(FixedModule):
+    """A module whose state_dict() has what it says itself, and no parameters or buffers."""
+
+    @abstractmethod
+    def _saved(self) -> Saved:
+        """All that the next step depends on, sharing memory."""
+
+    @abstractmethod
+    def _before_load(self) -> None:
+        """RuntimeError where another state cannot be taken in now."""
+
+    @abstractmethod
+    def _loaded(self) -> None:
+        """What `_saved` gives was filled with another state."""
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        destination |= {f"{prefix}{name}": value for name, value in self._saved().tensors().items()}
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        self._before_load()
+        given = {name.removeprefix(prefix): it for name, it in state_dict.items() if name.startswith(prefix)}
+        missing, unexpected, errors = self._saved().load(given)
+        missing_keys += [f"{prefix}{name}" for name in missing]
+        unexpected_keys += [f"{prefix}{name}" for name in unexpected] if strict else []
+        error_msgs += errors
+        self._loaded()

@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 
 import torch
 from ranks import mine
+from reference import drawn_classes
 from torch import Tensor
 
 from partialfc.config import AnyMargin, HeadConfig, Sgd
-from partialfc.head import PartialFC, sampling
+from partialfc.head import PartialFC
 from partialfc.head.initial import draw_initial
 
 CLASSES, WIDTH, BATCH, SEED, LR = 11, 5, 6, 7, 0.3
@@ -53,7 +54,7 @@ def active_classes(number: int, labels: Tensor, sample_rate: float) -> Tensor:
     if sample_rate == 1:
         return torch.ones(CLASSES, dtype=torch.bool)
     active = torch.zeros(CLASSES, dtype=torch.bool)
-    active[torch.from_numpy(sampling.sampled(CLASSES, sample_rate, SEED, number, range(CLASSES)))] = True
+    active[torch.from_numpy(drawn_classes(CLASSES, sample_rate, SEED, number))] = True
     active[labels[labels >= 0]] = True
     return active
 

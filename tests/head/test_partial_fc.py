@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import mine
-from reference import dense_loss
+from reference import dense_loss, drawn_classes
 from torch import Tensor
 
 from partialfc.config import (
@@ -28,7 +28,7 @@ from partialfc.config import (
     Sgd,
     SoftMax,
 )
-from partialfc.head import PartialFC, sampling
+from partialfc.head import PartialFC
 from partialfc.head.chunking import chunk_of
 from partialfc.head.initial import draw_initial
 from partialfc.head.losses import loss_of
@@ -132,7 +132,7 @@ def sampled(case: Case, labels: Tensor, step: int) -> tuple[Tensor, float]:
     rate = case.options.get("sample_rate", 1.0)
     if rate == 1.0:
         return ~active, 0.0
-    drawn = sampling.sampled(case.num_classes, rate, SEED, step, range(case.num_classes))
+    drawn = drawn_classes(case.num_classes, rate, SEED, step)
     active[torch.from_numpy(drawn)] = True
     active[labels[labels >= 0]] = True
     share = max(1, round(rate * case.num_classes)) / case.num_classes

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from reference import dense_loss
+from reference import dense_loss, drawn_classes
 from torch import Tensor
 
 from partialfc.config import AdamW, AnyOptimizer, CosFace, HeadConfig, Sgd
-from partialfc.head import PartialFC, sampling
+from partialfc.head import PartialFC
 from partialfc.head.initial import draw_initial
 
 CLASSES, WIDTH, BATCH, SEED = 60, 8, 12, 5
@@ -55,7 +55,7 @@ def dense(optim: AnyOptimizer, sample_rate: float, steps: int, device: str) -> T
     for step in range(steps):
         embeddings, labels = inputs(step)
         active = torch.zeros(CLASSES, dtype=torch.bool)
-        drawn = sampling.sampled(CLASSES, sample_rate, SEED, step, range(CLASSES))
+        drawn = drawn_classes(CLASSES, sample_rate, SEED, step)
         active[torch.from_numpy(drawn)] = True
         active[labels[labels >= 0]] = True
         optimizer.zero_grad()
@@ -152,7 +152,7 @@ def row_by_row(optim: AdamW, sample_rate: float, steps: int, device: str) -> Ten
     optimizers = [torchs(optim, row) for row in rows]
     for step in range(steps):
         embeddings, labels = inputs(step)
-        drawn = sampling.sampled(CLASSES, sample_rate, SEED, step, range(CLASSES))
+        drawn = drawn_classes(CLASSES, sample_rate, SEED, step)
         active = torch.zeros(CLASSES, dtype=torch.bool)
         active[torch.from_numpy(drawn)] = True
         active[labels[labels >= 0]] = True
