@@ -22,7 +22,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from partialfc.head import scratch
+from partialfc.head import neighbors, scratch
 from partialfc.head.kernels import logits, moving, per_image, rows, targets
 from partialfc.head.rows import memory
 
@@ -141,6 +141,7 @@ def fake_cuda(world_size: int) -> Iterator[FakeTensorMode]:
         stack.callback(dist.destroy_process_group)
         patches = [
             (scratch, "pinned", pinned),
+            (neighbors, "pinned", pinned),
             (memory, "pinned_exactly", pinned),
             (memory, "ThreadPoolExecutor", AtOnce),
             (Tensor, "pin_memory", lambda self, *_: _pin(self)),

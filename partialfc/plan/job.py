@@ -17,6 +17,7 @@ from partialfc.head.active_rows import CENTERS
 from partialfc.head.centers import types_of
 from partialfc.head.chunking import chunk_of
 from partialfc.head.losses import loss_of
+from partialfc.head.neighbors import EVERY, block_of, rows_at_once
 from partialfc.head.rows.catch_up import MAX_STEPS
 from partialfc.head.rows.optimizers import RowOptimizer, row_optimizer
 from partialfc.head.sampling import num_strata
@@ -108,6 +109,8 @@ class Job:
         if self.products == "half":
             parts["logits"] += chunk * batch * _FLOAT  # as the product gives them
         parts["a chunk's buffers"] = chunk * self._row_buffers(row, on_device)
+        if self._hard:
+            parts["a block's neighbours"] = self._search_memory()
         # gathered, at length s, their gradient from the classes, that times the loss's own, and two for the update
         parts["embeddings"] = (6 * batch + 3 * batch // self.ranks) * width * _FLOAT
         return parts
@@ -121,6 +124,8 @@ class Job:
             parts[f"rows ({'in head.folder' if place == 'file' else 'pinned'})"] = self.owned * row
         if self._decays:
             parts["steps of each row"] = self.owned * _COUNT
+        if self._hard:
+            parts["neighbours of all classes"] = self._neighbors_size
         return parts
 
     def snapshot_memory(self) -> Bytes:
@@ -132,7 +137,7 @@ class Job:
         size = (1 + copies_of(config.optim) + bool(config.optim.ema)) * parameters // self.ranks
         if config.head.memory == "device":
             size += self.owned * sum(dtype.itemsize for dtype in self.stored.values()) * self._row_width
-        return {"a checkpoint being written": size}
+        return {"a checkpoint being written": size + self._hard * self._neighbors_size}
 
     def backbone_memory(self) -> Bytes:
         """On the device of a rank."""
@@ -160,6 +165,7 @@ class Job:
             "their gradients, scattered": round(others * batch * width * _FLOAT),
             "softmax": round(2 * others * batch * (2 * _DOUBLE + _FLOAT * loss.needs_cosines)),
             **({"a teacher's embeddings, gathered": teacher} if teacher else {}),
+            **({"a block and its neighbours": self._sent_in_search()} if self._hard else {}),
         }
 
     def sent_by_backbone(self) -> Bytes:
@@ -173,7 +179,8 @@ class Job:
         Rows that follow a teacher have no gradient.
         """
         products = (3 if self.keeps_logits else 4) if self.optimizer.by_gradient else 2
-        return products * 2 * self.config.train.batch * self.sampled * self._row_width
+        search = self._hard * 2 * self._block * self.owned * self._row_width // EVERY
+        return products * 2 * self.config.train.batch * self.sampled * self._row_width + search
 
     def traffic(self) -> int:
         """Bytes between the device and its memory in a step of the head: rows, and passes over the logits."""
@@ -184,7 +191,35 @@ class Job:
         rows = self.sampled * width * ((3 if updated else 1) * centers + 2 * moments)
         # logits written and read; exponentials written, and read for the embeddings and for the rows
         logits = 2 * _FLOAT + (3 if updated else 2) * self._factor
-        return rows + logits * self.sampled * self.config.train.batch
+        search = self._hard * self.owned * width * centers // EVERY
+        return rows + logits * self.sampled * self.config.train.batch + search
+
+    def _search_memory(self) -> int:
+        """Of a block's centres, rows compared with them, and the best so far: cosines, and classes."""
+        width, rows = self._row_width, min(self.owned, rows_at_once(self._block))
+        compared = rows * (width * (_FLOAT + self._factor) + self._block * _FLOAT)
+        best = self._block * self.config.head.hard_neighbors * (_FLOAT + _DOUBLE) * (2 + 2 * self.ranks)
+        return self._block * width * (_FLOAT + self._factor) + compared + best
+
+    def _sent_in_search(self) -> int:
+        """On average over the steps."""
+        others = self.ranks - 1
+        directions = 2 * others / self.ranks * self._block * self._row_width * _FLOAT
+        lists = others * self._block * self.config.head.hard_neighbors * (_FLOAT + _DOUBLE)
+        return round((directions + lists) / EVERY)
+
+    @property
+    def _hard(self) -> bool:
+        return self.config.head.sampling == "hard"
+
+    @property
+    def _block(self) -> int:
+        return block_of(self.num_classes, self.config.head)
+
+    @property
+    def _neighbors_size(self) -> int:
+        """Bytes of the lists, and of those on their way."""
+        return (self.num_classes + self._block) * self.config.head.hard_neighbors * _COUNT
 
     @property
     def _factor(self) -> int:

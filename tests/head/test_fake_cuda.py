@@ -42,6 +42,7 @@ OPTIONS: list[dict[str, Any]] = [
     SAMPLED | {"memory": "file"},
     SAMPLED | {"subcenters": 3, "products": "half"},
     SAMPLED | {"memory": "host", "centers": "bfloat16", "optim": AdamWRule()},
+    SAMPLED | {"sampling": "hard", "hard_refresh": 100, "products": "half", "centers": "bfloat16"},
 ]
 
 

@@ -63,6 +63,7 @@ CASES = {
     "host": {"head": {"sample_rate": 0.2, "memory": "host"}},
     "teacher": {"head": {"sample_rate": 0.2}, "distillation": {"embeddings": "nowhere"}},
     "sub-centres": {"head": {"sample_rate": 0.2, "subcenters": 3, "centers": "bfloat16", "moments": "none"}},
+    "hard": {"head": {"sample_rate": 0.2, "sampling": "hard", "hard_refresh": 8000}},
     "no budget": {"head": {"sample_rate": 0.3, "logits_budget": 0}},
 }
 
