@@ -1,9 +1,12 @@
 """tools/compare_wrong_labels.py tabulates what has finished, and runs nothing of it again."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from partialfc.data import RecordDataset
 
 TOOL = Path(__file__).parents[1] / "tools/compare_wrong_labels.py"
 ACCURACIES = {
@@ -14,30 +17,28 @@ ACCURACIES = {
 }
 
 
-def test_finished_runs_are_tabulated(tmp_path):
+def test_finished_runs_are_tabulated(pack, tmp_path):
     for seed in (0, 1):
-        for pack in ("flipped", "cleaned"):
-            (tmp_path / str(seed) / pack).mkdir(parents=True)
-            (tmp_path / str(seed) / pack / "property").write_text("2,112,112")
+        flipped, cleaned = (tmp_path / str(seed) / name for name in ("flipped", "cleaned"))
+        flip(pack, flipped)
+        cleaned.mkdir()
+        shutil.copy(flipped / "property", cleaned)
+        (cleaned / "dropped.csv").write_text("key\n" + "".join(f"{key}\n" for key in range(1, 21)))
         for name, accuracies in ACCURACIES.items():
             folder = tmp_path / str(seed) / "runs" / name
             folder.mkdir(parents=True)
             scores = {"accuracy": accuracies[seed], "auc": 0.5}
             (folder / "summary.json").write_text(json.dumps({"verification": {"val": scores}}))
     report = tmp_path / "rows.json"
-    command = [sys.executable, TOOL, "no_pack", tmp_path, "--seeds", "0", "1", "--json", report]
+    command = [sys.executable, TOOL, pack, tmp_path, "--seeds", "0", "1", "--json", report]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert found.stdout.splitlines()[0].split() == [
-        "as",
-        "it",
-        "is",
-        "60.00",
-        "+-",
-        "14.14",
-        "%",
-        "50.0",
-        "70.0",
-    ]
+    first, *_, cleaned, of_0, _ = found.stdout.splitlines()
+    assert first.split()[:6] == ["as", "it", "is", "60.0", "+-", "14.1"]
+    assert "(+25.0, 20.0 to 30.0)" in cleaned
+    right, given = RecordDataset(pack), RecordDataset(tmp_path / "0/flipped")
+    wrong = sum(given.label(image) != right.label(image) for image in range(20))
+    assert 0 < wrong < 20
+    assert of_0 == f"seed 0: clean drops {wrong} of 34 wrong labels, and {20 - wrong} right ones"
     rows = json.loads(report.read_text())
     assert len(rows) == 8 and rows[3] == {
         "case": "cleaned",
@@ -46,3 +47,17 @@ def test_finished_runs_are_tabulated(tmp_path):
         "accuracy": 0.8,
         "auc": 0.5,
     }
+
+
+def flip(pack: Path, out: Path) -> None:
+    tool = TOOL.with_name("flip_labels.py")
+    subprocess.run([sys.executable, tool, pack, out], check=True, capture_output=True)
+
+
+def test_a_pack_that_is_not_there_is_said_in_a_line(tmp_path):
+    command = [sys.executable, TOOL, tmp_path / "none", tmp_path / "out"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (
+        found.returncode == 2
+        and found.stderr == f"error: {tmp_path}/none: no such folder; wanted train.rec\n"
+    )

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from partialfc.data import RecordDataset
 from partialfc.data.packs.merge_split import check_apart
 from partialfc.data.packs.pack_writer import Sample, write_pack
+from partialfc.runtime.errors import exit_on_input_error
 
 
 def main() -> None:
@@ -58,4 +59,5 @@ def flipped(labels: NDArray[np.int64], num_classes: int, share: float, seed: int
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_input_error():
+        main()

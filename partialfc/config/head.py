@@ -59,7 +59,6 @@ class HeadConfig(Settings, frozen=True):
                 f"head.memory: {self.memory} brings the sampled rows to the device; with head.sample_rate: 1 "
                 "these are all; wanted a rate below 1, or head.memory: device"
             )
-
         if self.sampling == "hard":
             self._check_hard()
 

@@ -81,17 +81,20 @@ class Neighbors:
         """The classes near a batch's that step `number` works on, ascending, without repeats; and how many of the `count`
         classes that it draws are left for chance.
 
-        targets: the classes of the global batch, ascending, without repeats. Each brings as many of its nearest as
-        the share allows, where it is no multiple of them one more for some, who take turns.
+        targets: the classes of the global batch, ascending, without repeats. Each that has a list brings as many of its
+        nearest as the share allows, where it is no multiple of them one more for some, who take turns. What two bring
+        counts twice.
         """
-        allowed = min(int(self._share * count), self._width * len(targets))
+        lists = self._lists[targets]
+        lists = lists[(lists >= 0).all(axis=1)]
+        allowed = min(int(self._share * count), lists.size)
         if not allowed:
             return np.empty(0, np.int64), count
-        each, more = divmod(allowed, len(targets))
-        turn = (np.arange(len(targets)) - number * more) % len(targets)
+        each, more = divmod(allowed, len(lists))
+        turn = (np.arange(len(lists)) - number * more) % len(lists)
         brings = each + (turn < more)
-        found = self._lists[targets][np.arange(self._width) < brings[:, None]]
-        return np.unique(found[found >= 0]).astype(np.int64), count - allowed
+        found = lists[np.arange(self._width) < brings[:, None]]
+        return np.unique(found).astype(np.int64), count - allowed
 
     def refresh(self, number: int, centers: Tensor) -> None:
         """At the end of a step, the lists of one block: classes that take turns. centers: this rank's [n, D].

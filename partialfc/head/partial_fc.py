@@ -102,8 +102,7 @@ class PartialFC(SavedModule):
         self._neighbors = self._new_neighbors()
         self._selection, self._sender = self._new_selection(steps_per_epoch), Sender(device)
         self._sharded = self._new_sharded(kind.sharded)
-        self._seen = SeenClasses(len(self.centers.owned))
-        self._steps = np.zeros((), np.int64)
+        self._seen, self._steps = SeenClasses(len(self.centers.owned)), np.zeros((), np.int64)
         self._due: HeadStep | None = None  # the step whose update comes next
 
     @property

@@ -92,9 +92,8 @@ def _attempt(command: list[str], machines: Machines, attempt: int, processes: "_
         max_restarts=0,
         monitor_interval=0.1,
     )
-    with (
-        tempfile.TemporaryDirectory() as processes.folder
-    ):  # what the agent writes for itself would stay behind
+    # Else what the agent writes for itself would stay behind.
+    with tempfile.TemporaryDirectory() as processes.folder:
         try:
             result = _Agent(spec, DefaultLogsSpecs(log_dir=processes.folder), processes).run()
         finally:

@@ -55,17 +55,13 @@ def lists_of(weight: Tensor, config: HeadConfig) -> Tensor:
     ]
 
 
-def near(lists: np.ndarray, labels: Tensor, number: int, allowed: int) -> set[int]:
-    """In turn each class of the batch brings its nearest, then each its second, until so many are there."""
-    targets = sorted(set(labels[labels >= 0].tolist()))
-    extra = allowed % len(targets) if targets else 0
-    places = [(place - number * extra) % len(targets) for place in range(len(targets))]
-    turns = [
-        (rank, place)
-        for rank in range(lists.shape[1])
-        for place in sorted(range(len(targets)), key=lambda it: places[it])
-    ]
-    return {int(lists[targets[place], rank]) for rank, place in turns[:allowed]} - {-1}
+def near(lists: np.ndarray, number: int, allowed: int) -> set[int]:
+    """Each list gives its first, then each its second, until so many are given: who begins goes round."""
+    count = len(lists)
+    extra = allowed % count if count else 0
+    order = sorted(range(count), key=lambda place: (place - number * extra) % count)
+    given = [int(lists[place, rank]) for rank in range(lists.shape[1]) for place in order]
+    return set(given[:allowed])
 
 
 def dense(options: dict[str, Any]) -> Steps:
@@ -88,10 +84,9 @@ def dense(options: dict[str, Any]) -> Steps:
             active[:] = True
         else:
             count = sampling.num_strata(CLASSES, 0.4)
-            allowed = min(
-                int(config.hard_share * count), lists.shape[1] * len(set(labels[labels >= 0].tolist()))
-            )
-            certain = sorted(near(lists.numpy(), labels, number, allowed))
+            listed = [target for target in sorted(set(labels[labels >= 0].tolist())) if lists[target, 0] >= 0]
+            allowed = min(int(config.hard_share * count), lists.shape[1] * len(listed))
+            certain = sorted(near(lists[listed].numpy(), number, allowed))
             active[sampling.sampled(CLASSES, count - allowed, SEED, number, range(CLASSES))] = True
             correction[active] = -math.log((count - allowed) / CLASSES)
             active[certain], correction[certain] = True, 0.0
@@ -215,6 +210,8 @@ def test_near_classes_take_part_in_the_place_of_others(device):
         ({"subcenters": 2}, MARGIN, "head.subcenters: 2; wanted 1"),
         ({}, Linear(), "head.sampling: hard; wanted uniform, as margin.name: linear has no cosines"),
         ({"hard_share": 1.0}, MARGIN, "hard_share: expected float < 1.0; found 1.0"),
+        ({"hard_neighbors": 0}, MARGIN, "hard_neighbors: expected int >= 1; found 0"),
+        ({"hard_refresh": 0}, MARGIN, "hard_refresh: expected int >= 1; found 0"),
     ],
 )
 def test_what_has_no_neighbours_is_refused(options: dict[str, Any], margin: AnyMargin, message: str):
