@@ -1,6 +1,7 @@
 """A run that goes on: what must be the same, what is written down, and what a kill or a damage leaves."""
 
 import os
+import re
 import shutil
 import signal
 from multiprocessing import get_context
@@ -8,6 +9,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 import torch.distributed as dist
 from faces import write_pack
 from runs import (
@@ -78,6 +80,38 @@ def test_a_change_that_is_allowed_is_written_down(ranks, pack, tmp_path, undistu
     manifest = read_manifest(tmp_path / "checkpoints/latest")
     assert manifest.step == 34 and manifest.about["history"] == [[30, told]]
     assert manifest.about["config"]["optim"]["lr"] == 0.01
+
+
+@pytest.mark.parametrize(
+    ("brought_in", "begins"),
+    [
+        ({"head": {"sampling": "hard", "hard_neighbors": 4}}, ["neighbors", "neighbors_made", "neighbors_made_in"]),
+        ({"head": {"unsampled": "decay"}}, ["last_step", "learning_rates"]),
+        ({"optim": {"name": "adamw", "lr": 1e-3}}, ["first_moment", "second_moment", "counts"]),
+        ({"optim": {"ema": 0.9}}, []),
+    ],
+)  # fmt: skip
+def test_what_a_changed_setting_brings_in_begins_there(
+    ranks, pack, tmp_path, undisturbed, brought_in, begins
+):
+    """And is saved, and gone on with; at another number of ranks, too."""
+    shutil.copytree(undisturbed[3][2], tmp_path, symlinks=True, dirs_exist_ok=True)
+    allowed = {"checkpoint": {"changes": "allow"}, **brought_in}
+    ranks.run(1, trained, config_of(pack, tmp_path, train={"length": 32}, **allowed))
+    ranks.run(3, trained, config_of(pack, tmp_path, train={"length": 34}, **allowed))
+    log = (tmp_path / "log.txt").read_text()
+    assert re.findall(r"head\.(\w+) begins here: the checkpoint has none", log) == begins, log
+    assert read_manifest(tmp_path / "checkpoints/latest").step == 34 and np.isfinite(curve(tmp_path)).all()
+
+
+def test_a_moving_average_that_begins_late_begins_as_the_network(ranks, pack, tmp_path, undisturbed):
+    shutil.copytree(undisturbed[1][2], tmp_path, symlinks=True, dirs_exist_ok=True)
+    late = {"train": {"length": 31}, "checkpoint": {"changes": "allow"}, "optim": {"lr": 0.02, "ema": 0.999}}
+    before = undisturbed[1][1]
+    (state,) = ranks.run(1, trained, config_of(pack, tmp_path, **late))
+    share = 1 - 31 / 40  # of the network in an average that begins at step 30
+    expected = before["conv1.weight"] + share * (state["conv1.weight"] - before["conv1.weight"])
+    torch.testing.assert_close(state["average conv1.weight"], expected)
 
 
 def test_another_pack_of_the_same_size_is_noticed(ranks, pack, tmp_path):

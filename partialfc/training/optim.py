@@ -1,6 +1,7 @@
 """The step of the parameters that every rank has a replica of: loss scale, clipping, and skips decided on the device."""
 
 import inspect
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -65,6 +66,12 @@ class BackboneOptimizer:
     def moments(self) -> dict[str, dict[str, Tensor]]:
         """What the optimizer keeps of each parameter; empty before the first step, but for the fused ones."""
         return {name: self._torchs.state[it] for name, it in self._named.items() if it in self._torchs.state}
+
+    def forget(self, names: Collection[str]) -> None:
+        """What is kept of the parameters of these names is as before the first step."""
+        for name in names:
+            parameter = self._named[name]
+            self._torchs.state[parameter] = _moments(self._config, parameter)
 
     def make_moments(self) -> None:
         """Make the tensors of `moments`, with any content, for a checkpoint to be read into."""

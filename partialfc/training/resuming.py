@@ -47,8 +47,10 @@ def begun(
     if found is None or before is None:
         return run, now
     with comm.fail_on_all_ranks(ranks):
-        history = _history(run, found, before, now)
-    run.restore(checkpoints, found)
+        changed = _changed(run, found, before, now)
+    begun = run.restore(checkpoints, found, changed=bool(changed))
+    changed += [f"{name} begins here: the checkpoint has none" for name in _in_short(begun)]
+    history = [*before.history, (found.manifest.step, changed)] if changed else before.history
     return run, msgspec.structs.replace(now, history=history)
 
 
@@ -67,7 +69,7 @@ def _with_micro_batch(config: Config, before: Provenance | None, ranks: Ranks) -
     return msgspec.structs.replace(config, train=train)
 
 
-def _history(run: Run, found: Found, before: Provenance, now: Provenance) -> list[tuple[int, list[str]]]:
+def _changed(run: Run, found: Found, before: Provenance, now: Provenance) -> list[str]:
     step = found.manifest.step
     allowed = run.config.checkpoint.changes == "allow"
     changed = checked_changes(found.path, before, now, allowed=allowed)
@@ -75,4 +77,9 @@ def _history(run: Run, found: Found, before: Provenance, now: Provenance) -> lis
         raise InputError(
             f"train.length: {run.last_step} steps, but checkpoint {found.path} has taken {step}; wanted as many or more"
         )
-    return [*before.history, (step, changed)] if changed else before.history
+    return changed
+
+
+def _in_short(names: list[str]) -> list[str]:
+    """Of tensors: those of the head each, of a network or its moments one for all."""
+    return list(dict.fromkeys(name if name.startswith("head.") else name.partition(".")[0] for name in names))

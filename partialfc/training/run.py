@@ -37,6 +37,8 @@ from partialfc.training.microbatches import MicroBatches
 from partialfc.training.optim import BackboneOptimizer
 from partialfc.training.replicas import MovingAverage, RunningStatistics
 
+_MOMENTS = "backbone_moments"
+
 
 @dataclass
 class Run:
@@ -93,13 +95,23 @@ class Run:
         self._agree()
         return self._state()
 
-    def restore(self, checkpoints: Checkpoints, found: Found) -> None:
-        """Go on from a checkpoint."""
+    def restore(self, checkpoints: Checkpoints, found: Found, *, changed: bool = False) -> list[str]:
+        """Go on from a checkpoint. changed: it was made with other settings, and may be without what those of now have
+        brought in: that begins now, and is returned by its names.
+        """
         self.optimizer.make_moments()
         state = self._state()
-        checkpoints.load(found, state)
+        begun = checkpoints.load(found, state, lambda name: changed and _may_begin_late(name))
+        if self.average and any(name.startswith(f"{AVERAGE}.") for name in begun):
+            self.average.network.load_state_dict(self.backbone.state_dict())
+        moments = f"{_MOMENTS}."
+        # "backbone_moments.PARAMETER.KIND"
+        self.optimizer.forget(
+            {it[len(moments) :].rpartition(".")[0] for it in begun if it.startswith(moments)}
+        )
         self.head.load_state_dict(state["head"])
         self.step, self.seconds = found.manifest.step, found.manifest.seconds
+        return begun
 
     def _agree(self) -> None:
         """The running statistics are the same on every rank."""
@@ -113,10 +125,19 @@ class Run:
         average = {AVERAGE: self.average.network.state_dict()} if self.average else {}
         return average | {
             BACKBONE: self.backbone.state_dict(),
-            "backbone_moments": self.optimizer.moments,
+            _MOMENTS: self.optimizer.moments,
             "loss_scale": {"value": scale.value, "streak": scale.streak},
             "head": self.head.state_dict(),
         }
+
+
+def _may_begin_late(name: str) -> bool:
+    """Whether what this tensor holds in a fresh run will do for one that is under way."""
+    return not name.startswith(f"{BACKBONE}.") and name not in (
+        "head.centers",
+        "head.seen_classes",
+        "head.steps",
+    )
 
 
 def build_run(config: Config, ranks: Ranks, *, drawn: bool = True) -> Run:

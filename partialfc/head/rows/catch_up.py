@@ -87,8 +87,8 @@ class CatchUp:
         self._optimizer, self._history = optimizer, History(device)
         # The number of steps with the latest that a row took part in.
         self.last_step = np.zeros(num_rows, np.int32)
-        # Of all steps so far, and 0 after them; nan where a step was skipped.
-        self.learning_rates = torch.zeros(MAX_STEPS, dtype=dtype, device=device)
+        # Of all steps so far; nan where a step was skipped, and where rows held still before they were to catch up.
+        self.learning_rates = torch.full((MAX_STEPS,), torch.nan, dtype=dtype, device=device)
 
     def factors(self, rows: Steps) -> Tensor:
         """[S, 2, 2] float64: what (weight, momentum) of each of `rows` are to be multiplied by.

@@ -1,7 +1,7 @@
 """Saving a run while it goes on, and finding the newest state of it that is whole, at any number of ranks."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,11 +124,21 @@ class Checkpoints:
             )
         return None
 
-    def load(self, found: Found, state: State) -> None:
-        """Fill the tensors of `state` in place. CollectiveInputError where they are not those that were saved."""
+    def load(
+        self, found: Found, state: State, may_lack: Callable[[str], bool] = lambda _: False
+    ) -> list[str]:
+        """Fill the tensors of `state` in place. CollectiveInputError where they are not those that were saved.
+
+        may_lack: whether the checkpoint may be without the tensor of a dotted name; those that it is without are left as they
+        are, and their names returned.
+        """
+        flat = flattened(state)
+        lacking = [name for name in flat if name not in found.manifest.tensors and may_lack(name)]
         with comm.fail_on_all_ranks(self._ranks):
-            for name, tensor in flattened(state).items():
-                _fill(tensor, name, found)
+            for name, tensor in flat.items():
+                if name not in lacking:
+                    _fill(tensor, name, found)
+        return lacking
 
     def _scanned(self) -> tuple[dict[Path, Manifest], list[str]]:
         """What the first rank sees."""

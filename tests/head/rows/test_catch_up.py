@@ -74,6 +74,17 @@ def test_each_row_is_caught_up_from_its_own_last_step():
     torch.testing.assert_close(catch_up.factors(np.arange(5)), expected)
 
 
+def test_steps_before_rows_were_to_catch_up_leave_them_as_they_were():
+    optimizer = RowSgd(Sgd(momentum=0.9, weight_decay=0.1), moments=True)
+    catch_up = CatchUp(3, optimizer, CPU, torch.float64)
+    catch_up.loaded(7)  # of a run that kept nothing of them
+    torch.testing.assert_close(catch_up.factors(np.arange(3)), torch.eye(2).double().expand(3, 2, 2))
+    catch_up.append(np.array([1]), torch.tensor(0.3).double(), torch.tensor(True))
+    (step,) = optimizer.transitions(torch.tensor([0.3]))
+    expected = torch.stack([step, torch.eye(2).double(), step])
+    torch.testing.assert_close(catch_up.factors(np.arange(3)), expected, atol=1e-7, rtol=0)
+
+
 def test_a_step_without_gradient_is_that_of_torch():
     rates = torch.tensor([0.3, 0.2, 0.4], dtype=torch.float64)
     for nesterov in (False, True):
