@@ -36,6 +36,7 @@ def config_of(pack: Path, output: Path, **sections: dict[str, Any]) -> Config:
         "schedule": {"name": "polynomial", "warmup": "1 epochs"},
         "train": {"batch": 24, "length": 30},
         "report": {"every": 1},
+        "evaluation": {"batch": 16},  # the last one is filled up
     }  # fmt: skip
     for name, section in sections.items():
         tree[name] = {**tree.get(name, {}), **section}

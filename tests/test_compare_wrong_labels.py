@@ -32,9 +32,9 @@ def test_finished_runs_are_tabulated(pack, tmp_path):
     report = tmp_path / "rows.json"
     command = [sys.executable, TOOL, pack, tmp_path, "--seeds", "0", "1", "--json", report]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
-    first, *_, cleaned, of_0, _ = found.stdout.splitlines()
-    assert first.split()[:6] == ["as", "it", "is", "60.0", "+-", "14.1"]
-    assert "(+25.0, 20.0 to 30.0)" in cleaned
+    _, _, first, *_, cleaned, of_0, _ = found.stdout.splitlines()
+    assert first == "| as it is | 2 | 60.0 ± 14.1 |  | 0.500 |  |"
+    assert "| +25.0 (+20.0 to +30.0) |" in cleaned
     right, given = RecordDataset(pack), RecordDataset(tmp_path / "0/flipped")
     wrong = sum(given.label(image) != right.label(image) for image in range(20))
     assert 0 < wrong < 20

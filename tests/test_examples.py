@@ -142,10 +142,8 @@ def script(name: str, *arguments: object) -> str:
     return done.stdout
 
 
-def test_a_network_of_others_is_trained_on_and_used(tmp_path):
+def test_a_network_of_others_is_trained_on_and_used(drawn, tmp_path):
     """As state_dicts of the ArcFace and ElasticFace repositories are: iresnet18, by DistributedDataParallel."""
-    pack = tmp_path / "pack"  # of few images: the network takes a second for ten
-    synthetic.ensure(pack, SyntheticData(identities=8, images=3, unseen=20, pairs=20))
     network = build_backbone(IResNet18())
     torch.save(
         {f"module.{name}": tensor for name, tensor in network.state_dict().items()}, tmp_path / "r18.pth"
@@ -157,12 +155,13 @@ def test_a_network_of_others_is_trained_on_and_used(tmp_path):
         "data.workers=0",
         "schedule.warmup=1",
         "device=cpu",
+        "evaluation.batch=16",
     ]
-    printed = script("finetune.py", tmp_path / "r18.pth", "iresnet18", pack, tmp_path / "tuned", *few)
+    printed = script("finetune.py", tmp_path / "r18.pth", "iresnet18", drawn, tmp_path / "tuned", *few)
     assert re.search(r"^unseen: [\d.]+% right before, [\d.]+% after$", printed, re.MULTILINE), printed
     gallery = tmp_path / "gallery"
-    unpack(pack, gallery)
-    faces = sorted((gallery / "3").glob("*.jpg"))
+    unpack(drawn, gallery)
+    faces = sorted((gallery / "03").glob("*.jpg"))
     probe = faces[0].rename(tmp_path / "probe.jpg")
     printed = script("inference.py", tmp_path / "tuned", gallery, probe, "--threshold", -1)
     assert re.fullmatch(rf"{probe}: \d+, -?[\d.]+\n", printed), printed

@@ -21,7 +21,7 @@ head: {sample_rate: 0.5}
 margin: {name: elastic_cosface, margin: 0.2, scale: 16, order: paper}
 optim: {lr: 0.02, ema: 0.9}
 train: {length: 240, batch: 12, micro_batch: 6}
-evaluation: {every: 30}
+evaluation: {every: 30, batch: 16}
 checkpoint: {every: 10}
 report: {every: 1}
 device: cpu

@@ -1,0 +1,87 @@
+"""What losses and samplings are worth on a pack of faces: each trained over seeds, and tabulated.
+
+    tools/compare_losses.py PACK OUT [--seeds 0 1 2 3 4] [--only TEXT] [--share I/N] [--json FILE]
+
+Each run is recipes/faces_tiny.yaml on one core, with the settings below. PACK holds the pairs to verify, too. OUT holds the
+runs; what has finished is not run again. --only: cases whose names hold the text. --share: every N-th run, from I, counted
+from 0, so that N calls, each on a core of its own, share the work; the table is of all that have finished.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from comparing import Row, table, trained
+
+from partialfc.errors import InputError
+from partialfc.sweep.running import share_of
+
+# The scale and half of the margin that the papers have: at theirs, a network so small tells few of its own images apart.
+_ARC, _COS = "scale: 32, margin: 0.25", "scale: 32, margin: 0.175"
+CASES = {
+    "cosface": [f"margin={{name: cosface, {_COS}}}"],
+    "softmax with bias": ["margin={name: linear}"],
+    "cosine softmax": ["margin={name: softmax, scale: 32}"],
+    "sphereface": ["margin={name: combined, scale: 32, m1: 1.35}"],
+    "arcface": [f"margin={{name: arcface, {_ARC}}}"],
+    "elastic-arc": [f"margin={{name: elastic_arcface, {_ARC}, sigma: 0.025}}"],
+    "elastic-arc+, paper": [f"margin={{name: elastic_arcface, {_ARC}, sigma: 0.009, order: paper}}"],
+    "elastic-arc+, released": [f"margin={{name: elastic_arcface, {_ARC}, sigma: 0.009, order: released}}"],
+    "elastic-cos": [f"margin={{name: elastic_cosface, {_COS}, sigma: 0.025}}"],
+    "elastic-cos+, paper": [f"margin={{name: elastic_cosface, {_COS}, sigma: 0.0125, order: paper}}"],
+    "elastic-cos+, released": [f"margin={{name: elastic_cosface, {_COS}, sigma: 0.0125, order: released}}"],
+    "adaface": ["margin={name: adaface, scale: 32, margin: 0.2}"],
+    "magface": ["margin={name: magface, scale: 32, margins: [0.225, 0.4]}"],
+    "curricularface": [f"margin={{name: curricularface, {_ARC}}}"],
+    "uniface": ["margin={name: uniface, scale: 32, margin: 0.2}"],
+    "sphereface2": ["margin={name: sphereface2, scale: 32, margin: 0.2}"],
+    "cosface, three sub-centres": [f"margin={{name: cosface, {_COS}}}", "head.subcenters=3"],
+    "cosface, r 0.3": [f"margin={{name: cosface, {_COS}}}", "head.sample_rate=0.3"],
+    "cosface, r 0.1": [f"margin={{name: cosface, {_COS}}}", "head.sample_rate=0.1"],
+    "cosface, r 0.1, decay": [f"margin={{name: cosface, {_COS}}}", "head={sample_rate: 0.1, unsampled: decay}"],
+    "cosface, r 0.1, hard": [f"margin={{name: cosface, {_COS}}}", "head={sample_rate: 0.1, sampling: hard}"],
+    "cosface, bfloat16 rows": [f"margin={{name: cosface, {_COS}}}", "head={centers: bfloat16, moments: bfloat16}"],
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What losses and samplings are worth.")
+    parser.add_argument("pack", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--only", default="")
+    parser.add_argument("--share")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    cases = [case for case in CASES if arguments.only in case]
+    try:
+        share = share_of(arguments.share)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    runs = [(seed, case) for seed in arguments.seeds for case in cases]
+    for seed, case in runs[share.index :: share.count]:
+        trained(folder_of(arguments.out, case, seed), case, settings_of(arguments.pack, case), seed)
+    rows = [row for seed, case in runs for row in finished(arguments.out, arguments.pack, case, seed)]
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+    print("\n".join(table(cases, rows)))
+
+
+def settings_of(pack: Path, case: str) -> list[str]:
+    return [*CASES[case], f"data.path={pack}"]
+
+
+def folder_of(out: Path, case: str, seed: int) -> Path:
+    return out / case.replace(", ", "_").replace(" ", "_") / str(seed)
+
+
+def finished(out: Path, pack: Path, case: str, seed: int) -> list[Row]:
+    folder = folder_of(out, case, seed)
+    return trained(folder, case, settings_of(pack, case), seed) if (folder / "summary.json").exists() else []
+
+
+if __name__ == "__main__":
+    main()

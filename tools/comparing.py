@@ -1,0 +1,89 @@
+"""What tools that compare settings over seeds share: their runs, one core each, and the lines of their tables.
+
+What has finished is not run again. Differences are those of runs of one seed to the first case's, their 95 % intervals a
+bootstrap over the seeds.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_DRAWS = 10_000  # of the bootstrap
+
+Row = dict[str, Any]  # case, seed, set, accuracy, auc
+
+
+def trained(output: Path, case: str, settings: Sequence[object], seed: int) -> list[Row]:
+    """A row for each verification set of a run of recipes/faces_tiny.yaml, which is trained unless it has finished."""
+    if not (output / "summary.json").exists():
+        call(
+            "-m",
+            "partialfc",
+            "train",
+            "faces_tiny",
+            *settings,
+            f"output={output}",
+            f"seed={seed}",
+            "--ranks",
+            1,
+        )
+    summary = json.loads((output / "summary.json").read_text())
+    return [
+        {"case": case, "seed": seed, "set": name, "accuracy": scores["accuracy"], "auc": scores["auc"]}
+        for name, scores in summary["verification"].items()
+    ]
+
+
+def call(*arguments: object) -> None:
+    """Run a program of this repository on one core; where it fails, end with its exit code."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    folder = Path(__file__).resolve().parent.parent
+    code = subprocess.run(
+        [sys.executable, *map(str, arguments)], check=False, cwd=folder, env=environment
+    ).returncode
+    if code:  # it has said why
+        sys.exit(code)
+
+
+def table(cases: Sequence[str], rows: list[Row]) -> list[str]:
+    """Lines of Markdown: of each case the mean and standard deviation over the seeds, and how far it is from the first."""
+    lines = [
+        "| | seeds | accuracy, % | against the first, points | AUC | against the first |",
+        "|---|---|---|---|---|---|",
+    ]
+    return lines + [_line(case, cases[0], rows) for case in cases if any(row["case"] == case for row in rows)]
+
+
+def _line(case: str, first: str, rows: list[Row]) -> str:
+    mine, its = (
+        {
+            (row["seed"], row["set"]): (100 * row["accuracy"], row["auc"])
+            for row in rows
+            if row["case"] == name
+        }
+        for name in (case, first)
+    )
+    scores = np.array(list(mine.values()))
+    spread = f" ± {scores[:, 0].std(ddof=1):.1f}" if len(scores) > 1 else ""
+    accuracy, auc = scores.mean(axis=0)
+    of_accuracy, of_auc = "", ""
+    if case != first and (both := [it for it in mine if it in its]):
+        apart = np.array([mine[it] for it in both]) - np.array([its[it] for it in both])
+        of_accuracy, of_auc = _interval(apart[:, 0], 1), _interval(apart[:, 1], 3)
+    return f"| {case} | {len(scores)} | {accuracy:.1f}{spread} | {of_accuracy} | {auc:.3f} | {of_auc} |"
+
+
+def _interval(differences: np.ndarray, digits: int) -> str:
+    """Their mean, and its 95 % interval."""
+    mean = f"{differences.mean():+.{digits}f}"
+    if len(differences) < 2:
+        return mean
+    chosen = np.random.default_rng(0).integers(0, len(differences), (_DRAWS, len(differences)))
+    low, high = np.percentile(differences[chosen].mean(axis=1), (2.5, 97.5))
+    return f"{mean} ({low:+.{digits}f} to {high:+.{digits}f})"
