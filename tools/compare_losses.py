@@ -2,7 +2,7 @@
 
     tools/compare_losses.py PACK OUT [--seeds 0 1 2 3 4] [--only TEXT] [--share I/N] [--json FILE]
 
-Each run is recipes/faces_tiny.yaml on one core, with the settings below. PACK holds the pairs to verify, too. OUT holds the
+Each run is recipes/faces_tiny.yaml, three epochs of it, on one core, with the settings below. PACK holds the pairs to verify, too. OUT holds the
 runs; what has finished is not run again. --only: cases whose names hold the text. --share: every N-th run, from I, counted
 from 0, so that N calls, each on a core of its own, share the work; the table is of all that have finished.
 """
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def settings_of(pack: Path, case: str) -> list[str]:
-    return [*CASES[case], f"data.path={pack}"]
+    return [*CASES[case], "train.length=3 epochs", f"data.path={pack}"]
 
 
 def folder_of(out: Path, case: str, seed: int) -> Path:

@@ -19,7 +19,7 @@ _DRAWS = 10_000  # of the bootstrap
 Row = dict[str, Any]  # case, seed, set, accuracy, auc
 
 
-def trained(output: Path, case: str, settings: Sequence[object], seed: int) -> list[Row]:
+def trained(output: Path, case: str, settings: Sequence[str], seed: int) -> list[Row]:
     """A row for each verification set of a run of recipes/faces_tiny.yaml, which is trained unless it has finished."""
     if not (output / "summary.json").exists():
         call(
