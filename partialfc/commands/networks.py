@@ -1,5 +1,6 @@
 """A trained network in use."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,65 +9,105 @@ import typer
 from partialfc.commands.options import BackboneName, Device, Model, Pack, loaded
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from partialfc.evaluation.sets import Scores
     from partialfc.inference.recognizer import Recognizer
+
+
+_FEW = 10  # scores that stand in one line
 
 
 def evaluate(
     model: Model,
     sets: Annotated[
-        list[Path] | None, typer.Argument(help=".bin files; default: those of the run's pack.")
+        list[Path] | None,
+        typer.Argument(
+            help=".bin files, and folders of IJB-B or IJB-C; default: the .bin files of the run's pack."
+        ),
+    ] = None,
+    ijb: Annotated[
+        list[Path] | None, typer.Option(metavar="FOLDER", help="Of IJB-B or IJB-C: the same as among SETS.")
     ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the scores there, too.")] = None,
     backbone: BackboneName = None,
     device: Device = "auto",
 ) -> None:
-    """Verify on .bin sets, as a run does.
+    """Verify on sets of pairs, as a run does, or by the protocols of IJB-B and IJB-C.
 
     ```
     partialfc evaluate output/mine
     partialfc evaluate output/mine/checkpoints/step_00001000 lfw.bin
     partialfc evaluate backbone.pth lfw.bin --backbone iresnet100
     partialfc evaluate exported lfw.bin
+    partialfc evaluate exported --ijb IJBC
+    torchrun --nproc-per-node=8 -m partialfc evaluate exported --ijb IJBC
     ```
     """
     import msgspec
     from rich.console import Console
-    from rich.table import Table
 
-    from partialfc.evaluation.metrics import rounded
     from partialfc.runtime.files import atomic_write
 
-    found = _evaluated(loaded(model, backbone, device), sets or [])
-    table = Table(box=None)
-    table.add_column("set", no_wrap=True)
-    for name in (names := list(dict.fromkeys(it for values in found.values() for it in rounded(values)))):
-        table.add_column(name, justify="right")
-    for name, values in found.items():
-        table.add_row(name, *(rounded(values).get(it, "") for it in names))
-    Console().print(table)
+    found = _evaluated(model, backbone, device, [*(sets or []), *(ijb or [])])
+    if not found:  # another rank than the first
+        return
+    for table in _tables(found):
+        Console().print(table)
     if json:
         with atomic_write(json) as temporary:
             temporary.write_bytes(msgspec.json.format(msgspec.json.encode(found)))
 
 
-def _evaluated(recognizer: "Recognizer", sets: list[Path]) -> dict[str, "Scores"]:
-    """The scores of each set by its name. InputError where there is none, or one cannot be read."""
-    from partialfc.errors import InputError
-    from partialfc.evaluation.pairs import load_pairs
+def _tables(scores: dict[str, "Scores"]) -> Iterator["Table"]:
+    """One of the sets that have few scores, a line each; and one of each other set, with a line for each score."""
+    from rich.table import Table
+
+    from partialfc.evaluation.metrics import rounded
+
+    shown = {name: rounded(values) for name, values in scores.items()}
+    few = {name: values for name, values in shown.items() if len(values) <= _FEW}
+    names = list(dict.fromkeys(it for values in few.values() for it in values))
+    if few:
+        table = Table("set", box=None)
+        for name in names:
+            table.add_column(name, justify="right")
+        for name, values in few.items():
+            table.add_row(name, *(values.get(it, "") for it in names))
+        yield table
+    for name in [it for it in shown if it not in few]:
+        table = Table("score", box=None)
+        table.add_column(name, justify="right")
+        for score, value in shown[name].items():
+            table.add_row(score, value)
+        yield table
+
+
+def _evaluated(model: Path, backbone: str | None, device: str, sets: list[Path]) -> dict[str, "Scores"]:
+    """The scores of each set by its name, on the first rank. CollectiveInputError where there is none, or one cannot be read."""
+    from partialfc.evaluation.loading import load_set
     from partialfc.evaluation.verify import embed_sets
     from partialfc.runtime import comm
 
-    if not sets and recognizer.config:
-        sets = sorted(Path(recognizer.config.data.path).glob("*.bin"))
-    if not sets:
-        raise InputError("no verification set; wanted .bin files")
-    pairs = [load_pairs(path) for path in sets]
-    with comm.join(recognizer.device.type) as ranks:
+    with comm.join("cpu" if model.suffix == ".onnx" else device) as ranks:
+        with comm.fail_on_all_ranks(ranks):
+            recognizer = loaded(model, backbone, device)
+            there = [load_set(path) for path in sets or _sets_of(recognizer)]
         embeddings = embed_sets(
-            recognizer.network, pairs, ranks, batch=recognizer.batch, autocast=recognizer.autocast()
+            recognizer.network, there, ranks, batch=recognizer.batch, autocast=recognizer.autocast()
         )
-    return {it.name: it.score(embeddings[it.name]) for it in pairs}
+        with comm.fail_on_all_ranks(ranks):
+            return {it.name: it.score(embeddings[it.name]) for it in there} if ranks.first else {}
+
+
+def _sets_of(recognizer: "Recognizer") -> list[Path]:
+    """Those that its run was verified on. InputError where there are none."""
+    from partialfc.errors import InputError
+
+    found = sorted(Path(recognizer.config.data.path).glob("*.bin")) if recognizer.config else []
+    if not found:
+        raise InputError("no verification set; wanted .bin files, or folders of IJB")
+    return found
 
 
 def embed(

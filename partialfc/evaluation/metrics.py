@@ -1,7 +1,7 @@
 """How well similarities tell same from different: pair accuracy, TAR at FAR, ROC. numpy in, numbers out."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,11 +27,8 @@ def pair_accuracy(similarity: Similarities, same: Same, folds: int = 10) -> tupl
 
 def roc(similarity: Similarities, same: Same) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """False accept rates, ascending from 0 to 1, and the true accept rates at the same thresholds."""
-    order = np.argsort(-similarity, kind="stable")
-    accepted = np.flatnonzero(np.diff(similarity[order], append=-np.inf))  # the last of each run of equals
-    true = np.cumsum(same[order])[accepted] / max(1, same.sum())
-    false = np.cumsum(~same[order])[accepted] / max(1, (~same).sum())
-    return np.concatenate([[0.0], false]), np.concatenate([[0.0], true])
+    false, true = (np.concatenate([[0.0], it / max(1, it[-1])]) for it in _accepted(similarity, same))
+    return false, true
 
 
 def auc(similarity: Similarities, same: Same) -> float:
@@ -45,8 +42,34 @@ def tar_at_far(similarity: Similarities, same: Same, far: float) -> float:
 
     With fewer than 1 / far different pairs this is the rate at no false accept, which says nothing of `far`.
     """
+    return tars_at_fars(similarity, same, [far])[0]
+
+
+def tars_at_fars(similarity: Similarities, same: Same, fars: Sequence[float]) -> list[float]:
+    """`tar_at_far` of each of `fars`."""
     false, true = roc(similarity, same)
-    return float(true[false <= far].max())
+    return [float(true[false <= far].max()) for far in fars]
+
+
+def tars_at_nearest_fars(similarity: Similarities, same: Same, fars: Sequence[float]) -> list[float]:
+    """Of each of `fars`, the true accept rate by the rule of insightface's IJB scripts: at the corner of the ROC curve, as
+    scikit-learn's roc_curve leaves it, whose false accept rate is nearest to `far`, above or below it; of two equally near
+    ones at the larger rate, of those of one rate at the largest true accept rate.
+    """
+    false, true = _accepted(similarity, same)
+    if len(false) > 2:  # points on a line between others are dropped
+        corners = np.concatenate([[True], (np.diff(false, 2) != 0) | (np.diff(true, 2) != 0), [True]])
+        false, true = false[corners], true[corners]
+    descending, tars = (np.concatenate([[0], it])[::-1] / max(1, it[-1]) for it in (false, true))
+    return [float(tars[np.argmin(np.abs(descending - far))]) for far in fars]
+
+
+def _accepted(similarity: Similarities, same: Same) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """How many different pairs, and how many same ones, are accepted at each threshold, from the strictest on."""
+    order = np.argsort(-similarity, kind="stable")
+    ends = np.flatnonzero(np.diff(similarity[order], append=-np.inf))  # the last of each run of equals
+    true = np.cumsum(same[order], dtype=np.int64)[ends]
+    return ends + 1 - true, true
 
 
 def verify(similarities: ArrayLike, same: ArrayLike) -> dict[str, float]:
@@ -75,13 +98,14 @@ def verify(similarities: ArrayLike, same: ArrayLike) -> dict[str, float]:
     accuracy, deviation = _over_folds(right, fold)
     threshold = _best_threshold(similarity, truth)
     different = similarity[~truth]
+    measurable = _measurable(len(different))
     found = {
         "accuracy": accuracy,
         "accuracy_std": deviation,
         "auc": auc(similarity, truth),
         **{
-            f"tar@far={_written(far)}": tar_at_far(similarity, truth, far)
-            for far in _measurable(len(different))
+            f"tar@far={written(far)}": tar
+            for far, tar in zip(measurable, tars_at_fars(similarity, truth, measurable), strict=True)
         },
         "threshold": threshold,
         "threshold_far": float(np.mean(different > threshold)) if len(different) else 0.0,
@@ -105,7 +129,7 @@ def rounded(scores: Mapping[str, float]) -> dict[str, str]:
 
 
 def _plainly(name: str, value: float) -> str:
-    return f"{value:.2%}" if name.endswith("_far") else f"{value:.4g}"
+    return f"{value:.2%}" if name.endswith("_far") or "@" in name or "rank" in name else f"{value:.4g}"
 
 
 def in_words(scores: Mapping[str, float], name: str) -> str:
@@ -123,8 +147,9 @@ def _measurable(different: int) -> list[float]:
     return [far for far in FARS if far * different > 1 - 1e-9]
 
 
-def _written(far: float) -> str:
-    return f"1e-{round(-math.log10(far))}"
+def written(rate: float) -> str:
+    """A power of ten, as names of scores have it."""
+    return f"1e-{round(-math.log10(rate))}"
 
 
 def _intervals(similarity: Similarities, same: Same, right: Same) -> dict[str, float]:
@@ -146,7 +171,7 @@ def _intervals(similarity: Similarities, same: Same, right: Same) -> dict[str, f
         for far in _measurable(int((~same).sum())):
             accepted = np.searchsorted(false, far * all_false, side="right")
             tar = float(true[accepted - 1]) / all_true if accepted else 0.0
-            found.setdefault(f"tar@far={_written(far)}", []).append(tar)
+            found.setdefault(f"tar@far={written(far)}", []).append(tar)
     return {
         f"{name}_{end}": float(np.percentile(values, percent))
         for name, values in found.items()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from partialfc.data import images
 from partialfc.data.images import Encoded, Pixels
@@ -34,10 +35,11 @@ class Pairs:
         return len(self.images)
 
     def similarities(self, embeddings: Tensor) -> NDArray[np.float64]:
-        """The cosine [P] of each pair, given the embeddings [2 P, D] of all images, of length 1; -1 where an embedding is not
-        finite, as those of a fresh network in 16 bits may be.
+        """The cosine [P] of each pair, given the embeddings [2 P, D] of all images; -1 where an embedding is not finite, as those
+        of a fresh network in 16 bits may be.
         """
-        found: NDArray[np.float64] = (embeddings[0::2] * embeddings[1::2]).sum(1).double().cpu().numpy()
+        unit = normalize(embeddings)
+        found: NDArray[np.float64] = (unit[0::2] * unit[1::2]).sum(1).double().cpu().numpy()
         return np.where(np.isfinite(found), found, -1.0)
 
     def score(self, embeddings: Tensor) -> Scores:

@@ -24,7 +24,9 @@ class EvaluationSet(Protocol):
         """Image `index`, uint8 RGB [size, size, 3]. InputError names one that cannot be read."""
 
     def score(self, embeddings: Tensor) -> Scores:
-        """The scores of embeddings [n, D] of all images, of length 1."""
+        """The scores of the embeddings [n, D] of all images: each the sum over the image and its mirror image, as the network
+        gives them, not normalised.
+        """
 
     def in_words(self, scores: Scores) -> str:
         """Its scores, for a line of the log."""

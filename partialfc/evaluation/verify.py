@@ -31,7 +31,7 @@ class Network(Protocol):
     def train(self, mode: bool = True) -> object: ...
 
 
-Embeddings = dict[str, Tensor]  # [n, D] of each set's images, by its name
+Embeddings = dict[str, Tensor]  # float32 [n, D] of each set's images, by its name
 
 
 class EvaluationStopped(Exception):
@@ -55,7 +55,7 @@ def embed_sets(
     autocast: AbstractContextManager[object],
     stop: Callable[[], int] = _never,
 ) -> Embeddings:
-    """Embeddings of length 1 of the images of each set, the same on every rank.
+    """Embeddings of the images of each set, see EvaluationSet, the same on every rank.
 
     stop: asked after each batch; where it is not 0 on some rank, all raise EvaluationStopped. CollectiveInputError where an
     image cannot be read.
@@ -96,7 +96,7 @@ def embed_faces(
 def _embedded(
     network: Network, images: EvaluationSet, ranks: Ranks, batch: int, stop: Callable[[], int]
 ) -> Tensor:
-    """Unit embeddings [n, D] of all images, on every rank.
+    """float32 embeddings [n, D] of all images, on every rank, not normalised.
 
     The images go through in fixed blocks of `batch`, the last one padded, dealt out to the ranks in turn:
     what a block computes does not depend on the number of ranks.
@@ -113,7 +113,7 @@ def _embedded(
             parts.append(mirror_sum(network, block.to(ranks.device)))
             if asked := max(comm.of_all_ranks(stop(), ranks.host)):
                 raise EvaluationStopped(asked)
-    everyone = comm.gather_rows(normalize(torch.cat(parts).float()), ranks.group)
+    everyone = comm.gather_rows(torch.cat(parts).float(), ranks.group)
     in_turn = everyone.view(ranks.size, turns, batch, -1).transpose(0, 1)
     return in_turn.reshape(ranks.size * turns * batch, -1)[: len(images)]
 

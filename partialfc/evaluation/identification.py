@@ -1,0 +1,105 @@
+"""Whom probes show: ranks in a gallery, and the share of mates that are found where few strangers are. numpy in, numbers out.
+
+A gallery has one template a subject. A probe is mated where its subject is in the gallery, else non-mated.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from partialfc.errors import InputError
+from partialfc.evaluation.metrics import written
+
+RANKS = (1, 5, 10)
+FPIRS = (1e-2, 1e-1)  # false positive identification rates that are of interest
+_BLOCK = 1 << 24  # similarities at a time
+
+Templates = NDArray[np.float32]  # [n, D], of length 1
+Subjects = NDArray[np.int64]  # [n]
+
+
+def identify(
+    probes: Templates, subjects: Subjects, gallery: Templates, known: Subjects, ranks: Sequence[int] = RANKS
+) -> dict[str, float]:
+    """Of probes that show `subjects` in a gallery of `known` ones:
+
+    - rank1 and so on: the share of mated probes whose mate is among so many nearest of the gallery (equally near strangers
+      count as nearer);
+    - tpir@fpir=1e-2 and so on: the share of mated probes whose mate's similarity is above a threshold that at most that share
+      of the non-mated probes exceeds with anyone; left out for rates that they are too few to measure.
+
+    InputError where a subject is in the gallery twice, or no probe is mated.
+    """
+    mates = mates_of(subjects, known)
+    places, to_mate, best = [], [], []
+    for block, similarity in _blocks(probes, gallery):
+        mated = np.flatnonzero(mates[block] >= 0)
+        own = similarity[mated, mates[block][mated]]
+        places.append((similarity[mated] >= own[:, None]).sum(axis=1))
+        to_mate.append(own)
+        best.append(np.delete(similarity, mated, axis=0).max(axis=1))
+    place, mate, strangers = (np.concatenate(it) for it in (places, to_mate, best))
+    if not len(place):
+        raise InputError("no probe's subject is in the gallery")
+    found = {f"rank{rank}": float((place <= rank).mean()) for rank in ranks}
+    descending = -np.sort(-strangers)
+    for fpir in FPIRS:
+        if fpir * len(strangers) > 1 - 1e-9:
+            found[f"tpir@fpir={written(fpir)}"] = float(
+                (mate > descending[_share(fpir, len(strangers))]).mean()
+            )
+    return found
+
+
+def identify_all_mated(
+    probes: Templates, subjects: Subjects, gallery: Templates, known: Subjects
+) -> dict[str, float]:
+    """The rule of insightface's script (ijb_1n.py), in which every probe has a mate: insightface_rank1 and so on; and
+    insightface_tpir@fpir=F, the share of mates above the n-th largest of all similarities to strangers, n = ceil(F probes).
+
+    InputError where a subject is in the gallery twice, or a probe's is not.
+    """
+    mates = mates_of(subjects, known)
+    if (missing := np.flatnonzero(mates < 0)).size:
+        raise InputError(f"subject {subjects[missing[0]]} of a probe is in no gallery")
+    wanted = [int(np.ceil(fpir * len(probes))) for fpir in FPIRS]
+    largest = np.empty(0, np.float32)
+    places, to_mate = [], []
+    for block, similarity in _blocks(probes, gallery):
+        rows = np.arange(len(similarity))
+        own = similarity[rows, mates[block]]
+        places.append((similarity >= own[:, None]).sum(axis=1))
+        to_mate.append(own)
+        similarity[rows, mates[block]] = -2
+        together = np.concatenate([largest, similarity.ravel()])
+        largest = np.partition(together, -min(max(wanted), len(together)))[-max(wanted) :]
+    place, mate = np.concatenate(places), np.concatenate(to_mate)
+    descending = -np.sort(-largest)
+    found = {f"insightface_rank{rank}": float((place <= rank).mean()) for rank in RANKS}
+    for fpir, count in zip(FPIRS, wanted, strict=True):
+        found[f"insightface_tpir@fpir={written(fpir)}"] = float((mate > descending[count - 1]).mean())
+    return found
+
+
+def mates_of(subjects: Subjects, known: Subjects) -> NDArray[np.int64]:
+    """[P] the place of each probe's subject in the gallery, -1: it is not there. InputError where one is there twice."""
+    order = np.argsort(known, kind="stable")
+    ascending = known[order]
+    if (twice := ascending[1:][ascending[1:] == ascending[:-1]]).size:
+        raise InputError(f"subject {twice[0]} is in the gallery twice; wanted one template a subject")
+    places = np.minimum(np.searchsorted(ascending, subjects), len(known) - 1)
+    return np.where(ascending[places] == subjects, order[places], -1)
+
+
+def _blocks(probes: Templates, gallery: Templates) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """Similarities of some probes to all of a gallery, at a time."""
+    step = max(1, _BLOCK // len(gallery))
+    for start in range(0, len(probes), step):
+        block = slice(start, min(start + step, len(probes)))
+        yield block, probes[block] @ gallery.T
+
+
+def _share(rate: float, count: int) -> int:
+    """How many of `count` are at most that share."""
+    return int(np.floor(rate * count + 1e-9))

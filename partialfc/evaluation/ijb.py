@@ -1,0 +1,273 @@
+"""IJB-B and IJB-C: templates of several images each, compared 1:1 and searched 1:N, by the files as they are released.
+
+    loose_crop/1.jpg ...                   meta/ijbc_name_5pts_score.txt        name x1 y1 ... x5 y5 score
+    meta/ijbc_face_tid_mid.txt             name template media
+    meta/ijbc_template_pair_label.txt      template template label
+    meta/ijbc_1N_gallery_G1.csv, _G2.csv, ijbc_1N_probe_mixed.csv    TEMPLATE_ID,SUBJECT_ID,... (of IJB-B: _S1, _S2)
+
+A template is, as in the public scripts, the sum over its media of the mean of their images' embeddings, each times its
+detector's score and not normalised before; then brought to length 1.
+"""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from partialfc.data import images
+from partialfc.data.alignment import Points, aligned
+from partialfc.data.images import Pixels
+from partialfc.errors import InputError
+from partialfc.evaluation import metrics
+from partialfc.evaluation.identification import Subjects, identify, identify_all_mated
+from partialfc.evaluation.sets import Scores
+
+_FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+_HEADLINE = "tar@far=1e-4"
+_AT_ONCE = 1 << 15  # images, or pairs: what is computed on the way takes 64 MiB at 512 components
+_SUFFIX = "_face_tid_mid.txt"
+
+Places = NDArray[np.int32]  # of templates, in the order of their numbers
+
+
+@dataclass(frozen=True)
+class Searched:
+    """Templates [n], by their places, and whom they show [n]."""
+
+    templates: Places
+    subjects: Subjects
+
+
+@dataclass(frozen=True)
+class Ijb:
+    """One of the two sets: N images of T templates, P pairs of templates."""
+
+    path: Path
+    name: str  # as its files' names begin
+    files: list[str]  # [N]
+    points: list[Points]  # [N] of each face
+    weights: NDArray[
+        np.float32
+    ]  # [N] the detector's score over how many images of its template are of its media
+    templates: Places  # [N]
+    count: int  # T
+    first: Places  # [P]
+    second: Places  # [P]
+    same: NDArray[np.bool_]  # [P]
+    galleries: list[Searched]  # none: no 1:N
+    probes: Searched | None
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def pixels(self, index: int, size: int) -> Pixels:
+        """See EvaluationSet: the face of image `index`, aligned by its points."""
+        return aligned(images.read(self.path / "loose_crop" / self.files[index]), self.points[index], size)
+
+    def score(self, embeddings: Tensor) -> Scores:
+        """See EvaluationSet. tar@far=1e-4 and so on, see metrics.tar_at_far; insightface_tar@far=..., by the rule of the public
+        script, see metrics.tars_at_nearest_fars; where there are galleries, the scores of `identify`, the mean over the two, and
+        those of `identify_all_mated`, of both as one.
+        """
+        templates = self.embedded_templates(embeddings)
+        similarity = self._similarities(templates)
+        found = {
+            f"{rule}@far={metrics.written(far)}": tar
+            for rule, tars in (
+                ("tar", metrics.tars_at_fars(similarity, self.same, _FARS)),
+                ("insightface_tar", metrics.tars_at_nearest_fars(similarity, self.same, _FARS)),
+            )
+            for far, tar in zip(_FARS, tars, strict=True)
+        }
+        return {_HEADLINE: found[_HEADLINE]} | found | self._identified(templates.numpy())
+
+    def embedded_templates(self, embeddings: Tensor) -> Tensor:
+        """float32 [T, D] of length 1, on the host."""
+        sums = torch.zeros(self.count, embeddings.shape[1], dtype=torch.float64)
+        for start in range(0, len(self), _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            weights = torch.from_numpy(self.weights[part]).double()
+            weighted = embeddings[part].cpu().double() * weights[:, None]
+            sums.index_add_(0, torch.from_numpy(self.templates[part]), weighted)
+        return normalize(sums).float()
+
+    def in_words(self, scores: Scores) -> str:
+        """See EvaluationSet."""
+        rates = [it for it in scores if it.startswith(("tar@far=", "rank", "tpir@"))]
+        spoken = {
+            name: name.replace("tar@far=", "TAR@FAR ").replace("tpir@fpir=", "TPIR@FPIR ") for name in rates
+        }
+        return ", ".join(f"{spoken[name]} {scores[name]:.2%}" for name in rates)
+
+    def pictures(self, embeddings: Tensor) -> Iterator[tuple[str, Pixels]]:
+        """See EvaluationSet: the ROC curve."""
+        from partialfc.evaluation import pictures  # here: matplotlib takes a second
+
+        yield (
+            "roc",
+            pictures.roc(self.name, self._similarities(self.embedded_templates(embeddings)), self.same),
+        )
+
+    def _similarities(self, templates: Tensor) -> NDArray[np.float32]:
+        """The cosine [P] of each pair; -1 where an embedding is not finite."""
+        found = np.empty(len(self.same), np.float32)
+        for start in range(0, len(found), _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            left, right = (templates[torch.from_numpy(side[part])] for side in (self.first, self.second))
+            found[part] = (left * right).sum(1).numpy()
+        return np.where(np.isfinite(found), found, np.float32(-1))
+
+    def _identified(self, templates: NDArray[np.float32]) -> dict[str, float]:
+        if self.probes is None:
+            return {}
+        probes, subjects = templates[self.probes.templates], self.probes.subjects
+        try:
+            each = [identify(probes, subjects, templates[it.templates], it.subjects) for it in self.galleries]
+            gallery = np.concatenate([it.templates for it in self.galleries])
+            known = np.concatenate([it.subjects for it in self.galleries])
+            together = identify_all_mated(probes, subjects, templates[gallery], known)
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}") from None
+        common = [name for name in each[0] if all(name in it for it in each)]
+        return {name: float(np.mean([it[name] for it in each])) for name in common} | together
+
+
+def is_ijb(folder: Path) -> bool:
+    """Whether a folder holds such a set."""
+    return any(folder.glob(f"meta/*{_SUFFIX}"))
+
+
+def load_ijb(folder: Path) -> Ijb:
+    """The set in a folder. InputError where a file is none of what is wanted, or they do not fit each other."""
+    named = sorted(folder.glob(f"meta/*{_SUFFIX}"))
+    if len(named) != 1:
+        raise InputError(f"{folder}: {len(named)} files meta/*{_SUFFIX}; wanted one, such as ijbc{_SUFFIX}")
+    name = named[0].name.removesuffix(_SUFFIX)
+    files, points, scores = _faces(folder / f"meta/{name}_name_5pts_score.txt")
+    numbers, media = _templates(named[0], files)
+    known, templates = np.unique(numbers, return_inverse=True)
+    pairs = folder / f"meta/{name}_template_pair_label.txt"
+    first, second, label = _numbers(pairs, 3)
+    galleries, probes = _searches(folder / "meta", name, known)
+    return Ijb(
+        path=folder,
+        name=name,
+        files=files,
+        points=points,
+        weights=(scores / _images_of_media(templates, media)).astype(np.float32),
+        templates=templates.astype(np.int32),
+        count=len(known),
+        first=_places(first, known, pairs),
+        second=_places(second, known, pairs),
+        same=label == 1,
+        galleries=galleries,
+        probes=probes,
+    )
+
+
+def _faces(path: Path) -> tuple[list[str], list[Points], NDArray[np.float64]]:
+    """Names [N], five points [N], scores [N]."""
+    files, points, scores = [], [], []
+    for place, fields in _lines(path, 12):
+        try:
+            values = np.array([float(it) for it in fields[1:]])
+        except ValueError:
+            raise InputError(f"{path}: line {place}: no numbers after {fields[0]}") from None
+        if not np.isfinite(values).all() or len(set(values[:10])) == 1:
+            raise InputError(f"{path}: line {place}: no five points after {fields[0]}")
+        files.append(fields[0])
+        points.append(values[:10:2] + 1j * values[1:10:2])
+        scores.append(values[10])
+    return files, points, np.array(scores)
+
+
+def _templates(path: Path, files: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Template and media [N] of each image. InputError where the images are not `files`, in their order."""
+    numbers = []
+    for (place, fields), wanted in zip(_lines(path, 3), [*files, None], strict=False):
+        if fields[0] != wanted:
+            found = wanted or f"{len(files)} images"
+            raise InputError(f"{path}: line {place}: {fields[0]}; the list of points has {found} there")
+        if not all(it.lstrip("-").isdigit() for it in fields[1:]):
+            raise InputError(f"{path}: line {place}: {' '.join(fields)}; wanted name template media")
+        numbers.append((int(fields[1]), int(fields[2])))
+    if len(numbers) != len(files):
+        raise InputError(f"{path}: {len(numbers)} images; the list of points has {len(files)}")
+    columns = np.array(numbers, np.int64).reshape(-1, 2)
+    return columns[:, 0], columns[:, 1]
+
+
+def _images_of_media(templates: NDArray[Any], media: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[N] how many images of an image's template are of its media."""
+    together = np.stack([templates.astype(np.int64), media], axis=1)
+    _, inverse, counts = np.unique(together, axis=0, return_inverse=True, return_counts=True)
+    return counts[inverse.reshape(-1)]
+
+
+def _lines(path: Path, fields: int) -> Iterator[tuple[int, list[str]]]:
+    """The number and the fields of each line."""
+    with path.open(encoding="utf-8") as file:
+        for place, line in enumerate(file, 1):
+            found = line.split()
+            if len(found) != fields:
+                raise InputError(f"{path}: line {place}: {len(found)} fields; wanted {fields}")
+            yield place, found
+
+
+def _numbers(path: Path, columns: int) -> list[NDArray[np.int64]]:
+    """The columns of a file of whole numbers, of which there may be tens of millions."""
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "error", DeprecationWarning
+        )  # of numpy: what is no number is not told otherwise
+        try:
+            found = np.fromfile(path, np.int64, sep=" ")
+        except (DeprecationWarning, ValueError):
+            raise InputError(f"{path}: something in it is no whole number") from None
+    if not found.size or found.size % columns:
+        raise InputError(f"{path}: {found.size} numbers; wanted {columns} in each line")
+    return [found[column::columns] for column in range(columns)]
+
+
+def _places(numbers: NDArray[np.int64], known: NDArray[np.int64], path: Path) -> Places:
+    """Of templates, given their numbers. InputError where one has no images."""
+    places = np.minimum(np.searchsorted(known, numbers), len(known) - 1)
+    if (wrong := np.flatnonzero(known[places] != numbers)).size:
+        raise InputError(f"{path}: template {numbers[wrong[0]]} has no images")
+    return places.astype(np.int32)
+
+
+def _searches(meta: Path, name: str, known: NDArray[np.int64]) -> tuple[list[Searched], Searched | None]:
+    """The two galleries, and the probes, where they are there."""
+    paths = [meta / f"{name}_1N_gallery_{it}.csv" for it in ("G1", "G2")]
+    if not paths[0].exists():
+        paths = [meta / f"{name}_1N_gallery_{it}.csv" for it in ("S1", "S2")]
+    if not paths[0].exists():
+        return [], None
+    return [_searched(path, known) for path in paths], _searched(meta / f"{name}_1N_probe_mixed.csv", known)
+
+
+def _searched(path: Path, known: NDArray[np.int64]) -> Searched:
+    """A template of several images has several lines."""
+    found: dict[int, int] = {}
+    with path.open(encoding="utf-8") as file:
+        for place, line in enumerate(file, 1):
+            fields = line.split(",")[:2]
+            if place == 1 and not fields[0].strip().isdigit():
+                continue  # the heading
+            if len(fields) < 2 or not all(it.strip().isdigit() for it in fields):
+                raise InputError(f"{path}: line {place}: wanted TEMPLATE_ID,SUBJECT_ID,...")
+            template, subject = map(int, fields)
+            if found.setdefault(template, subject) != subject:
+                raise InputError(f"{path}: line {place}: template {template} of a second subject, {subject}")
+    if not found:
+        raise InputError(f"{path}: no templates")
+    numbers, subjects = np.array(list(found.items()), np.int64).T
+    return Searched(_places(numbers, known, path), subjects)
