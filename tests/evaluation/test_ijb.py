@@ -215,6 +215,7 @@ def test_blocks_change_nothing(ijb, monkeypatch):
     embeddings = embeddings_of(ijb)
     expected = load_ijb(ijb.folder).score(embeddings)
     monkeypatch.setattr("partialfc.evaluation.ijb._AT_ONCE", 7)
+    monkeypatch.setattr("partialfc.evaluation.ijb._COSINES", 100)
     monkeypatch.setattr("partialfc.evaluation.identification._BLOCK", 20)
     assert load_ijb(ijb.folder).score(embeddings) == expected
 
