@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from partialfc.errors import InputError
-from partialfc.head.rows.optimizers import RowOptimizer
+from partialfc.head.rows.optimizers import NO_STEP, RowOptimizer
 from partialfc.head.scratch import on_device
 
 MAX_STEPS = 1 << 22  # of a run that catches up: 16 MiB of learning rates
@@ -87,8 +87,9 @@ class CatchUp:
         self._optimizer, self._history = optimizer, History(device)
         # The number of steps with the latest that a row took part in.
         self.last_step = np.zeros(num_rows, np.int32)
-        # Of all steps so far; nan where a step was skipped, and where rows held still before they were to catch up.
-        self.learning_rates = torch.full((MAX_STEPS,), torch.nan, dtype=dtype, device=device)
+        # Of all steps so far: nan where one was skipped; NO_STEP after them, and where rows held still before they were
+        # to catch up.
+        self.learning_rates = torch.full((MAX_STEPS,), NO_STEP, dtype=dtype, device=device)
 
     def factors(self, rows: Steps) -> Tensor:
         """[S, 2, 2] float64: what (weight, momentum) of each of `rows` are to be multiplied by.

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from partialfc.config import AdamWRule, RowRule, SgdRule, TeacherRule
 
+NO_STEP = -1.0  # in place of a learning rate
+
 
 @dataclass
 class RowUpdate:
@@ -58,7 +60,8 @@ class RowOptimizer(ABC):
         raise NotImplementedError
 
     def transitions(self, learning_rates: Tensor) -> Tensor:
-        """What steps without a gradient do to (weight, momentum), [t, 2, 2] float64; learning_rates [t], nan: skipped.
+        """What steps without a gradient do to (weight, momentum), [t, 2, 2] float64; learning_rates [t], nan or NO_STEP:
+        nothing.
 
         Only of an optimizer whose steps without a gradient are linear in the two.
         """
@@ -96,7 +99,8 @@ class RowSgd(RowOptimizer):
         through, passed = (1 + self._momentum, self._momentum) if self._nesterov else (1.0, 1.0)
         rows = [1 - lr * decay * through, -lr * momentum * passed, decay, momentum]
         identity = torch.eye(2, dtype=torch.float64, device=lr.device)
-        return torch.where(lr.isnan()[:, None, None], identity, torch.stack(rows, dim=1).view(-1, 2, 2))
+        stands = lr.isnan() | (lr == NO_STEP)
+        return torch.where(stands[:, None, None], identity, torch.stack(rows, dim=1).view(-1, 2, 2))
 
 
 class RowAdamW(RowOptimizer):
