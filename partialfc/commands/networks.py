@@ -11,7 +11,7 @@ from partialfc.commands.options import BackboneName, Device, Model, Pack, loaded
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from partialfc.evaluation.sets import Scores
+    from partialfc.evaluation.sets import EvaluationSet, Scores
     from partialfc.inference.recognizer import Recognizer
 
 
@@ -23,7 +23,7 @@ def evaluate(
     sets: Annotated[
         list[Path] | None,
         typer.Argument(
-            help=".bin files, and folders of IJB-B or IJB-C; default: the .bin files of the run's pack."
+            help=".bin files, and folders: of several, of IJB, of gallery/ and probe/, of TinyFace; default: the run's."
         ),
     ] = None,
     ijb: Annotated[
@@ -92,7 +92,7 @@ def _evaluated(model: Path, backbone: str | None, device: str, sets: list[Path])
     with comm.join("cpu" if model.suffix == ".onnx" else device) as ranks:
         with comm.fail_on_all_ranks(ranks):
             recognizer = loaded(model, backbone, device)
-            there = [load_set(path) for path in sets or _sets_of(recognizer)]
+            there = [load_set(path) for path in sets] if sets else _sets_of(recognizer)
         embeddings = embed_sets(
             recognizer.network, there, ranks, batch=recognizer.batch, autocast=recognizer.autocast()
         )
@@ -100,13 +100,15 @@ def _evaluated(model: Path, backbone: str | None, device: str, sets: list[Path])
             return {it.name: it.score(embeddings[it.name]) for it in there} if ranks.first else {}
 
 
-def _sets_of(recognizer: "Recognizer") -> list[Path]:
+def _sets_of(recognizer: "Recognizer") -> list["EvaluationSet"]:
     """Those that its run was verified on. InputError where there are none."""
     from partialfc.errors import InputError
+    from partialfc.evaluation.loading import load_sets
 
-    found = sorted(Path(recognizer.config.data.path).glob("*.bin")) if recognizer.config else []
+    config = recognizer.config
+    found = load_sets(Path(config.data.path), config.evaluation.sets) if config else []
     if not found:
-        raise InputError("no verification set; wanted .bin files, or folders of IJB")
+        raise InputError("no evaluation set; wanted .bin files, or folders of sets")
     return found
 
 

@@ -35,12 +35,14 @@ class TrainConfig(Settings, frozen=True):
 
 
 class EvaluationConfig(Settings, frozen=True):
-    """Verification on every .bin of `data.path`."""
+    """Verification on every .bin of `data.path`, and on other sets."""
 
     every: Duration = 0
     """0: only before training and at the end."""
     batch: Images = 64
     """Images embedded at once on a rank."""
+    sets: tuple[str, ...] = ()
+    """Paths of further sets: .bin files, folders of them, of IJB, of a gallery and probes."""
 
 
 class CheckpointConfig(Settings, frozen=True):

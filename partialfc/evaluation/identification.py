@@ -1,6 +1,6 @@
 """Whom probes show: ranks in a gallery, and the share of mates that are found where few strangers are. numpy in, numbers out.
 
-A gallery has one template a subject. A probe is mated where its subject is in the gallery, else non-mated.
+A probe is mated where its subject is in the gallery, which may have several templates of it; else non-mated.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,6 +17,7 @@ _BLOCK = 1 << 24  # similarities at a time
 
 Templates = NDArray[np.float32]  # [n, D], of length 1
 Subjects = NDArray[np.int64]  # [n]
+NOBODY = -1  # in a gallery: a subject of no probe
 
 
 def identify(
@@ -24,22 +25,27 @@ def identify(
 ) -> dict[str, float]:
     """Of probes that show `subjects` in a gallery of `known` ones:
 
-    - rank1 and so on: the share of mated probes whose mate is among so many nearest of the gallery (equally near strangers
+    - rank1 and so on: the share of mated probes of whom a mate is among so many nearest of the gallery (equally near strangers
       count as nearer);
-    - tpir@fpir=1e-2 and so on: the share of mated probes whose mate's similarity is above a threshold that at most that share
-      of the non-mated probes exceeds with anyone; left out for rates that they are too few to measure.
+    - tpir@fpir=1e-2 and so on: the share of mated probes whose nearest mate's similarity is above a threshold that at most
+      that share of the non-mated probes exceeds with anyone; left out for rates that they are too few to measure.
 
-    InputError where a subject is in the gallery twice, or no probe is mated.
+    InputError where no probe is mated.
     """
-    mates = mates_of(subjects, known)
+    order = np.argsort(known, kind="stable")
+    gallery, ascending = gallery[order], known[order]
+    starts, stops = (np.searchsorted(ascending, subjects, side=side) for side in ("left", "right"))
     places, to_mate, best = [], [], []
     for block, similarity in _blocks(probes, gallery):
-        mated = np.flatnonzero(mates[block] >= 0)
-        own = similarity[mated, mates[block][mated]]
-        places.append((similarity[mated] >= own[:, None]).sum(axis=1))
-        to_mate.append(own)
-        best.append(np.delete(similarity, mated, axis=0).max(axis=1))
-    place, mate, strangers = (np.concatenate(it) for it in (places, to_mate, best))
+        for row, (start, stop) in enumerate(zip(starts[block], stops[block], strict=True)):
+            if start == stop:
+                best.append(similarity[row].max())
+                continue
+            own = similarity[row, start:stop].max()
+            similarity[row, start:stop] = -np.inf
+            places.append(1 + np.count_nonzero(similarity[row] >= own))
+            to_mate.append(own)
+    place, mate, strangers = (np.array(it) for it in (places, to_mate, best))
     if not len(place):
         raise InputError("no probe's subject is in the gallery")
     found = {f"rank{rank}": float((place <= rank).mean()) for rank in ranks}

@@ -1,19 +1,38 @@
 """An evaluation set of whatever kind, from a path."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from partialfc.errors import InputError
+from partialfc.evaluation.gallery import is_gallery, load_gallery
+from partialfc.evaluation.group import Group
 from partialfc.evaluation.ijb import is_ijb, load_ijb
 from partialfc.evaluation.pairs import load_pairs
 from partialfc.evaluation.sets import EvaluationSet
 
+_FOLDERS = "several, of IJB (meta/ and loose_crop/), of gallery/ and probe/, or of TinyFace"
+
 
 def load_set(path: Path) -> EvaluationSet:
-    """A .bin of pairs, or a folder of IJB-B or IJB-C. InputError where it is neither, or damaged."""
+    """A .bin of pairs; a folder of several, as RFW, which are one set then; a folder of IJB-B or IJB-C; of a gallery and of
+    probes; of TinyFace. InputError where it is none of these, or damaged.
+    """
     if not path.is_dir():
         return load_pairs(path)
     if is_ijb(path):
         return load_ijb(path)
-    raise InputError(
-        f"{path}: no evaluation set; wanted a .bin file, or a folder of IJB with meta/ and loose_crop/"
-    )
+    if is_gallery(path):
+        return load_gallery(path)
+    files = sorted(path.glob("*.bin"))
+    if len(files) > 1:
+        return Group(path.resolve().name, [load_pairs(it) for it in files])
+    raise InputError(f"{path}: no evaluation set; wanted a .bin file, or a folder of {_FOLDERS}")
+
+
+def load_sets(data: Path, others: Sequence[str]) -> list[EvaluationSet]:
+    """Those of a run: every .bin in the folder of its data, and others. InputError where two have one name."""
+    found = [load_set(path) for path in [*sorted(data.glob("*.bin")), *map(Path, others)]]
+    names = [it.name for it in found]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"evaluation.sets: two sets are called {twice}")
+    return found

@@ -20,7 +20,7 @@ from partialfc.data.images import Pixels
 from partialfc.data.loader import Loader
 from partialfc.data.order import Order, check_world_size
 from partialfc.errors import InputError
-from partialfc.evaluation.pairs import load_pairs
+from partialfc.evaluation.loading import load_sets
 from partialfc.evaluation.sets import EvaluationSet
 from partialfc.evaluation.verify import Embeddings, embed_faces, embed_sets
 from partialfc.head import HeadStep, PartialFC
@@ -174,7 +174,7 @@ def build_run(config: Config, ranks: Ranks, *, drawn: bool = True) -> Run:
         optimizer=optimizer,
         micro_batches=_micro_batches(config, backbone, optimizer, ranks),
         loader=Loader(dataset, order, config.data, config.augment, ranks, teacher),
-        sets=[load_pairs(path) for path in sorted(Path(config.data.path).glob("*.bin"))],
+        sets=load_sets(Path(config.data.path), config.evaluation.sets),
         health=Health(ranks.device),
     )
 

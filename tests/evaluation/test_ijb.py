@@ -12,6 +12,7 @@ import pytest
 import torch
 from calling import called
 from ijb_folder import Made, made
+from sklearn.metrics import roc_curve
 
 from partialfc.backbones import build_backbone
 from partialfc.config import MobileFaceNet
@@ -126,10 +127,13 @@ def test_the_nearest_far_is_taken_at_a_corner_of_the_curve():
             i for i in range(2, len(steps)) if steps[i] != steps[i - 1]
         ]  # as its first step is not looked at
         kept = [0, 1, *turns, len(steps)]
+        rates, tars = (it[::-1] for it in roc_curve(same, scores)[:2])
         for far in (0.001, 0.01, 0.1, 0.35):
+            theirs = min(zip(np.abs(rates - far), range(len(rates)), strict=True))[1]
             nearest = min((abs(false[i] - far), -false[i], -true[i]) for i in kept)
             (found,) = metrics.tars_at_nearest_fars(scores, same, [far])
             assert found == pytest.approx(-nearest[2])
+            assert found == tars[theirs]  # as the script takes it from scikit-learn's curve
 
 
 def test_a_face_is_aligned_by_its_points(ijb):

@@ -1,0 +1,125 @@
+"""Folders of a gallery and of probes, searched for the people of the gallery: one's own, and TinyFace."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from partialfc.data import images
+from partialfc.data.images import Pixels
+from partialfc.errors import InputError
+from partialfc.evaluation.identification import NOBODY, Subjects, identify
+from partialfc.evaluation.sets import Scores
+
+RANKS = (1, 5, 20)
+_TINYFACE = {  # folder and, of who is searched, the list of their names
+    "Gallery_Match": ("gallery_match_img_ID_pairs.mat", "gallery_set", "gallery_ids"),
+    "Probe": ("probe_img_ID_pairs.mat", "probe_set", "probe_ids"),
+}
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Images of people: those of the gallery, among them distractors, who are NOBODY, then the probes."""
+
+    name: str
+    files: Sequence[Path]  # [n]
+    subjects: Subjects  # [n]
+    known: int  # how many of the first are the gallery
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def pixels(self, index: int, size: int) -> Pixels:
+        """See EvaluationSet."""
+        return images.read(self.files[index], size)
+
+    def score(self, embeddings: Tensor) -> Scores:
+        """See EvaluationSet, and `identify`."""
+        unit = normalize(embeddings).cpu().numpy()
+        gallery, probes = slice(self.known), slice(self.known, None)
+        return identify(unit[probes], self.subjects[probes], unit[gallery], self.subjects[gallery], RANKS)
+
+    def in_words(self, scores: Scores) -> str:
+        """See EvaluationSet."""
+        return ", ".join(
+            f"{name.replace('tpir@fpir=', 'TPIR@FPIR ')} {it:.2%}" for name, it in scores.items()
+        )
+
+    def pictures(self, embeddings: Tensor) -> Iterator[tuple[str, Pixels]]:
+        """See EvaluationSet: none."""
+        return iter(())
+
+
+def is_gallery(folder: Path) -> bool:
+    """Whether a folder holds one."""
+    return (folder / "gallery").is_dir() or _testing(folder) is not None
+
+
+def load_gallery(folder: Path) -> Gallery:
+    """gallery/PERSON/..., probe/PERSON/... and, if there are any, distractors/..., of aligned faces; or TinyFace, as it is
+    released (its lists of names want scipy). InputError where something is missing.
+    """
+    testing = _testing(folder)
+    if testing is not None:
+        gallery, probes = (_listed(testing, name) for name in _TINYFACE)
+        distractors = images.below(testing / "Gallery_Distractor")
+    else:
+        gallery, probes = (_by_folder(folder / name) for name in ("gallery", "probe"))
+        distractors = images.below(folder / "distractors") if (folder / "distractors").is_dir() else []
+    people = {name: number for number, name in enumerate(dict.fromkeys(name for name, _ in gallery + probes))}
+    if not {name for name, _ in gallery} & {name for name, _ in probes}:
+        raise InputError(f"{folder}: no probe's person is in the gallery")
+    return Gallery(
+        name=folder.resolve().name,
+        files=[path for _, path in gallery] + distractors + [path for _, path in probes],
+        subjects=np.array(
+            [people[name] for name, _ in gallery]
+            + [NOBODY] * len(distractors)
+            + [people[name] for name, _ in probes],
+            np.int64,
+        ),
+        known=len(gallery) + len(distractors),
+    )
+
+
+def _by_folder(folder: Path) -> list[tuple[str, Path]]:
+    """Images, and whose folder they are in."""
+    found = [(path.relative_to(folder).parts[0], path) for path in images.below(folder)]
+    if loose := next((path for _, path in found if path.parent == folder), None):
+        raise InputError(f"{loose}: in no person's folder; wanted {folder.name}/PERSON/{loose.name}")
+    return found
+
+
+def _testing(folder: Path) -> Path | None:
+    """TinyFace's folder of what is evaluated."""
+    for found in (folder, folder / "Testing_Set"):
+        if (found / "Gallery_Match").is_dir():
+            return found
+    return None
+
+
+def _listed(testing: Path, folder: str) -> list[tuple[str, Path]]:
+    """Images of TinyFace, and whom they show."""
+    file, names, numbers = _TINYFACE[folder]
+    content = _mat(testing / file)
+    if not {names, numbers} <= content.keys():
+        raise InputError(f"{testing / file}: no {names} and {numbers} in it")
+    flat = [str(np.asarray(it).reshape(-1)[0]) for it in content[names].reshape(-1)]
+    whom = [str(int(it)) for it in content[numbers].reshape(-1)]
+    return [(who, testing / folder / name) for who, name in zip(whom, flat, strict=True)]
+
+
+def _mat(path: Path) -> dict[str, Any]:
+    try:
+        from scipy.io import loadmat
+    except ImportError:
+        raise InputError(f"{path}: a file of MATLAB's, which wants scipy: pip install scipy") from None
+    try:
+        return dict(loadmat(path))
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise InputError(f"{path}: not a file of MATLAB's: {error}") from None

@@ -1,0 +1,153 @@
+"""Galleries searched for the people that probes show, against plain loops; TinyFace's lists; groups of sets; what is none."""
+
+import shutil
+import statistics
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from calling import called
+from faces import face, write_pairs
+from runs import config_of, trained, verification_of
+from scipy.io import savemat
+
+from partialfc.errors import InputError
+from partialfc.evaluation.gallery import load_gallery
+from partialfc.evaluation.loading import load_set, load_sets
+
+PEOPLE = ("ann", "bea", "cem", "dan", "eva")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two or three images of each in the gallery, but one; distractors; probes of all."""
+    for number, name in enumerate(PEOPLE):
+        for place, count in (("gallery", 0 if name == "eva" else 2 + number % 2), ("probe", 3)):
+            for image in range(count):
+                path = tmp_path / "office" / place / name / f"{image}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(face(number, image + 10 * (place == "probe")))
+    (tmp_path / "office/distractors").mkdir()
+    for image in range(4):
+        (tmp_path / f"office/distractors/{image}.jpg").write_bytes(face(50 + image, 0))
+    return tmp_path / "office"
+
+
+def test_ranks_and_rates_are_those_of_plain_loops(folder):
+    found = load_gallery(folder)
+    assert (found.name, len(found), found.known) == ("office", 10 + 4 + 15, 14)
+    names = [path.parent.name for path in found.files]
+    draws = np.random.default_rng(0)
+    centers = {name: draws.normal(size=8) for name in [*PEOPLE, "distractors"]}
+    rows = np.array([centers[name] + 1.5 * draws.normal(size=8) for name in names])
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    places, mates, strangers = [], [], []
+    for probe in range(14, 29):
+        likes = [(unit[probe] @ unit[it], names[it] == names[probe]) for it in range(14)]
+        own = [like for like, mate in likes if mate]
+        others = [like for like, mate in likes if not mate]
+        if not own:
+            strangers.append(max(others))
+            continue
+        places.append(1 + sum(it >= max(own) for it in others))
+        mates.append(max(own))
+    expected = {f"rank{rank}": np.mean([it <= rank for it in places]) for rank in (1, 5, 20)}
+    assert len(strangers) == 3  # too few to measure a rate
+    scores = found.score(torch.tensor(rows, dtype=torch.float32) * 7)
+    assert scores == pytest.approx(expected) and 0 < scores["rank1"] < scores["rank5"]
+    assert found.in_words(scores).startswith("rank1 ")
+
+
+def test_tinyface_is_read_as_it_is_released(folder, tmp_path):
+    testing = tmp_path / "tinyface/Testing_Set"
+    lists: dict[str, tuple[list[str], list[int]]] = {"gallery": ([], []), "probe": ([], [])}
+    for place, folder_name in (("gallery", "Gallery_Match"), ("probe", "Probe")):
+        (testing / folder_name).mkdir(parents=True)
+        for path in sorted((folder / place).rglob("*.jpg")):
+            name = f"{path.parent.name}_{path.name}"
+            shutil.copy(path, testing / folder_name / name)
+            lists[place][0].append(name)
+            lists[place][1].append(PEOPLE.index(path.parent.name))
+    shutil.copytree(folder / "distractors", testing / "Gallery_Distractor")
+    for place, file in (("gallery", "gallery_match_img_ID_pairs.mat"), ("probe", "probe_img_ID_pairs.mat")):
+        names, numbers = lists[place]
+        key = "gallery" if place == "gallery" else "probe"
+        column = np.array([[it] for it in names], dtype=object)  # cells, as MATLAB writes them
+        savemat(testing / file, {f"{key}_set": column, f"{key}_ids": np.array(numbers)[:, None]})
+    plain, found = load_gallery(folder), load_set(tmp_path / "tinyface")
+    assert found.name == "tinyface" and len(found) == len(plain)
+    embeddings = torch.randn(len(plain), 8, generator=torch.Generator().manual_seed(0))
+    assert found.score(embeddings) == plain.score(embeddings)
+    np.testing.assert_array_equal(found.pixels(20, 16), plain.pixels(20, 16))
+    (testing / "probe_img_ID_pairs.mat").write_bytes(b"no such file" * 20)
+    with pytest.raises(InputError, match=r"probe_img_ID_pairs.mat: not a file of MATLAB's"):
+        load_set(tmp_path / "tinyface")
+
+
+def test_sets_that_belong_together_are_scored_each_and_by_their_deviation(tmp_path):
+    (tmp_path / "rfw").mkdir()
+    for place, name in enumerate(("african", "asian", "indian")):
+        write_pairs(tmp_path / f"rfw/{name}.bin", 20 + 10 * place)
+    group = load_set(tmp_path / "rfw")
+    assert (group.name, len(group)) == ("rfw", 40 + 60 + 80)
+    embeddings = torch.randn(len(group), 4, generator=torch.Generator().manual_seed(0))
+    each = [load_set(path) for path in sorted((tmp_path / "rfw").iterdir())]
+    accuracies, start = [], 0
+    for one in each:
+        accuracies.append(one.score(embeddings[start : start + len(one)])["accuracy"])
+        start += len(one)
+    scores = group.score(embeddings)
+    assert list(scores) == [
+        "accuracy",
+        "accuracy_deviation",
+        "african_accuracy",
+        "asian_accuracy",
+        "indian_accuracy",
+    ]
+    assert list(scores.values()) == pytest.approx(
+        [np.mean(accuracies), statistics.stdev(accuracies), *accuracies]
+    )
+    np.testing.assert_array_equal(group.pixels(41, 16), each[1].pixels(1, 16))
+    assert group.in_words(scores).startswith(f"accuracy {scores['accuracy']:.2%}, deviation ")
+
+
+def test_a_run_is_evaluated_on_them_and_evaluate_says_the_same(ranks, pack, folder, tmp_path):
+    sets = {"sets": [str(folder)], "batch": 16}
+    config = config_of(pack, tmp_path / "run", evaluation=sets, train={"length": 4})
+    ranks.run(2, trained, config)
+    scores = verification_of(tmp_path / "run", 4)
+    assert scores.keys() == {"unseen", "office"} and scores["office"].keys() == {"rank1", "rank5", "rank20"}
+    assert "office: rank1 " in (tmp_path / "run/log.txt").read_text()
+    done = called("evaluate", tmp_path / "run")
+    assert done.returncode == 0 and f"{scores['office']['rank1']:.2%}" in done.stdout, (
+        done.stderr,
+        done.stdout,
+    )
+    done = called("evaluate", tmp_path / "run", folder)
+    assert done.returncode == 0 and "unseen" not in done.stdout
+    done = called("export", tmp_path / "run", tmp_path / "exported")
+    assert done.returncode == 0 and "office" in (tmp_path / "exported/README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("rm -r probe", "probe: no such folder"),
+        ("rm -r gallery/*", "gallery: no images in it"),
+        ("mv probe/ann/0.jpg probe", r"probe/0.jpg: in no person's folder; wanted probe/PERSON/0.jpg"),
+        ("rm -r gallery/[a-d]*; mkdir gallery/x; cp distractors/0.jpg gallery/x", "no probe's person is in the gallery"),
+        ("mv gallery other", r"office: no evaluation set; wanted a .bin file, or a folder of several, of IJB"),
+    ],
+)  # fmt: skip
+def test_what_is_none_is_said(folder, change, message):
+    subprocess.run(["bash", "-c", change], cwd=folder, check=True)
+    with pytest.raises(InputError, match=message):
+        load_set(folder)
+
+
+def test_two_sets_of_one_name_are_refused(folder, tmp_path):
+    write_pairs(tmp_path / "office.bin")
+    with pytest.raises(InputError, match=r"evaluation.sets: two sets are called office"):
+        load_sets(tmp_path, [str(folder)])
