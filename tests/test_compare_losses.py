@@ -38,5 +38,10 @@ def test_a_share_is_run_and_all_are_tabulated(tool, tmp_path):
     assert found.stdout.splitlines()[2:] == ["| cosface | 1 | 75.0 |  | 0.800 |  |"]
     row = {"case": "cosface", "seed": 0, "set": "val", "accuracy": 0.75, "auc": 0.8}
     assert json.loads((tmp_path / "rows.json").read_text()) == [row]
-    other = subprocess.run([*command, "--share", f"1/{count}"], capture_output=True, text=True, check=False)
+    (finished / "summary.json").unlink()  # it stands in the file
+    again = subprocess.run(
+        [*command, "--share", f"{count - 1}/{count}"], capture_output=True, text=True, check=True
+    )
+    assert again.stdout == found.stdout
+    other = subprocess.run([*command, "--share", f"0/{count}"], capture_output=True, text=True, check=False)
     assert other.returncode == 2 and "none: no such folder" in other.stderr

@@ -2,14 +2,16 @@
 
     tools/compare_losses.py PACK OUT [--seeds 0 1 2 3 4] [--only TEXT] [--share I/N] [--json FILE]
 
-Each run is recipes/faces_tiny.yaml, three epochs of it, on one core, with the settings below. PACK holds the pairs to verify, too. OUT holds the
-runs; what has finished is not run again. --only: cases whose names hold the text. --share: every N-th run, from I, counted
-from 0, so that N calls, each on a core of its own, share the work; the table is of all that have finished.
+Each run is recipes/faces_tiny.yaml, three epochs of it, on one core, with the settings below. PACK holds the pairs to
+verify, too. OUT holds the runs. What has finished there, or stands in FILE already, is not run again; FILE then holds all.
+--only: cases whose names hold the text. --share: every N-th run, from I, counted from 0, so that N calls, each on a core of
+its own, share the work.
 """
 
 import argparse
 import json
 import sys
+from itertools import product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -57,14 +59,17 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     cases = [case for case in CASES if arguments.only in case]
+    rows = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.exists() else []
     try:
         share = share_of(arguments.share)
     except InputError as error:
-        sys.exit(f"error: {error}")
-    runs = [(seed, case) for seed in arguments.seeds for case in cases]
+        parser.error(str(error))
+    known = {(row["seed"], row["case"]) for row in rows}
+    runs = [it for it in product(arguments.seeds, cases) if it not in known]
     for seed, case in runs[share.index :: share.count]:
         trained(folder_of(arguments.out, case, seed), case, settings_of(arguments.pack, case), seed)
-    rows = [row for seed, case in runs for row in finished(arguments.out, arguments.pack, case, seed)]
+    rows += [row for seed, case in runs for row in finished(arguments.out, arguments.pack, case, seed)]
+    rows.sort(key=lambda row: (list(CASES).index(row["case"]), row["seed"]))
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
     print("\n".join(table(cases, rows)))
