@@ -1,8 +1,9 @@
 """A trained network in use."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 
 _FEW = 10  # scores that stand in one line
+_WIDE = 240  # signs of a line in a file, where nothing is wrapped
 
 
 def evaluate(
@@ -28,6 +30,10 @@ def evaluate(
     ] = None,
     ijb: Annotated[
         list[Path] | None, typer.Option(metavar="FOLDER", help="Of IJB-B or IJB-C: the same as among SETS.")
+    ] = None,
+    rule: Annotated[
+        Literal["insightface"] | None,
+        typer.Option(help="Of pairs, the accuracy at the thresholds of insightface's script, too."),
     ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the scores there, too.")] = None,
     backbone: BackboneName = None,
@@ -49,11 +55,12 @@ def evaluate(
 
     from partialfc.runtime.files import atomic_write
 
-    found = _evaluated(model, backbone, device, [*(sets or []), *(ijb or [])])
+    found = _evaluated(model, backbone, device, [*(sets or []), *(ijb or [])], by_grid=rule is not None)
     if not found:  # another rank than the first
         return
+    console = Console(width=None if sys.stdout.isatty() else _WIDE)
     for table in _tables(found):
-        Console().print(table)
+        console.print(table)
     if json:
         with atomic_write(json) as temporary:
             temporary.write_bytes(msgspec.json.format(msgspec.json.encode(found)))
@@ -83,9 +90,12 @@ def _tables(scores: dict[str, "Scores"]) -> Iterator["Table"]:
         yield table
 
 
-def _evaluated(model: Path, backbone: str | None, device: str, sets: list[Path]) -> dict[str, "Scores"]:
+def _evaluated(
+    model: Path, backbone: str | None, device: str, sets: list[Path], *, by_grid: bool
+) -> dict[str, "Scores"]:
     """The scores of each set by its name, on the first rank. CollectiveInputError where there is none, or one cannot be read."""
     from partialfc.evaluation.loading import load_set
+    from partialfc.evaluation.pairs import Pairs
     from partialfc.evaluation.verify import embed_sets
     from partialfc.runtime import comm
 
@@ -97,7 +107,13 @@ def _evaluated(model: Path, backbone: str | None, device: str, sets: list[Path])
             recognizer.network, there, ranks, batch=recognizer.batch, autocast=recognizer.autocast()
         )
         with comm.fail_on_all_ranks(ranks):
-            return {it.name: it.score(embeddings[it.name]) for it in there} if ranks.first else {}
+            if not ranks.first:
+                return {}
+            found = {it.name: it.score(embeddings[it.name]) for it in there}
+            for one in there if by_grid else []:
+                if isinstance(one, Pairs):
+                    found[one.name] = {**found[one.name], **one.score_by_grid(embeddings[one.name])}
+            return found
 
 
 def _sets_of(recognizer: "Recognizer") -> list["EvaluationSet"]:

@@ -46,6 +46,13 @@ class Pairs:
         """See EvaluationSet, and metrics.verify."""
         return metrics.verify(self.similarities(embeddings), self.same)
 
+    def score_by_grid(self, embeddings: Tensor) -> Scores:
+        """insightface_accuracy and insightface_accuracy_std: see metrics.grid_accuracy. embeddings: as of `score`."""
+        unit = normalize(embeddings.double()).cpu().numpy()
+        distance = np.square(unit[0::2] - unit[1::2]).sum(axis=1)
+        accuracy, deviation = metrics.grid_accuracy(distance, self.same)
+        return {"insightface_accuracy": accuracy, "insightface_accuracy_std": deviation}
+
     def in_words(self, scores: Scores) -> str:
         """See EvaluationSet."""
         rates = [

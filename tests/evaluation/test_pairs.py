@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from faces import write_pairs
+from sklearn.model_selection import KFold
+from sklearn.preprocessing import normalize as sklearn_normalize
 
 from partialfc.errors import InputError
 from partialfc.evaluation.pairs import load_pairs
@@ -102,3 +104,31 @@ def test_embeddings_that_are_not_finite_are_scored(tmp_path):
     embeddings[3] = torch.nan
     assert pairs.similarities(embeddings)[1] == -1
     assert np.isfinite(list(pairs.score(embeddings).values())).all()
+
+
+def theirs(embeddings: np.ndarray, same: list[bool]) -> tuple[float, float]:
+    """The accuracy of the public script, step by step: scikit-learn's folds, a threshold's accuracy by counting."""
+    distances = [float(((a - b) ** 2).sum()) for a, b in zip(embeddings[::2], embeddings[1::2], strict=True)]
+    thresholds, accuracies = np.arange(0, 4, 0.01), []
+
+    def share(threshold: float, pairs: np.ndarray) -> float:
+        return sum((distances[it] < threshold) == same[it] for it in pairs) / len(pairs)
+
+    for train, test in KFold(n_splits=10, shuffle=False).split(np.arange(len(same))):
+        best = np.argmax([share(threshold, train) for threshold in thresholds])
+        accuracies.append(share(thresholds[best], test))
+    return float(np.mean(accuracies)), float(np.std(accuracies))
+
+
+@pytest.mark.parametrize("count", [20, 57])
+def test_the_rule_of_insightface_to_the_last_digit(tmp_path, count):
+    write_pairs(tmp_path / "some.bin", count)
+    pairs = load_pairs(tmp_path / "some.bin")
+    embeddings = torch.randn(2 * count, 3, generator=torch.Generator().manual_seed(count))
+    found = pairs.score_by_grid(embeddings)
+    unit = sklearn_normalize(embeddings.double().numpy())
+    assert tuple(found.values()) == theirs(unit, pairs.same.tolist())
+    assert (
+        list(found) == ["insightface_accuracy", "insightface_accuracy_std"]
+        and 0 < found["insightface_accuracy"] < 1
+    )
