@@ -3,6 +3,7 @@
 import io
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -161,6 +162,8 @@ def test_a_network_of_others_is_trained_on_and_used(drawn, tmp_path):
     assert re.search(r"^unseen: [\d.]+% right before, [\d.]+% after$", printed, re.MULTILINE), printed
     gallery = tmp_path / "gallery"
     unpack(drawn, gallery)
+    for person in sorted(gallery.iterdir())[5:]:  # the network takes a second for ten images
+        shutil.rmtree(person)
     faces = sorted((gallery / "03").glob("*.jpg"))
     probe = faces[0].rename(tmp_path / "probe.jpg")
     printed = script("inference.py", tmp_path / "tuned", gallery, probe, "--threshold", -1)

@@ -12,6 +12,7 @@ from partialfc.commands import checks, networks, packs, recipes, runs, settings,
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "Train": (
         training.train,
+        training.import_,
         training.sweep,
         training.plan,
         training.doctor,
@@ -62,5 +63,5 @@ def partialfc(
 
 for group, functions in GROUPS.items():
     for function in functions:
-        app.command(rich_help_panel=group)(function)
+        app.command(function.__name__.rstrip("_"), rich_help_panel=group)(function)
 app.add_typer(recipes.app, rich_help_panel="Train")

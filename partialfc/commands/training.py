@@ -50,6 +50,33 @@ def _named(name: str | None) -> dict[str, str]:
     return {"name": name} if name else {}
 
 
+def import_(
+    folder: Annotated[
+        Path, typer.Argument(help="The output of arcface_torch, with checkpoint_gpu_0.pt, ...")
+    ],
+    recipe: Recipe,
+    overrides: Overrides = None,
+) -> None:
+    """Go on here with a run of insightface's arcface_torch, by a recipe that says what its config said.
+
+    ```
+    partialfc import work_dirs/wf42m_r100 mine.yaml data.path=pack output=output/on
+    partialfc train mine.yaml data.path=pack output=output/on --ranks 8
+    ```
+
+    The backbone, all class centres, what the optimizer keeps of both, and the step become a checkpoint of `output`, for any
+    number of ranks. One process holds them at once. Its data come in another order from there on.
+    """
+    from partialfc.config import load_config
+    from partialfc.runtime import comm
+    from partialfc.training.importing import import_run
+
+    config = load_config(recipe, overrides or [])
+    with comm.join("cpu") as ranks:
+        path, step = import_run(folder, config, ranks)
+    print(f"{path}: at step {step}; partialfc train goes on from it")
+
+
 def doctor(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="As of train.")] = "quickstart",
     overrides: Overrides = None,

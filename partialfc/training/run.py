@@ -37,7 +37,7 @@ from partialfc.training.microbatches import MicroBatches
 from partialfc.training.optim import BackboneOptimizer
 from partialfc.training.replicas import MovingAverage, RunningStatistics
 
-_MOMENTS = "backbone_moments"
+MOMENTS = "backbone_moments"
 
 
 @dataclass
@@ -104,7 +104,7 @@ class Run:
         begun = checkpoints.load(found, state, lambda name: changed and _may_begin_late(name))
         if self.average and any(name.startswith(f"{AVERAGE}.") for name in begun):
             self.average.network.load_state_dict(self.backbone.state_dict())
-        moments = f"{_MOMENTS}."
+        moments = f"{MOMENTS}."
         # "backbone_moments.PARAMETER.KIND"
         self.optimizer.forget(
             {it[len(moments) :].rpartition(".")[0] for it in begun if it.startswith(moments)}
@@ -125,7 +125,7 @@ class Run:
         average = {AVERAGE: self.average.network.state_dict()} if self.average else {}
         return average | {
             BACKBONE: self.backbone.state_dict(),
-            _MOMENTS: self.optimizer.moments,
+            MOMENTS: self.optimizer.moments,
             "loss_scale": {"value": scale.value, "streak": scale.streak},
             "head": self.head.state_dict(),
         }

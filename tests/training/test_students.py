@@ -48,19 +48,19 @@ def test_embedding_a_pack_that_was_interrupted_is_gone_on_with(source, pack, tea
     monkeypatch.setattr("partialfc.inference.pack._BLOCK", 50)
     recognizer, calls = load(source), []
 
-    def until_the_fourth(faces):
+    def until_the_tenth(faces):
         calls.append(len(faces))
-        if len(calls) == 4:  # the first finds out the width, and a block takes one
+        if len(calls) == 10:  # the first finds out the width, and a block of 50 takes four
             raise KeyboardInterrupt
         return type(recognizer).embed(recognizer, faces)
 
-    monkeypatch.setattr(recognizer, "embed", until_the_fourth, raising=False)
+    monkeypatch.setattr(recognizer, "embed", until_the_tenth, raising=False)
     with pytest.raises(KeyboardInterrupt):
         embed_pack(recognizer, source, pack, tmp_path)
     with pytest.raises(InputError, match="100 of 115 images are embedded; the same partialfc embed goes on"):
         PackEmbeddings(tmp_path)
     embed_pack(recognizer, source, pack, tmp_path)
-    assert len(calls) == 6
+    assert len(calls) == 12
     images = np.arange(115)
     np.testing.assert_array_equal(PackEmbeddings(tmp_path)[images], PackEmbeddings(teacher)[images])
     write_pack(tmp_path / "other", 2, 3)
