@@ -17,7 +17,7 @@ from partialfc.plan import DEVICES
 from partialfc.shipped import shipped
 
 ROOT = Path(__file__).parents[2]
-NAMES = [function.__name__ for functions in GROUPS.values() for function in functions]
+NAMES = [function.__name__.rstrip("_") for functions in GROUPS.values() for function in functions]
 
 
 @pytest.fixture
