@@ -7,10 +7,11 @@ Nothing in a file is executed.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import torch
+from msgspec import Meta, Struct
 from torch import Tensor
 
 from partialfc.config import Config, Sgd
@@ -28,7 +29,28 @@ _KINDS = {  # what their optimizers keep of a parameter, and what the head calls
     "sgd": {"momentum_buffer": "momentum"},
     "adamw": {"exp_avg": "first_moment", "exp_avg_sq": "second_moment"},
 }
-_PARTS = ("global_step", "state_dict_backbone", "state_dict_softmax_fc", "state_optimizer")
+
+
+class _Parameters(Struct):
+    params: Annotated[list[int], Meta(min_length=1)]
+
+
+class _Optimizer(Struct):
+    param_groups: Annotated[list[_Parameters], Meta(min_length=2)]  # the backbone's, and the centres
+    state: dict[int, dict[str, Any]]
+
+
+class _Centers(Struct):
+    weight: Any
+
+
+class _Content(Struct):
+    """Of a file, as torch loads it."""
+
+    global_step: int
+    state_dict_backbone: dict[str, Any]
+    state_dict_softmax_fc: _Centers
+    state_optimizer: _Optimizer
 
 
 def import_run(folder: Path, config: Config, ranks: Ranks) -> tuple[Path, int]:
@@ -77,11 +99,11 @@ def _fill(run: Run, paths: list[Path]) -> int:
     for rank, path in enumerate(paths):
         content = _read(path)
         if rank == 0:
-            step = int(content["global_step"])
-            load_weights(run.backbone, content["state_dict_backbone"], path)
+            step = content.global_step
+            load_weights(run.backbone, content.state_dict_backbone, path)
             _fill_moments(state[MOMENTS], content, path)
-        elif content["global_step"] != step:
-            raise InputError(f"{path}: of step {content['global_step']}; {paths[0].name} is of {step}")
+        elif content.global_step != step:
+            raise InputError(f"{path}: of step {content.global_step}; {paths[0].name} is of {step}")
         count = classes // len(paths) + (rank < classes % len(paths))
         _fill_rows(head, slice(first, first + count), content, path, names)
         first += count
@@ -92,25 +114,24 @@ def _fill(run: Run, paths: list[Path]) -> int:
 
 
 def _fill_rows(
-    head: dict[str, Tensor], rows: slice, content: Mapping[str, Any], path: Path, names: Mapping[str, str]
+    head: dict[str, Tensor], rows: slice, content: _Content, path: Path, names: Mapping[str, str]
 ) -> None:
     """The centres of a rank, and what its optimizer keeps of them, which are its last parameter."""
-    weight, optimizer = content["state_dict_softmax_fc"].get("weight"), content["state_optimizer"]
-    kept = optimizer["state"].get(optimizer["param_groups"][-1]["params"][-1])
-    if not isinstance(weight, Tensor) or not isinstance(kept, Mapping):
-        raise InputError(f"{path}: no class centres, or nothing that an optimizer keeps of them")
-    wanted = head["centers"][rows].shape
-    if weight.shape != wanted:
+    weight, wanted = content.state_dict_softmax_fc.weight, head["centers"][rows].shape
+    if not isinstance(weight, Tensor) or weight.shape != wanted:
+        found = list(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
         raise InputError(
-            f"{path}: class centres {list(weight.shape)}; wanted {list(wanted)}, of the recipe's backbone.embedding and the pack's "
+            f"{path}: class centres {found}; wanted {list(wanted)}, of the recipe's backbone.embedding and the pack's "
             f"{len(head['centers'])} identities"
         )
-    _check(kept, names, f"{path}: class centres")
+    steps = {"step": torch.Size()} if "counts" in head else {}
+    number = content.state_optimizer.param_groups[-1].params[-1]
+    kept = _kept(content, number, dict.fromkeys(names, wanted) | steps, f"{path}: class centres")
     head["centers"][rows] = weight
     for theirs, ours in names.items():
         if ours in head:  # else the recipe keeps none
             head[ours][rows] = kept[theirs]
-    if "counts" in head:
+    if steps:
         head["counts"][rows] = int(kept["step"])
 
 
@@ -131,24 +152,24 @@ def _kind(run: Run) -> str:
     return kind
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> _Content:
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except OSError:
         raise
     except Exception as error:  # a damaged or hostile file raises whatever its bytes lead to
         raise InputError(f"{path}: not a checkpoint of arcface_torch: {one_line(error)[:100]}") from None
-    missing = [it for it in _PARTS if not isinstance(content, dict) or it not in content]
-    if missing:
-        raise InputError(f"{path}: no {', '.join(missing)} in it; wanted what save_all_states writes")
-    return dict(content)
+    try:
+        return msgspec.convert(content, _Content)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{path}: not what save_all_states writes: {error}") from None
 
 
-def _fill_moments(ours: Mapping[str, Mapping[str, Tensor]], content: Mapping[str, Any], path: Path) -> None:
+def _fill_moments(ours: Mapping[str, Mapping[str, Tensor]], content: _Content, path: Path) -> None:
     """What the optimizer keeps of the backbone. Its parameters are numbered in the order in which their network has them."""
-    numbers = content["state_optimizer"]["param_groups"][0]["params"]
+    numbers = content.state_optimizer.param_groups[0].params
     buffers = ("running_mean", "running_var", "num_batches_tracked")
-    parameters = [it for it in content["state_dict_backbone"] if not it.endswith(buffers)]
+    parameters = [it for it in content.state_dict_backbone if not it.endswith(buffers)]
     if len(numbers) != len(parameters):
         raise InputError(
             f"{path}: an optimizer of {len(numbers)} parameters; the backbone has {len(parameters)}"
@@ -156,19 +177,18 @@ def _fill_moments(ours: Mapping[str, Mapping[str, Tensor]], content: Mapping[str
     for number, name in zip(numbers, parameters, strict=True):
         if name not in ours:  # it stands still
             continue
-        kept = content["state_optimizer"]["state"].get(number, {})
-        _check(kept, ours[name], f"{path}: {name}")
-        for kind, tensor in ours[name].items():
-            if kept[kind].shape != tensor.shape:
-                raise InputError(
-                    f"{path}: {kind} of {name} is {list(kept[kind].shape)}; wanted {list(tensor.shape)}"
-                )
-            tensor.copy_(kept[kind])
+        wanted = {kind: tensor.shape for kind, tensor in ours[name].items()}
+        for kind, value in _kept(content, number, wanted, f"{path}: {name}").items():
+            ours[name][kind].copy_(value)
 
 
-def _check(kept: Mapping[str, Any], wanted: Mapping[str, Any], place: str) -> None:
-    missing = [name for name in wanted if not isinstance(kept.get(name), Tensor)]
-    if missing:
-        raise InputError(
-            f"{place}: the optimizer keeps {sorted(kept)}; the recipe's wants {', '.join(missing)}"
-        )
+def _kept(content: _Content, number: int, wanted: Mapping[str, torch.Size], place: str) -> dict[str, Tensor]:
+    """What the optimizer keeps of a parameter. InputError where it is not what the recipe's would."""
+    state = content.state_optimizer.state.get(number, {})
+    # The step was a plain number once.
+    found = {name: torch.as_tensor(it) for name, it in state.items() if isinstance(it, Tensor | int | float)}
+    for name, shape in wanted.items():
+        if name not in found or found[name].shape != shape:
+            there = ", ".join(f"{key} {list(it.shape)}" for key, it in found.items()) or "nothing"
+            raise InputError(f"{place}: the optimizer keeps {there}; the recipe's wants {name} {list(shape)}")
+    return {name: found[name] for name in wanted}

@@ -160,6 +160,8 @@ def change(content: dict, key: str) -> None:
             del content["state_optimizer"]["state"][last]
         case "no optimizer":
             del content["state_optimizer"]
+        case "another kind":
+            content["state_optimizer"] = [1]
         case "of adamw":
             content["state_optimizer"]["state"][last] = {"exp_avg": torch.zeros(1)}
 
@@ -172,11 +174,18 @@ def change(content: dict, key: str) -> None:
             "fewer classes",
             r"gpu_1.pt: class centres \[7, 16\]; wanted \[8, 16\], of the recipe's backbone.embedding and",
         ),
-        ("no moments", "gpu_1.pt: no class centres, or nothing that an optimizer keeps of them"),
-        ("no optimizer", "gpu_1.pt: no state_optimizer in it; wanted what save_all_states writes"),
+        (
+            "no moments",
+            "gpu_1.pt: class centres: the optimizer keeps nothing; the recipe's wants momentum_buffer",
+        ),
+        (
+            "no optimizer",
+            "gpu_1.pt: not what save_all_states writes: Object missing required field `state_optimizer`",
+        ),
+        ("another kind", "gpu_1.pt: not what save_all_states writes: Expected `object`, got `array`"),
         (
             "of adamw",
-            r"gpu_1.pt: class centres: the optimizer keeps \['exp_avg'\]; the recipe's wants momentum_buffer",
+            r"gpu_1.pt: class centres: the optimizer keeps exp_avg \[1\]; the recipe's wants momentum_buffer \[8, 16\]",
         ),
         (
             "gone",
