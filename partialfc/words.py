@@ -33,9 +33,10 @@ KEYS = {
 # A value, where it is one of a few names.
 NAMES = {
     "mbf": "mobilefacenet",
+    "mbf_large": "mobilefacenet_large",
     **{
         f"{before}{layers}": f"iresnet{layers}"
-        for layers in (18, 34, 50, 100, 200)
+        for layers in (18, 34, 50, 100, 200, 2060)
         for before in ("r", "ir", "ir_", "ir-", "resnet", "iresnet_")
     },
     "elasticface": "elastic_arcface",

@@ -26,6 +26,7 @@ _DEPTHS: dict[type[config.IResNet], tuple[int, ...]] = {  # blocks a stage
     config.IResNet50: (3, 4, 14, 3),
     config.IResNet100: (3, 13, 30, 3),
     config.IResNet200: (6, 26, 60, 6),
+    config.IResNet2060: (3, 128, 896, 3),
 }
 _TRANSFORMERS: dict[type[config.ViT], tuple[int, int]] = {  # width and depth
     config.ViTTiny: (256, 12),
@@ -86,6 +87,8 @@ def _network(settings: config.AnyBackbone) -> Backbone:
             )
         case config.MobileFaceNet():
             return MobileFaceNet(**_shared(settings))
+        case config.MobileFaceNetLarge():
+            return MobileFaceNet(width=256, depths=(2, 8, 12, 4), **_shared(settings))
         case config.ViT():
             width, depth = _TRANSFORMERS[type(settings)]
             return VisionTransformer(

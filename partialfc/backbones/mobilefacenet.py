@@ -7,26 +7,40 @@ from torch import Tensor, nn
 
 from partialfc.backbones.projection import Projection
 
-_WIDTH, _OUT = 128, 512
-# Of each stage: blocks, channels of its blocks, channels inside them, and inside the one that halves the image.
-_STAGES = ((4, 128, 128, 128), (6, 256, 256, 256), (2, 256, 256, 512))
+_OUT = 512
+# Of each stage but the first: channels of its blocks in those of the first, channels inside them, and inside the one that
+# halves the image.
+_STAGES = ((1, 128, 128), (2, 256, 256), (2, 256, 512))
 
 
 class MobileFaceNet(nn.Module):
-    """float images [b, 3, H, W] in [-1, 1] -> float32 embeddings [b, D], not normalised."""
+    """float images [b, 3, H, W] in [-1, 1] -> float32 embeddings [b, D], not normalised.
 
-    def __init__(self, *, input_size: int, embedding: int, dropout: float) -> None:
+    width: channels of the first stage. depths: blocks of each stage; 1 in the first: a convolution in its place.
+    """
+
+    def __init__(
+        self,
+        *,
+        input_size: int,
+        embedding: int,
+        dropout: float,
+        width: int = 128,
+        depths: tuple[int, int, int, int] = (1, 4, 6, 2),
+    ) -> None:
         super().__init__()
         self.input_size = input_size
         layers: list[nn.Module] = [
-            _Layers(*_convolution(3, _WIDTH, 3, stride=2), nn.PReLU(_WIDTH)),
-            _Layers(*_convolution(_WIDTH, _WIDTH, 3, groups=64), nn.PReLU(_WIDTH)),
+            _Layers(*_convolution(3, width, 3, stride=2), nn.PReLU(width)),
+            _Layers(*_convolution(width, width, 3, groups=64), nn.PReLU(width))
+            if depths[0] == 1
+            else _residuals(width, 128, depths[0]),
         ]
-        channels = _WIDTH
-        for blocks, out, inner, first_inner in _STAGES:
-            layers.append(_Layers(*_bottleneck(channels, out, first_inner, stride=2)))
-            layers.append(_Layers(*(_Residual(*_bottleneck(out, out, inner)) for _ in range(blocks))))
-            channels = out
+        channels = width
+        for depth, (times, inner, first_inner) in zip(depths[1:], _STAGES, strict=True):
+            layers.append(_Layers(*_bottleneck(channels, times * width, first_inner, stride=2)))
+            channels = times * width
+            layers.append(_residuals(channels, inner, depth))
         self.layers = nn.ModuleList(layers)
         self.conv_sep = _Layers(*_convolution(channels, _OUT, 1), nn.PReLU(_OUT))
         side = -(-input_size // 16)
@@ -69,6 +83,10 @@ class _Residual(_Layers):
 
     def forward(self, images: Tensor) -> Tensor:
         return images + super().forward(images)
+
+
+def _residuals(channels: int, inner: int, depth: int) -> nn.Module:
+    return _Layers(*(_Residual(*_bottleneck(channels, channels, inner)) for _ in range(depth)))
 
 
 def _bottleneck(channels: int, out: int, inner: int, stride: int = 1) -> tuple[nn.Module, ...]:

@@ -67,8 +67,16 @@ class IResNet200(IResNet, frozen=True, tag="iresnet200", tag_field="name"):
     """iresnet200 of the ArcFace and ElasticFace checkpoints."""
 
 
+class IResNet2060(IResNet, frozen=True, tag="iresnet2060", tag_field="name"):
+    """iresnet2060 of the ArcFace checkpoints; wants checkpointing."""
+
+
 class MobileFaceNet(Backbone, frozen=True, tag="mobilefacenet", tag_field="name"):
     """MobileFaceNet, arXiv 1804.07573, as insightface builds it."""
+
+
+class MobileFaceNetLarge(Backbone, frozen=True, tag="mobilefacenet_large", tag_field="name"):
+    """insightface's mbf_large: twice the channels and blocks of their mbf."""
 
 
 class ViT(Backbone, frozen=True):
@@ -125,7 +133,9 @@ AnyBackbone = (
     | IResNet50
     | IResNet100
     | IResNet200
+    | IResNet2060
     | MobileFaceNet
+    | MobileFaceNetLarge
     | ViTTiny
     | ViTSmall
     | ViTBase

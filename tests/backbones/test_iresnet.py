@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from partialfc.backbones import build_backbone
-from partialfc.config import IResNet18, IResNet34, IResNet50, IResNet100, IResNet200, IResNetTiny
+from partialfc.config import IResNet18, IResNet34, IResNet50, IResNet100, IResNet200, IResNet2060, IResNetTiny
 
 
 @pytest.mark.parametrize(
@@ -68,6 +68,7 @@ PUBLISHED = {
     IResNet50: (3, 4, 14, 3),
     IResNet100: (3, 13, 30, 3),
     IResNet200: (6, 26, 60, 6),
+    IResNet2060: (3, 128, 896, 3),
 }
 
 

@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from partialfc.backbones import build_backbone
-from partialfc.config import IResNetTiny, MobileFaceNet, ViTBase, ViTLarge, ViTSmall, ViTTiny
+from partialfc.config import (
+    IResNetTiny,
+    MobileFaceNet,
+    MobileFaceNetLarge,
+    ViTBase,
+    ViTLarge,
+    ViTSmall,
+    ViTTiny,
+)
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -50,6 +58,21 @@ def mobilefacenet() -> Shapes:
     return shapes | {"features.layers.2.weight": (512, 512)} | norm("features.layers.3", 512)
 
 
+def mobilefacenet_large() -> Shapes:
+    """insightface's mbf_large: blocks (2, 8, 12, 4), scale 4."""
+    shapes = convolution("layers.0", 256, 3, 3)
+    stages = ((1, 2, 256, 128), (3, 8, 256, 128), (5, 12, 512, 256), (7, 4, 512, 256))
+    for place, blocks, channels, inner in stages:
+        for block in range(blocks):
+            shapes |= bottleneck(f"layers.{place}.layers.{block}", channels, channels, inner)
+    shapes |= bottleneck("layers.2", 256, 256, 128)
+    shapes |= bottleneck("layers.4", 256, 512, 256)
+    shapes |= bottleneck("layers.6", 512, 512, 512)
+    shapes |= convolution("conv_sep", 512, 512, 1)
+    shapes |= convolution("features.layers.0", 512, 1, 7, prelu=False)
+    return shapes | {"features.layers.2.weight": (512, 512)} | norm("features.layers.3", 512)
+
+
 def vit(width: int, depth: int) -> Shapes:
     shapes: Shapes = {
         "pos_embed": (1, 144, width),
@@ -75,6 +98,7 @@ def vit(width: int, depth: int) -> Shapes:
     ("settings", "shapes"),
     [
         (MobileFaceNet(), mobilefacenet()),
+        (MobileFaceNetLarge(), mobilefacenet_large()),
         (ViTTiny(), vit(256, 12)),
         (ViTSmall(), vit(512, 12)),
         (ViTBase(), vit(512, 24)),
@@ -91,6 +115,7 @@ def test_names_and_shapes_are_the_published_ones(settings, shapes):
 SMALL = [
     IResNetTiny(width=4, depths=(1, 2), input_size=32, embedding=8, dropout=0.3),
     MobileFaceNet(input_size=32, embedding=8, dropout=0.3),
+    MobileFaceNetLarge(input_size=32, embedding=8, dropout=0.3),
     ViTTiny(input_size=32, embedding=8, patch=8, dropout=0.3, drop_path=0.3, mask=0.3),
 ]
 
