@@ -7,19 +7,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from calling import called
 from ijb_folder import Made, made
+from safetensors.torch import save_file
 from sklearn.metrics import roc_curve
 
 from partialfc.backbones import build_backbone
-from partialfc.config import MobileFaceNet
+from partialfc.config import IResNetTiny
 from partialfc.errors import InputError
 from partialfc.evaluation import metrics
 from partialfc.evaluation.identification import identify, identify_all_mated
 from partialfc.evaluation.ijb import load_ijb
+from partialfc.inference.recognizer import SETTINGS
 
 FARS = [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
 
@@ -148,12 +151,13 @@ def test_a_face_is_aligned_by_its_points(ijb):
 
 def test_the_command_says_it_on_any_number_of_ranks(ijb, tmp_path):
     torch.manual_seed(0)
-    torch.save(build_backbone(MobileFaceNet()).state_dict(), tmp_path / "a.pth")
+    settings = IResNetTiny(width=4, depths=(1, 1), input_size=32, embedding=16)
+    about = {SETTINGS: json.dumps(msgspec.to_builtins(settings))}
+    save_file(build_backbone(settings).state_dict(), tmp_path / "a.safetensors", about)
     arguments = [
-        tmp_path / "a.pth",
+        tmp_path / "a.safetensors",
         "--ijb",
         ijb.folder,
-        "--backbone=mobilefacenet",
         "--device=cpu",
         "--json",
     ]
