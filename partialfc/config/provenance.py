@@ -32,6 +32,7 @@ _FREE = (
     "head.logits_budget",
     "head.memory",
     "init.backbone",
+    "init.centers",
     "launch",
     "output",
     "report",

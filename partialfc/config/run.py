@@ -2,6 +2,7 @@
 
 from typing import Annotated, Literal
 
+import msgspec
 from msgspec import Meta
 
 from partialfc.config.types import (
@@ -60,11 +61,22 @@ class CheckpointConfig(Settings, frozen=True):
     """Whether a run goes on where its settings, or its pack, are not those it was made with."""
 
 
+class InitialCenters(Settings, frozen=True, kw_only=True):
+    """Class centres of another run, for the identities that both know; others are drawn."""
+
+    source: str = msgspec.field(name="from")
+    """A run, or a checkpoint of one."""
+    map: str | None = None
+    """A file with a line for each identity of the pack: its label in that run, or `new`. Unset: the same identities."""
+
+
 class InitConfig(Settings, frozen=True):
     """Where a run begins that goes on from no checkpoint."""
 
     backbone: str | None = None
     """Weights: a run, a checkpoint, a .pth, .pt or .safetensors."""
+    centers: InitialCenters | None = None
+    """Class centres: `{from: RUN, map: FILE}`."""
     freeze: Duration = 0
     """How long the backbone then stands still, its running statistics too, while the class centres are learnt."""
 

@@ -33,6 +33,7 @@ from partialfc.runtime.comm import Ranks
 from partialfc.runtime.precision import choose_algorithms
 from partialfc.runtime.usage import peak_memory
 from partialfc.training.divergence import Health
+from partialfc.training.known_centers import take_known
 from partialfc.training.microbatches import MicroBatches
 from partialfc.training.optim import BackboneOptimizer
 from partialfc.training.replicas import MovingAverage, RunningStatistics
@@ -163,6 +164,9 @@ def build_run(config: Config, ranks: Ranks, *, drawn: bool = True) -> Run:
     if config.head.unsampled == "decay" and in_steps(config.train.length, order.steps_per_epoch) > MAX_STEPS:
         raise InputError(f"head.unsampled: decay takes runs of up to {MAX_STEPS:,} steps; wanted hold")
     teacher = _teacher(config)
+    head = _head(config, dataset.num_classes, order.steps_per_epoch, ranks, drawn=drawn)
+    if drawn and config.init.centers is not None:
+        take_known(head, config.init.centers)
     return Run(
         config=config,
         ranks=ranks,
@@ -170,7 +174,7 @@ def build_run(config: Config, ranks: Ranks, *, drawn: bool = True) -> Run:
         backbone=backbone,
         statistics=statistics,
         average=_average(config, backbone, ranks),
-        head=_head(config, dataset.num_classes, order.steps_per_epoch, ranks, drawn=drawn),
+        head=head,
         optimizer=optimizer,
         micro_batches=_micro_batches(config, backbone, optimizer, ranks),
         loader=Loader(dataset, order, config.data, config.augment, ranks, teacher),

@@ -1,0 +1,81 @@
+"""A run begins with the centres of the identities that another knows, on any number of ranks."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from faces import write_pack
+from runs import CLASSES, SIZE, assert_refused, config_of, curve, trained
+
+from partialfc.runtime import comm
+from partialfc.runtime.checkpoint import newest, read_rows
+from partialfc.training.run import build_run
+
+LABELS = [5, 4, None, 22, 0, None, 7, *range(8, 22)]  # of 21 identities, two of them new
+
+
+@pytest.fixture
+def grown(tmp_path: Path) -> tuple[Path, Path]:
+    """A pack of other identities, and whom of the run's they are."""
+    write_pack(tmp_path / "grown", len(LABELS), 2, SIZE)
+    (tmp_path / "map.txt").write_text("".join(f"{'new' if it is None else it}\n" for it in LABELS))
+    return tmp_path / "grown", tmp_path / "map.txt"
+
+
+def centers(config) -> torch.Tensor:
+    """A rank's, as it begins."""
+    return build_run(config, comm.ranks_of(torch.device("cpu"))).head.centers.tensors["centers"].clone()
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+@pytest.mark.parametrize("head", [{}, {"centers": "bfloat16", "memory": "host"}], ids=str)
+def test_known_identities_keep_their_centres(
+    ranks, tmp_path, undisturbed, grown, world_size, head, monkeypatch
+):
+    monkeypatch.setattr("partialfc.training.known_centers._ROWS", 10)
+    pack, path = grown
+    source = undisturbed[1][2]
+    settings = {"centers": {"from": str(source), "map": str(path)}}
+    drawn = torch.cat(ranks.run(world_size, centers, config_of(pack, tmp_path / "run", head=head)))
+    found = torch.cat(
+        ranks.run(world_size, centers, config_of(pack, tmp_path / "run", head=head, init=settings))
+    )
+    known = read_rows(newest(source / "checkpoints"), "head.centers", 0, CLASSES)
+    for row, label in enumerate(LABELS):
+        expected = drawn[row] if label is None else known[label].to(found.dtype)
+        assert torch.equal(found[row], expected), row
+
+
+def test_with_all_of_a_run_training_goes_on_from_its_loss(ranks, pack, tmp_path, undisturbed):
+    source = str(undisturbed[1][2])
+    begun = {"train": {"length": 3, "micro_batch": 24}, "schedule": {"warmup": 0}, "optim": {"lr": 1e-4}}
+    known = config_of(
+        pack, tmp_path / "known", init={"backbone": source, "centers": {"from": source}}, **begun
+    )
+    drawn = config_of(pack, tmp_path / "drawn", init={"backbone": source}, **begun)
+    for config in (known, drawn):
+        ranks.run(1, trained, config)
+    assert max(curve(tmp_path / "known")) < 0.2 * min(curve(tmp_path / "drawn"))
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "message"),
+    [
+        (None, 16, "knows 23 identities, the pack has 21; wanted init.centers.map"),
+        ("new\n" * 20, 16, "map.txt: 20 lines; wanted one for each of the pack's 21 identities"),
+        (
+            "new\n" * 20 + "23\n",
+            16,
+            "map.txt: line 21: '23'; wanted a label of the other run, 0 to 22, or new",
+        ),
+        ("new\n-1\n", 16, "map.txt: line 2: '-1'; wanted a label"),
+        ("new\n" * 21, 8, "init.centers: those of .* are of 16 components; wanted 8"),
+    ],
+)
+def test_what_does_not_fit_is_said(ranks, tmp_path, undisturbed, grown, text, width, message):
+    pack, path = grown
+    settings = {"from": str(undisturbed[1][2]), "map": None if text is None else str(path)}
+    path.write_text(text or "")
+    sections = {"backbone": {"embedding": width}, "train": {"micro_batch": 12}}
+    config = config_of(pack, tmp_path / "run", init={"centers": settings}, **sections)
+    assert_refused(ranks, 2, config, message)
