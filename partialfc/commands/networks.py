@@ -12,7 +12,7 @@ from partialfc.commands.options import BackboneName, Device, Model, Pack, loaded
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from partialfc.evaluation.sets import EvaluationSet, Scores
+    from partialfc.evaluation.sets import Scores
     from partialfc.inference.recognizer import Recognizer
 
 
@@ -94,7 +94,7 @@ def _evaluated(
     model: Path, backbone: str | None, device: str, sets: list[Path], *, by_grid: bool
 ) -> dict[str, "Scores"]:
     """The scores of each set by its name, on the first rank. CollectiveInputError where there is none, or one cannot be read."""
-    from partialfc.evaluation.loading import load_set
+    from partialfc.evaluation.loading import load_sets
     from partialfc.evaluation.pairs import Pairs
     from partialfc.evaluation.verify import embed_sets
     from partialfc.runtime import comm
@@ -102,7 +102,7 @@ def _evaluated(
     with comm.join("cpu" if model.suffix == ".onnx" else device) as ranks:
         with comm.fail_on_all_ranks(ranks):
             recognizer = loaded(model, backbone, device)
-            there = [load_set(path) for path in sets] if sets else _sets_of(recognizer)
+            there = load_sets(sets or _sets_of(recognizer))
         embeddings = embed_sets(
             recognizer.network, there, ranks, batch=recognizer.batch, autocast=recognizer.autocast()
         )
@@ -116,13 +116,12 @@ def _evaluated(
             return found
 
 
-def _sets_of(recognizer: "Recognizer") -> list["EvaluationSet"]:
+def _sets_of(recognizer: "Recognizer") -> list[Path]:
     """Those that its run was verified on. InputError where there are none."""
     from partialfc.errors import InputError
-    from partialfc.evaluation.loading import load_sets
+    from partialfc.evaluation.loading import paths_of
 
-    config = recognizer.config
-    found = load_sets(Path(config.data.path), config.evaluation.sets) if config else []
+    found = paths_of(recognizer.config) if recognizer.config else []
     if not found:
         raise InputError("no evaluation set; wanted .bin files, or folders of sets")
     return found

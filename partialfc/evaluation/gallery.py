@@ -14,6 +14,7 @@ from partialfc.data.images import Pixels
 from partialfc.errors import InputError
 from partialfc.evaluation.identification import NOBODY, Subjects, identify
 from partialfc.evaluation.sets import Scores
+from partialfc.runtime.errors import one_line
 
 RANKS = (1, 5, 20)
 _TINYFACE = {  # folder and, of who is searched, the list of their names
@@ -109,8 +110,10 @@ def _listed(testing: Path, folder: str) -> list[tuple[str, Path]]:
     content = _mat(testing / file)
     if not {names, numbers} <= content.keys():
         raise InputError(f"{testing / file}: no {names} and {numbers} in it")
-    flat = [str(np.asarray(it).reshape(-1)[0]) for it in content[names].reshape(-1)]
-    whom = [str(int(it)) for it in content[numbers].reshape(-1)]
+    flat = [str(it) for cell in content[names].reshape(-1) for it in np.asarray(cell).reshape(-1)]
+    whom = [str(it) for it in content[numbers].reshape(-1)]
+    if len(flat) != len(whom):
+        raise InputError(f"{testing / file}: {len(flat)} {names} and {len(whom)} {numbers}; wanted as many")
     return [(who, testing / folder / name) for who, name in zip(whom, flat, strict=True)]
 
 
@@ -121,5 +124,7 @@ def _mat(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: a file of MATLAB's, which wants scipy: pip install scipy") from None
     try:
         return dict(loadmat(path))
-    except (ValueError, TypeError, NotImplementedError) as error:
-        raise InputError(f"{path}: not a file of MATLAB's: {error}") from None
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file raises whatever its bytes lead to
+        raise InputError(f"{path}: not a file of MATLAB's: {one_line(error)[:100]}") from None

@@ -9,6 +9,7 @@ A template is, as in the public scripts, the sum over its media of the mean of t
 detector's score and not normalised before; then brought to length 1.
 """
 
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ _HEADLINE = "tar@far=1e-4"
 _AT_ONCE = 1 << 12  # images
 _COSINES = 1 << 24  # at a time
 _SUFFIX = "_face_tid_mid.txt"
+_WHOLE = re.compile(r"-?[0-9]{1,18}")
 
 Places = NDArray[np.int32]  # of templates, in the order of their numbers
 
@@ -162,6 +164,8 @@ def load_ijb(folder: Path) -> Ijb:
     known, templates = np.unique(numbers, return_inverse=True)
     pairs = folder / f"meta/{name}_template_pair_label.txt"
     first, second, label = _numbers(pairs, 3)
+    if (wrong := np.flatnonzero((label != 0) & (label != 1))).size:
+        raise InputError(f"{pairs}: pair {wrong[0] + 1} has the label {label[wrong[0]]}; wanted 0 or 1")
     galleries, probes = _searches(folder / "meta", name, known)
     return Ijb(
         path=folder,
@@ -202,7 +206,7 @@ def _templates(path: Path, files: list[str]) -> tuple[NDArray[np.int64], NDArray
         if fields[0] != wanted:
             found = wanted or f"{len(files)} images"
             raise InputError(f"{path}: line {place}: {fields[0]}; the list of points has {found} there")
-        if not all(it.lstrip("-").isdigit() for it in fields[1:]):
+        if not all(_WHOLE.fullmatch(it) for it in fields[1:]):
             raise InputError(f"{path}: line {place}: {' '.join(fields)}; wanted name template media")
         numbers.append((int(fields[1]), int(fields[2])))
     if len(numbers) != len(files):
@@ -220,7 +224,7 @@ def _images_of_media(templates: NDArray[Any], media: NDArray[np.int64]) -> NDArr
 
 def _lines(path: Path, fields: int) -> Iterator[tuple[int, list[str]]]:
     """The number and the fields of each line."""
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8", errors="surrogateescape") as file:  # a name may be of any bytes
         for place, line in enumerate(file, 1):
             found = line.split()
             if len(found) != fields:
@@ -264,12 +268,12 @@ def _searches(meta: Path, name: str, known: NDArray[np.int64]) -> tuple[list[Sea
 def _searched(path: Path, known: NDArray[np.int64]) -> Searched:
     """A template of several images has several lines."""
     found: dict[int, int] = {}
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8", errors="surrogateescape") as file:
         for place, line in enumerate(file, 1):
-            fields = line.split(",")[:2]
-            if place == 1 and not fields[0].strip().isdigit():
+            fields = [it.strip() for it in line.split(",")[:2]]
+            if place == 1 and not _WHOLE.fullmatch(fields[0]):
                 continue  # the heading
-            if len(fields) < 2 or not all(it.strip().isdigit() for it in fields):
+            if len(fields) < 2 or not all(_WHOLE.fullmatch(it) for it in fields):
                 raise InputError(f"{path}: line {place}: wanted TEMPLATE_ID,SUBJECT_ID,...")
             template, subject = map(int, fields)
             if found.setdefault(template, subject) != subject:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from partialfc.config import Config
 from partialfc.errors import InputError
 from partialfc.evaluation.gallery import is_gallery, load_gallery
 from partialfc.evaluation.group import Group
@@ -29,10 +30,16 @@ def load_set(path: Path) -> EvaluationSet:
     raise InputError(f"{path}: no evaluation set; wanted a .bin file, or a folder of {_FOLDERS}")
 
 
-def load_sets(data: Path, others: Sequence[str]) -> list[EvaluationSet]:
-    """Those of a run: every .bin in the folder of its data, and others. InputError where two have one name."""
-    found = [load_set(path) for path in [*sorted(data.glob("*.bin")), *map(Path, others)]]
-    names = [it.name for it in found]
+def load_sets(paths: Sequence[Path]) -> list[EvaluationSet]:
+    """The sets at `paths`. InputError where one cannot be loaded, or two have one name, by which their scores are told."""
+    found = {path: load_set(path) for path in paths}
+    names = [it.name for it in found.values()]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise InputError(f"evaluation.sets: two sets are called {twice}")
-    return found
+        places = ", ".join(str(path) for path, it in found.items() if it.name == twice)
+        raise InputError(f"{places}: two sets are called {twice}; wanted names of their own")
+    return list(found.values())
+
+
+def paths_of(config: Config) -> list[Path]:
+    """Of a run's sets: every .bin in the folder of its data, and those that evaluation.sets names."""
+    return [*sorted(Path(config.data.path).glob("*.bin")), *map(Path, config.evaluation.sets)]

@@ -101,6 +101,7 @@ def _fill(run: Run, paths: list[Path]) -> int:
         if rank == 0:
             step = content.global_step
             load_weights(run.backbone, content.state_dict_backbone, path)
+            run.begin_average()
             _fill_moments(state[MOMENTS], content, path)
         elif content.global_step != step:
             raise InputError(f"{path}: of step {content.global_step}; {paths[0].name} is of {step}")

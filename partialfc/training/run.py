@@ -20,7 +20,7 @@ from partialfc.data.images import Pixels
 from partialfc.data.loader import Loader
 from partialfc.data.order import Order, check_world_size
 from partialfc.errors import InputError
-from partialfc.evaluation.loading import load_sets
+from partialfc.evaluation.loading import load_sets, paths_of
 from partialfc.evaluation.sets import EvaluationSet
 from partialfc.evaluation.verify import Embeddings, embed_faces, embed_sets
 from partialfc.head import HeadStep, PartialFC
@@ -103,8 +103,8 @@ class Run:
         self.optimizer.make_moments()
         state = self._state()
         begun = checkpoints.load(found, state, lambda name: changed and _may_begin_late(name))
-        if self.average and any(name.startswith(f"{AVERAGE}.") for name in begun):
-            self.average.network.load_state_dict(self.backbone.state_dict())
+        if any(name.startswith(f"{AVERAGE}.") for name in begun):
+            self.begin_average()
         moments = f"{MOMENTS}."
         # "backbone_moments.PARAMETER.KIND"
         self.optimizer.forget(
@@ -113,6 +113,11 @@ class Run:
         self.head.load_state_dict(state["head"])
         self.step, self.seconds = found.manifest.step, found.manifest.seconds
         return begun
+
+    def begin_average(self) -> None:
+        """Begin the moving average, where there is one, anew: as the backbone is now."""
+        if self.average:
+            self.average.network.load_state_dict(self.backbone.state_dict())
 
     def _agree(self) -> None:
         """The running statistics are the same on every rank."""
@@ -178,7 +183,7 @@ def build_run(config: Config, ranks: Ranks, *, drawn: bool = True) -> Run:
         optimizer=optimizer,
         micro_batches=_micro_batches(config, backbone, optimizer, ranks),
         loader=Loader(dataset, order, config.data, config.augment, ranks, teacher),
-        sets=load_sets(Path(config.data.path), config.evaluation.sets),
+        sets=load_sets(paths_of(config)),
         health=Health(ranks.device),
     )
 

@@ -81,6 +81,12 @@ def test_tinyface_is_read_as_it_is_released(folder, tmp_path):
     embeddings = torch.randn(len(plain), 8, generator=torch.Generator().manual_seed(0))
     assert found.score(embeddings) == plain.score(embeddings)
     np.testing.assert_array_equal(found.pixels(20, 16), plain.pixels(20, 16))
+    savemat(testing / "probe_img_ID_pairs.mat", {"probe_set": column, "probe_ids": np.array([1])})
+    with pytest.raises(InputError, match=r"pairs.mat: 15 probe_set and 1 probe_ids; wanted as many"):
+        load_set(tmp_path / "tinyface")
+    savemat(testing / "probe_img_ID_pairs.mat", {"probe_set": column})
+    with pytest.raises(InputError, match=r"pairs.mat: no probe_set and probe_ids in it"):
+        load_set(tmp_path / "tinyface")
     (testing / "probe_img_ID_pairs.mat").write_bytes(b"no such file" * 20)
     with pytest.raises(InputError, match=r"probe_img_ID_pairs.mat: not a file of MATLAB's"):
         load_set(tmp_path / "tinyface")
@@ -149,5 +155,5 @@ def test_what_is_none_is_said(folder, change, message):
 
 def test_two_sets_of_one_name_are_refused(folder, tmp_path):
     write_pairs(tmp_path / "office.bin")
-    with pytest.raises(InputError, match=r"evaluation.sets: two sets are called office"):
-        load_sets(tmp_path, [str(folder)])
+    with pytest.raises(InputError, match=r"office.bin, .*/office: two sets are called office; wanted names"):
+        load_sets([tmp_path / "office.bin", folder])

@@ -191,6 +191,8 @@ def test_the_command_says_it_on_any_number_of_ranks(ijb, tmp_path):
         ("face_tid_mid", r"^3\.png.*\n", "", "the list of points has 3.png there"),
         ("face_tid_mid", r"^1\.png \d+", "1.png x", "line 1: 1.png x .*; wanted name template media"),
         ("template_pair_label", r"\A10 ", "9 ", "template 9 has no images"),
+        ("face_tid_mid", r"^1\.png \d+", "1.png --1", "line 1: 1.png --1 .*; wanted name template media"),
+        ("template_pair_label", r"\A10 (\d+) \d", r"10 \1 2", "pair 1 has the label 2; wanted 0 or 1"),
         ("template_pair_label", r"\A10 ", "a ", "something in it is no whole number"),
         ("template_pair_label", r"\A10 ", "", "numbers; wanted 3 in each line"),
         ("1N_gallery_G1", r"^10,0", "10,x", "line 2: wanted TEMPLATE_ID,SUBJECT_ID"),

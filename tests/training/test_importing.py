@@ -17,6 +17,7 @@ from partialfc.config import ArcFace, Config
 from partialfc.data.augment import network_input
 from partialfc.recipe import dump
 from partialfc.runtime import comm
+from partialfc.runtime.checkpoint import read_part
 from partialfc.training import schedule
 from partialfc.training.run import build_run
 
@@ -147,6 +148,14 @@ def test_the_next_20_steps_are_those_of_a_plain_loop(ranks, pack, tmp_path, thei
         f"# changed after step 10: imported from 3 files of {folder}"
         in (tmp_path / "run/recipe.yaml").read_text()
     )
+
+
+def test_a_moving_average_begins_as_the_imported_network(pack, tmp_path, theirs):
+    config = recipe(pack, tmp_path / "run", SGD | {"ema": 0.999})
+    assert imported(theirs["sgd"][0], config, tmp_path).returncode == 0
+    average, network = (read_part(tmp_path / "run/checkpoints/latest", it) for it in ("average", "backbone"))
+    assert network.keys() == average.keys()
+    assert all(torch.equal(average[name], it) for name, it in network.items())
 
 
 def change(content: dict, key: str) -> None:

@@ -69,13 +69,14 @@ def test_with_all_of_a_run_training_goes_on_from_its_loss(ranks, pack, tmp_path,
             "map.txt: line 21: '23'; wanted a label of the other run, 0 to 22, or new",
         ),
         ("new\n-1\n", 16, "map.txt: line 2: '-1'; wanted a label"),
+        ("\xff\n", 16, "map.txt: not text"),
         ("new\n" * 21, 8, "init.centers: those of .* are of 16 components; wanted 8"),
     ],
 )
 def test_what_does_not_fit_is_said(ranks, tmp_path, undisturbed, grown, text, width, message):
     pack, path = grown
     settings = {"from": str(undisturbed[1][2]), "map": None if text is None else str(path)}
-    path.write_text(text or "")
+    path.write_text(text or "", encoding="latin-1")
     sections = {"backbone": {"embedding": width}, "train": {"micro_batch": 12}}
     config = config_of(pack, tmp_path / "run", init={"centers": settings}, **sections)
     assert_refused(ranks, 2, config, message)
