@@ -16,7 +16,10 @@ def check(
     ] = None,
     against: Annotated[
         Path | None,
-        typer.Option(metavar="OTHER", help="Of a pack: name identities that another has an image of, too."),
+        typer.Option(
+            metavar="OTHER",
+            help="Of a pack: name identities that another has an image of, too, be it encoded anew, resized or mirrored.",
+        ),
     ] = None,
 ) -> None:
     """Check a recipe and the data that it names, or read a whole pack; exit code 1 where records of it are damaged.
@@ -68,6 +71,7 @@ def _check_recipe(recipe: str, overrides: list[str]) -> None:
 
 def _check_pack(pack: Path, target: Path | None, other: Path | None) -> None:
     from partialfc.data.packs import checking
+    from partialfc.data.packs.sharing import shared
 
     findings = checking.repair(pack, target, progress=True) if target else checking.check(pack, progress=True)
     print(*findings.problems, sep="\n", end="\n" if findings.problems else "")
@@ -78,6 +82,6 @@ def _check_pack(pack: Path, target: Path | None, other: Path | None) -> None:
     if target:
         print(f"{target}: {findings.num_images} images")
     if other:
-        for (ours, theirs), number in sorted(checking.shared(pack, other, progress=True).items()):
+        for (ours, theirs), number in sorted(shared(pack, other, progress=True).items()):
             print(f"class {ours} is class {theirs} of {other}: {number} images in common")
     raise typer.Exit(bool(findings.problems) and not target)

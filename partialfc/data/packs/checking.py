@@ -1,8 +1,6 @@
-"""Whether a pack is whole, what of a damaged one can be read, and whether two packs share identities."""
+"""Whether a pack is whole, and what of a damaged one can be read."""
 
-import hashlib
 import itertools
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,27 +147,3 @@ def _next_whole(buffer: memoryview, words: NDArray[np.uint32], offset: int) -> i
             except CorruptRecord:
                 continue
     return len(buffer)
-
-
-def shared(first: Path, second: Path, *, progress: bool = False) -> Counter[tuple[int, int]]:
-    """Pairs of classes, of the `first` pack and the `second`, that have the same image, byte for byte: in how many pairs
-    of images. InputError where one of them cannot be read.
-    """
-    (hashes, labels), (others, other_labels) = (_hashed(pack, progress) for pack in (first, second))
-    order = np.argsort(others)
-    begin, end = (np.searchsorted(others, hashes, side, sorter=order) for side in ("left", "right"))
-    found: Counter[tuple[int, int]] = Counter()
-    for place in np.flatnonzero(end > begin).tolist():
-        for other in order[begin[place] : end[place]].tolist():
-            found[int(labels[place]), int(other_labels[other])] += 1
-    return found
-
-
-def _hashed(pack: Path, progress: bool) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """A hash of each image, and its class."""
-    dataset = RecordDataset(pack)
-    hashes, labels = np.empty(len(dataset), np.uint64), np.empty(len(dataset), np.int64)
-    for sample in tracked(range(len(dataset)), f"reading {pack.name}", shown=progress):
-        digest = hashlib.blake2b(dataset.encoded(sample), digest_size=8).digest()
-        hashes[sample], labels[sample] = int.from_bytes(digest), dataset.label(sample)
-    return hashes, labels

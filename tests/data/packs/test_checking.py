@@ -5,7 +5,7 @@ import pytest
 from faces import face, write_pack
 
 from partialfc.data import RecordDataset
-from partialfc.data.packs.checking import check, repair, shared
+from partialfc.data.packs.checking import check, repair
 from partialfc.data.packs.pack_writer import write_pack as write_samples
 from partialfc.data.recordio import MAGIC, Header, RecordWriter
 from partialfc.errors import InputError
@@ -123,13 +123,3 @@ def test_nothing_that_can_be_read(tmp_path):
         repair(tmp_path / "pack", tmp_path / "out")
     with pytest.raises(InputError, match="wanted another folder than that of the pack"):
         repair(tmp_path / "pack", tmp_path / "pack")
-
-
-def test_identities_that_two_packs_share(tmp_path):
-    write_samples(tmp_path / "one", [(0, face(7, 0)), (0, face(7, 1)), (1, face(8, 0))], size=32)
-    write_samples(
-        tmp_path / "two", [(0, face(9, 0)), (4, face(7, 1)), (4, face(7, 0)), (4, face(7, 2))], size=32
-    )
-    assert shared(tmp_path / "one", tmp_path / "two") == {(0, 4): 2}
-    write_samples(tmp_path / "one", [(0, face(7, 0)), (1, face(8, 0)), (2, face(7, 0))], size=32)
-    assert shared(tmp_path / "one", tmp_path / "two") == {(0, 4): 1, (2, 4): 1}
