@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from partialfc import __version__
-from partialfc.commands import checks, networks, packs, recipes, runs, settings, training
+from partialfc.commands import checks, cleaning, networks, packs, recipes, runs, settings, training
 
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "Train": (
@@ -29,7 +29,8 @@ GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
         packs.unpack,
         packs.merge,
         packs.split,
-        networks.clean,
+        cleaning.clean,
+        cleaning.overlap,
     ),
     "Use what was trained": (networks.evaluate, networks.embed, networks.compare, networks.export),
 }

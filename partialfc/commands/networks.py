@@ -1,23 +1,16 @@
 """A trained network in use."""
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from partialfc.commands.options import BackboneName, Device, Model, Pack, loaded
+from partialfc.commands.options import BackboneName, Device, Model, loaded
+from partialfc.commands.tables import print_scores
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from partialfc.evaluation.sets import Scores
     from partialfc.inference.recognizer import Recognizer
-
-
-_FEW = 10  # scores that stand in one line
-_WIDE = 240  # signs of a line in a file, where nothing is wrapped
 
 
 def evaluate(
@@ -35,7 +28,9 @@ def evaluate(
         Literal["insightface"] | None,
         typer.Option(help="Of pairs, the accuracy at the thresholds of insightface's script, too."),
     ] = None,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the scores there, too.")] = None,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the scores there, and what they are of.")
+    ] = None,
     backbone: BackboneName = None,
     device: Device = "auto",
 ) -> None:
@@ -50,59 +45,29 @@ def evaluate(
     torchrun --nproc-per-node=8 -m partialfc evaluate exported --ijb IJBC
     ```
     """
-    import msgspec
-    from rich.console import Console
-
-    from partialfc.runtime.files import atomic_write
-
-    found = _evaluated(model, backbone, device, [*(sets or []), *(ijb or [])], by_grid=rule is not None)
+    found = _evaluated(model, backbone, device, [*(sets or []), *(ijb or [])], json, by_grid=rule is not None)
     if not found:  # another rank than the first
         return
-    console = Console(width=None if sys.stdout.isatty() else _WIDE)
-    for table in _tables(found):
-        console.print(table)
-    if json:
-        with atomic_write(json) as temporary:
-            temporary.write_bytes(msgspec.json.format(msgspec.json.encode(found)))
-
-
-def _tables(scores: dict[str, "Scores"]) -> Iterator["Table"]:
-    """One of the sets that have few scores, a line each; and one of each other set, with a line for each score."""
-    from rich.table import Table
-
-    from partialfc.evaluation.metrics import rounded
-
-    shown = {name: rounded(values) for name, values in scores.items()}
-    few = {name: values for name, values in shown.items() if len(values) <= _FEW}
-    names = list(dict.fromkeys(it for values in few.values() for it in values))
-    if few:
-        table = Table("set", box=None)
-        for name in names:
-            table.add_column(name, justify="right")
-        for name, values in few.items():
-            table.add_row(name, *(values.get(it, "") for it in names))
-        yield table
-    for name in [it for it in shown if it not in few]:
-        table = Table("score", box=None)
-        table.add_column(name, justify="right")
-        for score, value in shown[name].items():
-            table.add_row(score, value)
-        yield table
+    print_scores(found)
 
 
 def _evaluated(
-    model: Path, backbone: str | None, device: str, sets: list[Path], *, by_grid: bool
+    model: Path, backbone: str | None, device: str, sets: list[Path], results: Path | None, *, by_grid: bool
 ) -> dict[str, "Scores"]:
-    """The scores of each set by its name, on the first rank. CollectiveInputError where there is none, or one cannot be read."""
+    """The scores of each set by its name, on the first rank, and in the file `results`. CollectiveInputError where there is no
+    set, or one cannot be read.
+    """
     from partialfc.evaluation.loading import load_sets
     from partialfc.evaluation.pairs import Pairs
     from partialfc.evaluation.verify import embed_sets
+    from partialfc.inference.results import write_results
     from partialfc.runtime import comm
 
     with comm.join("cpu" if model.suffix == ".onnx" else device) as ranks:
         with comm.fail_on_all_ranks(ranks):
             recognizer = loaded(model, backbone, device)
-            there = load_sets(sets or _sets_of(recognizer))
+            paths = sets or _sets_of(recognizer)
+            there = load_sets(paths)
         embeddings = embed_sets(
             recognizer.network, there, ranks, batch=recognizer.batch, autocast=recognizer.autocast()
         )
@@ -113,6 +78,8 @@ def _evaluated(
             for one in there if by_grid else []:
                 if isinstance(one, Pairs):
                     found[one.name] = {**found[one.name], **one.score_by_grid(embeddings[one.name])}
+            if results:
+                write_results(results, recognizer, model, zip(paths, there, strict=True), found)
             return found
 
 
@@ -156,32 +123,6 @@ def embed(
     write = embed_pack if is_pack(folder) else embed_folder
     count = write(loaded(model, backbone, device), model, folder, out, progress=True)
     print(f"{out}: {count} images")
-
-
-def clean(
-    run: Annotated[Path, typer.Argument(help="A run that was trained on the pack, or a checkpoint of it.")],
-    pack: Pack,
-    out: Annotated[Path, typer.Argument(help="The cleaned pack's folder.")],
-    degrees: Annotated[
-        float, typer.Option(min=0, max=180, help="How far an image may be from its class.")
-    ] = 75.0,
-    device: Device = "auto",
-) -> None:
-    """Write a pack without the images that a run finds far from their class: wrong labels, mostly. The same call goes on
-    where it was interrupted.
-
-    ```
-    partialfc train recipe.yaml data.path=pack head.subcenters=3 output=output/three
-    partialfc clean output/three pack/ cleaned/
-    ```
-
-    OUT also gets dropped.csv, and dropped.png: images that stay, and beside them some that do not. Best of a run with
-    several sub-centres, where wrong labels have centres of their own.
-    """
-    from partialfc.inference import cleaning
-
-    kept, dropped = cleaning.clean(loaded(run, None, device), run, pack, out, degrees=degrees, progress=True)
-    print(f"{out}: {kept} images; {dropped} are farther than {degrees:g} degrees: {out / cleaning.LISTING}")
 
 
 def export(

@@ -1,9 +1,9 @@
 """Folders of a gallery and of probes, searched for the people of the gallery: one's own, and TinyFace."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from torch import Tensor
@@ -54,6 +54,21 @@ class Gallery:
     def pictures(self, embeddings: Tensor) -> Iterator[tuple[str, Pixels]]:
         """See EvaluationSet: none."""
         return iter(())
+
+    def encoded(self, index: int) -> bytes:
+        """Image `index` as it is stored."""
+        return self.files[index].read_bytes()
+
+    def place(self, index: int) -> str:
+        """Where image `index` is, for people."""
+        return str(self.files[index])
+
+    def without(self, dropped: Collection[int]) -> tuple[Self, list[int]]:
+        """The set without these images; and which of its images it has."""
+        kept = [it for it in range(len(self)) if it not in dropped]
+        known = sum(it < self.known for it in kept)
+        files, subjects = [self.files[it] for it in kept], self.subjects[kept]
+        return replace(self, files=files, subjects=subjects, known=known), kept
 
 
 def is_gallery(folder: Path) -> bool:

@@ -1,9 +1,9 @@
 """Verification sets as the field's .bin files have them; nothing in a file is executed."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,6 +77,21 @@ class Pairs:
             return images.decode(self.images[index], size)
         except InputError as error:
             raise InputError(f"{self.path}: image {index}: {error}") from None
+
+    def encoded(self, index: int) -> Encoded:
+        """Image `index` as it is stored."""
+        return self.images[index]
+
+    def place(self, index: int) -> str:
+        """Where image `index` is, for people."""
+        return f"pair {index // 2}, image {index % 2}"
+
+    def without(self, dropped: Collection[int]) -> tuple[Self, list[int]]:
+        """The set without the pairs of these images; and which of its images it has."""
+        stay = [it for it in range(len(self.same)) if 2 * it not in dropped and 2 * it + 1 not in dropped]
+        kept = [image for pair in stay for image in (2 * pair, 2 * pair + 1)]
+        left = replace(self, images=[self.images[it] for it in kept], same=self.same[stay])
+        return left, kept
 
 
 def load_pairs(path: Path) -> Pairs:

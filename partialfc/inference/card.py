@@ -1,6 +1,5 @@
 """The model card of an exported network, as the Hugging Face Hub reads it, and the same for machines."""
 
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import partialfc
 from partialfc.config.provenance import Provenance
 from partialfc.evaluation.metrics import headings, rounded
 from partialfc.evaluation.sets import Scores
+from partialfc.runtime.versions import revision
 
 _CARD = """# {name}, {width} numbers a face
 
@@ -116,15 +116,6 @@ def description_of(provenance: Provenance, steps: int, scores: dict[str, Scores]
         },
         "verification": scores,
     }
-
-
-def revision() -> str:
-    """The revision of this code, where it stands in a repository."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
 
 
 def _results(scores: dict[str, Scores]) -> list[EvalResult]:

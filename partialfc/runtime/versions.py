@@ -2,6 +2,7 @@
 
 import hashlib
 import platform
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,15 @@ def versions(device: torch.device) -> dict[str, str]:
         "numpy": np.__version__,
     }
     return own | ({"CUDA": str(torch.version.cuda), "NCCL": _nccl()} if device.type == "cuda" else {})
+
+
+def revision() -> str:
+    """The revision of this code, where it stands in a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
 
 
 def described(device: torch.device) -> str:

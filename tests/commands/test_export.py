@@ -26,7 +26,7 @@ def test_what_is_exported_has_the_same_accuracy(run, pack, exported, tmp_path, n
     done = called("evaluate", exported / name, pack / "unseen.bin", "--json", tmp_path / "scores.json")
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "scores.json").read_text())
-    assert found["unseen"] == pytest.approx(verification_of(run, 30)["unseen"], abs=1e-6)
+    assert found["sets"]["unseen"]["scores"] == pytest.approx(verification_of(run, 30)["unseen"], abs=1e-6)
 
 
 def test_weights_and_card_say_where_they_are_from(run, exported):

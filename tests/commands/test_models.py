@@ -1,5 +1,6 @@
 """Evaluate, embed, compare, export and plot: what they say of a run is what the run says."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -17,6 +18,7 @@ from runs import assert_refused, config_of, trained, verification_of
 
 import partialfc
 from partialfc.data import images
+from partialfc.data.fingerprint import fingerprint
 from partialfc.errors import InputError
 from partialfc.inference.folder import embed_folder
 from partialfc.inference.recognizer import load
@@ -57,11 +59,36 @@ def test_what_is_no_face_is_refused(run, faces, message):
         partialfc.load(run).embed(faces)
 
 
+def scores_in(path):
+    return {name: it["scores"] for name, it in json.loads(path.read_text())["sets"].items()}
+
+
+def test_the_file_of_results_says_what_they_are_of(run, pack, exported, tmp_path):
+    for model in (run, exported):
+        done = called("evaluate", model, pack / "unseen.bin", "--json", tmp_path / "scores.json")
+        assert done.returncode == 0, done.stderr
+        found = json.loads((tmp_path / "scores.json").read_text())
+        assert found["format"] == 1 and found["environment"]["torch"] == torch.__version__
+        assert found["sets"]["unseen"]["images"] == 40
+        file = run / "checkpoints/step_00000030/run.json" if model == run else exported / "model.safetensors"
+        for place, digest in (
+            (file, found["model"]["sha256"]),
+            (pack / "unseen.bin", found["sets"]["unseen"]["sha256"]),
+        ):
+            assert digest == hashlib.sha256(place.read_bytes()).hexdigest()
+        if model == run:
+            about = found["model"]["run"]
+            assert (about["step"], about["images"], about["identities"]) == (30, 115, 23)
+            assert about["pack"] == fingerprint(pack) and about["recipe"]["train"]["batch"] == 24
+        else:
+            assert found["model"]["run"] is None
+
+
 def test_evaluate_gives_the_accuracy_of_the_checkpoint(run, tmp_path):
     for path, step in ((run, 30), (run / "checkpoints/step_00000015", 15)):
         done = called("evaluate", path, "--rule=insightface", "--json", tmp_path / "scores.json")
         assert done.returncode == 0, done.stderr
-        found = json.loads((tmp_path / "scores.json").read_text())
+        found = scores_in(tmp_path / "scores.json")
         assert found["unseen"].pop("insightface_accuracy") >= 0.9
         found["unseen"].pop("insightface_accuracy_std")
         if step == 30:
@@ -79,7 +106,7 @@ def test_of_a_run_with_a_moving_average_that_is_used(ranks, pack, tmp_path):
     assert not torch.equal(used["fc.weight"], state["fc.weight"])
     done = called("evaluate", tmp_path / "run", "--json", tmp_path / "scores.json")
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "scores.json").read_text()) == verification_of(tmp_path / "run", 12)
+    assert scores_in(tmp_path / "scores.json") == verification_of(tmp_path / "run", 12)
     other = config_of(pack, tmp_path / "run", train={"length": 12})
     assert_refused(ranks, 1, other, "made with other settings: optim.ema 0.9 -> 0.0; wanted")
 

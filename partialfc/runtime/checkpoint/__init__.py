@@ -4,11 +4,12 @@ loadable at any number of ranks. Nothing in them is executed: safetensors, and a
 
 from partialfc.runtime.checkpoint.checkpoints import WORDS, Checkpoints, Found, read_part, read_rows
 from partialfc.runtime.checkpoint.folder import newest
-from partialfc.runtime.checkpoint.manifest import Manifest, read_manifest
+from partialfc.runtime.checkpoint.manifest import MANIFEST, Manifest, read_manifest
 from partialfc.runtime.checkpoint.snapshot import State
 from partialfc.runtime.checkpoint.writer import Outcome
 
 __all__ = [
+    "MANIFEST",
     "WORDS",
     "Checkpoints",
     "Found",

@@ -1,0 +1,95 @@
+"""Packs as a trained network sees them: what is wrong in them, and what they share with evaluation sets."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from partialfc.commands.options import BackboneName, Device, Pack, loaded
+from partialfc.commands.tables import print_scores
+
+if TYPE_CHECKING:
+    from partialfc.evaluation.sets import Scores
+    from partialfc.inference.overlap import Comparable
+
+
+def clean(
+    run: Annotated[Path, typer.Argument(help="A run that was trained on the pack, or a checkpoint of it.")],
+    pack: Pack,
+    out: Annotated[Path, typer.Argument(help="The cleaned pack's folder.")],
+    degrees: Annotated[
+        float, typer.Option(min=0, max=180, help="How far an image may be from its class.")
+    ] = 75.0,
+    device: Device = "auto",
+) -> None:
+    """Write a pack without the images that a run finds far from their class: wrong labels, mostly. The same call goes on
+    where it was interrupted.
+
+    ```
+    partialfc train recipe.yaml data.path=pack head.subcenters=3 output=output/three
+    partialfc clean output/three pack/ cleaned/
+    ```
+
+    OUT also gets dropped.csv, and dropped.png: images that stay, and beside them some that do not. Best of a run with
+    several sub-centres, where wrong labels have centres of their own.
+    """
+    from partialfc.inference import cleaning
+
+    kept, dropped = cleaning.clean(loaded(run, None, device), run, pack, out, degrees=degrees, progress=True)
+    print(f"{out}: {kept} images; {dropped} are farther than {degrees:g} degrees: {out / cleaning.LISTING}")
+
+
+def overlap(
+    pack: Pack,
+    sets: Annotated[list[Path], typer.Argument(help=".bin files, and folders of gallery/ and probe/.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write to.")],
+    model: Annotated[
+        Path | None,
+        typer.Option(metavar="MODEL", help="Finds people, too: a run, an exported folder, .onnx ..."),
+    ] = None,
+    cosine: Annotated[
+        float, typer.Option(min=-1, max=1, help="How alike an image and its person's class are to the model.")
+    ] = 0.6,
+    backbone: BackboneName = None,
+    device: Device = "auto",
+) -> None:
+    """Find what of evaluation sets stands in a training pack: images, be they encoded anew, resized or mirrored, and with a
+    model people; and what the sets say without them.
+
+    ```
+    partialfc overlap pack/ lfw.bin agedb_30.bin overlap/
+    partialfc overlap pack/ lfw.bin overlap/ --model exported/
+    ```
+
+    OUT gets a listing and a picture of each set: the set's images above the pack's, the most doubtful first.
+    """
+    from partialfc.inference.overlap import Judge, find_overlaps
+
+    compared = [_comparable(it) for it in sets]
+    judge = Judge(loaded(model, backbone, device), model, cosine) if model else None
+    scores: dict[str, Scores] = {}
+    for name, found in find_overlaps(pack, compared, out, judge, progress=True).items():
+        total = next(len(it) for it in compared if it.name == name)
+        people = f", people of {found.count('person')}" if judge else ""
+        print(
+            f"{name}: of {total} images {found.count('bytes', 'hash')} are in {pack}, "
+            f"{found.count('bytes')} by the same bytes{people}: {out / name}.csv"
+        )
+        scores |= {which: it for which, it in found.scores.items() if it}
+        for which in [which for which, it in found.scores.items() if not it]:
+            print(f"{which}: too little is left to be scored")
+    if scores:
+        print_scores(scores)
+
+
+def _comparable(path: Path) -> "Comparable":
+    """The set at a path. InputError where it is of a kind that cannot be left without some of its images."""
+    from partialfc.errors import InputError
+    from partialfc.evaluation.gallery import Gallery
+    from partialfc.evaluation.loading import load_set
+    from partialfc.evaluation.pairs import Pairs
+
+    found = load_set(path)
+    if isinstance(found, Pairs | Gallery):
+        return found
+    raise InputError(f"{path}: wanted a .bin file, or a folder of gallery/ and probe/")

@@ -1,0 +1,46 @@
+"""Scores of evaluation sets, as tables."""
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from partialfc.evaluation.sets import Scores
+
+_FEW = 10  # scores that stand in one line
+_WIDE = 240  # signs of a line in a file, where nothing is wrapped
+
+
+def print_scores(scores: dict[str, "Scores"]) -> None:
+    """By set; to a terminal in its width."""
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else _WIDE)
+    for table in _tables(scores):
+        console.print(table)
+
+
+def _tables(scores: dict[str, "Scores"]) -> Iterator["Table"]:
+    """One of the sets that have few scores, a line each; and one of each other set, with a line for each score."""
+    from rich.table import Table
+
+    from partialfc.evaluation.metrics import rounded
+
+    shown = {name: rounded(values) for name, values in scores.items()}
+    few = {name: values for name, values in shown.items() if len(values) <= _FEW}
+    names = list(dict.fromkeys(it for values in few.values() for it in values))
+    if few:
+        table = Table("set", box=None)
+        for name in names:
+            table.add_column(name, justify="right")
+        for name, values in few.items():
+            table.add_row(name, *(values.get(it, "") for it in names))
+        yield table
+    for name in [it for it in shown if it not in few]:
+        table = Table("score", box=None)
+        table.add_column(name, justify="right")
+        for score, value in shown[name].items():
+            table.add_row(score, value)
+        yield table

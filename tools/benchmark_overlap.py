@@ -1,0 +1,72 @@
+"""Whether `partialfc overlap` finds images of a verification set that were planted in a pack, and how long that takes.
+
+    tools/benchmark_overlap.py PACK SET [--images 50]
+
+PACK is copied to a temporary folder with images of SET, a .bin of none of its people, among its own: by turns encoded anew,
+made smaller, and mirrored; then all three.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from partialfc.data import RecordDataset, images
+from partialfc.data.images import Pixels
+from partialfc.data.packs.pack_writer import Sample, write_pack
+from partialfc.evaluation.pairs import Pairs, load_pairs
+from partialfc.inference.overlap import find_overlaps
+
+_QUALITIES, _SIZES = (50, 70, 90), (64, 80, 96)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Planted images of a set: how many are found.")
+    parser.add_argument("pack", type=Path)
+    parser.add_argument("set", type=Path)
+    parser.add_argument("--images", type=int, default=50)
+    arguments = parser.parse_args()
+    pairs, dataset = load_pairs(arguments.set), RecordDataset(arguments.pack)
+    stored = [bytes(pairs.encoded(it)) for it in range(len(pairs))]
+    distinct = sorted({content: place for place, content in enumerate(stored)}.values())
+    chosen = np.random.default_rng(0).choice(distinct, arguments.images, replace=False).tolist()
+    with tempfile.TemporaryDirectory() as folder:
+        planted = Path(folder) / "pack"
+        size = len(dataset[0][0])
+        write_pack(planted, _samples(dataset, pairs, chosen), num_classes=dataset.num_classes + 1, size=size)
+        start = time.perf_counter()
+        found = find_overlaps(planted, [pairs], Path(folder) / "out")[pairs.name]
+        seconds = time.perf_counter() - start
+    wanted = {stored[it] for it in chosen}
+    hits = [stored[it.image] for it in found.matches if stored[it.image] in wanted]
+    wrong = len(found.matches) - len(hits)
+    print(f"{len(set(hits))} of {len(wanted)} planted images found, {wrong} others of the set")
+    print(f"{len(dataset)} images of the pack and {len(pairs)} of the set in {seconds:.0f} s")
+
+
+def _samples(dataset: RecordDataset, pairs: Pairs, chosen: list[int]) -> Iterator[Sample]:
+    """The pack's own, and a class of its own of what is planted."""
+    for place in range(len(dataset)):
+        yield dataset.label(place), dataset.encoded(place)
+    for turn, image in enumerate(chosen):
+        yield dataset.num_classes, _changed(pairs.pixels(image, len(dataset[0][0])), turn)
+
+
+def _changed(face: Pixels, turn: int) -> bytes:
+    """Encoded anew; by turns made smaller and mirrored before."""
+    side = len(face)
+    if turn % 4 in (1, 3):
+        face = images.resized(images.resized(face, _SIZES[turn // 4 % 3] * side // 112), side)
+    if turn % 4 in (2, 3):
+        face = np.ascontiguousarray(face[:, ::-1])
+    return images.encode_jpeg(face, _QUALITIES[turn // 4 % 3])
+
+
+if __name__ == "__main__":
+    main()
