@@ -19,14 +19,16 @@ _DRAWS = 10_000  # of the bootstrap
 Row = dict[str, Any]  # case, seed, set, accuracy, auc
 
 
-def trained(output: Path, case: str, settings: Sequence[str], seed: int) -> list[Row]:
-    """A row for each verification set of a run of recipes/faces_tiny.yaml, which is trained unless it has finished."""
+def trained(
+    output: Path, case: str, settings: Sequence[str], seed: int, recipe: str = "faces_tiny"
+) -> list[Row]:
+    """A row for each verification set of a run of a recipe, which is trained unless it has finished."""
     if not (output / "summary.json").exists():
         call(
             "-m",
             "partialfc",
             "train",
-            "faces_tiny",
+            recipe,
             *settings,
             f"output={output}",
             f"seed={seed}",

@@ -62,12 +62,19 @@ class CheckpointConfig(Settings, frozen=True):
 
 
 class InitialCenters(Settings, frozen=True, kw_only=True):
-    """Class centres of another run, for the identities that both know; others are drawn."""
+    """Class centres of another run, for the identities that both know, and those of new ones."""
 
-    source: str = msgspec.field(name="from")
-    """A run, or a checkpoint of one."""
+    source: str | None = msgspec.field(name="from", default=None)
+    """A run, a checkpoint of one, or the file of a head: ElasticFace's `header.pth`, or `weight` [C, D]. Unset: all are new."""
     map: str | None = None
     """A file with a line for each identity of the pack: its label in that run, or `new`. Unset: the same identities."""
+    new: Literal["drawn", "mean"] = "drawn"
+    """mean: of the embeddings of an identity's images, by `init.backbone`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.source is None and (self.map is not None or self.new == "drawn"):
+            raise InputError("init.centers: without `from` all identities are new; wanted `new: mean` alone")
 
 
 class InitConfig(Settings, frozen=True):
@@ -76,9 +83,19 @@ class InitConfig(Settings, frozen=True):
     backbone: str | None = None
     """Weights: a run, a checkpoint, a .pth, .pt or .safetensors."""
     centers: InitialCenters | None = None
-    """Class centres: `{from: RUN, map: FILE}`."""
+    """Class centres: `{from: RUN, map: FILE, new: mean}`."""
     freeze: Duration = 0
     """How long the backbone then stands still, its running statistics too, while the class centres are learnt."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.backbone is None and self.means:
+            raise InputError("init.centers.new: mean, of embeddings by no network; wanted init.backbone")
+
+    @property
+    def means(self) -> bool:
+        """Whether centres of new identities begin as the mean of their embeddings."""
+        return self.centers is not None and self.centers.new == "mean"
 
 
 class DistillationConfig(Settings, frozen=True):

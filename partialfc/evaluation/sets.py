@@ -10,8 +10,8 @@ from partialfc.data.images import Pixels
 Scores = Mapping[str, float]  # by name; the first is the headline: what is watched, more is better
 
 
-class EvaluationSet(Protocol):
-    """Images, and what embeddings of them are worth. Whoever reports scores prints what comes."""
+class ImageSet(Protocol):
+    """Images that are embedded."""
 
     @property
     def name(self) -> str:
@@ -22,6 +22,10 @@ class EvaluationSet(Protocol):
 
     def pixels(self, index: int, size: int) -> Pixels:
         """Image `index`, uint8 RGB [size, size, 3]. InputError names one that cannot be read."""
+
+
+class EvaluationSet(ImageSet, Protocol):
+    """Images, and what embeddings of them are worth. Whoever reports scores prints what comes."""
 
     def score(self, embeddings: Tensor) -> Scores:
         """The scores of the embeddings [n, D] of all images: each the sum over the image and its mirror image, as the network

@@ -1,4 +1,4 @@
-"""Embeddings of the images of evaluation sets, by all ranks together."""
+"""Embeddings of the images of sets, by all ranks together."""
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from partialfc.data.augment import network_input
 from partialfc.data.images import Pixels
-from partialfc.evaluation.sets import EvaluationSet
+from partialfc.evaluation.sets import ImageSet
 from partialfc.runtime import comm
 from partialfc.runtime.comm import Ranks
 
@@ -48,14 +48,14 @@ def _never() -> int:
 
 def embed_sets(
     network: Network,
-    sets: Iterable[EvaluationSet],
+    sets: Iterable[ImageSet],
     ranks: Ranks,
     *,
     batch: int,
     autocast: AbstractContextManager[object],
     stop: Callable[[], int] = _never,
 ) -> Embeddings:
-    """Embeddings of the images of each set, see EvaluationSet, the same on every rank.
+    """Embeddings of the images of each set, see EvaluationSet.score, the same on every rank.
 
     stop: asked after each batch; where it is not 0 on some rank, all raise EvaluationStopped. CollectiveInputError where an
     image cannot be read.
@@ -94,7 +94,7 @@ def embed_faces(
 
 
 def _embedded(
-    network: Network, images: EvaluationSet, ranks: Ranks, batch: int, stop: Callable[[], int]
+    network: Network, images: ImageSet, ranks: Ranks, batch: int, stop: Callable[[], int]
 ) -> Tensor:
     """float32 embeddings [n, D] of all images, on every rank, not normalised.
 
@@ -119,7 +119,7 @@ def _embedded(
 
 
 def _decoded(
-    images: EvaluationSet, indices: Sequence[int], batch: int, size: int, pool: ThreadPoolExecutor
+    images: ImageSet, indices: Sequence[int], batch: int, size: int, pool: ThreadPoolExecutor
 ) -> Tensor:
     """uint8 [batch, H, H, 3]: the images at `indices`, then black ones."""
 

@@ -13,6 +13,7 @@ from partialfc.runtime import comm
 from partialfc.runtime.checkpoint import WORDS, Checkpoints, Found
 from partialfc.runtime.comm import Ranks
 from partialfc.runtime.files import SUMMARY
+from partialfc.training.new_centers import take_means
 from partialfc.training.run import Run, build_run
 
 
@@ -45,6 +46,8 @@ def begun(
     origin = resume if resume not in WORDS else (before.origin if before else None)
     now = Provenance(config, run.head.num_classes, run.order.num_samples, pack, origin=origin)
     if found is None or before is None:
+        if config.init.means:
+            take_means(run)
         return run, now
     with comm.fail_on_all_ranks(ranks):
         changed = _changed(run, found, before, now)

@@ -1,14 +1,20 @@
 """A run begins with the centres of the identities that another knows, on any number of ranks."""
 
 from pathlib import Path
+from unittest import mock
 
+import msgspec
 import pytest
 import torch
 from faces import write_pack
 from runs import CLASSES, SIZE, assert_refused, config_of, curve, trained
 
+import partialfc
+from partialfc.errors import InputError
 from partialfc.runtime import comm
-from partialfc.runtime.checkpoint import newest, read_rows
+from partialfc.runtime.checkpoint import Checkpoints, newest, read_rows
+from partialfc.training import known_centers, new_centers
+from partialfc.training.resuming import begun
 from partialfc.training.run import build_run
 
 LABELS = [5, 4, None, 22, 0, None, 7, *range(8, 22)]  # of 21 identities, two of them new
@@ -23,16 +29,14 @@ def grown(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def centers(config) -> torch.Tensor:
-    """A rank's, as it begins."""
-    return build_run(config, comm.ranks_of(torch.device("cpu"))).head.centers.tensors["centers"].clone()
+    """A rank's, as it is built, of sources that are read in several blocks."""
+    with mock.patch.object(known_centers, "_ROWS", 10):
+        return build_run(config, comm.ranks_of(torch.device("cpu"))).head.centers.tensors["centers"].clone()
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
 @pytest.mark.parametrize("head", [{}, {"centers": "bfloat16", "memory": "host"}], ids=str)
-def test_known_identities_keep_their_centres(
-    ranks, tmp_path, undisturbed, grown, world_size, head, monkeypatch
-):
-    monkeypatch.setattr("partialfc.training.known_centers._ROWS", 10)
+def test_known_identities_keep_their_centres(ranks, tmp_path, undisturbed, grown, world_size, head):
     pack, path = grown
     source = undisturbed[1][2]
     settings = {"centers": {"from": str(source), "map": str(path)}}
@@ -44,6 +48,68 @@ def test_known_identities_keep_their_centres(
     for row, label in enumerate(LABELS):
         expected = drawn[row] if label is None else known[label].to(found.dtype)
         assert torch.equal(found[row], expected), row
+
+
+@pytest.mark.parametrize("name", ["kernel", "weight"])
+def test_a_head_of_others_gives_its_centres(ranks, tmp_path, undisturbed, grown, name):
+    pack, path = grown
+    known = torch.randn(CLASSES, 16)
+    torch.save({name: known.T.contiguous() if name == "kernel" else known}, tmp_path / "header.pth")
+    settings = {"centers": {"from": str(tmp_path / "header.pth"), "map": str(path)}}
+    found = torch.cat(ranks.run(2, centers, config_of(pack, tmp_path / "run", init=settings)))
+    kept = [row for row, label in enumerate(LABELS) if label is not None]
+    assert torch.equal(found[kept], known[[LABELS[row] for row in kept]])
+
+
+def begun_centers(config) -> torch.Tensor:
+    """A rank's, as the first step finds them, of images that are embedded in several blocks."""
+    ranks = comm.ranks_of(torch.device("cpu"))
+    checkpoints = Checkpoints(Path(config.output) / "checkpoints", keep=1, ranks=ranks)
+    with mock.patch.object(new_centers, "_IMAGES", 3):
+        return begun(config, ranks, checkpoints, None)[0].head.centers.tensors["centers"].clone()
+
+
+def test_new_identities_begin_as_the_mean_of_their_embeddings(ranks, tmp_path, undisturbed, grown):
+    pack, path = grown
+    source = undisturbed[1][2]
+    sections = {"train": {"micro_batch": 8}, "evaluation": {"batch": 2}}
+    drawn = torch.cat(ranks.run(1, centers, config_of(pack, tmp_path / "drawn", **sections)))
+    known = read_rows(newest(source / "checkpoints"), "head.centers", 0, CLASSES)
+    recognizer, dataset = partialfc.load(source), partialfc.RecordDataset(pack)
+    for settings in (
+        {"centers": {"from": str(source), "map": str(path), "new": "mean"}},
+        {"centers": {"new": "mean"}},
+    ):
+        init = {"backbone": str(source), **settings}
+        of_one, of_three = (
+            torch.cat(
+                ranks.run(size, begun_centers, config_of(pack, tmp_path / f"{size}", init=init, **sections))
+            )
+            for size in (1, 3)
+        )
+        assert torch.equal(of_one, of_three)
+        for row, label in enumerate(LABELS):
+            if label is not None and "from" in settings["centers"]:
+                assert torch.equal(of_one[row], known[label])
+                continue
+            faces = [dataset[it][0] for it in range(len(dataset)) if dataset.label(it) == row]
+            mean = torch.from_numpy(recognizer.embed(faces)).double().sum(dim=0)
+            expected = (mean / mean.norm() * drawn[row].double().norm()).float()
+            torch.testing.assert_close(of_one[row], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_mean_wants_a_network_and_one_centre(pack, tmp_path):
+    mean = {"new": "mean"}
+    for sections, message in (
+        ({"init": {"centers": mean}}, "of embeddings by no network; wanted init.backbone"),
+        ({"init": {"centers": {}}}, "without `from` all identities are new; wanted `new: mean` alone"),
+        (
+            {"init": {"backbone": "b.pth", "centers": mean}, "head": {"subcenters": 2}},
+            "init.centers.new: mean, of which a class has one",
+        ),
+    ):
+        with pytest.raises((InputError, msgspec.ValidationError), match=message):
+            config_of(pack, tmp_path, **sections)
 
 
 def test_with_all_of_a_run_training_goes_on_from_its_loss(ranks, pack, tmp_path, undisturbed):

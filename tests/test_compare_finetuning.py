@@ -1,0 +1,40 @@
+"""tools/compare_finetuning.py: every case is a recipe, and what has finished is tabulated."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from faces import write_pack
+
+from partialfc.config import load_config
+
+TOOLS = Path(__file__).parents[1] / "tools"
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    import compare_finetuning
+
+    return compare_finetuning
+
+
+def test_cases_are_recipes_of_one_network_and_are_tabulated(tool, pack, tmp_path):
+    write_pack(tmp_path / "first", 5, 2)
+    networks = set()
+    for case, (recipe, settings) in tool.runs_of(tmp_path / "first", pack, tmp_path / "out", 0).items():
+        config = load_config(recipe, settings)
+        networks.add((config.backbone, config.head, config.train.batch))
+        folder = tool.folder_of(tmp_path / "out", case, 0)
+        folder.mkdir(parents=True)
+        scores = {"unseen": {"accuracy": 0.9 if "fine-tuned" in case else 0.8, "auc": 0.8}}
+        (folder / "summary.json").write_text(json.dumps({"verification": scores}))
+    assert len(networks) == 1
+    command = [sys.executable, TOOLS / "compare_finetuning.py", tmp_path / "first", pack, tmp_path / "out"]
+    command += ["--seeds", "0", "--json", tmp_path / "rows.json"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert found[2] == "| from scratch | 1 | 80.0 |  | 0.800 |  |"
+    assert found[5] == "| fine-tuned | 1 | 90.0 | +10.0 | 0.800 | +0.000 |"
+    assert len(json.loads((tmp_path / "rows.json").read_text())) == 7

@@ -1,0 +1,90 @@
+"""What a network gains that was trained on some people before it learns others: over seeds, and tabulated.
+
+    tools/compare_finetuning.py FIRST THEN OUT [--seeds 0 1 2] [--share I/N] [--json FILE]
+
+FIRST and THEN are packs of different people; THEN holds the pairs to verify, too. The network of recipes/faces_tiny.yaml is
+trained on THEN from scratch, for six epochs, and for as many images as the others see in all; and on FIRST, then on THEN by
+recipes/finetune.yaml, as it is and with parts of it left out. Each run takes one core. OUT holds the runs. What has finished,
+or stands in FILE already, is not run again. --share: every N-th seed, from I, counted from 0, so that N calls, each on a core
+of its own, share the work.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from comparing import Row, table, trained
+
+from partialfc.data import RecordDataset
+from partialfc.errors import InputError
+from partialfc.sweep.running import share_of
+
+_EPOCHS = 6  # of faces_tiny, and of finetune
+_TINY = [
+    "backbone.width=12", "backbone.input_size=48", "backbone.embedding=128", "head.sample_rate=1",
+    "evaluation.every=0",
+]  # fmt: skip
+_SCRATCH, _LONG, _BEFORE = "from scratch", "from scratch, as many images as both", "on FIRST alone"
+_TUNED = {
+    "fine-tuned": [],
+    "fine-tuned, centres as drawn": ["init.centers=null"],
+    "fine-tuned, never frozen": ["init.freeze=0"],
+    "fine-tuned, at the full rate": ["optim.lr=0.1"],
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Fine-tuned, against from scratch.")
+    parser.add_argument("first", type=Path)
+    parser.add_argument("then", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--share")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    rows: list[Row] = (
+        json.loads(arguments.json.read_text()) if arguments.json and arguments.json.exists() else []
+    )
+    try:
+        share = share_of(arguments.share)
+        seeds = [it for it in arguments.seeds if it not in {row["seed"] for row in rows}]
+        for seed in seeds[share.index :: share.count]:
+            rows += compared(arguments.first, arguments.then, arguments.out, seed)
+    except InputError as error:
+        parser.error(str(error))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+    print("\n".join(table([_SCRATCH, _LONG, _BEFORE, *_TUNED], rows)))
+
+
+def compared(first: Path, then: Path, out: Path, seed: int) -> list[Row]:
+    """The rows of a seed."""
+    rows: list[Row] = []
+    for case, (recipe, settings) in runs_of(first, then, out, seed).items():
+        rows += trained(folder_of(out, case, seed), case, settings, seed, recipe)
+    return rows
+
+
+def folder_of(out: Path, case: str, seed: int) -> Path:
+    return out / case.replace(", ", "_").replace(" ", "_") / str(seed)
+
+
+def runs_of(first: Path, then: Path, out: Path, seed: int) -> dict[str, tuple[str, list[str]]]:
+    """Recipe and settings of each case, in the order in which they can be trained."""
+    sets = ", ".join(str(path) for path in sorted(then.glob("*.bin")))
+    images = [len(RecordDataset(pack)) for pack in (first, then)]
+    as_many = round(_EPOCHS * sum(images) / images[1])
+    before = folder_of(out, _BEFORE, seed)
+    tuned = [*_TINY, f"init.backbone={before}", f"data.path={then}"]
+    return {
+        _SCRATCH: ("faces_tiny", [f"data.path={then}"]),
+        _LONG: ("faces_tiny", [f"data.path={then}", f"train.length={as_many} epochs"]),
+        _BEFORE: ("faces_tiny", [f"data.path={first}", f"evaluation.sets=[{sets}]"]),
+    } | {case: ("finetune", [*tuned, *settings]) for case, settings in _TUNED.items()}
+
+
+if __name__ == "__main__":
+    main()
