@@ -30,6 +30,7 @@ GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
         packs.merge,
         packs.split,
         cleaning.clean,
+        cleaning.relabel,
         cleaning.overlap,
     ),
     "Use what was trained": (networks.evaluate, networks.embed, networks.compare, networks.export),

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from partialfc.commands.options import BackboneName, Device, Pack, loaded
+from partialfc.commands.options import BackboneName, Device, Model, Pack, loaded
 from partialfc.commands.tables import print_scores
 
 if TYPE_CHECKING:
@@ -37,6 +37,44 @@ def clean(
 
     kept, dropped = cleaning.clean(loaded(run, None, device), run, pack, out, degrees=degrees, progress=True)
     print(f"{out}: {kept} images; {dropped} are farther than {degrees:g} degrees: {out / cleaning.LISTING}")
+
+
+def relabel(
+    model: Model,
+    pack: Pack,
+    out: Annotated[Path, typer.Argument(help="The folder of the pack with other labels.")],
+    merge: Annotated[
+        float,
+        typer.Option(min=0.1, max=1, help="How alike the means of two identities are that are one person."),
+    ] = 0.75,
+    split: Annotated[
+        float,
+        typer.Option(
+            min=-1, max=1, help="How alike the parts of an identity are, at most, that are two people."
+        ),
+    ] = 0.2,
+    backbone: BackboneName = None,
+    device: Device = "auto",
+) -> None:
+    """Write a pack in which identities that a network finds to be one person are one, and such as it finds to be two are two. The
+    same call goes on where it was interrupted.
+
+    ```
+    partialfc relabel exported/ pack/ relabelled/
+    partialfc relabel exported/ pack/ relabelled/ --merge 0.8 --split -1  # merges alone
+    ```
+
+    OUT also gets identities.csv; identities.png, the most doubtful first; and map.txt, for `init.centers.map`. Look at the picture
+    before training on the pack: what is right depends on the model, best one that was not trained on this pack.
+    """
+    from partialfc.inference import relabelling
+
+    recognizer = loaded(model, backbone, device)
+    done = relabelling.relabel(recognizer, model, pack, out, merge=merge, split=split, progress=True)
+    print(
+        f"{out}: {done.images} images of {done.identities} identities; {done.merged} are in others now, "
+        f"{done.split} were split: {out / relabelling.LISTING}"
+    )
 
 
 def overlap(

@@ -24,6 +24,7 @@ from partialfc.data.perceptual_hash import distances, hashed, near_pairs
 from partialfc.errors import InputError
 from partialfc.evaluation.sets import EvaluationSet, Scores
 from partialfc.inference.batches import embedded
+from partialfc.inference.class_means import class_means
 from partialfc.inference.pack import embed_pack
 from partialfc.inference.recognizer import Recognizer
 from partialfc.runtime.files import atomic_write
@@ -33,7 +34,6 @@ EMBEDDINGS = "embeddings"  # folder for the pack's
 
 _SIDE = 112  # pixels at which images are hashed and shown
 _COLUMNS, _SHOWN = 16, 64  # of a sheet: pairs in a row, and of a kind
-_AT_ONCE = 1 << 13  # images of the pack
 _COSINES = 1 << 24  # at a time
 
 Kind = Literal["bytes", "hash", "person"]
@@ -89,7 +89,7 @@ def find_overlaps(
     """What each set has in common with a pack, by its name; people only with a judge. Writes to the folder `out`, of each set, all
     matches to NAME.csv, and to NAME.png the most doubtful ones, the set's image above the pack's; and the pack's embeddings,
     for a later call. A call that was interrupted while it embedded is gone on with. Memory: 100 bytes an image; with a judge
-    the mean of each class, float32 [C, D]. InputError where an image cannot be read.
+    the mean of each class, float32 [C, D], twice. InputError where an image cannot be read.
     """
     check_apart(out, [pack])
     dataset = RecordDataset(pack)
@@ -99,10 +99,12 @@ def find_overlaps(
     scores: dict[str, dict[str, Scores]] = {it.name: {} for it in sets}
     if judge:
         embed_pack(judge.recognizer, judge.weights, pack, out / EMBEDDINGS, progress=progress)
-        classes = _Classes(PackEmbeddings(out / EMBEDDINGS), dataset)
+        of_pack = PackEmbeddings(out / EMBEDDINGS)
+        labels = np.array([dataset.label(it) for it in range(len(dataset))], np.int64)
+        means = class_means(of_pack, labels, dataset.num_classes)
         for one in sets:
             embeddings = _embedded(judge.recognizer, one, progress)
-            people[one.name] = list(classes.people(embeddings, judge.cosine))
+            people[one.name] = list(_same_people(embeddings, of_pack, labels, means, judge.cosine))
             scores[one.name] = _scored(one, embeddings, same[one.name], people[one.name])
     for one in sets:
         _list(out / f"{one.name}.csv", one, dataset, same[one.name] + people[one.name])
@@ -141,33 +143,26 @@ def _same_images(one: Comparable, dataset: RecordDataset, near: Near) -> Iterato
             yield Match(image, nearest[0], "hash", float(bits[start]))
 
 
-class _Classes:
-    """The means [C, D] of a pack's classes, of length 1; a class without images has 0."""
-
-    def __init__(self, embeddings: PackEmbeddings, dataset: RecordDataset) -> None:
-        self._embeddings = embeddings
-        self._labels = np.array([dataset.label(it) for it in range(len(dataset))], np.int64)
-        first = embeddings[np.arange(1)]
-        means = np.zeros((dataset.num_classes, first.shape[1]), np.float32)
-        for start in range(0, len(dataset), _AT_ONCE):
-            rows = np.arange(start, min(start + _AT_ONCE, len(dataset)))
-            np.add.at(means, self._labels[rows], embeddings[rows])
-        self._means = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
-
-    def people(self, embeddings: NDArray[np.float32], cosine: float) -> Iterator[Match]:
-        """Of unit embeddings [n, D], each that is as alike to some class as `cosine`, with the image of the class that is most
-        alike.
-        """
-        order = np.argsort(self._labels, kind="stable")
-        bounds = np.searchsorted(self._labels[order], np.arange(len(self._means) + 1))
-        step = max(1, _COSINES // len(self._means))
-        for start in range(0, len(embeddings), step):
-            cosines = embeddings[start : start + step] @ self._means.T
-            nearest = cosines.argmax(axis=1)
-            for row in np.flatnonzero(cosines.max(axis=1) >= cosine).tolist():
-                own = order[bounds[nearest[row]] : bounds[nearest[row] + 1]]
-                alike = self._embeddings[own] @ embeddings[start + row]
-                yield Match(start + row, int(own[alike.argmax()]), "person", float(cosines[row].max()))
+def _same_people(
+    one: NDArray[np.float32],
+    embeddings: PackEmbeddings,
+    labels: NDArray[np.int64],
+    means: NDArray[np.float32],
+    cosine: float,
+) -> Iterator[Match]:
+    """Of a set's unit embeddings [n, D], each that is as alike to the mean of some class as `cosine`, with the image of the class
+    that is most alike.
+    """
+    order = np.argsort(labels, kind="stable")
+    bounds = np.searchsorted(labels[order], np.arange(len(means) + 1))
+    step = max(1, _COSINES // len(means))
+    for start in range(0, len(one), step):
+        cosines = one[start : start + step] @ means.T
+        nearest = cosines.argmax(axis=1)
+        for row in np.flatnonzero(cosines.max(axis=1) >= cosine).tolist():
+            own = order[bounds[nearest[row]] : bounds[nearest[row] + 1]]
+            alike = embeddings[own] @ one[start + row]
+            yield Match(start + row, int(own[alike.argmax()]), "person", float(cosines[row].max()))
 
 
 def _embedded(recognizer: Recognizer, one: Comparable, progress: bool) -> NDArray[np.float32]:

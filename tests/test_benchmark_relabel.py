@@ -1,0 +1,56 @@
+"""tools/benchmark_relabel.py plants what it says, and finds it where a network tells people apart."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faces import write_pack
+
+from partialfc.data.embeddings import About, numbers
+
+TOOLS = Path(__file__).parents[1] / "tools"
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    import benchmark_relabel
+
+    return benchmark_relabel
+
+
+def test_what_is_planted(tool):
+    labels = np.repeat(np.arange(9), [8, 8, 8, 8, 3, 5, 5, 5, 2])
+    planted = tool.plant(labels, 9, 2)
+    assert planted.count == 11 and len(planted.cut) == len(planted.joined) == 2
+    for first, second in planted.cut:
+        assert [np.count_nonzero(planted.labels == it) for it in (first, second)] == [4, 4]
+        assert set(labels[planted.labels == second]) == {first}
+    for label in planted.joined:
+        whole = labels[planted.labels == label]
+        assert len(set(whole)) == 2 and np.count_nonzero(whole == label) == 8
+
+
+def test_planted_identities_are_found(tmp_path):
+    classes, images, width = 12, 8, 16
+    write_pack(tmp_path / "pack", classes, images)
+    draws = np.random.default_rng(0)
+    rows = np.repeat(np.eye(width)[:classes], images, axis=0) + 0.05 * draws.normal(
+        size=(classes * images, width)
+    )
+    (tmp_path / "embeddings").mkdir()
+    about = About("of a pack", "of a network", len(rows), width, done=len(rows))
+    about.write(tmp_path / "embeddings")
+    stored = numbers(tmp_path / "embeddings", about, begin=True)
+    stored[:] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    stored.flush()
+    command = [sys.executable, TOOLS / "benchmark_relabel.py", tmp_path / "pack", tmp_path / "embeddings"]
+    command += ["--identities", "3", "--size", "500"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert found[:2] == [
+        "3 of 3 identities that were cut are found, 0 others",
+        "3 of 3 identities that were joined are found, 0 others",
+    ]
+    assert found[2].startswith("500 means of 16 components compared in ")

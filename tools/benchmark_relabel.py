@@ -1,0 +1,97 @@
+"""Whether what `partialfc relabel` goes by finds identities that were cut in two, and two that were made one; and what it costs.
+
+    tools/benchmark_relabel.py PACK EMBEDDINGS [--identities 50] [--merge 0.75] [--split 0.2] [--size C]
+
+EMBEDDINGS: what `partialfc embed MODEL PACK EMBEDDINGS` wrote. Labels are changed, no pack is written. What else is found may be
+right: packs have such identities. With --size, the means of C made-up identities are compared as well.
+"""
+
+import argparse
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from partialfc.data import RecordDataset
+from partialfc.data.embeddings import PackEmbeddings
+from partialfc.inference.class_means import class_means
+from partialfc.inference.relabelling import find_alike, find_mixed
+
+_LEAST = 4  # images of each of what is planted
+
+
+@dataclass(frozen=True)
+class Planted:
+    """Labels with identities cut in two, and two made one."""
+
+    labels: NDArray[np.int64]
+    count: int  # of classes
+    cut: set[tuple[int, int]]  # labels that are one person
+    joined: set[int]  # labels that are two
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Planted identities: how many are found.")
+    parser.add_argument("pack", type=Path)
+    parser.add_argument("embeddings", type=Path)
+    parser.add_argument("--identities", type=int, default=50)
+    parser.add_argument("--merge", type=float, default=0.75)
+    parser.add_argument("--split", type=float, default=0.2)
+    parser.add_argument("--size", type=int)
+    arguments = parser.parse_args()
+    dataset, embeddings = RecordDataset(arguments.pack), PackEmbeddings(arguments.embeddings)
+    labels = np.array([dataset.label(it) for it in range(len(dataset))], np.int64)
+    planted = plant(labels, dataset.num_classes, arguments.identities)
+    mixed = {it.label for it in find_mixed(embeddings, planted.labels, arguments.split)}
+    means = class_means(embeddings, planted.labels, planted.count)
+    means[sorted(mixed)] = 0
+    alike = {(it.first, it.second) for it in find_alike(torch.from_numpy(means), arguments.merge)}
+    for what, found, wanted in (("cut", alike, planted.cut), ("joined", mixed, planted.joined)):
+        print(
+            f"{len(found & wanted)} of {len(wanted)} identities that were {what} are found, {len(found - wanted)} others"
+        )
+    if arguments.size:
+        _compare(arguments.size, embeddings.width)
+
+
+def plant(labels: NDArray[np.int64], count: int, identities: int) -> Planted:
+    """Of each kind `identities`, of people with enough images."""
+    images = np.bincount(labels, minlength=count)
+    generator = np.random.default_rng(0)
+    several = generator.permutation(np.flatnonzero(images >= 2 * _LEAST))
+    to_cut, to_join = several[:identities].tolist(), several[identities : 2 * identities].tolist()
+    others = generator.permutation(
+        np.setdiff1d(np.flatnonzero(images >= _LEAST), [*to_cut, *to_join])
+    ).tolist()
+    changed, cut = labels.copy(), set()
+    for place, label in enumerate(to_cut):
+        own = generator.permutation(np.flatnonzero(labels == label))
+        changed[own[: len(own) // 2]] = count + place
+        cut.add((label, count + place))
+    joined = list(zip(to_join, others, strict=False))
+    for label, other in joined:
+        changed[labels == other] = label
+    return Planted(changed, count + len(to_cut), cut, {label for label, _ in joined})
+
+
+def _compare(size: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    means = torch.nn.functional.normalize(torch.randn(size, width, generator=generator))
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = sum(1 for _ in find_alike(means, 0.9))
+    seconds = time.perf_counter() - start
+    more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+    print(
+        f"{size} means of {width} components compared in {seconds:.0f} s, {more:.0f} MiB more at most; {found} alike"
+    )
+
+
+if __name__ == "__main__":
+    main()
