@@ -1,6 +1,7 @@
 """A run equals a run: stopped and resumed, killed, in lower precision; and what is refused."""
 
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -92,6 +93,8 @@ def test_what_a_run_leaves(undisturbed):
     }
     summary = json.loads((output / "summary.json").read_text())
     assert summary["steps"] == 30 and summary["seconds"] > 0 and summary["images_per_second"] > 0
+    assert 0 < summary["evaluation_seconds"] < summary["seconds"]
+    assert re.search(r"evaluations took \d+% of the time since the start\n", (output / "log.txt").read_text())
     assert summary["loss"] == undisturbed[3][0][-1]
     scores = {"accuracy", "accuracy_std", "auc", "threshold", "threshold_far"}
     scores |= {f"{name}_{end}" for name in ("accuracy", "auc") for end in ("low", "high")}

@@ -1,11 +1,13 @@
 """A trained network in use."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from partialfc.commands.options import BackboneName, Device, Model, loaded
+from partialfc.commands.options import BackboneName, Batch, Device, Model, Precision, loaded
 from partialfc.commands.tables import print_scores
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ def evaluate(
     ] = None,
     backbone: BackboneName = None,
     device: Device = "auto",
+    precision: Precision = None,
+    batch: Batch = None,
 ) -> None:
     """Verify on sets of pairs, as a run does, or by the protocols of IJB-B and IJB-C.
 
@@ -45,14 +49,22 @@ def evaluate(
     torchrun --nproc-per-node=8 -m partialfc evaluate exported --ijb IJBC
     ```
     """
-    found = _evaluated(model, backbone, device, [*(sets or []), *(ijb or [])], json, by_grid=rule is not None)
+    load = partial(loaded, model, backbone, device, precision, batch)
+    given = [*(sets or []), *(ijb or [])]
+    found = _evaluated(model, load, device, given, json, by_grid=rule is not None)
     if not found:  # another rank than the first
         return
     print_scores(found)
 
 
 def _evaluated(
-    model: Path, backbone: str | None, device: str, sets: list[Path], results: Path | None, *, by_grid: bool
+    model: Path,
+    load: Callable[[], "Recognizer"],
+    device: str,
+    sets: list[Path],
+    results: Path | None,
+    *,
+    by_grid: bool,
 ) -> dict[str, "Scores"]:
     """The scores of each set by its name, on the first rank, and in the file `results`. CollectiveInputError where there is no
     set, or one cannot be read.
@@ -65,7 +77,7 @@ def _evaluated(
 
     with comm.join("cpu" if model.suffix == ".onnx" else device) as ranks:
         with comm.fail_on_all_ranks(ranks):
-            recognizer = loaded(model, backbone, device)
+            recognizer = load()
             paths = sets or _sets_of(recognizer)
             there = load_sets(paths)
         embeddings = embed_sets(
@@ -105,6 +117,8 @@ def embed(
     ],
     backbone: BackboneName = None,
     device: Device = "auto",
+    precision: Precision = None,
+    batch: Batch = None,
 ) -> None:
     """Embed all images in a folder and below, or of a pack. The same call goes on where it was interrupted.
 
@@ -121,7 +135,7 @@ def embed(
     from partialfc.inference.pack import embed_pack
 
     write = embed_pack if is_pack(folder) else embed_folder
-    count = write(loaded(model, backbone, device), model, folder, out, progress=True)
+    count = write(loaded(model, backbone, device, precision, batch), model, folder, out, progress=True)
     print(f"{out}: {count} images")
 
 

@@ -33,10 +33,23 @@ BackboneName = Annotated[
     str | None, typer.Option("--backbone", help="Of weights that do not say, such as iresnet100.")
 ]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="What computes.")]
+Precision = Annotated[
+    Literal["fp32", "bf16", "fp16"] | None,
+    typer.Option(help="In which it computes; default: as the run did, else fp32."),
+]
+Batch = Annotated[
+    int | None, typer.Option(min=1, help="Images that go through at once; default: as in the run, else 64.")
+]
 
 
-def loaded(model: Path, backbone: str | None, device: str) -> "Recognizer":
+def loaded(
+    model: Path,
+    backbone: str | None,
+    device: str,
+    precision: Literal["fp32", "bf16", "fp16"] | None = None,
+    batch: int | None = None,
+) -> "Recognizer":
     """The network that is meant. InputError or OSError where it cannot be loaded."""
     from partialfc.inference.recognizer import load
 
-    return load(model, backbone=backbone, device=device)
+    return load(model, backbone=backbone, device=device, precision=precision, batch=batch)

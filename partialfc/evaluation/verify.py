@@ -1,7 +1,7 @@
 """Embeddings of the images of sets, by all ranks together."""
 
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -99,18 +99,24 @@ def _embedded(
     """float32 embeddings [n, D] of all images, on every rank, not normalised.
 
     The images go through in fixed blocks of `batch`, the last one padded, dealt out to the ranks in turn:
-    what a block computes does not depend on the number of ranks.
+    what a block computes does not depend on the number of ranks. While one is computed the next is decoded.
     """
     blocks = -(-len(images) // batch)
     turns = -(-blocks // ranks.size)
     parts = []
-    with ThreadPoolExecutor(2) as pool:  # decoding releases the interpreter
-        for turn in range(turns):
+    with ThreadPoolExecutor(max(2, torch.get_num_threads())) as pool:  # decoding releases the interpreter
+
+        def begun(turn: int) -> list[Future[Pixels]]:
             first = (turn * ranks.size + ranks.rank) * batch
-            indices = range(first, min(first + batch, len(images)))
+            places = range(first, min(first + batch, len(images)))
+            return [pool.submit(images.pixels, place, network.input_size) for place in places]
+
+        ahead = begun(0)
+        for turn in range(turns):
+            coming, ahead = ahead, begun(turn + 1)
             with comm.fail_on_all_ranks(ranks):
-                block = _decoded(images, indices, batch, network.input_size, pool)
-            parts.append(mirror_sum(network, block.to(ranks.device)))
+                block = _decoded(coming, batch, network.input_size, pinned=ranks.device.type == "cuda")
+            parts.append(mirror_sum(network, block.to(ranks.device, non_blocking=True)))
             if asked := max(comm.of_all_ranks(stop(), ranks.host)):
                 raise EvaluationStopped(asked)
     everyone = comm.gather_rows(torch.cat(parts).float(), ranks.group)
@@ -118,15 +124,9 @@ def _embedded(
     return in_turn.reshape(ranks.size * turns * batch, -1)[: len(images)]
 
 
-def _decoded(
-    images: ImageSet, indices: Sequence[int], batch: int, size: int, pool: ThreadPoolExecutor
-) -> Tensor:
-    """uint8 [batch, H, H, 3]: the images at `indices`, then black ones."""
-
-    def decode(index: int) -> Pixels:
-        return images.pixels(index, size)
-
-    block = np.zeros((batch, size, size, 3), np.uint8)
-    for row, pixels in enumerate(pool.map(decode, indices)):
-        block[row] = pixels
-    return torch.from_numpy(block)
+def _decoded(coming: Sequence[Future[Pixels]], batch: int, size: int, *, pinned: bool) -> Tensor:
+    """uint8 [batch, H, H, 3]: the images that are being decoded, then black ones."""
+    block = torch.zeros(batch, size, size, 3, dtype=torch.uint8, pin_memory=pinned)
+    for row, pixels in enumerate(coming):
+        block[row] = torch.from_numpy(pixels.result())
+    return block

@@ -23,7 +23,7 @@ from partialfc.evaluation.verify import embed_faces
 from partialfc.inference.onnx import OnnxNetwork
 from partialfc.inference.weights import load_weights, newest, read_weights
 from partialfc.runtime import checkpoint
-from partialfc.runtime.precision import autocast, uses_cuda
+from partialfc.runtime.precision import Precision, autocast, uses_cuda
 
 EXPORTED = "model.safetensors"  # the weights in a folder that export wrote
 SETTINGS = "backbone"  # the key of a safetensors file's metadata under which export keeps them
@@ -36,6 +36,8 @@ class Recognizer:
     network: Backbone | OnnxNetwork
     device: torch.device
     provenance: Provenance | None = None  # where it comes from a run
+    precision: Precision | None = None  # in which it computes; None: as the run does, else fp32
+    images_at_once: int | None = None  # None: as many as the run verifies at once, else 64
 
     @property
     def config(self) -> Config | None:
@@ -45,11 +47,12 @@ class Recognizer:
     @property
     def batch(self) -> int:
         """Images that go through at once."""
-        return self.config.evaluation.batch if self.config else 64
+        return self.images_at_once or (self.config.evaluation.batch if self.config else 64)
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Around the network: computes in the precision that the run verifies in."""
-        return autocast(self.config.optim.precision if self.config else "fp32", self.device)
+        """Around the network: computes in the precision that is wanted."""
+        usual = self.config.optim.precision if self.config else "fp32"
+        return autocast(self.precision or usual, self.device)
 
     def embed(self, faces: Sequence[Pixels | Path | str] | Pixels) -> NDArray[np.float32]:
         """Unit embeddings [n, D] of aligned faces: files, or uint8 RGB images [H, W, 3] of any size, which are resized as in
@@ -79,26 +82,36 @@ def _face(image: Pixels | Path | str, place: int, size: int) -> Pixels:
     return images.resized(found, size)
 
 
-def load(path: Path | str, *, backbone: str | None = None, device: str = "auto") -> Recognizer:
+def load(
+    path: Path | str,
+    *,
+    backbone: str | None = None,
+    device: str = "auto",
+    precision: Precision | None = None,
+    batch: int | None = None,
+) -> Recognizer:
     """A trained network, to embed faces with.
 
     path: a run's folder, a checkpoint of a run, what `partialfc export` wrote, .pth, .pt, .safetensors or .onnx. backbone:
-    the name of the network, with its usual settings, of weights that do not say. device: auto, cpu or cuda. InputError
-    where something is missing or does not fit.
+    the name of the network, with its usual settings, of weights that do not say. device: auto, cpu or cuda. precision:
+    fp32, bf16 or fp16; None: that of the run, else fp32. batch: images that go through at once; None: as in the run's
+    evaluation, else 64. InputError where something is missing or does not fit.
     """
     path = Path(path)
     if (path / EXPORTED).is_file():
         path = path / EXPORTED
     where = torch.device("cuda" if uses_cuda(device) else "cpu")
     if path.suffix == ".onnx":
-        return Recognizer(OnnxNetwork(path), torch.device("cpu"))
+        if precision is not None:
+            raise InputError(f"{path}: computes as it was exported; --precision is for other weights")
+        return Recognizer(OnnxNetwork(path), torch.device("cpu"), images_at_once=batch)
     provenance = None if path.is_file() or backbone else _provenance(path)
     settings = provenance.config.backbone if provenance else _settings(path, backbone)
     network = build_backbone(for_inference(settings))
     load_weights(network, read_weights(path), path)
     network.eval()
     move_to_device(network, where, channels_last=settings.channels_last)
-    return Recognizer(network, where, provenance)
+    return Recognizer(network, where, provenance, precision, batch)
 
 
 def _provenance(path: Path) -> Provenance:

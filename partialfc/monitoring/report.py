@@ -22,28 +22,20 @@ from partialfc.monitoring.diagnostics import show
 from partialfc.monitoring.history import History
 from partialfc.monitoring.loggers import opened
 from partialfc.monitoring.loggers.logger import Setting
-from partialfc.monitoring.steps import Metrics, RunProgress, Window, columns_of, line_of, log_line, speed_of
+from partialfc.monitoring.steps import (
+    Metrics,
+    RunProgress,
+    Waits,
+    Window,
+    columns_of,
+    line_of,
+    log_line,
+    speed_of,
+)
 from partialfc.monitoring.terminal import Terminal
 from partialfc.runtime import usage, versions
 from partialfc.runtime.checkpoint import Outcome
 from partialfc.runtime.files import SUMMARY, atomic_write
-
-
-class _Waits:
-    """What an epoch waited for data, or the part of it that a resumed run takes."""
-
-    def __init__(self) -> None:
-        self._began, self.steps, self.waited = time.perf_counter(), 0, 0.0
-
-    def add(self, waited: float) -> None:
-        """A step that waited so many seconds for its data."""
-        self.steps += 1
-        self.waited += waited
-
-    @property
-    def seconds(self) -> float:
-        """Since the epoch began, evaluation included."""
-        return time.perf_counter() - self._began
 
 
 class Report:
@@ -79,7 +71,8 @@ class Report:
         self._began = self._since = time.perf_counter()  # of the run here; of the steps, or since an aside
         self._line_seconds = 0.0  # of the steps since the newest line, up to the latest aside
         self._training_seconds = 0.0  # of the steps taken here, up to the newest line
-        self._epoch = _Waits()
+        self._evaluation_seconds = 0.0  # of this part of the run
+        self._epoch = Waits()
         self._files = ExitStack()
         if enabled:
             folder.mkdir(parents=True, exist_ok=True)
@@ -116,6 +109,14 @@ class Report:
         with self._timeline.paused() if self._enabled else nullcontext():
             yield
         self._since = time.perf_counter()
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Around an evaluation, which is no step."""
+        began = time.perf_counter()
+        with self.untimed():
+            yield
+        self._evaluation_seconds += time.perf_counter() - began
 
     def say(self, text: str) -> None:
         """A line to the terminal and the log."""
@@ -226,6 +227,7 @@ class Report:
             "steps": step,
             "environment": versions.versions(self._device) | {"device": versions.described(self._device)},
             "seconds": self.seconds,
+            "evaluation_seconds": self._evaluation_seconds,
             "images_per_second": taken * self._length.batch / self._training_seconds if taken else None,
             "loss": self._history.loss,
             "verification_before": verification[0],
@@ -243,6 +245,9 @@ class Report:
         draw_runs([self._folder / "metrics.jsonl"], self._folder / "figures/run.png")
         with self._spared():
             self._board.outcome(settings, verification[-1])
+        if verification[-1]:
+            here = time.perf_counter() - self._began
+            self.say(f"evaluations took {self._evaluation_seconds / here:.0%} of the time since the start")
         self.say(f"finished at step {step}, after {timedelta(seconds=round(self.seconds))}: {self._folder}")
 
     @contextmanager
@@ -282,7 +287,7 @@ class Report:
             self._history.write(show(diagnostics, self._board))
 
     def _epoch_line(self, step: int) -> None:
-        waits, self._epoch = self._epoch, _Waits()
+        waits, self._epoch = self._epoch, Waits()
         number = step // self._length.steps_per_epoch
         line = {
             "step": step,

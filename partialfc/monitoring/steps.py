@@ -1,5 +1,6 @@
 """The numbers of some steps: what one brings, and the line that a few of them make."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -116,3 +117,20 @@ def log_line(line: Line, length: RunProgress, seconds_left: float) -> str:
     if line["replaced"]:
         parts.append(f"{line['replaced']} images unreadable, others in their place")
     return "  ".join(parts)
+
+
+class Waits:
+    """What an epoch waited for data, or the part of it that a resumed run takes."""
+
+    def __init__(self) -> None:
+        self._began, self.steps, self.waited = time.perf_counter(), 0, 0.0
+
+    def add(self, waited: float) -> None:
+        """A step that waited so many seconds for its data."""
+        self.steps += 1
+        self.waited += waited
+
+    @property
+    def seconds(self) -> float:
+        """Since the epoch began, evaluation included."""
+        return time.perf_counter() - self._began

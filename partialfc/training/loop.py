@@ -111,7 +111,7 @@ def _show_identities(run: Run, report: Report) -> None:
 
 def _evaluate(run: Run, report: Report, stop: StopRequest) -> dict[str, Scores] | None:
     """The scores of each set, on the first rank; None where the evaluation, and with it the run, was stopped."""
-    with report.untimed():
+    with report.evaluating():
         try:
             return report.evaluated(run.step, run.sets, run.embed_sets(stop.asked))
         except EvaluationStopped as stopped:

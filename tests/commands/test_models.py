@@ -98,6 +98,20 @@ def test_evaluate_gives_the_accuracy_of_the_checkpoint(run, tmp_path):
             assert found.keys() == {"unseen"}
 
 
+def test_evaluate_takes_a_precision_and_a_batch(run, exported, tmp_path):
+    given = ["evaluate", run, "--json", tmp_path / "scores.json"]
+    for options in (["--batch", "7"], ["--precision", "bf16", "--batch", "64"]):
+        done = called(*given, *options)
+        assert done.returncode == 0, done.stderr
+        assert scores_in(tmp_path / "scores.json")["unseen"]["accuracy"] == 1
+    faces = [np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)]
+    usual, half = (load(run, precision=it).embed(faces) for it in (None, "bf16"))
+    assert not np.array_equal(usual, half) and (usual * half).sum() > 0.99
+    done = called("evaluate", exported / "model.onnx", "--precision", "fp16")
+    assert done.returncode == 2
+    assert "model.onnx: computes as it was exported; --precision is for other weights" in done.stderr
+
+
 def test_of_a_run_with_a_moving_average_that_is_used(ranks, pack, tmp_path):
     config = config_of(pack, tmp_path / "run", optim={"ema": 0.9}, train={"length": 12})
     (state,) = ranks.run(1, trained, config)
