@@ -1,0 +1,44 @@
+"""tools/run_tutorial.py prepares what the tutorial says is at hand; and where real faces are, all of it runs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from faces import face
+
+TOOLS = Path(__file__).parents[1] / "tools"
+FACES = os.environ.get("PARTIALFC_FACES")
+
+
+def test_what_is_at_hand(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    import run_tutorial
+
+    for name in ("train/ann/1.jpg", "val/Bea/Bea_0001.jpg", "photos/Bea_van_C_0002.jpg"):
+        (tmp_path / "given" / name).parent.mkdir(parents=True)
+        (tmp_path / "given" / name).write_bytes(face(0, 0))
+    for name in ("pairs_val.txt", "yunet.onnx"):
+        (tmp_path / "given" / name).touch()
+    folder = tmp_path / "week"
+    run_tutorial.prepare(tmp_path / "given", folder)
+    for name in (
+        "faces/ann/1.jpg",
+        "validation/Bea/Bea_0001.jpg",
+        "photographs/Bea_van_C/Bea_van_C_0002.jpg",
+    ):
+        assert (folder / name).read_bytes() == face(0, 0)
+    assert (folder / "pairs.txt").exists() and (folder / "yunet.onnx").exists()
+    assert run_tutorial.run("sh", "ls pairs.txt\npartialfc --version\n", folder) == 0
+    assert run_tutorial.run("python", "raise SystemExit(3)\n", folder) == 3
+
+
+@pytest.mark.skipif(
+    FACES is None, reason="wants PARTIALFC_FACES, a folder of faces as tools/run_tutorial.py takes it"
+)
+def test_all_of_it_on_real_faces(tmp_path):
+    command = [sys.executable, TOOLS / "run_tutorial.py", FACES, "--out", tmp_path / "week"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "stopped" in done.stdout and "200 faces of 200 photographs" in done.stdout

@@ -1,0 +1,62 @@
+"""docs/tutorial.md on real faces: all its commands, one after another, and what they say.
+
+    tools/run_tutorial.py FACES [--out FOLDER]
+
+FACES holds train/IDENTITY/IMAGE and val/NAME/NAME_0001.jpg, aligned faces; pairs_val.txt, in LFW's format; photos/NAME_0001.jpg,
+photographs; and yunet.onnx. FOLDER, a temporary one by default, must not be there. Ends at the first command that fails, with its
+exit code.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs/tutorial.md"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="docs/tutorial.md on real faces.")
+    parser.add_argument("faces", type=Path)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.out or Path(temporary) / "week"
+        prepare(arguments.faces.resolve(), folder)
+        for language, code in re.findall(r"^```(sh|python)\n(.*?)^```$", PAGE.read_text(), re.M | re.S):
+            if code_ := run(language, code, folder):
+                sys.exit(code_)
+
+
+def prepare(faces: Path, folder: Path) -> None:
+    """The folder in which the commands run: what the page says is at hand."""
+    folder.mkdir(parents=True)
+    for name, source in (
+        ("faces", "train"), ("validation", "val"), ("pairs.txt", "pairs_val.txt"), ("yunet.onnx", "yunet.onnx"),
+    ):  # fmt: skip
+        (folder / name).symlink_to(faces / source)
+    for photo in sorted((faces / "photos").glob("*.jpg")):
+        person = folder / "photographs" / photo.stem.rpartition("_")[0]
+        person.mkdir(parents=True, exist_ok=True)
+        shutil.copy(photo, person)
+
+
+def run(language: str, code: str, folder: Path) -> int:
+    """The exit code of a block."""
+    print(f"```{language}\n{code}```", flush=True)
+    program = ["bash", "-euo", "pipefail", "-c"] if language == "sh" else [sys.executable, "-c"]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    start = time.perf_counter()
+    done = subprocess.run([*program, code], cwd=folder, env=os.environ | {"PATH": path}, check=False)
+    print(f"({time.perf_counter() - start:.0f} s)\n", flush=True)
+    return done.returncode
+
+
+if __name__ == "__main__":
+    main()
