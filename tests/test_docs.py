@@ -29,13 +29,14 @@ SETTINGS = [
     if ".." not in code
 ]
 
-# In place of the command: as it is, but a run is short, of small networks, and a machine's own.
+# In place of the command: as it is, but a run is short, of small networks, on one rank, and a machine's own.
 SHORT = """#!/usr/bin/env bash
 set -e
 command=("$@")
 if [ "$1" = sweep ]; then command+=(--task 0/4); fi
 if [ "$1" = train ] || [ "$1" = sweep ]; then
   command+=(device=cpu train.length=2 train.batch=8 train.micro_batch=4 schedule.warmup=0 optim.precision=fp32 evaluation.every=0 evaluation.batch=16 data.workers=0)
+  case "$*" in *--ranks*) ;; *) command+=(--ranks 1) ;; esac
   case "$*" in *quickstart*) command+=(data.synthetic.identities=20 data.synthetic.unseen=20 data.synthetic.pairs=20) ;; esac
 fi
 exec PYTHON -m partialfc "${command[@]}"

@@ -99,6 +99,12 @@ def test_to_import_it_imports_nothing_that_is_large():
     assert ran(script) == "[]\n"
 
 
+def test_to_use_a_network_imports_nothing_of_sharded_tensors():
+    """Torch's module of them takes a second, which a command that reads weights does without."""
+    script = "import sys, partialfc.inference.recognizer; print('torch.distributed.tensor' in sys.modules)"
+    assert ran(script) == "False\n"
+
+
 def test_what_it_names_is_there():
     assert {getattr(partialfc, name).__name__ for name in partialfc.__all__ if name != "__version__"} == {
         "PartialFC", "Recognizer", "RecordDataset", "load", "verify",

@@ -8,7 +8,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
-from torch.distributed.tensor import DTensor
 from torch.nn.functional import cross_entropy, normalize
 
 from partialfc.config import Config, CosFace, HeadConfig, Sgd
@@ -17,7 +16,7 @@ from partialfc.doctor.finding import Finding
 from partialfc.errors import InputError
 from partialfc.head import PartialFC
 from partialfc.head.active_rows import CENTERS
-from partialfc.runtime import comm
+from partialfc.runtime import comm, dtensors
 from partialfc.runtime.checkpoint import Checkpoints
 from partialfc.runtime.comm import CollectiveInputError, Ranks
 from partialfc.runtime.process.occupancy import occupied
@@ -49,8 +48,7 @@ def head(config: Config, ranks: Ranks) -> Finding:
     loss = tried(local, tried.prepare(labels, 0))
     loss.backward()
     assert local.grad is not None
-    centers = tried.state_dict()[CENTERS]
-    own = (centers.to_local() if isinstance(centers, DTensor) else centers).cpu().numpy()
+    own = dtensors.row_range(tried.state_dict()[CENTERS])[0].cpu().numpy()
     whole = torch.from_numpy(np.concatenate(comm.of_all_ranks(own, ranks.host))).double()
     dense = everyones.double().requires_grad_()
     cosines = normalize(dense) @ normalize(whole).T

@@ -27,7 +27,7 @@ from partialfc.head import HeadStep, PartialFC
 from partialfc.head.rows.catch_up import MAX_STEPS
 from partialfc.inference.weights import AVERAGE, BACKBONE, load_weights, read_weights
 from partialfc.monitoring.diagnostics import StepDiagnostics
-from partialfc.runtime import comm
+from partialfc.runtime import comm, dtensors
 from partialfc.runtime.checkpoint import Checkpoints, Found, State
 from partialfc.runtime.comm import Ranks
 from partialfc.runtime.precision import choose_algorithms
@@ -151,6 +151,7 @@ def build_run(config: Config, ranks: Ranks, *, drawn: bool = True) -> Run:
     where recipe, data and ranks do not fit.
     """
     check_world_size(config, ranks.size)
+    dtensors.prepare()
     if ranks.device.type == "cuda":
         choose_algorithms(deterministic=config.deterministic)
     if config.data.synthetic is not None:
