@@ -99,11 +99,12 @@ def overlap(
     partialfc overlap pack/ lfw.bin overlap/ --model exported/
     ```
 
-    OUT gets a listing and a picture of each set: the set's images above the pack's, the most doubtful first.
+    OUT gets a listing and a picture of each set: the set's images above the pack's, the most doubtful first; and the pack's
+    embeddings, which a later call uses.
     """
     from partialfc.inference.overlap import Judge, find_overlaps
 
-    compared = [_comparable(it) for it in sets]
+    compared = _comparable(sets)
     judge = Judge(loaded(model, backbone, device), model, cosine) if model else None
     scores: dict[str, Scores] = {}
     for name, found in find_overlaps(pack, compared, out, judge, progress=True).items():
@@ -120,14 +121,16 @@ def overlap(
         print_scores(scores)
 
 
-def _comparable(path: Path) -> "Comparable":
-    """The set at a path. InputError where it is of a kind that cannot be left without some of its images."""
+def _comparable(paths: list[Path]) -> list["Comparable"]:
+    """The sets at paths. InputError where one is of a kind that cannot be left without some of its images."""
     from partialfc.errors import InputError
     from partialfc.evaluation.gallery import Gallery
-    from partialfc.evaluation.loading import load_set
+    from partialfc.evaluation.loading import load_sets
     from partialfc.evaluation.pairs import Pairs
 
-    found = load_set(path)
-    if isinstance(found, Pairs | Gallery):
-        return found
-    raise InputError(f"{path}: wanted a .bin file, or a folder of gallery/ and probe/")
+    comparable: list[Comparable] = []
+    for path, found in zip(paths, load_sets(paths), strict=True):
+        if not isinstance(found, Pairs | Gallery):
+            raise InputError(f"{path}: wanted a .bin file, or a folder of gallery/ and probe/")
+        comparable.append(found)
+    return comparable

@@ -32,12 +32,12 @@ def load_set(path: Path) -> EvaluationSet:
 
 def load_sets(paths: Sequence[Path]) -> list[EvaluationSet]:
     """The sets at `paths`. InputError where one cannot be loaded, or two have one name, by which their scores are told."""
-    found = {path: load_set(path) for path in paths}
-    names = [it.name for it in found.values()]
+    found = [load_set(path) for path in paths]
+    names = [it.name for it in found]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        places = ", ".join(str(path) for path, it in found.items() if it.name == twice)
+        places = ", ".join(str(path) for path, name in zip(paths, names, strict=True) if name == twice)
         raise InputError(f"{places}: two sets are called {twice}; wanted names of their own")
-    return list(found.values())
+    return found
 
 
 def paths_of(config: Config) -> list[Path]:

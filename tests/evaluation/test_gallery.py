@@ -157,3 +157,5 @@ def test_two_sets_of_one_name_are_refused(folder, tmp_path):
     write_pairs(tmp_path / "office.bin")
     with pytest.raises(InputError, match=r"office.bin, .*/office: two sets are called office; wanted names"):
         load_sets([tmp_path / "office.bin", folder])
+    with pytest.raises(InputError, match=r"office.bin, .*office.bin: two sets are called office"):
+        load_sets([tmp_path / "office.bin"] * 2)

@@ -1,6 +1,7 @@
 """What a set and a pack share: planted images and people, what is left of the set, and what is written."""
 
 import csv
+import shutil
 from pathlib import Path
 
 import cv2
@@ -138,6 +139,20 @@ def test_the_command_says_what_was_found(run, pack, pairs, tmp_path):
     done = called("overlap", pack, pack, tmp_path / "out")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "no evaluation set" in done.stderr
+    (tmp_path / "other").mkdir()
+    done = called("overlap", pack, pairs, shutil.copy(pairs, tmp_path / "other"), tmp_path / "out")
+    assert done.returncode == 2 and "two sets are called lfw" in done.stderr
+    write_several(tmp_path / "rfw", pairs)
+    done = called("overlap", pack, tmp_path / "rfw", tmp_path / "out")
+    assert (
+        done.returncode == 2 and "rfw: wanted a .bin file, or a folder of gallery/ and probe/" in done.stderr
+    )
+
+
+def write_several(folder: Path, pairs: Path) -> None:
+    folder.mkdir()
+    for name in ("african", "asian"):
+        shutil.copy(pairs, folder / f"{name}.bin")
 
 
 def test_a_set_of_which_nothing_is_left_says_so(run, pack, tmp_path):
