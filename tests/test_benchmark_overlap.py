@@ -18,6 +18,9 @@ def test_planted_images_are_found(tmp_path):
         r"(\d+) of 12 planted images found, 0 others of the set\n30 images of the pack and 40 .*\n",
         done.stdout,
     )
+    command[2] = tmp_path / "none"
+    missing = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert missing.returncode == 2 and "none: no such folder; wanted train.rec" in missing.stderr
     assert found and int(found[1]) >= 10, (
         done.stdout
     )  # noise such as of these is lost where an image is made smaller

@@ -9,6 +9,7 @@ import pytest
 from faces import write_pack
 
 from partialfc.data.embeddings import About, numbers
+from partialfc.data.fingerprint import fingerprint
 
 TOOLS = Path(__file__).parents[1] / "tools"
 
@@ -41,7 +42,7 @@ def test_planted_identities_are_found(tmp_path):
         size=(classes * images, width)
     )
     (tmp_path / "embeddings").mkdir()
-    about = About("of a pack", "of a network", len(rows), width, done=len(rows))
+    about = About(fingerprint(tmp_path / "pack"), "of a network", len(rows), width, done=len(rows))
     about.write(tmp_path / "embeddings")
     stored = numbers(tmp_path / "embeddings", about, begin=True)
     stored[:] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
@@ -54,3 +55,6 @@ def test_planted_identities_are_found(tmp_path):
         "3 of 3 identities that were joined are found, 0 others",
     ]
     assert found[2].startswith("500 means of 16 components compared in ")
+    write_pack(tmp_path / "pack", classes, images - 1)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "embeddings of another pack than" in done.stderr

@@ -34,6 +34,16 @@ def test_what_is_at_hand(monkeypatch, tmp_path):
     assert run_tutorial.run("python", "raise SystemExit(3)\n", folder) == 3
 
 
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [("week", "none: no train, val, "), (".", "is there already; wanted a folder to be made")],
+)
+def test_what_is_missing_is_said(tmp_path, out, message):
+    command = [sys.executable, TOOLS / "run_tutorial.py", tmp_path / "none", "--out", tmp_path / out]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and message in done.stderr
+
+
 @pytest.mark.skipif(
     FACES is None, reason="wants PARTIALFC_FACES, a folder of faces as tools/run_tutorial.py takes it"
 )

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from partialfc.data import RecordDataset, images
 from partialfc.data.images import Pixels
 from partialfc.data.packs.pack_writer import Sample, write_pack
+from partialfc.errors import InputError
 from partialfc.evaluation.pairs import Pairs, load_pairs
 from partialfc.inference.overlap import find_overlaps
 
@@ -32,7 +33,10 @@ def main() -> None:
     parser.add_argument("set", type=Path)
     parser.add_argument("--images", type=int, default=50)
     arguments = parser.parse_args()
-    pairs, dataset = load_pairs(arguments.set), RecordDataset(arguments.pack)
+    try:
+        pairs, dataset = load_pairs(arguments.set), RecordDataset(arguments.pack)
+    except (InputError, OSError) as error:
+        parser.error(str(error))
     stored = [bytes(pairs.encoded(it)) for it in range(len(pairs))]
     distinct = sorted({content: place for place, content in enumerate(stored)}.values())
     chosen = np.random.default_rng(0).choice(distinct, arguments.images, replace=False).tolist()

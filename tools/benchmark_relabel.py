@@ -7,7 +7,6 @@ right: packs have such identities. With --size, the means of C made-up identitie
 """
 
 import argparse
-import resource
 import sys
 import time
 from dataclasses import dataclass
@@ -19,8 +18,12 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from process_memory import Memory
+
 from partialfc.data import RecordDataset
 from partialfc.data.embeddings import PackEmbeddings
+from partialfc.data.fingerprint import fingerprint
+from partialfc.errors import InputError
 from partialfc.inference.class_means import class_means
 from partialfc.inference.relabelling import find_alike, find_mixed
 
@@ -46,8 +49,12 @@ def main() -> None:
     parser.add_argument("--split", type=float, default=0.2)
     parser.add_argument("--size", type=int)
     arguments = parser.parse_args()
-    dataset, embeddings = RecordDataset(arguments.pack), PackEmbeddings(arguments.embeddings)
-    labels = np.array([dataset.label(it) for it in range(len(dataset))], np.int64)
+    try:
+        dataset, embeddings = RecordDataset(arguments.pack), PackEmbeddings(arguments.embeddings)
+        embeddings.check_pack(fingerprint(arguments.pack), arguments.pack)
+    except (InputError, OSError) as error:
+        parser.error(str(error))
+    labels = dataset.labels()
     planted = plant(labels, dataset.num_classes, arguments.identities)
     mixed = {it.label for it in find_mixed(embeddings, planted.labels, arguments.split)}
     means = class_means(embeddings, planted.labels, planted.count)
@@ -84,10 +91,9 @@ def plant(labels: NDArray[np.int64], count: int, identities: int) -> Planted:
 def _compare(size: int, width: int) -> None:
     generator = torch.Generator().manual_seed(0)
     means = torch.nn.functional.normalize(torch.randn(size, width, generator=generator))
-    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory, start = Memory("cpu"), time.perf_counter()
     found = sum(1 for _ in find_alike(means, 0.9))
-    seconds = time.perf_counter() - start
-    more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+    seconds, more = time.perf_counter() - start, memory.peak() / 2**20
     print(
         f"{size} means of {width} components compared in {seconds:.0f} s, {more:.0f} MiB more at most; {found} alike"
     )

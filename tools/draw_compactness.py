@@ -67,7 +67,7 @@ def measured_run(run: Path) -> Measured:
     provenance = recognizer.provenance
     assert provenance is not None
     dataset = RecordDataset(Path(provenance.config.data.path), recognizer.network.input_size)
-    labels = np.array([dataset.label(image) for image in range(len(dataset))])
+    labels = dataset.labels()
     embeddings = embedded(recognizer, (dataset[image][0] for image in range(len(dataset))))
     rows = read_rows(newest(run), "head.centers", 0, provenance.num_classes).float()
     return measured(embeddings, labels, normalize(rows).numpy())

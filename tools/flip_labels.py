@@ -35,7 +35,7 @@ def main() -> None:
         parser.error(f"--share {arguments.share}: wanted 0 to 1")
     check_apart(arguments.out, [arguments.pack])
     dataset = RecordDataset(arguments.pack)
-    labels = np.array([dataset.label(image) for image in range(len(dataset))])
+    labels = dataset.labels()
     wrong = flipped(labels, dataset.num_classes, arguments.share, arguments.seed)
 
     def samples() -> Iterator[Sample]:

@@ -19,6 +19,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs/tutorial.md"
+NEEDED = {  # of FACES, and what the page calls it
+    "train": "faces",
+    "val": "validation",
+    "pairs_val.txt": "pairs.txt",
+    "yunet.onnx": "yunet.onnx",
+    "photos": None,  # comes to photographs/, sorted by person
+}
 
 
 def main() -> None:
@@ -28,19 +35,22 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.out or Path(temporary) / "week"
+        if folder.exists():
+            parser.error(f"{folder}: is there already; wanted a folder to be made")
+        if missing := [it for it in NEEDED if not (arguments.faces / it).exists()]:
+            parser.error(f"{arguments.faces}: no {', '.join(missing)}; wanted {', '.join(NEEDED)}")
         prepare(arguments.faces.resolve(), folder)
         for language, code in re.findall(r"^```(sh|python)\n(.*?)^```$", PAGE.read_text(), re.M | re.S):
-            if code_ := run(language, code, folder):
-                sys.exit(code_)
+            if failed := run(language, code, folder):
+                sys.exit(failed)
 
 
 def prepare(faces: Path, folder: Path) -> None:
     """The folder in which the commands run: what the page says is at hand."""
     folder.mkdir(parents=True)
-    for name, source in (
-        ("faces", "train"), ("validation", "val"), ("pairs.txt", "pairs_val.txt"), ("yunet.onnx", "yunet.onnx"),
-    ):  # fmt: skip
-        (folder / name).symlink_to(faces / source)
+    for source, name in NEEDED.items():
+        if name:
+            (folder / name).symlink_to(faces / source)
     for photo in sorted((faces / "photos").glob("*.jpg")):
         person = folder / "photographs" / photo.stem.rpartition("_")[0]
         person.mkdir(parents=True, exist_ok=True)

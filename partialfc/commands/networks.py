@@ -1,6 +1,7 @@
 """A trained network in use."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,7 +12,7 @@ from partialfc.commands.options import BackboneName, Batch, Device, Model, Preci
 from partialfc.commands.tables import print_scores
 
 if TYPE_CHECKING:
-    from partialfc.evaluation.sets import Scores
+    from partialfc.evaluation.sets import EvaluationSet, Scores
     from partialfc.inference.recognizer import Recognizer
 
 
@@ -49,12 +50,26 @@ def evaluate(
     torchrun --nproc-per-node=8 -m partialfc evaluate exported --ijb IJBC
     ```
     """
+    from partialfc.inference.results import check_place, write_results
+
+    if json:
+        check_place(json)  # before hours of work
     load = partial(loaded, model, backbone, device, precision, batch)
-    given = [*(sets or []), *(ijb or [])]
-    found = _evaluated(model, load, device, given, json, by_grid=rule is not None)
-    if not found:  # another rank than the first
+    found = _evaluated(model, load, device, [*(sets or []), *(ijb or [])], by_grid=rule is not None)
+    if found is None:  # another rank than the first
         return
-    print_scores(found)
+    print_scores(found.scores)
+    if json:
+        write_results(json, model, found.recognizer, found.sets, found.scores)
+
+
+@dataclass(frozen=True)
+class _Evaluated:
+    """What was evaluated, and what came of it."""
+
+    recognizer: "Recognizer"
+    sets: "list[tuple[Path, EvaluationSet]]"
+    scores: "dict[str, Scores]"  # by the name of the set
 
 
 def _evaluated(
@@ -62,17 +77,13 @@ def _evaluated(
     load: Callable[[], "Recognizer"],
     device: str,
     sets: list[Path],
-    results: Path | None,
     *,
     by_grid: bool,
-) -> dict[str, "Scores"]:
-    """The scores of each set by its name, on the first rank, and in the file `results`. CollectiveInputError where there is no
-    set, or one cannot be read.
-    """
+) -> _Evaluated | None:
+    """On the first rank; on others None. CollectiveInputError where there is no set, or one cannot be read."""
     from partialfc.evaluation.loading import load_sets
     from partialfc.evaluation.pairs import Pairs
     from partialfc.evaluation.verify import embed_sets
-    from partialfc.inference.results import write_results
     from partialfc.runtime import comm
 
     with comm.join("cpu" if model.suffix == ".onnx" else device) as ranks:
@@ -85,14 +96,12 @@ def _evaluated(
         )
         with comm.fail_on_all_ranks(ranks):
             if not ranks.first:
-                return {}
+                return None
             found = {it.name: it.score(embeddings[it.name]) for it in there}
             for one in there if by_grid else []:
                 if isinstance(one, Pairs):
                     found[one.name] = {**found[one.name], **one.score_by_grid(embeddings[one.name])}
-            if results:
-                write_results(results, recognizer, model, zip(paths, there, strict=True), found)
-            return found
+            return _Evaluated(recognizer, list(zip(paths, there, strict=True)), found)
 
 
 def _sets_of(recognizer: "Recognizer") -> list[Path]:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from partialfc.config import optimizers
+
 if TYPE_CHECKING:
     from partialfc.inference.recognizer import Recognizer
 
@@ -34,7 +36,7 @@ BackboneName = Annotated[
 ]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="What computes.")]
 Precision = Annotated[
-    Literal["fp32", "bf16", "fp16"] | None,
+    optimizers.Precision | None,
     typer.Option(help="In which it computes; default: as the run did, else fp32."),
 ]
 Batch = Annotated[
@@ -46,7 +48,7 @@ def loaded(
     model: Path,
     backbone: str | None,
     device: str,
-    precision: Literal["fp32", "bf16", "fp16"] | None = None,
+    precision: optimizers.Precision | None = None,
     batch: int | None = None,
 ) -> "Recognizer":
     """The network that is meant. InputError or OSError where it cannot be loaded."""

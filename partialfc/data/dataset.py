@@ -12,6 +12,7 @@ from partialfc.data.images import Pixels
 from partialfc.data.mxnet_records import MxnetRecords
 from partialfc.data.recordio import CorruptRecord, Header, Integers, RecordFile
 from partialfc.errors import InputError
+from partialfc.runtime.progress import tracked
 
 EXACT_FLOATS = 1 << 24  # the format's labels are float32: exact below this
 
@@ -92,6 +93,11 @@ class RecordDataset:
     def label(self, index: int) -> int:
         """The class of image `index`, which is not decoded."""
         return self._class(self.key(index), self._records[self.key(index)][0])
+
+    def labels(self, *, progress: bool = False) -> Integers:
+        """The class of every image, int64 [N]: reads the header of each. progress: whether a bar shows how far that is."""
+        places = tracked(range(len(self)), f"reading {self.path.parent.name}", shown=progress)
+        return np.fromiter((self.label(it) for it in places), np.int64, len(self))
 
     def encoded(self, index: int) -> bytes:
         """Image `index` as it stands in the pack."""

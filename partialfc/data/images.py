@@ -53,14 +53,14 @@ def resized(pixels: Pixels, size: int) -> Pixels:
 
 
 def sheet(faces: Iterable[Pixels], columns: int, rows: int) -> Pixels:
-    """Images [H, H, 3] of one size, side by side; white where there are fewer than columns x rows."""
+    """Images [H, H, 3] side by side, at the size of the first; white where there are fewer than columns x rows."""
     made: Pixels | None = None
     for place, face in enumerate(islice(faces, columns * rows)):
-        size = len(face)
         if made is None:
+            size = len(face)
             made = np.full((rows * size, columns * size, 3), 255, np.uint8)
         top, left = place // columns * size, place % columns * size
-        made[top : top + size, left : left + size] = face
+        made[top : top + size, left : left + size] = resized(face, size)
     if made is None:
         raise InputError("no faces to show")
     return made

@@ -39,18 +39,22 @@ def image_hash(pixels: Pixels) -> NDArray[np.uint64]:
 
 
 def hashed(
-    pixels: Callable[[int], Pixels], count: int, what: str, *, progress: bool = False
-) -> tuple[Hashes, Hashes]:
-    """The hashes of images 0 to count - 1, and those of their mirror images. what: is done, for a bar of progress."""
+    pixels: Callable[[int], Pixels], count: int, what: str, *, mirrored: bool = False, progress: bool = False
+) -> Hashes:
+    """The hashes [count, 4] of images 0 to count - 1; mirrored: [2 count, 4], and after them those of their mirror images. what:
+    is done, for a bar of progress.
+    """
 
-    def both(image: int) -> Hashes:
+    def of(image: int) -> list[NDArray[np.uint64]]:
         found = pixels(image)
-        return np.stack([image_hash(found), image_hash(np.ascontiguousarray(found[:, ::-1]))])
+        return [
+            image_hash(it) for it in ([found, np.ascontiguousarray(found[:, ::-1])] if mirrored else [found])
+        ]
 
-    hashes = np.empty((2, count, 4), np.uint64)
-    for place, one in enumerate(in_order(both, tracked(range(count), what, shown=progress, total=count))):
+    hashes = np.empty((1 + mirrored, count, 4), np.uint64)
+    for place, one in enumerate(in_order(of, tracked(range(count), what, shown=progress, total=count))):
         hashes[:, place] = one
-    return hashes[0], hashes[1]
+    return hashes.reshape(-1, 4)
 
 
 def distances(first: Hashes, second: Hashes) -> NDArray[np.int64]:

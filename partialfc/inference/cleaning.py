@@ -30,7 +30,6 @@ from partialfc.inference.recognizer import Recognizer
 from partialfc.inference.weights import newest
 from partialfc.runtime.checkpoint import read_rows
 from partialfc.runtime.files import atomic_write
-from partialfc.runtime.progress import tracked
 
 LISTING, SHEET = "dropped.csv", "dropped.png"
 
@@ -64,11 +63,7 @@ def clean(
     folder = out / ".embeddings"
     embed_pack(recognizer, run, pack, folder, progress=progress)
     dataset = RecordDataset(pack)
-    labels = np.fromiter(
-        (dataset.label(image) for image in tracked(range(len(dataset)), "reading", shown=progress)),
-        np.int64,
-        len(dataset),
-    )
+    labels = dataset.labels(progress=progress)
     places = placed(PackEmbeddings(folder), labels, newest(run), recognizer.provenance)
     kept = places.degrees <= degrees
     if not kept.any():

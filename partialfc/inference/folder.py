@@ -11,7 +11,6 @@ import numpy as np
 from partialfc.data import images
 from partialfc.inference.batches import embedded
 from partialfc.inference.recognizer import Recognizer
-from partialfc.inference.weights import newest
 from partialfc.runtime.files import atomic_write, file_fingerprint, locked
 from partialfc.runtime.progress import in_order, tracked
 
@@ -22,14 +21,14 @@ def embed_folder(
     recognizer: Recognizer, weights: Path, folder: Path, out: Path, *, progress: bool = False
 ) -> int:
     """Write `names` [n] (paths in the folder, sorted) and `embeddings` [n, D], float32, of unit length, to the .npz `out`;
-    returns n. weights: where the recognizer is from; with other weights or images an interrupted call is not gone on
+    returns n. weights: where the recognizer is from; with other weights, precision or images an interrupted call is not gone on
     with. InputError names an image that cannot be read, and a folder without any.
     """
     paths = images.below(folder)
     read = partial(images.read, size=recognizer.network.input_size)
     parts = out.with_name(f".{out.name}.parts")
     with locked(out.with_name(f".{out.name}.lock"), busy=f"{out}: another process embeds into it"):
-        _begin(parts, [newest(weights), *paths])
+        _begin(parts, [recognizer.fingerprint(weights), *map(file_fingerprint, paths)])
         blocks = list(_missing(parts, len(paths)))
         for place in tracked(blocks, "embedding", shown=progress):
             with atomic_write(parts / f"{place}.npy") as temporary, temporary.open("wb") as file:
@@ -43,9 +42,9 @@ def embed_folder(
     return len(paths)
 
 
-def _begin(parts: Path, sources: list[Path]) -> None:
+def _begin(parts: Path, sources: list[str]) -> None:
     """The folder of blocks, empty unless its blocks are of the same sources."""
-    facts = hashlib.sha256("\n".join(map(file_fingerprint, sources)).encode()).hexdigest()
+    facts = hashlib.sha256("\n".join(sources).encode()).hexdigest()
     if parts.exists() and (not (parts / "sources").exists() or (parts / "sources").read_text() != facts):
         shutil.rmtree(parts)
     parts.mkdir(parents=True, exist_ok=True)

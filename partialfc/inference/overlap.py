@@ -92,15 +92,15 @@ def find_overlaps(
     the mean of each class, float32 [C, D], twice. InputError where an image cannot be read.
     """
     check_apart(out, [pack])
+    out.mkdir(parents=True, exist_ok=True)  # before hours of work
     dataset = RecordDataset(pack)
     same = {it.name: list(_same_images(it, dataset, found)) for it, found in _near(sets, dataset, progress)}
-    out.mkdir(parents=True, exist_ok=True)
     people: dict[str, list[Match]] = {it.name: [] for it in sets}
     scores: dict[str, dict[str, Scores]] = {it.name: {} for it in sets}
     if judge:
         embed_pack(judge.recognizer, judge.weights, pack, out / EMBEDDINGS, progress=progress)
         of_pack = PackEmbeddings(out / EMBEDDINGS)
-        labels = np.array([dataset.label(it) for it in range(len(dataset))], np.int64)
+        labels = dataset.labels(progress=progress)
         means = class_means(of_pack, labels, dataset.num_classes)
         for one in sets:
             embeddings = _embedded(judge.recognizer, one, progress)
@@ -119,14 +119,14 @@ def _near(
     sets: Sequence[Comparable], dataset: RecordDataset, progress: bool
 ) -> Iterator[tuple[Comparable, Near]]:
     """Each set, and which of its images are near which of the pack; the nearest of an image first."""
-    hashes, mirrored = pack_hashes(dataset, progress=progress)
-    both = np.concatenate([hashes, mirrored])
+    both = pack_hashes(dataset, mirrored=True, progress=progress)
     for one in sets:
-        ours, _ = hashed(partial(one.pixels, size=_SIDE), len(one), f"reading {one.name}", progress=progress)
+        read = partial(one.pixels, size=_SIDE)
+        ours = hashed(read, len(one), f"reading {one.name}", progress=progress)
         image, place = near_pairs(ours, both)
         bits = distances(ours[image], both[place])
         order = np.lexsort((place, bits, image))
-        yield one, (image[order], place[order] % len(hashes), bits[order])
+        yield one, (image[order], place[order] % len(dataset), bits[order])
 
 
 def _same_images(one: Comparable, dataset: RecordDataset, near: Near) -> Iterator[Match]:

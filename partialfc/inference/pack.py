@@ -13,8 +13,7 @@ from partialfc.data.images import Pixels
 from partialfc.errors import InputError
 from partialfc.inference.batches import embedded
 from partialfc.inference.recognizer import Recognizer
-from partialfc.inference.weights import newest
-from partialfc.runtime.files import file_fingerprint, locked
+from partialfc.runtime.files import locked
 from partialfc.runtime.progress import in_order, tracked
 
 _BLOCK = 1024  # images
@@ -24,7 +23,7 @@ def embed_pack(
     recognizer: Recognizer, weights: Path, pack: Path, out: Path, *, progress: bool = False
 ) -> int:
     """Write the embeddings of a pack's images to the folder `out`, for PackEmbeddings; returns how many. weights: where the
-    recognizer is from; with other weights or another pack an interrupted call is not gone on with. Memory does not
+    recognizer is from; with other weights, another precision or another pack an interrupted call is not gone on with. Memory does not
     grow with the pack. InputError names an image that cannot be read, or whose embedding is not finite.
     """
     dataset = RecordDataset(pack, image_size=recognizer.network.input_size)
@@ -34,7 +33,7 @@ def embed_pack(
         return pixels
 
     width = recognizer.embed([read(0)]).shape[1]
-    wanted = About(fingerprint(pack), file_fingerprint(newest(weights)), len(dataset), width)
+    wanted = About(fingerprint(pack), recognizer.fingerprint(weights), len(dataset), width)
     with locked(out / ".lock", busy=f"{out}: another process embeds into it"):
         done = _begun(out, wanted)
         stored = numbers(out, wanted, begin=not done)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from partialfc.backbones import Backbone, build_backbone, for_inference, move_to_device
 from partialfc.config import AnyBackbone, Config
+from partialfc.config.optimizers import Precision
 from partialfc.config.provenance import Provenance, provenance_of
 from partialfc.conversion import converted
 from partialfc.data import images
@@ -23,7 +24,8 @@ from partialfc.evaluation.verify import embed_faces
 from partialfc.inference.onnx import OnnxNetwork
 from partialfc.inference.weights import load_weights, newest, read_weights
 from partialfc.runtime import checkpoint
-from partialfc.runtime.precision import Precision, autocast, uses_cuda
+from partialfc.runtime.files import file_fingerprint
+from partialfc.runtime.precision import autocast, uses_cuda
 
 EXPORTED = "model.safetensors"  # the weights in a folder that export wrote
 SETTINGS = "backbone"  # the key of a safetensors file's metadata under which export keeps them
@@ -53,6 +55,10 @@ class Recognizer:
         """Around the network: computes in the precision that is wanted."""
         usual = self.config.optim.precision if self.config else "fp32"
         return autocast(self.precision or usual, self.device)
+
+    def fingerprint(self, weights: Path) -> str:
+        """By which its embeddings are known again, given where it is from: another one for other weights, or precision."""
+        return " ".join([file_fingerprint(newest(weights)), *([self.precision] if self.precision else [])])
 
     def embed(self, faces: Sequence[Pixels | Path | str] | Pixels) -> NDArray[np.float32]:
         """Unit embeddings [n, D] of aligned faces: files, or uint8 RGB images [H, W, 3] of any size, which are resized as in

@@ -4,7 +4,6 @@ Legend: C identities, n images, D width.
 """
 
 import csv
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -17,8 +16,7 @@ from numpy.typing import NDArray
 from partialfc.data import RecordDataset, images
 from partialfc.data.embeddings import PackEmbeddings
 from partialfc.data.images import Pixels
-from partialfc.data.packs.merge_split import check_apart
-from partialfc.data.packs.pack_writer import Sample, plan_of, resume_pack
+from partialfc.data.packs.merge_split import check_apart, with_labels
 from partialfc.errors import InputError
 from partialfc.inference.class_means import class_means
 from partialfc.inference.pack import embed_pack
@@ -81,7 +79,7 @@ def relabel(
     recognizer is from. Of a mixed identity the mean means nothing: it is not merged.
 
     LISTING there has all of them, SHEET shows the most doubtful of each kind, MAP has a line for each new identity as
-    `init.centers.map` takes it: its label in `pack`, or new. May be repeated where it was interrupted. Memory: float32 [C, D]
+    `init.centers.map` takes it: its label in `pack`, or new; EMBEDDINGS keeps the pack's. May be repeated where it was interrupted. Memory: float32 [C, D]
     twice, 0.3 GiB, and some bytes an image. InputError where an image cannot be read, or the network finds
     everybody alike.
     """
@@ -89,15 +87,16 @@ def relabel(
     dataset = RecordDataset(pack)
     embed_pack(recognizer, weights, pack, out / EMBEDDINGS, progress=progress)
     embeddings = PackEmbeddings(out / EMBEDDINGS)
-    labels = np.array([dataset.label(it) for it in range(len(dataset))], np.int64)
+    labels = dataset.labels(progress=progress)
     mixed = list(find_mixed(embeddings, labels, split, progress=progress))
     means = class_means(embeddings, labels, dataset.num_classes)
     means[[it.label for it in mixed]] = 0
     pairs = find_alike(torch.from_numpy(means).to(recognizer.device), merge, progress=progress)
-    alike = list(islice(pairs, _MOST * dataset.num_classes))
-    if len(alike) == _MOST * dataset.num_classes:
+    most = _MOST * dataset.num_classes
+    alike = list(islice(pairs, most))
+    if len(alike) == most:
         raise InputError(
-            f"{pack}: {len(alike)} pairs of {dataset.num_classes} identities are alike by {merge:g}; wanted a higher --merge, "
+            f"{pack}: {most} pairs of {dataset.num_classes} identities are alike by {merge:g}; wanted a higher --merge, "
             "or a network that tells them apart"
         )
     new, origins = relabelled(labels, dataset.num_classes, alike, mixed)
@@ -105,14 +104,7 @@ def relabel(
     _draw(out / SHEET, dataset, labels, alike, mixed)
     with atomic_write(out / MAP) as temporary:
         temporary.write_text("".join(f"{'new' if it is None else it}\n" for it in origins))
-
-    def samples(done: int) -> Iterator[Sample]:
-        for sample in tracked(range(done, len(dataset)), "writing", shown=progress):
-            yield int(new[sample]), dataset.encoded(sample)
-
-    plan = hashlib.sha256(plan_of(dataset.path).encode() + new.tobytes()).hexdigest()
-    size = len(dataset[0][0])
-    identities, count = resume_pack(out, samples, plan=plan, size=size, num_classes=len(origins))
+    identities, count = with_labels(pack, out, new, len(origins), progress=progress)
     return Relabelled(dataset.num_classes + len(mixed) - len(origins), len(mixed), identities, count)
 
 

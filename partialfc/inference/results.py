@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from partialfc.errors import InputError
 from partialfc.evaluation.sets import EvaluationSet, Scores
 from partialfc.inference.recognizer import EXPORTED, Recognizer
 from partialfc.inference.weights import newest
@@ -55,14 +56,22 @@ class Results(Struct, frozen=True):
     sets: dict[str, SetResult]  # by name
 
 
+def check_place(path: Path) -> None:
+    """InputError where there is no folder for a file at `path`."""
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: no folder {path.parent}; wanted one that is there")
+
+
 def write_results(
     path: Path,
-    recognizer: Recognizer,
     model: Path,
+    recognizer: Recognizer,
     sets: Iterable[tuple[Path, EvaluationSet]],
     scores: Mapping[str, Scores],
 ) -> None:
-    """Write what came of the `sets`, each with its path, to a file of JSON. model: where the recognizer is from."""
+    """Write what came of the `sets`, each with its path, to a file of JSON: Results. model: where the recognizer is from. OSError
+    where it cannot be written.
+    """
     found = Results(
         format=_FORMAT,
         revision=revision(),

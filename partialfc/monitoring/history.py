@@ -41,6 +41,20 @@ class History:
         self._file.write(msgspec.json.encode(line) + b"\n")
         self._file.flush()
 
+    def summary(self) -> dict[str, Any]:
+        """The newest loss, and of each set that is evaluated now the first, the newest and the best scores."""
+        verification = self.verification or [{}]
+        return {
+            "loss": self.loss,
+            "verification_before": verification[0],
+            "verification": verification[-1],
+            "verification_best": {
+                name: {headline(verification[-1][name])[0]: best, "step": at}
+                for name, (best, at) in self.best.items()
+                if name in verification[-1]
+            },
+        }
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()

@@ -222,30 +222,23 @@ class Report:
         if not self._enabled:
             return
         taken = step - self._length.start
-        verification = self._history.verification or [{}]
+        latest = self._history.verification[-1] if self._history.verification else {}
         content = {
             "steps": step,
             "environment": versions.versions(self._device) | {"device": versions.described(self._device)},
             "seconds": self.seconds,
             "evaluation_seconds": self._evaluation_seconds,
             "images_per_second": taken * self._length.batch / self._training_seconds if taken else None,
-            "loss": self._history.loss,
-            "verification_before": verification[0],
-            "verification": verification[-1],
-            "verification_best": {
-                name: {headline(verification[-1][name])[0]: best, "step": at}
-                for name, (best, at) in self._history.best.items()
-                if name in verification[-1]
-            },
         }
         with atomic_write(self._folder / SUMMARY) as temporary:
-            temporary.write_bytes(msgspec.json.format(msgspec.json.encode(content)))
+            encoded = msgspec.json.encode(content | self._history.summary())
+            temporary.write_bytes(msgspec.json.format(encoded))
         from partialfc.monitoring.figures import draw_runs  # here: matplotlib, as TensorBoard
 
         draw_runs([self._folder / "metrics.jsonl"], self._folder / "figures/run.png")
         with self._spared():
-            self._board.outcome(settings, verification[-1])
-        if verification[-1]:
+            self._board.outcome(settings, latest)
+        if latest:
             here = time.perf_counter() - self._began
             self.say(f"evaluations took {self._evaluation_seconds / here:.0%} of the time since the start")
         self.say(f"finished at step {step}, after {timedelta(seconds=round(self.seconds))}: {self._folder}")

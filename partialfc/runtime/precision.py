@@ -2,11 +2,8 @@
 
 import os
 from contextlib import AbstractContextManager
-from typing import Literal
 
 import torch
-
-Precision = Literal["fp32", "bf16", "fp16"]
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

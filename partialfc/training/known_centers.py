@@ -18,10 +18,8 @@ from partialfc.runtime import checkpoint
 
 _NAME = f"head.{CENTERS}"  # in a checkpoint
 _ROWS = 1 << 16  # of the other run that are read at once
-_COLUMNS, _ITS_ROWS = (
-    "kernel",
-    "weight",
-)  # what ElasticFace's heads call centres, which are columns, and other heads
+# What heads of others call their centres: ElasticFace's, whose columns they are, and a linear layer.
+_AS_COLUMNS, _AS_ROWS = "kernel", "weight"
 NEW = -1
 
 
@@ -103,11 +101,13 @@ def _opened(path: Path) -> _Source:
     """A run, a checkpoint of one, or a file of a head's weights. InputError where there are no centres."""
     if path.is_file():
         tensors = read_weights(path)
-        for name, transposed in ((_COLUMNS, True), (_ITS_ROWS, False)):
+        for name, transposed in ((_AS_COLUMNS, True), (_AS_ROWS, False)):
             if name in tensors and tensors[name].dim() == 2:
                 return _OfFile(tensors[name].T if transposed else tensors[name])
         found = ", ".join(f"{name} {tuple(it.shape)}" for name, it in list(tensors.items())[:3])
-        raise InputError(f"init.centers: {path} has {found}; wanted {_COLUMNS} [D, C] or {_ITS_ROWS} [C, D]")
+        raise InputError(
+            f"init.centers: {path} has {found}; wanted {_AS_COLUMNS} [D, C] or {_AS_ROWS} [C, D]"
+        )
     path = newest(path)
     stored = checkpoint.read_manifest(path).tensors.get(_NAME)
     if stored is None:

@@ -15,6 +15,7 @@ from partialfc.errors import InputError
 from partialfc.evaluation.verify import embed_sets
 from partialfc.head.active_rows import CENTERS
 from partialfc.runtime import comm
+from partialfc.runtime.progress import tracked
 from partialfc.training.known_centers import new_identities
 from partialfc.training.run import Run
 
@@ -48,7 +49,8 @@ def take_means(run: Run) -> None:
     with comm.fail_on_all_ranks(run.ranks):
         dataset, samples, labels = _images_of_new(config)
     sums = torch.zeros(len(owned), centers.shape[1], dtype=torch.float64)
-    for start in range(0, len(samples), _IMAGES):
+    starts = range(0, len(samples), _IMAGES)
+    for start in tracked(starts, "means of new identities", shown=run.ranks.first):
         part = _Some("new", dataset, samples[start : start + _IMAGES])
         embeddings = embed_sets(
             run.backbone, [part], run.ranks, batch=config.evaluation.batch, autocast=run.optimizer.autocast()
@@ -71,6 +73,6 @@ def _images_of_new(config: Config) -> tuple[RecordDataset, NDArray[np.int64], ND
     assert config.init.centers is not None
     dataset = RecordDataset(Path(config.data.path), reader=config.data.reader)
     new = new_identities(config.init.centers, dataset.num_classes)
-    labels = np.array([dataset.label(it) for it in range(len(dataset))], np.int64)
+    labels = dataset.labels()
     samples = np.flatnonzero(new[labels])
     return dataset, samples, labels[samples]

@@ -18,9 +18,11 @@ from runs import assert_refused, config_of, trained, verification_of
 
 import partialfc
 from partialfc.data import images
+from partialfc.data.embeddings import PackEmbeddings
 from partialfc.data.fingerprint import fingerprint
 from partialfc.errors import InputError
 from partialfc.inference.folder import embed_folder
+from partialfc.inference.pack import embed_pack
 from partialfc.inference.recognizer import load
 from partialfc.inference.weights import newest
 
@@ -96,6 +98,24 @@ def test_evaluate_gives_the_accuracy_of_the_checkpoint(run, tmp_path):
             assert re.search(r"unseen +100.0% \[100.0, 100.0\]", done.stdout), done.stdout
         else:
             assert found.keys() == {"unseen"}
+
+
+def test_results_into_no_folder_are_refused_before_anything_is_done(run, tmp_path):
+    done = called("evaluate", run, "--json", tmp_path / "none/scores.json")
+    assert done.returncode == 2 and not done.stdout
+    assert (
+        done.stderr
+        == f"error: {tmp_path}/none/scores.json: no folder {tmp_path}/none; wanted one that is there\n"
+    )
+
+
+def test_an_embedding_in_another_precision_is_begun_anew(run, folder, pack, tmp_path):
+    usual, half = load(run), load(run, precision="bf16")
+    assert usual.fingerprint(run) != half.fingerprint(run)
+    embed_pack(usual, run, pack, tmp_path)
+    before = PackEmbeddings(tmp_path)[np.arange(5)]
+    embed_pack(half, run, pack, tmp_path)
+    assert not np.array_equal(PackEmbeddings(tmp_path)[np.arange(5)], before)
 
 
 def test_evaluate_takes_a_precision_and_a_batch(run, exported, tmp_path):

@@ -14,6 +14,7 @@ from runs import config_of, trained
 from partialfc.data import images
 from partialfc.data.packs.pack_writer import write_pack
 from partialfc.data.packs.pairs import write_pairs
+from partialfc.errors import InputError
 from partialfc.evaluation.gallery import load_gallery
 from partialfc.evaluation.metrics import verify
 from partialfc.evaluation.pairs import load_pairs
@@ -111,6 +112,11 @@ def test_people_of_a_set_are_found_and_what_is_left_is_scored(run, pack, pairs, 
     assert (
         tmp_path / EMBEDDINGS / "embeddings.npy"
     ).stat().st_mtime_ns == before  # the pack is not embedded again
+
+
+def test_the_packs_own_folder_is_refused(pack, pairs):
+    with pytest.raises(InputError, match="wanted another folder than that of a pack which is read"):
+        find_overlaps(pack, [load_pairs(pairs)], pack)
 
 
 def test_a_gallery_goes_on_without_images(pack, tmp_path):

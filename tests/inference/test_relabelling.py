@@ -113,6 +113,20 @@ def test_planted_identities_are_found_and_the_pack_is_right(run, pack, tmp_path)
     assert (tmp_path / "train.rec").read_bytes() == again
 
 
+def test_images_of_several_sizes_are_drawn_at_one(run, tmp_path):
+    samples = [
+        (label, face(3, image + 6 * label, SIZE + 8 * image)) for image in range(3) for label in (0, 1)
+    ]
+    write_pack(tmp_path / "pack", samples, size=SIZE)
+    assert relabel(load(run), run, tmp_path / "pack", tmp_path / "out", merge=0.9, split=-1.0).merged == 1
+    assert cv2.imread(str(tmp_path / "out" / relabelling.SHEET)).shape == (SIZE, 15 * SIZE, 3)
+
+
+def test_the_packs_own_folder_is_refused(run, pack):
+    with pytest.raises(InputError, match="wanted another folder than that of a pack which is read"):
+        relabel(load(run), run, pack, pack, merge=0.9, split=0.6)
+
+
 def test_a_network_that_finds_all_alike_is_refused(run, pack, tmp_path):
     with pytest.raises(
         InputError, match=r"44 pairs of 11 identities are alike by -1; wanted a higher --merge"

@@ -6,10 +6,11 @@ from unittest import mock
 import msgspec
 import pytest
 import torch
-from faces import write_pack
+from faces import face, write_pack
 from runs import CLASSES, SIZE, assert_refused, config_of, curve, trained
 
 import partialfc
+from partialfc.data.packs.pack_writer import write_pack as write_samples
 from partialfc.errors import InputError
 from partialfc.runtime import comm
 from partialfc.runtime.checkpoint import Checkpoints, newest, read_rows
@@ -61,6 +62,28 @@ def test_a_head_of_others_gives_its_centres(ranks, tmp_path, undisturbed, grown,
     assert torch.equal(found[kept], known[[LABELS[row] for row in kept]])
 
 
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (
+            {"fc": torch.zeros(16, 4)},
+            r"header.pth has fc \(16, 4\); wanted kernel \[D, C\] or weight \[C, D\]",
+        ),
+        ({"kernel": torch.zeros(16)}, r"header.pth has kernel \(16,\); wanted kernel"),
+        ({"kernel": torch.zeros(8, 21)}, "header.pth are of 8 components; wanted 16"),
+        (
+            {"kernel": torch.zeros(16, 9)},
+            "header.pth knows 9 identities, the pack has 21; wanted init.centers.map",
+        ),
+    ],
+)
+def test_a_head_that_does_not_fit_is_said(ranks, tmp_path, grown, tensors, message):
+    torch.save(tensors, tmp_path / "header.pth")
+    init = {"centers": {"from": str(tmp_path / "header.pth")}}
+    config = config_of(grown[0], tmp_path / "run", init=init, train={"micro_batch": 12})
+    assert_refused(ranks, 2, config, message)
+
+
 def begun_centers(config) -> torch.Tensor:
     """A rank's, as the first step finds them, of images that are embedded in several blocks."""
     ranks = comm.ranks_of(torch.device("cpu"))
@@ -96,6 +119,32 @@ def test_new_identities_begin_as_the_mean_of_their_embeddings(ranks, tmp_path, u
             mean = torch.from_numpy(recognizer.embed(faces)).double().sum(dim=0)
             expected = (mean / mean.norm() * drawn[row].double().norm()).float()
             torch.testing.assert_close(of_one[row], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_mean_that_cannot_be_taken(ranks, tmp_path, undisturbed):
+    """An identity without images keeps what was drawn, be it stored as it may; embeddings that are not finite are an error."""
+    source = undisturbed[1][2]
+    samples = [(label, face(label, 0, SIZE)) for label in (0, 2)]
+    write_samples(tmp_path / "pack", samples, num_classes=4, size=SIZE)
+    sections = {
+        "train": {"micro_batch": 12},
+        "head": {"centers": "bfloat16", "memory": "host", "sample_rate": 0.5},
+    }
+    init = {"backbone": str(source), "centers": {"new": "mean"}}
+    drawn = torch.cat(ranks.run(2, centers, config_of(tmp_path / "pack", tmp_path / "a", **sections)))
+    found = torch.cat(
+        ranks.run(2, begun_centers, config_of(tmp_path / "pack", tmp_path / "b", init=init, **sections))
+    )
+    same = [torch.equal(found[row], drawn[row]) for row in range(4)]
+    assert same == [False, True, False, True] and found.dtype == torch.bfloat16
+    broken = {
+        name: torch.full_like(it, torch.nan) if it.is_floating_point() else it
+        for name, it in partialfc.load(source).network.state_dict().items()
+    }
+    torch.save(broken, tmp_path / "broken.pth")
+    init["backbone"] = str(tmp_path / "broken.pth")
+    config = config_of(tmp_path / "pack", tmp_path / "c", init=init, **sections)
+    assert_refused(ranks, 2, config, r"init.centers.new: embeddings by .*/broken.pth are not finite")
 
 
 def test_a_mean_wants_a_network_and_one_centre(pack, tmp_path):

@@ -1,4 +1,6 @@
-"""Packs from packs: several into one, one into two of different identities, and some images of one. Images keep their bytes."""
+"""Packs from packs: several into one, one into two of different identities, and one with other labels, or without some of its
+images. Images keep their bytes.
+"""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,6 +14,8 @@ from partialfc.data.packs.pack_writer import Sample, plan_of, resume_pack
 from partialfc.errors import InputError
 from partialfc.runtime import randomness
 from partialfc.runtime.progress import tracked
+
+OUT = -1  # the label of an image that is left out
 
 _Chosen = list[
     tuple[RecordDataset, NDArray[np.int64]]
@@ -42,10 +46,7 @@ def split(
     dataset = RecordDataset(pack)
     if rest.resolve() == held.resolve():
         raise InputError(f"{rest}: wanted two different folders")
-    counts = np.zeros(dataset.num_classes, np.int64)
-    for sample in tracked(range(len(dataset)), "reading", shown=progress):
-        counts[dataset.label(sample)] += 1
-    present = np.flatnonzero(counts)
+    present = np.unique(dataset.labels(progress=progress))
     if not 0 < identities < len(present):
         raise InputError(
             f"{identities} identities to hold out of {pack}; wanted 1 to {len(present) - 1}, as it has {len(present)}"
@@ -64,17 +65,27 @@ def select(pack: Path, folder: Path, kept: NDArray[np.bool_], *, progress: bool 
     """Write to `folder` those images of a pack that `kept` [n] names; returns the numbers of classes and of images. Classes
     stay, those without an image, too. May be repeated where it was interrupted. InputError where the pack cannot be read.
     """
+    dataset = RecordDataset(pack)
+    labels = np.where(kept, dataset.labels(progress=progress), OUT)
+    return with_labels(pack, folder, labels, dataset.num_classes, progress=progress)
+
+
+def with_labels(
+    pack: Path, folder: Path, labels: NDArray[np.int64], num_classes: int, *, progress: bool = False
+) -> tuple[int, int]:
+    """Write to `folder` the images of a pack under other labels [n], those of OUT left out; returns the numbers of classes and of
+    images. May be repeated where it was interrupted. InputError where the pack cannot be read.
+    """
     check_apart(folder, [pack])
     dataset = RecordDataset(pack)
-    chosen = np.flatnonzero(kept)
+    chosen = np.flatnonzero(labels != OUT)
 
     def samples(done: int) -> Iterator[Sample]:
         for sample in tracked(chosen[done:].tolist(), "writing", shown=progress):
-            yield dataset.label(sample), dataset.encoded(sample)
+            yield int(labels[sample]), dataset.encoded(sample)
 
-    plan = hashlib.sha256(plan_of(dataset.path).encode() + kept.tobytes()).hexdigest()
-    size = dataset[0][0].shape[0]
-    return resume_pack(folder, samples, plan=plan, size=size, num_classes=dataset.num_classes)
+    plan = hashlib.sha256(plan_of(dataset.path).encode() + labels.tobytes()).hexdigest()
+    return resume_pack(folder, samples, plan=plan, size=len(dataset[0][0]), num_classes=num_classes)
 
 
 def check_apart(folder: Path, packs: Iterable[Path]) -> None:

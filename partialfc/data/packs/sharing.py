@@ -3,8 +3,6 @@
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
-
 from partialfc.data.dataset import RecordDataset
 from partialfc.data.images import Pixels
 from partialfc.data.perceptual_hash import Hashes, hashed, near_pairs
@@ -15,17 +13,18 @@ def shared(first: Path, second: Path, *, progress: bool = False) -> Counter[tupl
     (see `near_pairs`): in how many pairs of images. InputError where one of them cannot be read.
     """
     packs = [RecordDataset(pack) for pack in (first, second)]
-    (hashes, mirrored), (others, _) = (pack_hashes(it, progress=progress) for it in packs)
-    ours, theirs = near_pairs(np.concatenate([hashes, mirrored]), others)
-    images = {(one % len(hashes), other) for one, other in zip(ours.tolist(), theirs.tolist(), strict=True)}
+    both = pack_hashes(packs[0], mirrored=True, progress=progress)
+    ours, theirs = near_pairs(both, pack_hashes(packs[1], progress=progress))
+    images = set(zip((ours % len(packs[0])).tolist(), theirs.tolist(), strict=True))
     return Counter((packs[0].label(one), packs[1].label(other)) for one, other in images)
 
 
-def pack_hashes(pack: RecordDataset, *, progress: bool = False) -> tuple[Hashes, Hashes]:
-    """The hashes of a pack's images, and those of their mirror images."""
+def pack_hashes(pack: RecordDataset, *, mirrored: bool = False, progress: bool = False) -> Hashes:
+    """The hashes of a pack's images, see `hashed`."""
 
     def pixels(image: int) -> Pixels:
         found: Pixels = pack[image][0]
         return found
 
-    return hashed(pixels, len(pack), f"reading {pack.path.parent.name}", progress=progress)
+    what = f"reading {pack.path.parent.name}"
+    return hashed(pixels, len(pack), what, mirrored=mirrored, progress=progress)
