@@ -23,18 +23,7 @@ def trained(
     output: Path, case: str, settings: Sequence[str], seed: int, recipe: str = "faces_tiny"
 ) -> list[Row]:
     """A row for each verification set of a run of a recipe, which is trained unless it has finished."""
-    if not (output / "summary.json").exists():
-        call(
-            "-m",
-            "partialfc",
-            "train",
-            recipe,
-            *settings,
-            f"output={output}",
-            f"seed={seed}",
-            "--ranks",
-            1,
-        )
+    train(output, settings, seed, recipe)
     summary = json.loads((output / "summary.json").read_text())
     return [
         {"case": case, "seed": seed, "set": name, "accuracy": scores["accuracy"], "auc": scores["auc"]}
@@ -42,13 +31,19 @@ def trained(
     ]
 
 
+def train(output: Path, settings: Sequence[str], seed: int, recipe: str) -> None:
+    """A run of a recipe, unless it has finished."""
+    if not (output / "summary.json").exists():
+        own = (f"output={output}", f"seed={seed}", "--ranks", 1)
+        call("-m", "partialfc", "train", recipe, *settings, *own)
+
+
 def call(*arguments: object) -> None:
     """Run a program of this repository on one core; where it fails, end with its exit code."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     folder = Path(__file__).resolve().parent.parent
-    code = subprocess.run(
-        [sys.executable, *map(str, arguments)], check=False, cwd=folder, env=environment
-    ).returncode
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+    command = [sys.executable, *map(str, arguments)]
+    code = subprocess.run(command, check=False, env=environment).returncode
     if code:  # it has said why
         sys.exit(code)
 
@@ -77,15 +72,14 @@ def _line(case: str, first: str, rows: list[Row]) -> str:
     of_accuracy, of_auc = "", ""
     if case != first and (both := [it for it in mine if it in its]):
         apart = np.array([mine[it] for it in both]) - np.array([its[it] for it in both])
-        of_accuracy, of_auc = _interval(apart[:, 0], 1), _interval(apart[:, 1], 3)
+        of_accuracy, of_auc = interval(apart[:, 0], "+.1f"), interval(apart[:, 1], "+.3f")
     return f"| {case} | {len(scores)} | {accuracy:.1f}{spread} | {of_accuracy} | {auc:.3f} | {of_auc} |"
 
 
-def _interval(differences: np.ndarray, digits: int) -> str:
-    """Their mean, and its 95 % interval."""
-    mean = f"{differences.mean():+.{digits}f}"
-    if len(differences) < 2:
-        return mean
-    chosen = np.random.default_rng(0).integers(0, len(differences), (_DRAWS, len(differences)))
-    low, high = np.percentile(differences[chosen].mean(axis=1), (2.5, 97.5))
-    return f"{mean} ({low:+.{digits}f} to {high:+.{digits}f})"
+def interval(values: np.ndarray, form: str) -> str:
+    """The mean of a value of each seed, and its 95 % interval; empty where there is none."""
+    if len(values) < 2:
+        return f"{values[0]:{form}}" if len(values) else ""
+    chosen = np.random.default_rng(0).integers(0, len(values), (_DRAWS, len(values)))
+    low, high = np.percentile(values[chosen].mean(axis=1), (2.5, 97.5))
+    return f"{values.mean():{form}} ({low:{form}} to {high:{form}})"

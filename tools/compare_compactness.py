@@ -1,0 +1,227 @@
+"""How compact classes become by three losses, of eight people whose embeddings lie on a circle: over seeds, drawn and tabulated.
+
+    tools/compare_compactness.py FACES OUT [--seeds 0 1 2 ...] [--share I/N] [--json FILE] [--picture FILE]
+
+The toy of ElasticFace (arXiv 2109.09416): a small network, embeddings of two components, of length 1. FACES is a folder of
+identities. The eight with most images are taken, of each as many as the last of them has, so that sizes do not decide the
+angles. Margin and scale are warmed up: from the start at full strength, centres fall onto each other and stay there. A run in
+which fewer than 98 % of its images are nearest to the right centre has collapsed: it is counted, and left out of the angles.
+OUT holds pack and runs; what has finished is not run again. --share: every N-th run, from I, counted from 0, so that N calls,
+each on a core of its own, share the work. --picture draws the first seed with which none has collapsed.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from comparing import call, interval, train
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+from torch.nn.functional import normalize
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from partialfc.data import RecordDataset
+from partialfc.errors import InputError
+from partialfc.inference.batches import embedded
+from partialfc.inference.recognizer import load
+from partialfc.inference.weights import newest
+from partialfc.runtime.checkpoint import read_rows
+from partialfc.runtime.files import SUMMARY
+from partialfc.sweep.running import share_of
+
+_PEOPLE = 8
+_RIGHT = 0.98  # of the training images, else a run has collapsed
+_STAGES = "scale: {0: 8, 20 epochs: [8, 64], 80 epochs: 64}, margin: {0: 0.0, 20 epochs: [0.0, 0.5], 80 epochs: 0.5}"
+CASES = {
+    "ArcFace": f"margin={{name: arcface, {_STAGES}}}",
+    "ElasticFace-Arc": f"margin={{name: elastic_arcface, {_STAGES}, sigma: 0.05}}",
+    "ElasticFace-Arc+": f"margin={{name: elastic_arcface, {_STAGES}, sigma: 0.0175, order: paper}}",
+}
+_SETTINGS = [
+    "backbone={name: iresnet_tiny, width: 16, input_size: 32, embedding: 2}",
+    "optim={name: adamw, lr: 0.002}",  # SGD leaves one person upon another, at any rate that was tried
+    "train.length=120 epochs",
+]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of one run. Angles in degrees."""
+
+    embeddings: NDArray[np.float32]  # [n, 2] of length 1
+    labels: NDArray[np.int64]  # [n]
+    right: float  # share of images that are nearest to their own class's centre
+    within: float  # mean angle between an image and the mean of its class
+    between: float  # deviation of the angles between neighbouring means
+
+    @property
+    def collapsed(self) -> bool:
+        return self.right < _RIGHT
+
+
+Runs = dict[str, dict[int, Measured]]  # by case and seed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="How compact classes become by three losses.")
+    parser.add_argument("faces", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
+    parser.add_argument("--share")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--picture", type=Path)
+    arguments = parser.parse_args()
+    try:
+        share = share_of(arguments.share)
+        pack = packed(arguments.faces, arguments.out)
+    except InputError as error:
+        parser.error(str(error))
+    for seed, case in list(product(arguments.seeds, CASES))[share.index :: share.count]:
+        train(folder_of(arguments.out, case, seed), settings_of(pack, case), seed, "faces_tiny")
+    runs = {case: finished(arguments.out, case, arguments.seeds) for case in CASES}
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows(runs), indent=1) + "\n")
+    if arguments.picture:
+        draw(runs, arguments.picture)
+    print("\n".join(table(runs)))
+
+
+def packed(faces: Path, out: Path) -> Path:
+    """The pack of the eight people, made unless it is there."""
+    if not faces.is_dir():
+        raise InputError(f"{faces}: no such folder")
+    people = [
+        sorted(path for path in it.iterdir() if path.is_file())
+        for it in sorted(faces.iterdir())
+        if it.is_dir()
+    ]
+    most = sorted(people, key=len, reverse=True)[:_PEOPLE]
+    if len(most) < _PEOPLE:
+        raise InputError(f"{faces}: {len(most)} identities; wanted {_PEOPLE} or more")
+    if not (out / "pack/property").exists():
+        out.mkdir(parents=True, exist_ok=True)
+        chosen = [
+            (label, path.resolve()) for label, person in enumerate(most) for path in person[: len(most[-1])]
+        ]
+        lines = [f"{number}\t{label}\t{path}\n" for number, (label, path) in enumerate(chosen)]
+        with TemporaryDirectory(dir=out) as folder:  # of two shares each its own
+            (Path(folder) / "people.lst").write_text("".join(lines))
+            call("-m", "partialfc", "pack", Path(folder) / "people.lst", Path(folder) / "pack")
+            with suppress(OSError):  # the other was sooner
+                (Path(folder) / "pack").rename(out / "pack")
+    return out / "pack"
+
+
+def settings_of(pack: Path, case: str) -> list[str]:
+    return [CASES[case], *_SETTINGS, f"data.path={pack}"]
+
+
+def folder_of(out: Path, case: str, seed: int) -> Path:
+    return out / case / str(seed)
+
+
+def finished(out: Path, case: str, seeds: Sequence[int]) -> dict[int, Measured]:
+    folders = {seed: folder_of(out, case, seed) for seed in seeds}
+    return {seed: measured_run(folder) for seed, folder in folders.items() if (folder / SUMMARY).exists()}
+
+
+def measured_run(run: Path) -> Measured:
+    """Of the images of the run's pack, as its network sees them."""
+    recognizer = load(run)
+    provenance = recognizer.provenance
+    assert provenance is not None
+    dataset = RecordDataset(Path(provenance.config.data.path), recognizer.network.input_size)
+    embeddings = embedded(recognizer, (dataset[image][0] for image in range(len(dataset))))
+    centers = read_rows(newest(run), "head.centers", 0, provenance.num_classes).float()
+    return measured(embeddings, dataset.labels(), normalize(centers).numpy())
+
+
+def measured(
+    embeddings: NDArray[np.float32], labels: NDArray[np.int64], centers: NDArray[np.float32]
+) -> Measured:
+    """Of embeddings [n, 2] and class centres [C, 2], all of length 1."""
+    right = (embeddings @ centers.T).argmax(axis=1) == labels
+    classes = np.unique(labels)
+    means = np.stack([embeddings[labels == label].mean(axis=0) for label in classes])
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    own = means[np.searchsorted(classes, labels)]
+    angles = np.degrees(np.arccos(np.clip((embeddings * own).sum(axis=1), -1, 1)))
+    within = float(np.mean([angles[labels == label].mean() for label in classes]))
+    places = np.sort(np.degrees(np.arctan2(means[:, 1], means[:, 0])))
+    gaps = np.diff(places, append=places[0] + 360)
+    return Measured(embeddings, labels, float(right.mean()), within, float(gaps.std()))
+
+
+def rows(runs: Runs) -> list[dict[str, str | int | float]]:
+    """Each run's numbers."""
+    return [
+        {"case": case, "seed": seed, "right": it.right, "within": it.within, "between": it.between}
+        for case, found in runs.items()
+        for seed, it in found.items()
+    ]
+
+
+def table(runs: Runs) -> list[str]:
+    """Lines of Markdown: a loss's angles, and how far they are from the first's where neither has collapsed."""
+    first = next(iter(runs))
+    lines = [
+        "| | runs | collapsed | images at the right centre | within a class, degrees | against the first "
+        "| deviation of the angles between neighbours, degrees | against the first |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for case, found in runs.items():
+        good = {seed: it for seed, it in found.items() if not it.collapsed}
+        both = (
+            []
+            if case == first
+            else [it for it in good if it in runs[first] and not runs[first][it].collapsed]
+        )
+        cells = [case, str(len(found)), str(len(found) - len(good))]
+        cells.append(f"{np.mean([it.right for it in found.values()]):.1%}" if found else "")
+        for name in ("within", "between"):
+            cells.append(interval(np.array([getattr(it, name) for it in good.values()]), ".1f"))
+            apart = [getattr(good[seed], name) - getattr(runs[first][seed], name) for seed in both]
+            cells.append(interval(np.array(apart), "+.1f"))
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def draw(runs: Runs, path: Path) -> None:
+    """The images of a seed's runs on the circle, a colour for each class."""
+    seeds = [
+        it
+        for it in runs[next(iter(runs))]
+        if all(it in found and not found[it].collapsed for found in runs.values())
+    ]
+    if not seeds:
+        sys.exit(f"{path}: there is no seed with which every loss has a run that has not collapsed")
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(runs), figsize=(3.6 * len(runs), 3.8))
+    for axis, (case, found) in zip(axes, runs.items(), strict=True):
+        circle(axis, case, found[seeds[0]])
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def circle(axis: Axes, case: str, run: Measured) -> None:
+    across, up = run.embeddings.T
+    axis.scatter(across, up, s=6, c=mpl.colormaps["tab10"](run.labels), alpha=0.5)
+    axis.set(title=f"{case}: within {run.within:.1f}, between {run.between:.1f}", aspect="equal")
+    axis.title.set_fontsize(9)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
