@@ -24,7 +24,15 @@ from runs import config_of, curve, trained
 
 from partialfc.__main__ import main
 from partialfc.backbones import build_backbone
-from partialfc.config import AdamW, ElasticArcFace, HeadConfig, IResNet18, IResNetTiny, Step, SyntheticData
+from partialfc.config import (
+    AdamW,
+    ElasticArcFace,
+    HeadConfig,
+    IResNetTiny,
+    MobileFaceNet,
+    Step,
+    SyntheticData,
+)
 from partialfc.data import synthetic
 from partialfc.data.loader import Batch, Loader, Notices
 from partialfc.data.packs.unpacking import unpack
@@ -144,10 +152,10 @@ def script(name: str, *arguments: object) -> str:
 
 
 def test_a_network_of_others_is_trained_on_and_used(drawn, tmp_path):
-    """As state_dicts of the ArcFace and ElasticFace repositories are: iresnet18, by DistributedDataParallel."""
-    network = build_backbone(IResNet18())
+    """As state_dicts of the ArcFace repository are: its MobileFaceNet, by DistributedDataParallel."""
+    network = build_backbone(MobileFaceNet())
     torch.save(
-        {f"module.{name}": tensor for name, tensor in network.state_dict().items()}, tmp_path / "r18.pth"
+        {f"module.{name}": tensor for name, tensor in network.state_dict().items()}, tmp_path / "weights.pth"
     )
     few = [
         "train.length=2",
@@ -158,15 +166,18 @@ def test_a_network_of_others_is_trained_on_and_used(drawn, tmp_path):
         "device=cpu",
         "evaluation.batch=16",
     ]
-    printed = script("finetune.py", tmp_path / "r18.pth", "iresnet18", drawn, tmp_path / "tuned", *few)
+    printed = script(
+        "finetune.py", tmp_path / "weights.pth", "mobilefacenet", drawn, tmp_path / "tuned", *few
+    )
     assert re.search(r"^unseen: [\d.]+% right before, [\d.]+% after$", printed, re.MULTILINE), printed
     gallery = tmp_path / "gallery"
     unpack(drawn, gallery)
-    for person in sorted(gallery.iterdir())[5:]:  # the network takes a second for ten images
+    for person in sorted(gallery.iterdir())[5:]:
         shutil.rmtree(person)
     faces = sorted((gallery / "03").glob("*.jpg"))
     probe = faces[0].rename(tmp_path / "probe.jpg")
     printed = script("inference.py", tmp_path / "tuned", gallery, probe, "--threshold", -1)
     assert re.fullmatch(rf"{probe}: \d+, -?[\d.]+\n", printed), printed
-    printed = script("inference.py", tmp_path / "tuned", gallery, faces[1], "--threshold", 1)
+    # Of a network that has learnt nothing all are alike.
+    printed = script("inference.py", tmp_path / "tuned", gallery, faces[1], "--threshold", 1.1)
     assert "nobody (nearest " in printed

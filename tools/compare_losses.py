@@ -43,6 +43,7 @@ CASES = {
     "cosface, three sub-centres": [f"margin={{name: cosface, {_COS}}}", "head.subcenters=3"],
     "cosface, r 0.3": [f"margin={{name: cosface, {_COS}}}", "head.sample_rate=0.3"],
     "cosface, r 0.1": [f"margin={{name: cosface, {_COS}}}", "head.sample_rate=0.1"],
+    "cosface, r 0.1, then 1": [f"margin={{name: cosface, {_COS}}}", "head.sample_rate={0: 0.1, 2 epochs: 1.0}"],
     "cosface, r 0.1, decay": [f"margin={{name: cosface, {_COS}}}", "head={sample_rate: 0.1, unsampled: decay}"],
     "cosface, r 0.1, hard": [f"margin={{name: cosface, {_COS}}}", "head={sample_rate: 0.1, sampling: hard}"],
     "cosface, bfloat16 rows": [f"margin={{name: cosface, {_COS}}}", "head={centers: bfloat16, moments: bfloat16}"],

@@ -151,8 +151,9 @@ def test_nothing_to_pack(tmp_path):
 def test_the_command_killed_at_random_moments_ends_in_the_same_bytes(tmp_path):
     for label in range(40):
         (tmp_path / f"faces/{label:02d}").mkdir(parents=True)
+        content_of = [face(label, image, 64) for image in range(5)]
         for image in range(100):
-            (tmp_path / f"faces/{label:02d}/{image:02d}.png").write_bytes(face(label, image % 5, 64))
+            (tmp_path / f"faces/{label:02d}/{image:02d}.png").write_bytes(content_of[image % 5])
     command = [sys.executable, PACKER, tmp_path / "faces"]
     subprocess.run([*command, tmp_path / "whole"], check=True, capture_output=True, timeout=60)
     chance = random.Random(0)
