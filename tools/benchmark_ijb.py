@@ -48,8 +48,7 @@ def main() -> None:
     embeddings = torch.from_numpy(directions[subject_of[template_of]])
     embeddings += 8 * torch.randn(embeddings.shape, generator=torch.Generator().manual_seed(0))
     print(f"{embeddings.nbytes / 2**20:.0f} MiB of embeddings [{len(embeddings)}, {arguments.width}]")
-    scores = measured("scoring", lambda: ijb.score(embeddings))
-    print(ijb.in_words(scores))
+    print(measured("scoring", lambda: ijb.evaluate(embeddings)).in_words)
 
 
 def measured(what: str, compute: Callable[[], Result]) -> Result:

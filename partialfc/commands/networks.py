@@ -97,7 +97,7 @@ def _evaluated(
         with comm.fail_on_all_ranks(ranks):
             if not ranks.first:
                 return None
-            found = {it.name: it.score(embeddings[it.name]) for it in there}
+            found = {it.name: it.evaluate(embeddings[it.name]).scores for it in there}
             for one in there if by_grid else []:
                 if isinstance(one, Pairs):
                     found[one.name] = {**found[one.name], **one.score_by_grid(embeddings[one.name])}

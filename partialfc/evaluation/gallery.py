@@ -1,6 +1,6 @@
 """Folders of a gallery and of probes, searched for the people of the gallery: one's own, and TinyFace."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -13,7 +13,7 @@ from partialfc.data import images
 from partialfc.data.images import Pixels
 from partialfc.errors import InputError
 from partialfc.evaluation.identification import NOBODY, Subjects, identify
-from partialfc.evaluation.sets import Scores
+from partialfc.evaluation.sets import Evaluated
 from partialfc.runtime.errors import one_line
 
 RANKS = (1, 5, 20)
@@ -39,21 +39,13 @@ class Gallery:
         """See EvaluationSet."""
         return images.read(self.files[index], size)
 
-    def score(self, embeddings: Tensor) -> Scores:
-        """See EvaluationSet, and `identify`."""
+    def evaluate(self, embeddings: Tensor) -> Evaluated:
+        """See EvaluationSet, and `identify`. No pictures."""
         unit = normalize(embeddings).cpu().numpy()
         gallery, probes = slice(self.known), slice(self.known, None)
-        return identify(unit[probes], self.subjects[probes], unit[gallery], self.subjects[gallery], RANKS)
-
-    def in_words(self, scores: Scores) -> str:
-        """See EvaluationSet."""
-        return ", ".join(
-            f"{name.replace('tpir@fpir=', 'TPIR@FPIR ')} {it:.2%}" for name, it in scores.items()
-        )
-
-    def pictures(self, embeddings: Tensor) -> Iterator[tuple[str, Pixels]]:
-        """See EvaluationSet: none."""
-        return iter(())
+        scores = identify(unit[probes], self.subjects[probes], unit[gallery], self.subjects[gallery], RANKS)
+        words = [f"{name.replace('tpir@fpir=', 'TPIR@FPIR ')} {it:.2%}" for name, it in scores.items()]
+        return Evaluated(scores, ", ".join(words))
 
     def encoded(self, index: int) -> bytes:
         """Image `index` as it is stored."""

@@ -1,13 +1,13 @@
 """Several evaluation sets that belong together, as the four of RFW: scored each, and by how much they differ."""
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from partialfc.data.images import Pixels
-from partialfc.evaluation.sets import EvaluationSet, Scores, headline
+from partialfc.evaluation.sets import Evaluated, EvaluationSet, headline
 
 
 @dataclass(frozen=True)
@@ -28,27 +28,20 @@ class Group:
             index -= len(one)
         raise IndexError(index)
 
-    def score(self, embeddings: Tensor) -> Scores:
+    def evaluate(self, embeddings: Tensor) -> Evaluated:
         """See EvaluationSet. The mean of the sets' headline scores; NAME_deviation, their standard deviation over the sets
-        (divided by n - 1), and SET_NAME, each one's.
+        (divided by n - 1), and SET_NAME, each one's. The pictures of each set.
         """
-        each = {one.name: headline(one.score(part)) for one, part in self._parts(embeddings)}
+        parts = embeddings.split([len(it) for it in self.sets])
+        found = {one.name: one.evaluate(part) for one, part in zip(self.sets, parts, strict=True)}
+        each = {one: headline(it.scores) for one, it in found.items()}
         name = next(iter(each.values()))[0]
-        values = [value for _, value in each.values()]
-        summary = {name: statistics.fmean(values), f"{name}_deviation": statistics.stdev(values)}
-        return summary | {f"{one}_{name}": value for one, (_, value) in each.items()}
-
-    def in_words(self, scores: Scores) -> str:
-        """See EvaluationSet."""
-        name, mean = headline(scores)
-        each = ", ".join(f"{one.name} {scores[f'{one.name}_{name}']:.2%}" for one in self.sets)
-        return f"{name} {mean:.2%}, deviation {100 * scores[f'{name}_deviation']:.2f} points: {each}"
-
-    def pictures(self, embeddings: Tensor) -> Iterator[tuple[str, Pixels]]:
-        """See EvaluationSet: those of each set."""
-        for one, part in self._parts(embeddings):
-            for name, picture in one.pictures(part):
-                yield f"{name}_of_{one.name}", picture
-
-    def _parts(self, embeddings: Tensor) -> Iterator[tuple[EvaluationSet, Tensor]]:
-        return zip(self.sets, embeddings.split([len(it) for it in self.sets]), strict=True)
+        values = {one: value for one, (_, value) in each.items()}
+        mean, deviation = statistics.fmean(values.values()), statistics.stdev(values.values())
+        return Evaluated(
+            {name: mean, f"{name}_deviation": deviation}
+            | {f"{one}_{name}": value for one, value in values.items()},
+            f"{name} {mean:.2%}, deviation {100 * deviation:.2f} points: "
+            + ", ".join(f"{one} {value:.2%}" for one, value in values.items()),
+            ((f"{name}_of_{one}", picture) for one, it in found.items() for name, picture in it.pictures),
+        )

@@ -28,7 +28,7 @@ from partialfc.data.images import Pixels
 from partialfc.errors import InputError
 from partialfc.evaluation import metrics
 from partialfc.evaluation.identification import Subjects, identify, identify_all_mated
-from partialfc.evaluation.sets import Scores
+from partialfc.evaluation.sets import Evaluated, Scores
 
 _FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 _HEADLINE = "tar@far=1e-4"
@@ -74,10 +74,10 @@ class Ijb:
         """See EvaluationSet: the face of image `index`, aligned by its points."""
         return aligned(images.read(self.path / "loose_crop" / self.files[index]), self.points[index], size)
 
-    def score(self, embeddings: Tensor) -> Scores:
+    def evaluate(self, embeddings: Tensor) -> Evaluated:
         """See EvaluationSet. tar@far=1e-4 and so on, see metrics.tar_at_far; insightface_tar@far=..., by the rule of the public
         script, see metrics.tars_at_nearest_fars; where there are galleries, the scores of `identify`, the mean over the two, and
-        those of `identify_all_mated`, of both as one.
+        those of `identify_all_mated`, of both as one. A picture: the ROC curve.
         """
         templates = self.embedded_templates(embeddings)
         similarity = self._similarities(templates)
@@ -89,7 +89,8 @@ class Ijb:
             )
             for far, tar in zip(_FARS, tars, strict=True)
         }
-        return {_HEADLINE: found[_HEADLINE]} | found | self._identified(templates.numpy())
+        scores = {_HEADLINE: found[_HEADLINE]} | found | self._identified(templates.numpy())
+        return Evaluated(scores, _in_words(scores), self._pictures(similarity))
 
     def embedded_templates(self, embeddings: Tensor) -> Tensor:
         """float32 [T, D] of length 1, on the host."""
@@ -101,22 +102,10 @@ class Ijb:
             sums.index_add_(0, torch.from_numpy(self.templates[part]), weighted)
         return normalize(sums).float()
 
-    def in_words(self, scores: Scores) -> str:
-        """See EvaluationSet."""
-        rates = [it for it in scores if it.startswith(("tar@far=", "rank", "tpir@"))]
-        spoken = {
-            name: name.replace("tar@far=", "TAR@FAR ").replace("tpir@fpir=", "TPIR@FPIR ") for name in rates
-        }
-        return ", ".join(f"{spoken[name]} {scores[name]:.2%}" for name in rates)
-
-    def pictures(self, embeddings: Tensor) -> Iterator[tuple[str, Pixels]]:
-        """See EvaluationSet: the ROC curve."""
+    def _pictures(self, similarity: NDArray[np.float32]) -> Iterator[tuple[str, Pixels]]:
         from partialfc.evaluation import pictures  # here: matplotlib takes a second
 
-        yield (
-            "roc",
-            pictures.roc(self.name, self._similarities(self.embedded_templates(embeddings)), self.same),
-        )
+        yield "roc", pictures.roc(self.name, similarity, self.same)
 
     def _similarities(self, templates: Tensor) -> NDArray[np.float32]:
         """The cosine [P] of each pair; -1 where an embedding is not finite."""
@@ -146,6 +135,14 @@ class Ijb:
             raise InputError(f"{self.path}: {error}") from None
         common = [name for name in each[0] if all(name in it for it in each)]
         return {name: float(np.mean([it[name] for it in each])) for name in common} | together
+
+
+def _in_words(scores: Scores) -> str:
+    rates = [it for it in scores if it.startswith(("tar@far=", "rank", "tpir@"))]
+    spoken = {
+        name: name.replace("tar@far=", "TAR@FAR ").replace("tpir@fpir=", "TPIR@FPIR ") for name in rates
+    }
+    return ", ".join(f"{spoken[name]} {scores[name]:.2%}" for name in rates)
 
 
 def is_ijb(folder: Path) -> bool:

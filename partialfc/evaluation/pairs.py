@@ -14,7 +14,7 @@ from partialfc.data import images
 from partialfc.data.images import Encoded, Pixels
 from partialfc.errors import InputError
 from partialfc.evaluation import metrics, plain_pickle
-from partialfc.evaluation.sets import Scores
+from partialfc.evaluation.sets import Evaluated, Scores
 from partialfc.runtime.errors import one_line
 
 
@@ -42,32 +42,22 @@ class Pairs:
         found: NDArray[np.float64] = (unit[0::2] * unit[1::2]).sum(1).double().cpu().numpy()
         return np.where(np.isfinite(found), found, -1.0)
 
-    def score(self, embeddings: Tensor) -> Scores:
-        """See EvaluationSet, and metrics.verify."""
-        return metrics.verify(self.similarities(embeddings), self.same)
+    def evaluate(self, embeddings: Tensor) -> Evaluated:
+        """See EvaluationSet, and metrics.verify. Pictures: the ROC curve, and the pairs that are hardest to tell."""
+        similarity = self.similarities(embeddings)
+        scores = metrics.verify(similarity, self.same)
+        return Evaluated(scores, _in_words(scores), self._pictures(similarity))
 
     def score_by_grid(self, embeddings: Tensor) -> Scores:
-        """insightface_accuracy and insightface_accuracy_std: see metrics.grid_accuracy. embeddings: as of `score`."""
+        """insightface_accuracy and insightface_accuracy_std: see metrics.grid_accuracy. embeddings: as of `evaluate`."""
         unit = normalize(embeddings.double()).cpu().numpy()
         distance = np.square(unit[0::2] - unit[1::2]).sum(axis=1)
         accuracy, deviation = metrics.grid_accuracy(distance, self.same)
         return {"insightface_accuracy": accuracy, "insightface_accuracy_std": deviation}
 
-    def in_words(self, scores: Scores) -> str:
-        """See EvaluationSet."""
-        rates = [
-            f"TAR@FAR {name.removeprefix('tar@far=')} {metrics.in_words(scores, name)}"
-            for name in metrics.headings(scores)
-            if name.startswith("tar@")
-        ]
-        accuracy, area = (metrics.in_words(scores, name) for name in ("accuracy", "auc"))
-        return ", ".join([f"accuracy {accuracy}", f"AUC {area}", *rates])
-
-    def pictures(self, embeddings: Tensor) -> Iterator[tuple[str, Pixels]]:
-        """See EvaluationSet: the ROC curve, and the pairs that are hardest to tell."""
+    def _pictures(self, similarity: NDArray[np.float64]) -> Iterator[tuple[str, Pixels]]:
         from partialfc.evaluation import pictures  # here: matplotlib takes a second
 
-        similarity = self.similarities(embeddings)
         yield "roc", pictures.roc(self.name, similarity, self.same)
         yield "hardest_pairs", pictures.hardest(self.pixels, similarity, self.same)
 
@@ -92,6 +82,16 @@ class Pairs:
         kept = [image for pair in stay for image in (2 * pair, 2 * pair + 1)]
         left = replace(self, images=[self.images[it] for it in kept], same=self.same[stay])
         return left, kept
+
+
+def _in_words(scores: Scores) -> str:
+    rates = [
+        f"TAR@FAR {name.removeprefix('tar@far=')} {metrics.in_words(scores, name)}"
+        for name in metrics.headings(scores)
+        if name.startswith("tar@")
+    ]
+    accuracy, area = (metrics.in_words(scores, name) for name in ("accuracy", "auc"))
+    return ", ".join([f"accuracy {accuracy}", f"AUC {area}", *rates])
 
 
 def load_pairs(path: Path) -> Pairs:

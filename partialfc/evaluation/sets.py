@@ -1,6 +1,7 @@
 """What a run is evaluated on: sets that have images, and score their embeddings."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
@@ -24,19 +25,22 @@ class ImageSet(Protocol):
         """Image `index`, uint8 RGB [size, size, 3]. InputError names one that cannot be read."""
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """What embeddings of a set's images are worth. Whoever reports scores prints what comes."""
+
+    scores: Scores
+    in_words: str  # the scores, for a line of the log
+    pictures: Iterable[tuple[str, Pixels]] = ()  # with their names; each is drawn when it is asked for
+
+
 class EvaluationSet(ImageSet, Protocol):
-    """Images, and what embeddings of them are worth. Whoever reports scores prints what comes."""
+    """Images, and what embeddings of them are worth."""
 
-    def score(self, embeddings: Tensor) -> Scores:
-        """The scores of the embeddings [n, D] of all images: each the sum over the image and its mirror image, as the network
-        gives them, not normalised.
+    def evaluate(self, embeddings: Tensor) -> Evaluated:
+        """Of the embeddings [n, D] of all images: each the sum over the image and its mirror image, as the network gives
+        them, not normalised.
         """
-
-    def in_words(self, scores: Scores) -> str:
-        """Its scores, for a line of the log."""
-
-    def pictures(self, embeddings: Tensor) -> Iterable[tuple[str, Pixels]]:
-        """Names and pictures of what the embeddings make of the set; may be none."""
 
 
 def headline(scores: Scores) -> tuple[str, float]:

@@ -186,7 +186,7 @@ def _scored(
     ):
         left, kept = one.without({it.image for it in matches})
         try:
-            found[name] = left.score(torch.from_numpy(embeddings[kept]))
+            found[name] = left.evaluate(torch.from_numpy(embeddings[kept])).scores
         except InputError:
             found[name] = {}
     return found

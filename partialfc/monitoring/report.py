@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from partialfc.data.images import Pixels
-from partialfc.evaluation.sets import EvaluationSet, Scores, headline
+from partialfc.evaluation.sets import Evaluated, EvaluationSet, Scores, headline
 from partialfc.evaluation.verify import Embeddings
 from partialfc.monitoring.board import SETTINGS, TIME, Board
 from partialfc.monitoring.diagnostics import show
@@ -179,13 +179,13 @@ class Report:
         """
         if not self._enabled:
             return {}
-        scores = {it.name: it.score(embeddings[it.name]) for it in sets}
+        found = {it.name: it.evaluate(embeddings[it.name]) for it in sets}
         with self._spared():
-            self.scores(step, scores, {it.name: it.in_words(scores[it.name]) for it in sets})
-            for one in sets:
-                for name, picture in one.pictures(embeddings[one.name]):
-                    self._board.picture(step, f"verification/{name}_of_{one.name}", picture)
-        return scores
+            self.scores(step, found)
+            for one, evaluated in found.items():
+                for name, picture in evaluated.pictures:
+                    self._board.picture(step, f"verification/{name}_of_{one}", picture)
+        return {one: evaluated.scores for one, evaluated in found.items()}
 
     def has_scores(self, step: int) -> bool:
         """Whether an evaluation after `step` steps stands in the metrics; on the first rank."""
@@ -203,19 +203,19 @@ class Report:
                 {"step": outcome.step, "saved_in": outcome.seconds, "stalled": outcome.stalled}
             )
 
-    def scores(self, step: int, scores: Mapping[str, Scores], words: Mapping[str, str]) -> None:
-        """The scores of each set after `step` steps, and the same in words."""
+    def scores(self, step: int, found: Mapping[str, Evaluated]) -> None:
+        """The scores of each set after `step` steps, by its name."""
         if not self._enabled:
             return
-        if scores:
-            self._history.write({"step": step, "verification": scores})
-        for name, values in scores.items():
-            watched, value = headline(values)
+        if found:
+            self._history.write({"step": step, "verification": {it: found[it].scores for it in found}})
+        for name, evaluated in found.items():
+            watched, value = headline(evaluated.scores)
             best, best_step = self._history.best[name]
-            self._board.scores(step, name, {**values, f"{watched}_best": best})
+            self._board.scores(step, name, {**evaluated.scores, f"{watched}_best": best})
             self._terminal.evaluated(name, value, best, best_step)
             so_far = f"; best {best:.2%} at step {best_step}" if best_step < step else ""
-            self.say(f"step {step}  {name}: {words[name]}{so_far}")
+            self.say(f"step {step}  {name}: {evaluated.in_words}{so_far}")
 
     def summary(self, step: int, settings: Mapping[str, Setting]) -> None:
         """The end: summary.json, the run's picture, and what came of the settings."""

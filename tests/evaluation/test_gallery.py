@@ -55,9 +55,10 @@ def test_ranks_and_rates_are_those_of_plain_loops(folder):
         mates.append(max(own))
     expected = {f"rank{rank}": np.mean([it <= rank for it in places]) for rank in (1, 5, 20)}
     assert len(strangers) == 3  # too few to measure a rate
-    scores = found.score(torch.tensor(rows, dtype=torch.float32) * 7)
+    evaluated = found.evaluate(torch.tensor(rows, dtype=torch.float32) * 7)
+    scores = evaluated.scores
     assert scores == pytest.approx(expected) and 0 < scores["rank1"] < scores["rank5"]
-    assert found.in_words(scores).startswith("rank1 ")
+    assert evaluated.in_words.startswith("rank1 ")
 
 
 def test_tinyface_is_read_as_it_is_released(folder, tmp_path):
@@ -79,7 +80,7 @@ def test_tinyface_is_read_as_it_is_released(folder, tmp_path):
     plain, found = load_gallery(folder), load_set(tmp_path / "tinyface")
     assert found.name == "tinyface" and len(found) == len(plain)
     embeddings = torch.randn(len(plain), 8, generator=torch.Generator().manual_seed(0))
-    assert found.score(embeddings) == plain.score(embeddings)
+    assert found.evaluate(embeddings).scores == plain.evaluate(embeddings).scores
     np.testing.assert_array_equal(found.pixels(20, 16), plain.pixels(20, 16))
     savemat(testing / "probe_img_ID_pairs.mat", {"probe_set": column, "probe_ids": np.array([1])})
     with pytest.raises(InputError, match=r"pairs.mat: 15 probe_set and 1 probe_ids; wanted as many"):
@@ -102,9 +103,10 @@ def test_sets_that_belong_together_are_scored_each_and_by_their_deviation(tmp_pa
     each = [load_set(path) for path in sorted((tmp_path / "rfw").iterdir())]
     accuracies, start = [], 0
     for one in each:
-        accuracies.append(one.score(embeddings[start : start + len(one)])["accuracy"])
+        accuracies.append(one.evaluate(embeddings[start : start + len(one)]).scores["accuracy"])
         start += len(one)
-    scores = group.score(embeddings)
+    evaluated = group.evaluate(embeddings)
+    scores = evaluated.scores
     assert list(scores) == [
         "accuracy",
         "accuracy_deviation",
@@ -116,7 +118,7 @@ def test_sets_that_belong_together_are_scored_each_and_by_their_deviation(tmp_pa
         [np.mean(accuracies), statistics.stdev(accuracies), *accuracies]
     )
     np.testing.assert_array_equal(group.pixels(41, 16), each[1].pixels(1, 16))
-    assert group.in_words(scores).startswith(f"accuracy {scores['accuracy']:.2%}, deviation ")
+    assert evaluated.in_words.startswith(f"accuracy {scores['accuracy']:.2%}, deviation ")
 
 
 def test_a_run_is_evaluated_on_them_and_evaluate_says_the_same(ranks, pack, folder, tmp_path):

@@ -21,7 +21,7 @@ from partialfc.config import IResNetTiny
 from partialfc.errors import InputError
 from partialfc.evaluation import metrics
 from partialfc.evaluation.identification import identify, identify_all_mated
-from partialfc.evaluation.ijb import load_ijb
+from partialfc.evaluation.ijb import Ijb, load_ijb
 from partialfc.inference.recognizer import SETTINGS
 
 FARS = [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
@@ -64,7 +64,7 @@ def test_scores_are_those_of_plain_loops(ijb):
     templates = plain_templates(ijb, embeddings.double().numpy())
     scores = np.array([templates[a] @ templates[b] for a, b, _ in ijb.pairs])
     same = np.array([label == 1 for *_, label in ijb.pairs])
-    found = load_ijb(ijb.folder).score(embeddings)
+    found = load_ijb(ijb.folder).evaluate(embeddings).scores
     false, true = plain_curve(scores, same)
     for far in FARS:
         name = f"far=1e-{round(-math.log10(far))}"
@@ -211,7 +211,7 @@ def test_what_does_not_fit_is_named(ijb, tmp_path, file, old, new, message):
         (tmp_path / "meta").mkdir(exist_ok=True)
         (tmp_path / "meta" / path.name).write_text(text)
     with pytest.raises(InputError, match=message):
-        load_ijb(tmp_path).score(embeddings_of(ijb))
+        load_ijb(tmp_path).evaluate(embeddings_of(ijb))
 
 
 def test_a_set_without_galleries_has_no_search(ijb, tmp_path):
@@ -219,16 +219,23 @@ def test_a_set_without_galleries_has_no_search(ijb, tmp_path):
     for name in ("name_5pts_score", "face_tid_mid", "template_pair_label"):
         path = Path("meta") / f"ijbc_{name}.txt"
         (tmp_path / path).write_bytes((ijb.folder / path).read_bytes())
-    assert not any("rank" in name for name in load_ijb(tmp_path).score(embeddings_of(ijb)))
+    assert not any("rank" in name for name in load_ijb(tmp_path).evaluate(embeddings_of(ijb)).scores)
 
 
 def test_blocks_change_nothing(ijb, monkeypatch):
     embeddings = embeddings_of(ijb)
-    expected = load_ijb(ijb.folder).score(embeddings)
+    expected = load_ijb(ijb.folder).evaluate(embeddings).scores
     monkeypatch.setattr("partialfc.evaluation.ijb._AT_ONCE", 7)
     monkeypatch.setattr("partialfc.evaluation.ijb._COSINES", 100)
     monkeypatch.setattr("partialfc.evaluation.identification._BLOCK", 20)
-    assert load_ijb(ijb.folder).score(embeddings) == expected
+    assert load_ijb(ijb.folder).evaluate(embeddings).scores == expected
+
+
+def test_its_curve_is_drawn_of_the_similarities_that_were_scored(ijb, monkeypatch):
+    evaluated = load_ijb(ijb.folder).evaluate(embeddings_of(ijb))
+    monkeypatch.delattr(Ijb, "_similarities")
+    ((name, picture),) = evaluated.pictures
+    assert name == "roc" and picture.ndim == 3 and picture.std() > 10
 
 
 def test_probes_without_any_mate_are_refused():

@@ -103,7 +103,7 @@ def test_embeddings_that_are_not_finite_are_scored(tmp_path):
     embeddings = torch.nn.functional.normalize(torch.randn(len(pairs), 8))
     embeddings[3] = torch.nan
     assert pairs.similarities(embeddings)[1] == -1
-    assert np.isfinite(list(pairs.score(embeddings).values())).all()
+    assert np.isfinite(list(pairs.evaluate(embeddings).scores.values())).all()
 
 
 def theirs(embeddings: np.ndarray, same: list[bool]) -> tuple[float, float]:

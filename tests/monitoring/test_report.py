@@ -12,6 +12,7 @@ from runs import CLASSES, config_of, trained, whole
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from partialfc.evaluation.sets import Evaluated
 from partialfc.monitoring.report import Report
 from partialfc.monitoring.steps import Metrics, RunProgress
 
@@ -31,18 +32,18 @@ def lines(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def scores(accuracy: float) -> dict[str, dict[str, float]]:
+def scores(accuracy: float) -> dict[str, Evaluated]:
     names = ("accuracy_std", "auc", "tar@far=1e-2", "tar@far=1e-3")
-    return {"lfw": {"accuracy": accuracy, **dict.fromkeys(names, 0.5)}}
+    return {"lfw": Evaluated({"accuracy": accuracy, **dict.fromkeys(names, 0.5)}, "in words")}
 
 
 def run(folder: Path, start: int, stop: int) -> None:
     with report(folder, start) as written:
         if start == 0:
-            written.scores(0, scores(0.5), {"lfw": "in words"})
+            written.scores(0, scores(0.5))
         for step in range(start + 1, stop + 1):
             written.step(step, metrics(float(step), finite=step != 3))
-        written.scores(stop, scores(0.5 + stop / 100), {"lfw": "in words"})
+        written.scores(stop, scores(0.5 + stop / 100))
         written.summary(stop, {})
 
 
@@ -106,7 +107,7 @@ def test_a_run_from_the_start_keeps_nothing(tmp_path):
 def test_other_ranks_write_nothing(tmp_path):
     with report(tmp_path / "none", enabled=False) as silent:
         silent.say("x")
-        silent.scores(0, scores(0.5), {"lfw": "in words"})
+        silent.scores(0, scores(0.5))
         silent.step(2, metrics(1.0))
         silent.summary(2, {})
     assert not (tmp_path / "none").exists()
@@ -117,7 +118,7 @@ def test_the_best_so_far_is_told_and_survives_a_resume(tmp_path):
     with report(tmp_path, 4) as written:
         for step in (5, 6):
             written.step(step, metrics(1.0))
-        written.scores(6, scores(0.4), {"lfw": "in words"})
+        written.scores(6, scores(0.4))
         written.summary(6, {})
     assert "lfw: in words; best" in (tmp_path / "log.txt").read_text()
     assert "; best 50.00% at step 0" in (tmp_path / "log.txt").read_text()
@@ -251,14 +252,9 @@ class Identification:
 
     name = "gallery"
 
-    def score(self, embeddings: torch.Tensor) -> dict[str, float]:
-        return {"rank1": float(embeddings.mean()), "rank5": 0.9}
-
-    def in_words(self, scores: dict[str, float]) -> str:
-        return f"rank 1 {scores['rank1']:.1%}"
-
-    def pictures(self, embeddings: torch.Tensor) -> tuple:
-        return ()
+    def evaluate(self, embeddings: torch.Tensor) -> Evaluated:
+        scores = {"rank1": float(embeddings.mean()), "rank5": 0.9}
+        return Evaluated(scores, f"rank 1 {scores['rank1']:.1%}")
 
 
 def test_a_set_of_another_kind_is_reported_by_its_own_scores(tmp_path):
