@@ -1,0 +1,59 @@
+"""Makes a verification set harder: the same pairs, the second image of each small, or without colours.
+
+    tools/degrade_pairs.py SET.bin OUT
+
+Writes OUT/SET_small.bin (of 16 pixels, enlarged again) and OUT/SET_grey.bin: sets of other difficulties, to rank settings by,
+where there is but one.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from partialfc.data import images
+from partialfc.data.images import Pixels
+from partialfc.data.packs.pairs import write_pairs
+from partialfc.evaluation.pairs import load_pairs
+from partialfc.runtime.errors import exit_on_input_error
+
+_SIZE = 112
+_QUALITY = 95
+
+
+def small(pixels: Pixels) -> Pixels:
+    return images.resized(images.resized(pixels, 16), _SIZE)
+
+
+def grey(pixels: Pixels) -> Pixels:
+    return np.asarray(cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB), np.uint8)
+
+
+KINDS = (small, grey)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Makes a verification set harder.")
+    parser.add_argument("set", type=Path)
+    parser.add_argument("out", type=Path)
+    arguments = parser.parse_args()
+    pairs = load_pairs(arguments.set)
+    for kind in KINDS:
+        path = arguments.out / f"{pairs.name}_{kind.__name__}.bin"
+        encoded = [
+            images.encode_jpeg(kind(pairs.pixels(index, _SIZE)), _QUALITY)
+            if index % 2
+            else bytes(pairs.images[index])
+            for index in range(len(pairs))
+        ]
+        write_pairs(path, encoded, pairs.same.tolist())
+        print(f"{path}: {len(pairs.same)} pairs")
+
+
+if __name__ == "__main__":
+    with exit_on_input_error():
+        main()
