@@ -4,7 +4,7 @@
 
 The toy of ElasticFace (arXiv 2109.09416): a small network, embeddings of two components, of length 1. FACES is a folder of
 identities. The eight with most images are taken, of each as many as the last of them has, so that sizes do not decide the
-angles. Margin and scale are warmed up: from the start at full strength, centres fall onto each other and stay there. A run in
+angles. Margin and scale are warmed up, and the rule is AdamW: else centres may fall onto each other and stay there. A run in
 which fewer than 98 % of its images are nearest to the right centre has collapsed: it is counted, and left out of the angles.
 OUT holds pack and runs; what has finished is not run again. --share: every N-th run, from I, counted from 0, so that N calls,
 each on a core of its own, share the work. --picture draws the first seed with which none has collapsed.
@@ -49,7 +49,7 @@ CASES = {
 }
 _SETTINGS = [
     "backbone={name: iresnet_tiny, width: 16, input_size: 32, embedding: 2}",
-    "optim={name: adamw, lr: 0.002}",  # SGD leaves one person upon another, at any rate that was tried
+    "optim={name: adamw, lr: 0.002}",
     "train.length=120 epochs",
 ]
 
