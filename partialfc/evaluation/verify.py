@@ -55,7 +55,7 @@ def embed_sets(
     autocast: AbstractContextManager[object],
     stop: Callable[[], int] = _never,
 ) -> Embeddings:
-    """Embeddings of the images of each set, see EvaluationSet.score, the same on every rank.
+    """Embeddings of the images of each set, see EvaluationSet.evaluate, the same on every rank.
 
     stop: asked after each batch; where it is not 0 on some rank, all raise EvaluationStopped. CollectiveInputError where an
     image cannot be read.
