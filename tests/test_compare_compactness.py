@@ -11,6 +11,7 @@ from runs import config_of, trained
 
 from partialfc.config import load_config
 from partialfc.data import RecordDataset
+from partialfc.errors import InputError
 
 
 @pytest.fixture
@@ -67,6 +68,9 @@ def test_the_people_with_most_images_are_taken_as_many_of_each(tool, tmp_path):
     assert np.bincount(dataset.labels()).tolist() == [3] * 8
     assert [it.name for it in (tmp_path / "out").iterdir()] == ["pack"]
     assert tool.packed(tmp_path / "faces", tmp_path / "out") == pack
+    write_faces(tmp_path / "others", [3] * 8)
+    with pytest.raises(InputError, match=r"pack: not of the people of .*others; wanted another OUT"):
+        tool.packed(tmp_path / "others", tmp_path / "out")
     for case in tool.CASES:
         load_config("faces_tiny", tool.settings_of(pack, case))
 
@@ -91,10 +95,19 @@ def test_runs_are_drawn_and_told(tool, ranks, pack, tmp_path, monkeypatch, capsy
     assert (tmp_path / "it.png").stat().st_size > 5_000
 
 
-@pytest.mark.parametrize(("people", "message"), [(0, "no such folder"), (7, "7 identities; wanted 8")])
-def test_bad_input_is_one_line(tool, tmp_path, monkeypatch, capsys, people, message):
+@pytest.mark.parametrize(
+    ("people", "share", "message"),
+    [
+        (0, "0/1", "faces: no folders in it"),
+        (7, "0/1", "faces: 7 identities; wanted 8"),
+        (8, "1/1", "1/1: wanted I/N"),
+    ],
+)
+def test_bad_input_is_named(tool, tmp_path, monkeypatch, people, share, message):
+    (tmp_path / "faces").mkdir()
     write_faces(tmp_path / "faces", [1] * people)
-    monkeypatch.setattr(sys, "argv", ["tool", str(tmp_path / "faces"), str(tmp_path / "out")])
-    with pytest.raises(SystemExit) as ended:
+    monkeypatch.setattr(
+        sys, "argv", ["tool", str(tmp_path / "faces"), str(tmp_path / "out"), "--share", share]
+    )
+    with pytest.raises(InputError, match=message):
         tool.main()
-    assert ended.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]

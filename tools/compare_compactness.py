@@ -13,6 +13,7 @@ each on a core of its own, share the work. --picture draws the first seed with w
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from tempfile import TemporaryDirectory
 import matplotlib as mpl
 import numpy as np
 import torch
-from comparing import call, interval, train
+from comparing import folder_of, interval, train
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from torch.nn.functional import normalize
@@ -31,15 +32,19 @@ from torch.nn.functional import normalize
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from partialfc.data import RecordDataset
+from partialfc.data.packs.pack_sources import pack as pack_faces
+from partialfc.data.packs.sources import identities
 from partialfc.errors import InputError
 from partialfc.inference.batches import embedded
 from partialfc.inference.recognizer import load
 from partialfc.inference.weights import newest
 from partialfc.runtime.checkpoint import read_rows
+from partialfc.runtime.errors import exit_on_input_error
 from partialfc.runtime.files import SUMMARY
 from partialfc.sweep.running import share_of
 
 _PEOPLE = 8
+_LISTING = "people.lst"  # beside the pack: of whom it is
 _RIGHT = 0.98  # of the training images, else a run has collapsed
 _STAGES = "scale: {0: 8, 20 epochs: [8, 64], 80 epochs: 64}, margin: {0: 0.0, 20 epochs: [0.0, 0.5], 80 epochs: 0.5}"
 CASES = {
@@ -81,53 +86,48 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--picture", type=Path)
     arguments = parser.parse_args()
-    try:
-        share = share_of(arguments.share)
-        pack = packed(arguments.faces, arguments.out)
-    except InputError as error:
-        parser.error(str(error))
+    share = share_of(arguments.share)
+    pack = packed(arguments.faces, arguments.out)
     for seed, case in list(product(arguments.seeds, CASES))[share.index :: share.count]:
         train(folder_of(arguments.out, case, seed), settings_of(pack, case), seed, "faces_tiny")
     runs = {case: finished(arguments.out, case, arguments.seeds) for case in CASES}
+    print("\n".join(table(runs)))
     if arguments.json:
         arguments.json.write_text(json.dumps(rows(runs), indent=1) + "\n")
     if arguments.picture:
         draw(runs, arguments.picture)
-    print("\n".join(table(runs)))
 
 
 def packed(faces: Path, out: Path) -> Path:
-    """The pack of the eight people, made unless it is there."""
-    if not faces.is_dir():
-        raise InputError(f"{faces}: no such folder")
-    people = [
-        sorted(path for path in it.iterdir() if path.is_file())
-        for it in sorted(faces.iterdir())
-        if it.is_dir()
-    ]
-    most = sorted(people, key=len, reverse=True)[:_PEOPLE]
+    """The pack of the eight people, made unless it is there. InputError where it is of others."""
+    folder, listing = out / "pack", listing_of(faces)
+    if not folder.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=out) as temporary:  # of two shares each its own
+            made = Path(temporary) / "pack"
+            made.mkdir()
+            (made / _LISTING).write_text(listing)
+            pack_faces([made / _LISTING], made)
+            with suppress(OSError):  # the other was sooner
+                made.rename(folder)
+    if not (folder / _LISTING).exists() or (folder / _LISTING).read_text() != listing:
+        raise InputError(f"{folder}: not of the people of {faces}; wanted another OUT for them")
+    return folder
+
+
+def listing_of(faces: Path) -> str:
+    """The lines of a .lst of as many images of each of the people with most."""
+    images = list(identities(faces, sparse=True).faces())
+    most = Counter(it.label for it in images).most_common(_PEOPLE)
     if len(most) < _PEOPLE:
         raise InputError(f"{faces}: {len(most)} identities; wanted {_PEOPLE} or more")
-    if not (out / "pack/property").exists():
-        out.mkdir(parents=True, exist_ok=True)
-        chosen = [
-            (label, path.resolve()) for label, person in enumerate(most) for path in person[: len(most[-1])]
-        ]
-        lines = [f"{number}\t{label}\t{path}\n" for number, (label, path) in enumerate(chosen)]
-        with TemporaryDirectory(dir=out) as folder:  # of two shares each its own
-            (Path(folder) / "people.lst").write_text("".join(lines))
-            call("-m", "partialfc", "pack", Path(folder) / "people.lst", Path(folder) / "pack")
-            with suppress(OSError):  # the other was sooner
-                (Path(folder) / "pack").rename(out / "pack")
-    return out / "pack"
+    people = [[it.place for it in images if it.label == person][: most[-1][1]] for person, _ in most]
+    chosen = [(label, Path(image).resolve()) for label, person in enumerate(people) for image in person]
+    return "".join(f"{number}\t{label}\t{path}\n" for number, (label, path) in enumerate(chosen))
 
 
 def settings_of(pack: Path, case: str) -> list[str]:
     return [CASES[case], *_SETTINGS, f"data.path={pack}"]
-
-
-def folder_of(out: Path, case: str, seed: int) -> Path:
-    return out / case / str(seed)
 
 
 def finished(out: Path, case: str, seeds: Sequence[int]) -> dict[int, Measured]:
@@ -224,4 +224,5 @@ def circle(axis: Axes, case: str, run: Measured) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main()
+    with exit_on_input_error():
+        main()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from comparing import Row, table, trained
+from comparing import Row, folder_of, table, trained
 
 from partialfc.data import RecordDataset
 from partialfc.errors import InputError
@@ -55,9 +55,9 @@ def main() -> None:
             rows += compared(arguments.first, arguments.then, arguments.out, seed)
     except InputError as error:
         parser.error(str(error))
+    print("\n".join(table([_SCRATCH, _LONG, _BEFORE, *_TUNED], rows)))
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
-    print("\n".join(table([_SCRATCH, _LONG, _BEFORE, *_TUNED], rows)))
 
 
 def compared(first: Path, then: Path, out: Path, seed: int) -> list[Row]:
@@ -66,10 +66,6 @@ def compared(first: Path, then: Path, out: Path, seed: int) -> list[Row]:
     for case, (recipe, settings) in runs_of(first, then, out, seed).items():
         rows += trained(folder_of(out, case, seed), case, settings, seed, recipe)
     return rows
-
-
-def folder_of(out: Path, case: str, seed: int) -> Path:
-    return out / case.replace(", ", "_").replace(" ", "_") / str(seed)
 
 
 def runs_of(first: Path, then: Path, out: Path, seed: int) -> dict[str, tuple[str, list[str]]]:

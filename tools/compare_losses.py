@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from comparing import Row, table, trained
+from comparing import Row, folder_of, table, trained
 
 from partialfc.errors import InputError
 from partialfc.sweep.running import share_of
@@ -71,17 +71,13 @@ def main() -> None:
         trained(folder_of(arguments.out, case, seed), case, settings_of(arguments.pack, case), seed)
     rows += [row for seed, case in runs for row in finished(arguments.out, arguments.pack, case, seed)]
     rows.sort(key=lambda row: (list(CASES).index(row["case"]), row["seed"]))
+    print("\n".join(table(cases, rows)))
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
-    print("\n".join(table(cases, rows)))
 
 
 def settings_of(pack: Path, case: str) -> list[str]:
     return [*CASES[case], "train.length=3 epochs", f"data.path={pack}"]
-
-
-def folder_of(out: Path, case: str, seed: int) -> Path:
-    return out / case.replace(", ", "_").replace(" ", "_") / str(seed)
 
 
 def finished(out: Path, pack: Path, case: str, seed: int) -> list[Row]:

@@ -55,9 +55,9 @@ def main() -> None:
                 clean(folder)
             output = folder / "runs" / name.replace(" ", "_")
             rows += trained(output, name, [*settings, f"data.path={folder / pack}"], seed)
+    print("\n".join(table(list(RUNS), rows)))
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
-    print("\n".join(table(list(RUNS), rows)))
     for seed in arguments.seeds:
         print(f"seed {seed}: {caught(arguments.pack, arguments.out / str(seed))}")
 

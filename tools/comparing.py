@@ -38,10 +38,16 @@ def train(output: Path, settings: Sequence[str], seed: int, recipe: str) -> None
         call("-m", "partialfc", "train", recipe, *settings, *own)
 
 
+def folder_of(out: Path, case: str, seed: int) -> Path:
+    """Of a run."""
+    return out / case.replace(", ", "_").replace(" ", "_") / str(seed)
+
+
 def call(*arguments: object) -> None:
     """Run a program of this repository on one core; where it fails, end with its exit code."""
     folder = Path(__file__).resolve().parent.parent
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, *map(str, arguments)]
     code = subprocess.run(command, check=False, env=environment).returncode
     if code:  # it has said why
