@@ -5,13 +5,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from partialfc.config import load_config
-from partialfc.runtime import comm
 from partialfc.runtime.errors import DIVERGED, STOPPED, exit_on_defect, exit_on_input_error
 from partialfc.runtime.process.parent import end_with_launcher, has_launcher, tidy_up_quietly
 from partialfc.runtime.process.signals import StopRequest
-from partialfc.training.divergence import Diverged
-from partialfc.training.loop import train
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -24,16 +20,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tidy_up_quietly()
     stop = StopRequest(first=os.environ.get("RANK", "0") == "0", launched=has_launcher())
     with stop.listening(), exit_on_defect(), exit_on_input_error():
-        config = load_config(options.recipe, options.overrides)
-        with comm.join(config.device) as ranks:
-            try:
-                code = STOPPED if train(config, ranks, stop).stopped else 0
-            except Diverged as problem:  # on all ranks
-                code = DIVERGED
-                if ranks.first:
-                    print(f"error: {problem}", file=sys.stderr, flush=True)
-            comm.barrier(ranks.host)  # the launcher ends all when one has ended: not before all is said
+        code = _trained(options.recipe, options.overrides, stop)
     sys.exit(code)
+
+
+def _trained(recipe: str, overrides: Sequence[str], stop: StopRequest) -> int:
+    """The exit code of the run."""
+    # Here: a process that the rank spawns, to draw faces or to read them, imports this file, but has no use for these.
+    from partialfc.config import load_config
+    from partialfc.runtime import comm
+    from partialfc.training.divergence import Diverged
+    from partialfc.training.loop import train
+
+    config = load_config(recipe, overrides)
+    with comm.join(config.device) as ranks:
+        try:
+            code = STOPPED if train(config, ranks, stop).stopped else 0
+        except Diverged as problem:  # on all ranks
+            code = DIVERGED
+            if ranks.first:
+                print(f"error: {problem}", file=sys.stderr, flush=True)
+        comm.barrier(ranks.host)  # the launcher ends all when one has ended: not before all is said
+    return code
 
 
 if __name__ == "__main__":

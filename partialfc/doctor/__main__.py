@@ -3,9 +3,6 @@
 import argparse
 from collections.abc import Sequence
 
-from partialfc.config import load_config
-from partialfc.doctor.examination import examined
-from partialfc.runtime import comm
 from partialfc.runtime.errors import end_at_once, exit_on_defect, exit_on_input_error
 from partialfc.runtime.process.parent import end_with_launcher, tidy_up_quietly
 
@@ -19,12 +16,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     end_with_launcher()
     tidy_up_quietly()
     with exit_on_defect(), exit_on_input_error():
-        config = load_config(options.recipe, options.overrides)
-        with comm.join(config.device) as ranks:
-            problems = examined(config, ranks)
-            comm.barrier(ranks.host)  # the launcher ends all when one has ended: not before all is said
-            if problems:
-                end_at_once(1)
+        _examine(options.recipe, options.overrides)
+
+
+def _examine(recipe: str, overrides: Sequence[str]) -> None:
+    # Here, as a process that the rank spawns, to draw faces or to read them, imports this file, but has no use for these.
+    from partialfc.config import load_config
+    from partialfc.doctor.examination import examined
+    from partialfc.runtime import comm
+
+    config = load_config(recipe, overrides)
+    with comm.join(config.device) as ranks:
+        problems = examined(config, ranks)
+        comm.barrier(ranks.host)  # the launcher ends all when one has ended: not before all is said
+        if problems:
+            end_at_once(1)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,13 @@ library.
 """
 
 import zlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:  # commands on packs and the processes that draw faces start without torch
+    from torch import Tensor
 
 GAMMA = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
@@ -93,7 +96,7 @@ def signed(word: int) -> int:
     return word - (1 << 64) if word >> 63 else word
 
 
-def mixed(words_: Tensor) -> Tensor:
+def mixed(words_: "Tensor") -> "Tensor":
     """What `bits` makes of key + index * GAMMA, as int64 of the same bits, on any device; `words_` is overwritten."""
     for _ in range(2):
         for shift, factor in ((30, _FACTORS[0]), (27, _FACTORS[1]), (31, 1)):

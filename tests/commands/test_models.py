@@ -4,15 +4,13 @@ import hashlib
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from calling import called
+from calling import called, called_tool
 from faces import write_pairs
 from runs import assert_refused, config_of, trained, verification_of
 
@@ -256,7 +254,5 @@ MAINS = [
 
 @pytest.mark.parametrize("tool", MAINS, ids=lambda path: path.stem)
 def test_every_tool_says_what_it_does(tool):
-    done = subprocess.run(
-        [sys.executable, tool, "--help"], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = called_tool(tool, "--help")
     assert done.returncode == 0 and "usage:" in done.stdout.lower()
