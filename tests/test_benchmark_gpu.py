@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from calling import called_tool
+
 TOOL = Path(__file__).parents[1] / "tools/benchmark_gpu.py"
 
 
@@ -17,16 +19,9 @@ PathFinder.find_spec = lambda name, *more: None if name.split(".")[0] in missing
 """
 
 
-def reported(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(TOOL), *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=300, check=False, env=os.environ | environment
-    )
-
-
 def test_every_section_has_rows(tmp_path):
     sections = ["machine", "ceilings", "agreement", "heads", "steps", "many"]
-    done = reported(*sections, "--json", tmp_path / "gpu.json")
+    done = called_tool(TOOL, *sections, "--json", tmp_path / "gpu.json")
     assert done.returncode == 0 and not done.stderr
     report = json.loads((tmp_path / "gpu.json").read_text())
     assert list(report) == sections
@@ -41,14 +36,20 @@ def test_every_section_has_rows(tmp_path):
 def test_packages_that_no_step_uses_may_be_missing(tmp_path):
     """As in a usual image with torch."""
     (tmp_path / "sitecustomize.py").write_text(WITHOUT)
-    reported("steps", "many", "--json", tmp_path / "gpu.json", PYTHONPATH=str(tmp_path))
+    subprocess.run(
+        [sys.executable, TOOL, "steps", "many", "--json", tmp_path / "gpu.json"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
     report = json.loads((tmp_path / "gpu.json").read_text())
     assert [rows[-1].keys() for rows in report.values()] == [{"seconds"}] * 2, report
 
 
 def test_what_fails_says_so_and_fails_alone(tmp_path):
     """As where insightface is not what was expected."""
-    done = reported("heads", "--insightface", tmp_path, "--json", tmp_path / "gpu.json")
+    done = called_tool(TOOL, "heads", "--insightface", tmp_path, "--json", tmp_path / "gpu.json")
     *rows, last = json.loads((tmp_path / "gpu.json").read_text())["heads"]
     assert done.returncode == 0 and last.keys() == {"seconds"}
     failed = [row for row in rows if "failed" in row]
@@ -58,5 +59,5 @@ def test_what_fails_says_so_and_fails_alone(tmp_path):
 
 
 def test_an_unknown_section_is_refused():
-    done = reported("header")
+    done = called_tool(TOOL, "header")
     assert done.returncode == 2 and "found section header; wanted some of machine, ceilings" in done.stderr

@@ -1,10 +1,9 @@
 """tools/benchmark_overlap.py plants images of a set in a pack, and they are found."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+from calling import called_tool
 from faces import write_pack, write_pairs
 
 
@@ -12,14 +11,12 @@ def test_planted_images_are_found(tmp_path):
     write_pack(tmp_path / "pack", 10, 3, 112)
     write_pairs(tmp_path / "lfw.bin", 20, 112)
     tool = Path(__file__).parents[1] / "tools/benchmark_overlap.py"
-    command = [sys.executable, tool, tmp_path / "pack", tmp_path / "lfw.bin", "--images", "12"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = called_tool(tool, tmp_path / "pack", tmp_path / "lfw.bin", "--images", "12")
     found = re.fullmatch(
         r"(\d+) of 12 planted images found, 0 others of the set\n30 images of the pack and 40 .*\n",
         done.stdout,
     )
-    command[2] = tmp_path / "none"
-    missing = subprocess.run(command, capture_output=True, text=True, check=False)
+    missing = called_tool(tool, tmp_path / "none", tmp_path / "lfw.bin", "--images", "12")
     assert missing.returncode == 2 and "none: no such folder; wanted train.rec" in missing.stderr
     assert found and int(found[1]) >= 10, (
         done.stdout

@@ -1,11 +1,10 @@
 """tools/benchmark_relabel.py plants what it says, and finds it where a network tells people apart."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from calling import called_tool
 from faces import write_pack
 
 from partialfc.data.embeddings import About, numbers
@@ -47,14 +46,14 @@ def test_planted_identities_are_found(tmp_path):
     stored = numbers(tmp_path / "embeddings", about, begin=True)
     stored[:] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     stored.flush()
-    command = [sys.executable, TOOLS / "benchmark_relabel.py", tmp_path / "pack", tmp_path / "embeddings"]
+    command = [TOOLS / "benchmark_relabel.py", tmp_path / "pack", tmp_path / "embeddings"]
     command += ["--identities", "3", "--size", "500"]
-    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    found = called_tool(*command).stdout.splitlines()
     assert found[:2] == [
         "3 of 3 identities that were cut are found, 0 others",
         "3 of 3 identities that were joined are found, 0 others",
     ]
     assert found[2].startswith("500 means of 16 components compared in ")
     write_pack(tmp_path / "pack", classes, images - 1)
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = called_tool(*command)
     assert done.returncode == 2 and "embeddings of another pack than" in done.stderr

@@ -1,11 +1,10 @@
 """tools/compare_finetuning.py: every case is a recipe, and what has finished is tabulated."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from calling import called_tool
 from faces import write_pack
 
 from partialfc.config import load_config
@@ -32,9 +31,9 @@ def test_cases_are_recipes_of_one_network_and_are_tabulated(tool, pack, tmp_path
         scores = {"unseen": {"accuracy": 0.9 if "fine-tuned" in case else 0.8, "auc": 0.8}}
         (folder / "summary.json").write_text(json.dumps({"verification": scores}))
     assert len(networks) == 1
-    command = [sys.executable, TOOLS / "compare_finetuning.py", tmp_path / "first", pack, tmp_path / "out"]
+    command = [TOOLS / "compare_finetuning.py", tmp_path / "first", pack, tmp_path / "out"]
     command += ["--seeds", "0", "--json", tmp_path / "rows.json"]
-    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    found = called_tool(*command).stdout.splitlines()
     assert found[2] == "| from scratch | 1 | 80.0 |  | 0.800 |  |"
     assert found[5] == "| fine-tuned | 1 | 90.0 | +10.0 | 0.800 | +0.000 |"
     assert len(json.loads((tmp_path / "rows.json").read_text())) == 7

@@ -1,11 +1,10 @@
 """tools/compare_losses.py runs its share of the cases, nothing twice, and tabulates all that have finished."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from calling import called_tool
 
 from partialfc.config import load_config
 
@@ -31,17 +30,15 @@ def test_a_share_is_run_and_all_are_tabulated(tool, tmp_path):
     finished.mkdir(parents=True)
     scores = {"val": {"accuracy": 0.75, "auc": 0.8}}
     (finished / "summary.json").write_text(json.dumps({"verification": scores}))
-    command = [sys.executable, TOOLS / "compare_losses.py", tmp_path / "none", tmp_path / "out"]
+    command = [TOOLS / "compare_losses.py", tmp_path / "none", tmp_path / "out"]
     command += ["--seeds", "0", "--only", "cosface", "--json", tmp_path / "rows.json"]
     count = sum("cosface" in case for case in tool.CASES)
-    found = subprocess.run([*command, "--share", f"0/{count}"], capture_output=True, text=True, check=True)
+    found = called_tool(*command, "--share", f"0/{count}")
     assert found.stdout.splitlines()[2:] == ["| cosface | 1 | 75.0 |  | 0.800 |  |"]
     row = {"case": "cosface", "seed": 0, "set": "val", "accuracy": 0.75, "auc": 0.8}
     assert json.loads((tmp_path / "rows.json").read_text()) == [row]
     (finished / "summary.json").unlink()  # it stands in the file
-    again = subprocess.run(
-        [*command, "--share", f"{count - 1}/{count}"], capture_output=True, text=True, check=True
-    )
+    again = called_tool(*command, "--share", f"{count - 1}/{count}")
     assert again.stdout == found.stdout
-    other = subprocess.run([*command, "--share", f"0/{count}"], capture_output=True, text=True, check=False)
+    other = called_tool(*command, "--share", f"0/{count}")
     assert other.returncode == 2 and "none: no such folder" in other.stderr

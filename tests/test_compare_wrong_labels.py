@@ -2,9 +2,9 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+
+from calling import called_tool
 
 from partialfc.data import RecordDataset
 
@@ -30,8 +30,7 @@ def test_finished_runs_are_tabulated(pack, tmp_path):
             scores = {"accuracy": accuracies[seed], "auc": 0.5}
             (folder / "summary.json").write_text(json.dumps({"verification": {"val": scores}}))
     report = tmp_path / "rows.json"
-    command = [sys.executable, TOOL, pack, tmp_path, "--seeds", "0", "1", "--json", report]
-    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = called_tool(TOOL, pack, tmp_path, "--seeds", "0", "1", "--json", report)
     _, _, first, *_, cleaned, of_0, _ = found.stdout.splitlines()
     assert first == "| as it is | 2 | 60.0 ± 14.1 |  | 0.500 |  |"
     assert "| +25.0 (+20.0 to +30.0) |" in cleaned
@@ -50,13 +49,11 @@ def test_finished_runs_are_tabulated(pack, tmp_path):
 
 
 def flip(pack: Path, out: Path) -> None:
-    tool = TOOL.with_name("flip_labels.py")
-    subprocess.run([sys.executable, tool, pack, out], check=True, capture_output=True)
+    assert called_tool(TOOL.with_name("flip_labels.py"), pack, out).returncode == 0
 
 
 def test_a_pack_that_is_not_there_is_said_in_a_line(tmp_path):
-    command = [sys.executable, TOOL, tmp_path / "none", tmp_path / "out"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = called_tool(TOOL, tmp_path / "none", tmp_path / "out")
     assert (
         found.returncode == 2
         and found.stderr == f"error: {tmp_path}/none: no such folder; wanted train.rec\n"

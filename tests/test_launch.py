@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import msgspec
 import pytest
 import torch
+from calling import called
 from faces import write_pack, write_pairs
 from running import children, command_of
 
@@ -42,9 +44,8 @@ def recipe(tmp_path: Path) -> Path:
 
 def launched(*arguments: object, path: Path | None = None) -> subprocess.CompletedProcess[str]:
     """`path`: of a sitecustomize.py, which breaks something."""
-    command = [sys.executable, "-m", "partialfc", "train", *map(str, arguments)]
-    environment = os.environ | ({"PYTHONPATH": str(path)} if path else {})
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    with mock.patch.dict(os.environ, {"PYTHONPATH": str(path)} if path else {}):
+        return called("train", *arguments)
 
 
 def test_two_ranks_train(recipe, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from calling import called
 from runs import config_of
 from scipy import stats
 
@@ -135,14 +136,11 @@ def swept(pack, tmp_path):
     path = tmp_path / "recipe.yaml"
     config = config_of(pack, tmp_path / "unused", train={"length": 2}, evaluation={"every": 0})
     path.write_text(recipe.dump(config))
-    return [sys.executable, "-m", "partialfc", "sweep", str(path), "--ranks=1", f"--out={tmp_path / 'out'}"]
+    return ["sweep", str(path), "--ranks=1", f"--out={tmp_path / 'out'}"]
 
 
 def test_each_run_is_run_once_and_what_fails_does_not_keep_the_others(swept, tmp_path):
-    def called(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*swept, *arguments], capture_output=True, text=True, timeout=120, check=False)
-
-    first = called("train.batch=23,24", "train.micro_batch=4")
+    first = called(*swept, "train.batch=23,24", "train.micro_batch=4")
     assert first.returncode == 2 and "train.batch=23: exit code 2, see" in first.stdout
     assert "23" in (tmp_path / "out/logs/train.batch=23.log").read_text()
     assert (tmp_path / "out/train.batch=24/summary.json").exists()
@@ -150,10 +148,10 @@ def test_each_run_is_run_once_and_what_fails_does_not_keep_the_others(swept, tmp
         "1 of 2 runs have not finished" in first.stdout
         and "train.batch" in (tmp_path / "out/results.md").read_text()
     )
-    again = called("train.batch=24,12", "train.micro_batch=4", "--task", "0/2")
+    again = called(*swept, "train.batch=24,12", "train.micro_batch=4", "--task", "0/2")
     assert again.returncode == 0 and "1 of 2: train.batch=24: finished before" in again.stdout
     assert "train.batch=12" not in again.stdout.partition("\n")[0]
-    other = called("train.batch=24,12", "train.micro_batch=4", "optim.lr=0.5", "--table")
+    other = called(*swept, "train.batch=24,12", "train.micro_batch=4", "optim.lr=0.5", "--table")
     assert other.returncode == 2 and "train.batch=24: made with other settings: optim.lr" in other.stderr
     assert other.stderr.endswith("wanted another --out\n")
 
@@ -161,7 +159,8 @@ def test_each_run_is_run_once_and_what_fails_does_not_keep_the_others(swept, tmp
 def test_a_signal_stops_the_run_under_way_and_those_to_come(swept, tmp_path):
     swept += ["train.length=2,4000,3000"]
     log = tmp_path / "out/logs/train.length=4000.log"
-    running = subprocess.Popen(swept, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "partialfc", *swept]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     until = time.monotonic() + 60
     while "loss" not in (log.read_text() if log.exists() else "") and time.monotonic() < until:
         time.sleep(0.1)

@@ -1,11 +1,10 @@
 """Folders of images and listings of pairs become packs that read back, whatever the machine."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from calling import called_tool
 from faces import face
 
 from partialfc.data import RecordDataset, images
@@ -149,6 +148,6 @@ def test_nonsense_is_refused(settings, message):
 def test_the_command_ends_on_a_bad_image_with_one_line(folder, tmp_path):
     (folder / "b/01.jpg").write_bytes(b"no image")
     tool = Path(__file__).parents[3] / "tools/pack_recordio.py"
-    done = subprocess.run([sys.executable, tool, folder, tmp_path / "pack"], capture_output=True, timeout=60)
+    done = called_tool(tool, folder, tmp_path / "pack")
     message = f"error: {folder}/b/01.jpg: 8 bytes that are no image OpenCV can read\n"
-    assert (done.returncode, done.stderr.decode()) == (2, message)
+    assert (done.returncode, done.stderr) == (2, message)
