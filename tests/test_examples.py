@@ -4,7 +4,6 @@ import io
 import re
 import runpy
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
@@ -19,6 +18,7 @@ import torch
 import torch.distributed as dist
 import train_ddp
 import yaml
+from calling import called_tool
 from ranks import RankPool
 from runs import config_of, curve, trained
 
@@ -143,10 +143,7 @@ def test_examples_are_short():
 
 
 def script(name: str, *arguments: object) -> str:
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / name, *map(str, arguments)],
-        capture_output=True, text=True, check=False, timeout=200,
-    )  # fmt: skip
+    done = called_tool(EXAMPLES / name, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
