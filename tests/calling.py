@@ -28,7 +28,7 @@ def called_tool(path: Path, *arguments: object) -> CompletedProcess[str]:
 
 def _tool(path: Path, arguments: list[str]) -> None:
     sys.argv = [str(path), *arguments]
-    sys.path[0] = str(path.parent)
+    sys.path.insert(0, str(path.parent))
     runpy.run_path(str(path), run_name="__main__")
 
 
