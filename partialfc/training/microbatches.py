@@ -116,7 +116,11 @@ class MicroBatches:
 
     def _seed_part(self, step: int, place: int) -> None:
         """Of the micro-batch that stands at `place` among those of the global batch."""
-        torch.manual_seed(randomness.key(self._seed, "dropout", step, place) >> 1)
+        seed = randomness.key(self._seed, "dropout", step, place) >> 1
+        # Not by torch.manual_seed, which takes a millisecond to note where it was called for each kind of device that is not there.
+        torch.default_generator.manual_seed(seed)
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed(seed)
 
 
 def _share(momentum: float, index: int, total: int) -> float:
