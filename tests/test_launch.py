@@ -93,6 +93,7 @@ def test_bad_input_on_two_ranks_is_one_line_and_exit_code_2(recipe):
     assert done.stderr == f"error: {pack}: no .rec file; wanted train.rec\n" and not done.stdout
 
 
+@pytest.mark.kills
 def test_a_killed_data_worker_ends_all_ranks_with_the_reason(recipe):
     """At most 30 seconds after; nothing hangs."""
     command = [

@@ -156,6 +156,7 @@ def test_each_run_is_run_once_and_what_fails_does_not_keep_the_others(swept, tmp
     assert other.stderr.endswith("wanted another --out\n")
 
 
+@pytest.mark.kills
 def test_a_signal_stops_the_run_under_way_and_those_to_come(swept, tmp_path):
     swept += ["train.length=2,4000,3000"]
     log = tmp_path / "out/logs/train.length=4000.log"

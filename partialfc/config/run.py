@@ -120,7 +120,7 @@ class ReportConfig(Settings, frozen=True):
     histograms: Steps = 200
     """Between looks at cosines, margins and memory, each one more pass over the active rows."""
     loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
-    """Where the run is shown."""
+    """Where the run is shown; of none, no pictures are drawn."""
 
 
 class LaunchConfig(Settings, frozen=True):

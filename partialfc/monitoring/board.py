@@ -3,7 +3,7 @@
 Groups are shown in the order of their names: `loss` and `verification` come first, then the run's workings.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +69,11 @@ class Board:
     def picture(self, step: int, name: str, pixels: Pixels) -> None:
         """Show an RGB image [H, W, 3]."""
         self._each(lambda it: it.picture(step, name, pixels))
+
+    def pictures_of(self, step: int, name: str, pictures: Iterable[tuple[str, Pixels]]) -> None:
+        """Show pictures of an evaluation set, with their names. They are drawn as they are taken: none without a logger."""
+        for kind, pixels in pictures if self._loggers else ():
+            self.picture(step, f"{_SCORES}/{kind}_of_{name}", pixels)
 
     def embeddings(
         self, step: int, vectors: NDArray[np.float32], names: list[str], faces: list[Pixels]

@@ -183,8 +183,7 @@ class Report:
         with self._spared():
             self.scores(step, found)
             for one, evaluated in found.items():
-                for name, picture in evaluated.pictures:
-                    self._board.picture(step, f"verification/{name}_of_{one}", picture)
+                self._board.pictures_of(step, one, evaluated.pictures)
         return {one: evaluated.scores for one, evaluated in found.items()}
 
     def has_scores(self, step: int) -> bool:

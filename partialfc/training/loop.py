@@ -137,7 +137,7 @@ def _end(run: Run, report: Report, saving: Saving) -> None:
         return
     if problem := saving.finish():
         raise CollectiveInputError(f"step {run.step} is not saved: {problem}")
-    if run.ranks.first:
+    if run.ranks.first and run.config.report.loggers:
         _show_identities(run, report)
     report.summary(run.step, settings_of(run.config))
 

@@ -121,9 +121,9 @@ def test_mxnet_reads_the_packs_that_we_make(tmp_path):
 
 
 def losses(folder: Path, reader: str) -> list[float]:
-    """Of a run in mxnet's environment, with data workers."""
+    """Of a run in mxnet's environment, with a data worker."""
     settings = [
-        f"data={{path: {folder}, workers: 2, reader: {reader}}}",
+        f"data={{path: {folder}, workers: 1, reader: {reader}}}",
         "device=cpu",
         f"output={folder / reader}",
     ]

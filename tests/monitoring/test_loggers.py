@@ -15,7 +15,9 @@ from wandb.proto import wandb_internal_pb2
 
 from partialfc.config import Config, load_config
 from partialfc.errors import InputError
+from partialfc.evaluation import pictures
 from partialfc.monitoring.loggers.logger import identity_of
+from partialfc.training.run import Run
 
 LOGGERS = ["tensorboard", "wandb", "mlflow"]
 
@@ -38,6 +40,20 @@ def run(ranks, pack, tmp_path_factory) -> Path:
     ranks.run(2, offline, config_in(pack, output), 5)
     ranks.run(2, offline, config_in(pack, output))
     return output
+
+
+def drawing_nothing(config: Config) -> None:
+    with (
+        mock.patch.object(pictures, "roc", side_effect=AssertionError),
+        mock.patch.object(Run, "embed_faces", side_effect=AssertionError),
+    ):
+        trained(config, None, True)
+
+
+def test_without_a_logger_no_picture_is_drawn(ranks, pack, tmp_path):
+    config = config_of(pack, tmp_path, train={"length": 2}, report={"every": 1, "loggers": []})
+    ranks.run(1, drawing_nothing, config)
+    assert verification_of(tmp_path, 2)["unseen"] and not (tmp_path / "tensorboard").exists()
 
 
 def told_wandb(run: Path) -> list[wandb_internal_pb2.Record]:
