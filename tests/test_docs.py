@@ -29,7 +29,7 @@ SETTINGS = [
     if ".." not in code
 ]
 
-# In place of the command: as it is, but a run is short, of small networks, on one rank, and a machine's own.
+# In place of the command: as it is, but a run is short, of small networks, on one rank, a machine's own, and drawn nowhere.
 SHORT = """#!/usr/bin/env bash
 set -e
 command=("$@")

@@ -57,6 +57,12 @@ def test_the_head_needs_torch_numpy_and_msgspec_alone():
     assert ran(ALONE + SNIPPET) == "True\n"
 
 
+def test_packing_and_what_a_rank_spawns_to_draw_faces_do_without_torch():
+    """Importing it takes longer than most of what they do."""
+    script = "import sys, partialfc.train, partialfc.doctor.__main__, partialfc.data.synthetic, partialfc.data.packs.pack_sources"
+    assert ran(f"{script}; print('torch' in sys.modules)") == "False\n"
+
+
 def test_a_command_without_its_libraries_says_which_extra_has_them():
     done = subprocess.run(
         [sys.executable, "-c", ALONE + "import runpy; runpy.run_module('partialfc', run_name='__main__')"],
