@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 from running import recipe_in, started
 
-from partialfc.runtime.process.watchdog import Entry, late_ranks
-
 pytestmark = pytest.mark.kills
 
 
@@ -61,21 +59,3 @@ def test_a_rank_that_stands_still_is_named_and_ends_all(recipe):
         r"error: rank 1 on \S+ has not moved since step \d+, in .*; its process does not run\n", err
     )
     assert not any(Path(f"/proc/{pid}").exists() for pid in running.ranks)
-
-
-@pytest.mark.parametrize(
-    ("before", "now", "late"),
-    [
-        # the third process was stopped: it writes no more
-        ([(1, 5, "head"), (1, 5, "data, communication"), (1, 5, "head, communication")],
-         [(4, 5, "head, communication"), (4, 5, "data, communication"), (1, 5, "head, communication")], {2}),
-        # the second reads its images, for which the others wait
-        ([(1, 5, "data, communication"), (1, 4, "data"), (1, 5, "data, communication")],
-         [(4, 5, "data, communication"), (4, 4, "data"), (4, 5, "data, communication")], {1}),
-        # all wait for each other in the same step
-        ([(1, 5, "head, communication")] * 2, [(4, 5, "head, communication")] * 2, {0, 1}),
-    ],
-)  # fmt: skip
-def test_who_is_late(before, now, late):
-    entries = [{rank: Entry(*it, "n1") for rank, it in enumerate(written)} for written in (before, now)]
-    assert late_ranks(*entries).keys() == late

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NoReturn
 
 from partialfc.runtime import comm, usage
 from partialfc.runtime.comm import Ranks, Store
@@ -49,6 +48,7 @@ class Watchdog:
         self._host, self._count, self._step = socket.gethostname(), 0, 0
         self._since: float | None = None  # None: nobody waits for a step, as before the first
         self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def moved(self, step: int) -> None:
         """A step begins."""
@@ -64,11 +64,18 @@ class Watchdog:
     def start(self) -> None:
         """Begin to watch, in a thread."""
         if self._store is not None:
-            threading.Thread(target=self._watch, args=(self._store,), name="watchdog", daemon=True).start()
+            self._thread = threading.Thread(
+                target=self._watch, args=(self._store,), name="watchdog", daemon=True
+            )
+            self._thread.start()
 
     def stop(self) -> None:
-        """The steps are over."""
+        """The steps are over. The thread has ended when this returns: Python's own end aborts a process, exit code 134, in
+        which a thread is within the store.
+        """
         self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
 
     def _watch(self, store: Store) -> None:
         try:
@@ -89,11 +96,12 @@ class Watchdog:
         ranks = [rank for rank in range(self._size) if store.check([str(rank)])]
         return {rank: Entry(*json.loads(store.get(str(rank)))) for rank in ranks}
 
-    def _end(self, store: Store) -> NoReturn:
-        """Look twice, so that a process that does not run is known by its entries."""
+    def _end(self, store: Store) -> None:
+        """Look twice, so that a process that does not run is known by its entries; the steps may be over meanwhile."""
         before = self._read(store)
         for _ in range(3):
-            time.sleep(self._often)
+            if self._ended.wait(self._often):
+                return
             self._write(store)
         now = self._read(store)
         late = late_ranks(before, now)
