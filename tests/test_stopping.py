@@ -42,13 +42,18 @@ def last_logged(recipe: Path) -> int:
         ("SIGUSR1", 0, 2),
         ("SIGINT", 0, 1),
         ("SIGHUP", 1, 2),
+        ("SIGTERM", "every process", 2),  # as a scheduler may send it, data workers included
     ],
 )
 def test_a_signal_saves_the_run_and_ends_it_in_one_line(recipe, name, target, ranks):
     """Wherever it arrives; the step under way is finished, and nothing of it lost."""
     with started(recipe, "--ranks", ranks) as running:
-        pid = running.process.pid if target == "launcher" else running.ranks[target]
-        os.kill(pid, getattr(signal, name))
+        if target == "every process":
+            for pid in running.ranks:
+                os.killpg(pid, getattr(signal, name))
+        else:
+            pid = running.process.pid if target == "launcher" else running.ranks[target]
+            os.kill(pid, getattr(signal, name))
         code, out, err = running.ended()
     told = re.fullmatch(rf"stopped by {name} at step (\d+) of 100000: saved", out[-1])
     assert code == 75 and not err and told, (code, out, err)
