@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from partialfc.config.types import Chance, Count, Natural, Pixels, Seed, Settings
+from partialfc.config.types import Chance, Count, Fraction, Natural, Pixels, Seed, Settings
 
 
 class SyntheticData(Settings, frozen=True):
@@ -49,10 +49,12 @@ class DataConfig(Settings, frozen=True):
 
 
 class AugmentConfig(Settings, frozen=True):
-    """Probabilities that an image is changed so, drawn anew in every epoch; in this order."""
+    """Probabilities that an image is changed so, drawn anew in every epoch, in this order; and how far."""
 
     crop: Chance = 0.0
-    """A part is cut out, 20 to 100 % of the area, 3:4 to 4:3, and enlarged."""
+    """A part is cut out, `crop_area` to all of the area, 3:4 to 4:3, and enlarged."""
+    crop_area: Fraction = 0.2
+    """Least share of the area that `crop` leaves: 0.2 is AdaFace's, 0.7 moves, stretches and enlarges a face a little."""
     low_resolution: Chance = 0.0
     """The image is shrunk to 20 to 100 % of its sides, and enlarged again."""
     blur: Chance = 0.0

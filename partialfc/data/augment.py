@@ -29,18 +29,19 @@ def flipped(samples: NDArray[np.int64], config: AugmentConfig, *, seed: int, epo
 
 def augmentation_draws(samples: NDArray[np.int64], *, seed: int, epoch: int) -> NDArray[np.float64]:
     """What decides how `samples` [b] are changed in an epoch, uniform in [0, 1), for `changed`: a row for each."""
-    count = sum(1 + strengths for _, _, strengths in _CHANGES)
+    count = sum(1 + strengths for _, _, _, strengths in _CHANGES)
     index = samples[:, None] * count + np.arange(count)
     return randomness.uniform(randomness.key(seed, "augment", epoch), index)
 
 
 def augment(pixels: Pixels, draws: NDArray[np.float64], config: AugmentConfig) -> Pixels:
-    """An image of the same shape, with the changes that its row of `changes` brings about."""
+    """An image of the same shape, with the changes that its row of `augmentation_draws` brings about."""
     numbers = iter(draws.tolist())
-    for name, change, strengths in _CHANGES:
+    for name, change, limits, strengths in _CHANGES:
         chance, *rest = islice(numbers, 1 + strengths)
         if chance < getattr(config, name):
-            pixels = np.asarray(change(pixels, *rest), np.uint8)
+            given = (getattr(config, limit) for limit in limits)
+            pixels = np.asarray(change(pixels, *given, *rest), np.uint8)
     return pixels
 
 
@@ -49,12 +50,12 @@ def network_input(images: Tensor) -> Tensor:
     return (images.permute(0, 3, 1, 2).float() - 127.5) / 127.5
 
 
-def _cropped(pixels: MatLike, area: float, aspect: float, down: float, right: float) -> MatLike:
+def _cropped(pixels: MatLike, least: float, area: float, aspect: float, down: float, right: float) -> MatLike:
     height, width = pixels.shape[:2]
-    cut_area = (0.2 + 0.8 * area) * height * width
+    cut_area = (least + (1 - least) * area) * height * width
     ratio = math.exp((2 * aspect - 1) * math.log(4 / 3))  # 3:4 to 4:3
-    cut_height = min(height, round(math.sqrt(cut_area / ratio)))
-    cut_width = min(width, round(math.sqrt(cut_area * ratio)))
+    cut_height = max(1, min(height, round(math.sqrt(cut_area / ratio))))
+    cut_width = max(1, min(width, round(math.sqrt(cut_area * ratio))))
     top, left = int(down * (height - cut_height + 1)), int(right * (width - cut_width + 1))
     return cv2.resize(pixels[top : top + cut_height, left : left + cut_width], (width, height))
 
@@ -86,11 +87,11 @@ def _greyed(pixels: MatLike) -> MatLike:
     return cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
-# The key of `augment` that gives its probability, what it does, and of how many draws.
+# The key of `augment` that gives its probability, what it does, by which other keys, and by how many draws.
 _CHANGES = (
-    ("crop", _cropped, 4),
-    ("low_resolution", _shrunk, 3),
-    ("blur", _blurred, 1),
-    ("photometric", _lit, 3),
-    ("grey", _greyed, 0),
+    ("crop", _cropped, ("crop_area",), 4),
+    ("low_resolution", _shrunk, (), 3),
+    ("blur", _blurred, (), 1),
+    ("photometric", _lit, (), 3),
+    ("grey", _greyed, (), 0),
 )

@@ -46,17 +46,23 @@ def test_what_each_change_does():
     assert max(flat) < 0.9 * detail(FACE)
     shrunk = [detail(it) for it in versions(AugmentConfig(low_resolution=1.0), 50)]
     assert min(shrunk) < 0.3 * detail(FACE) < max(shrunk)
+    smallest = np.zeros_like(augmentation_draws(np.arange(1), seed=5, epoch=0)[0])
+    pixel = augment(FACE, smallest, AugmentConfig(crop=1.0, crop_area=1e-9))
+    assert pixel.shape == FACE.shape and (pixel == FACE[0, 0]).all()
     grey = versions(AugmentConfig(grey=1.0), 1)[0]
     assert np.array_equal(grey[..., 0], grey[..., 1]) and np.array_equal(grey[..., 0], grey[..., 2])
     means = [it.mean() / FACE.mean() for it in versions(AugmentConfig(photometric=1.0), 200)]
     assert 0.45 < min(means) < 0.7 and 1.3 < max(means) < 1.6
 
 
-def test_a_crop_is_a_part_of_the_image_enlarged():
+@pytest.mark.parametrize("least", [0.2, 0.7])
+def test_a_crop_is_a_part_of_the_image_enlarged(least):
     rows, columns = np.mgrid[:112, :112].astype(np.uint8)
     grid = np.stack([rows, columns, rows], -1)  # each pixel says where it comes from
+    shares = []
     for draws in augmentation_draws(np.arange(200), seed=5, epoch=0):
-        made = augment(grid, draws, AugmentConfig(crop=1.0)).astype(int)
+        made = augment(grid, draws, AugmentConfig(crop=1.0, crop_area=least)).astype(int)
         spans = [made[..., axis].max() - made[..., axis].min() + 1 for axis in (0, 1)]
-        assert 0.18 < spans[0] * spans[1] / 112**2 <= 1.0
+        shares.append(spans[0] * spans[1] / 112**2)
         assert (np.diff(made[..., 0], axis=0) >= 0).all() and (np.diff(made[..., 1], axis=1) >= 0).all()
+    assert least - 0.02 < min(shares) < least + 0.05 and 0.95 < max(shares) <= 1.0
