@@ -73,7 +73,7 @@ def refusals() -> Iterator[str]:
     for section, variant, key in KEYS:
         place = ".".join(filter(None, (section.name, key.name)))
         named = [f"{section.name}.name={variant}"] if variant else []
-        for value in ("'no such value'", "-1", "[a]", "{a: 1}"):
+        for value in ("'no such value'", "-1"):
             try:
                 load_config("quickstart", [*named, f"{place}={value}"])
             except InputError as error:
