@@ -62,6 +62,7 @@ def test_every_recipe_builds_its_backbone(path):
     on_a_laptop = path.stem in (
         "quickstart",
         "faces_small",
+        "faces_small_student",
         "faces_tiny",
         "finetune",
     )  # two micro-batches a step
