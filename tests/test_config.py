@@ -178,6 +178,7 @@ def test_what_is_dumped_loads_as_the_same(minimal, tmp_path):
         ("checkpoint.keep_best=lfw", "checkpoint.keep_best: 'lfw', wanted SET/score, such as lfw/accuracy"),
         ("checkpoint.changes=maybe", "checkpoint.changes: 'maybe', wanted one of allow, refuse"),
         ("launch.timeout=5", "launch.timeout: 5, wanted a time above 0, such as 15 minutes"),
+        ("augment.crop_area=0", "augment.crop_area: expected float > 0.0; found 0"),
         ("launch.timeout=0.0 seconds", "launch.timeout: '0.0 seconds', wanted a time above 0"),
         ("launch.restarts=-1", "launch.restarts: expected int >= 0; found -1"),
         ("launch.requeues=many", "launch.requeues: expected int, got str; found 'many'"),
