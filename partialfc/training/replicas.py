@@ -120,9 +120,7 @@ def _buckets(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
 
 
 class RunningStatistics:
-    """The floating-point buffers of a module (BatchNorm's running statistics) as views into one flat
-    tensor.
-    """
+    """The floating-point buffers of a module (BatchNorm's running statistics) as parts of one flat tensor."""
 
     def __init__(self, module: nn.Module) -> None:
         buffers = [
@@ -134,7 +132,8 @@ class RunningStatistics:
         self._flat = torch.cat([buffer.flatten() for *_, buffer in buffers] or [torch.empty(0)])
         offset = 0
         for owner, name, buffer in buffers:
-            setattr(owner, name, self._flat[offset : offset + buffer.numel()].view_as(buffer))
+            # Views would share one version, and a compiled block, which keeps its buffers for the backward, refuse the next block's change.
+            setattr(owner, name, self._flat[offset : offset + buffer.numel()].view_as(buffer).data)
             offset += buffer.numel()
 
     def kept(self) -> Tensor:
