@@ -54,6 +54,9 @@ def build_backbone(settings: config.AnyBackbone) -> Backbone:
     if not settings.channels_last:
         backbone.register_forward_pre_hook(_contiguous)
     if settings.compile:
+        # IResNet's blocks are one function to the compiler, in a variant for each shape, mode and micro-batch's momentum.
+        # After its limit of 8 it would compute the others, which are those of training, as if there were no compiler.
+        torch._dynamo.config.recompile_limit = 64
         backbone.compile()
     return backbone
 
