@@ -24,8 +24,8 @@ from partialfc.sweep.running import share_of
 
 _EPOCHS = 6  # of faces_tiny, and of finetune
 _TINY = [  # what finetune else has from faces_small, as faces_tiny has it
-    "backbone.width=12", "backbone.embedding=128", "backbone.dropout=0.2", "augment={}", "optim.ema=0",
-    "margin={name: elastic_cosface, scale: 32, margin: 0.25, sigma: 0.025, order: paper}", "evaluation.every=0",
+    "backbone.input_size=48", "backbone.width=12", "backbone.embedding=128", "backbone.dropout=0.2", "augment={}",
+    "margin={name: elastic_cosface, scale: 32, margin: 0.25, sigma: 0.025, order: paper}", "optim.ema=0", "evaluation.every=0",
 ]  # fmt: skip
 _SCRATCH, _LONG, _BEFORE = "from scratch", "from scratch, as many images as both", "on FIRST alone"
 _TUNED = {
