@@ -55,7 +55,7 @@ def build_backbone(settings: config.AnyBackbone) -> Backbone:
         backbone.register_forward_pre_hook(_contiguous)
     if settings.compile:
         # IResNet's blocks are one function to the compiler, in a variant for each shape, mode and micro-batch's momentum.
-        # After its limit of 8 it would compute the others, which are those of training, as if there were no compiler.
+        # After its limit of 8 the others run uncompiled: those of training, where an evaluation came first.
         torch._dynamo.config.recompile_limit = 64
         backbone.compile()
     return backbone

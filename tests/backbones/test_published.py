@@ -2,14 +2,9 @@
 published structure; and how a network is computed changes nothing but rounding.
 """
 
-from functools import partialmethod
-from unittest import mock
-
 import msgspec
 import pytest
 import torch
-from torch import nn
-from torch._dynamo.utils import counters
 
 from partialfc.backbones import build_backbone
 from partialfc.config import (
@@ -143,18 +138,6 @@ def test_how_it_is_computed_changes_nothing(settings, how):
     changed = msgspec.structs.replace(settings, **how)
     for found, expected in zip(gradients(changed), gradients(settings), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.filterwarnings("ignore")  # of torch's own, while it compiles
-def test_all_blocks_are_compiled_for_evaluation_and_training():
-    compiled_by = partialmethod(nn.Module.compile, backend="eager")  # torch's, which needs no C++ compiler
-    with mock.patch.object(nn.Module, "compile", compiled_by):
-        backbone = build_backbone(IResNetTiny(width=4, depths=(2, 2, 2), input_size=16, compile=True))
-    frames = counters["frames"]
-    for training in (False, True):
-        frames.clear()
-        backbone.train(training)(torch.randn(2, 3, 16, 16))
-        assert frames["ok"] == frames["total"] >= 6
 
 
 @pytest.mark.parametrize("settings", SMALL[1:], ids=lambda it: type(it).__name__)
