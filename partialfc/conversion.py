@@ -18,17 +18,31 @@ VARIANT = "name"  # the key that says which variant of a section is meant
 
 def converted(tree: Any, kind: Any, place: str) -> Any:
     """What was parsed as the struct `kind`, or one of a union; an InputError says in one line what is wrong at `place`."""
-    for leaf, value in _leaves(tree):
+    for leaf, value in _checked_leaves(tree, place):
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{place}: {leaf}: {value} is not a finite number")
-        if isinstance(value, str) and "\0" in value:  # which no path may have
-            raise InputError(f"{place}: {leaf}: {shown(value)}, wanted text without zero bytes")
+        if isinstance(value, str) and not _encodable(value):
+            raise InputError(
+                f"{place}: {leaf}: {shown(value)}; expected text without zero bytes or surrogates"
+            )
     try:
         return msgspec.convert(tree, kind)
     except msgspec.ValidationError as error:
         if type(error.__cause__) is InputError:  # a struct's own check, which names its keys
             raise InputError(f"{place}: {error.__cause__}") from error
         raise InputError(f"{place}: {_explained(str(error), tree, kind)}") from error
+
+
+def _encodable(text: str) -> bool:
+    """Return True if text may be part of a path: no zero bytes, no lone surrogates."""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _checked_leaves(tree: Any, place: str) -> list[tuple[str, Any]]:
+    try:
+        return list(_leaves(tree))
+    except RecursionError:
+        raise InputError(f"{place}: nested too deeply") from None
 
 
 def _leaves(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:

@@ -48,7 +48,7 @@ def _tree(path: Path, kind: type[msgspec.Struct], above: tuple[Path, ...] = ()) 
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{place}: {error.strerror if isinstance(error, OSError) else error}") from error
-    tree = _parse(text, place) or {}
+    tree = parse(text, place) or {}
     if not isinstance(tree, dict):
         raise InputError(f"{place}: {shown(tree)}, wanted sections with keys")
     base = tree.pop(BASE, None)
@@ -105,7 +105,8 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _parse(text: str, place: str) -> Any:
+def parse(text: str, place: str) -> Any:
+    """Parse YAML. InputError at `place` if it is none."""
     try:
         return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
@@ -119,7 +120,7 @@ def _assignment(override: str) -> tuple[list[str], Any]:
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise InputError(f"override {override!r}: wanted section.key=value")
-    return path.split("."), _parse(text, f"override {override!r}")
+    return path.split("."), parse(text, f"override {override!r}")
 
 
 def _assign(tree: dict[str, Any], keys: list[str], value: Any) -> None:

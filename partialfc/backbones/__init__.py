@@ -62,8 +62,14 @@ def build_backbone(settings: config.AnyBackbone) -> Backbone:
 
 
 def for_inference(settings: config.AnyBackbone) -> config.AnyBackbone:
-    """Those of the same network where it is only used: nothing that training computes otherwise."""
-    return msgspec.structs.replace(settings, checkpointing=False, compile=False)
+    """Return the settings of the same network without what only training needs.
+
+    timm downloads nothing: weights are loaded afterwards.
+    """
+    settings = msgspec.structs.replace(settings, checkpointing=False, compile=False, cuda_graphs=False)
+    if isinstance(settings, config.Timm):
+        return msgspec.structs.replace(settings, pretrained=False)
+    return settings
 
 
 def move_to_device(network: nn.Module, device: torch.device, *, channels_last: bool) -> None:

@@ -1,6 +1,8 @@
 """Networks of others: a class of one's own, and those of timm."""
 
 import importlib
+import sys
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -17,15 +19,21 @@ class External(nn.Module):
 
 
 def python_network(target: str, arguments: dict[str, Any]) -> nn.Module:
-    """An instance of the class that `target`, module:Class, names, made with `arguments`. InputError where there is none, or
-    it is no nn.Module: nothing else is called, whatever a recipe or a checkpoint names.
+    """Import the class `target`, `module:Class`, and construct it with `arguments`.
+
+    Modules are found in the environment, then in the current folder. Callers check that the target comes from a
+    recipe or a command line, not from a file.
+
+    Raises:
+        InputError: The class does not exist, is not an `nn.Module`, or does not accept the arguments.
     """
     module_name, _, name = target.partition(":")
+    _add_current_folder()
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise InputError(
-            f"backbone.target: {target}: {error}; wanted module:Class that can be imported"
+            f"backbone.target: {target}: {error}; expected a module of the environment or of {Path.cwd()}"
         ) from None
     found = getattr(module, name, None)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
@@ -34,6 +42,14 @@ def python_network(target: str, arguments: dict[str, Any]) -> nn.Module:
         return found(**arguments)
     except TypeError as error:
         raise InputError(f"backbone.arguments: {error}") from error
+
+
+def _add_current_folder() -> None:
+    """Append the current folder to `sys.path`, so that every command and every rank finds the same modules."""
+    folder = str(Path.cwd())
+    if folder not in sys.path and "" not in sys.path:
+        sys.path.append(folder)
+        importlib.invalidate_caches()
 
 
 def timm_network(model: str, input_size: int, embedding: int, dropout: float, pretrained: bool) -> nn.Module:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from partialfc.commands.options import BackboneName, Device, Model, Pack, loaded
+from partialfc.commands.options import BackboneName, BackboneTarget, Device, Model, Pack, TrustCode, loaded
 from partialfc.commands.tables import print_scores
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ def clean(
     degrees: Annotated[
         float, typer.Option(min=0, max=180, help="How far an image may be from its class.")
     ] = 75.0,
+    backbone_target: BackboneTarget = None,
+    trust_code: TrustCode = False,
     device: Device = "auto",
 ) -> None:
     """Write a pack without the images that a run finds far from their class: wrong labels, mostly. The same call goes on
@@ -35,7 +37,8 @@ def clean(
     """
     from partialfc.inference import cleaning
 
-    kept, dropped = cleaning.clean(loaded(run, None, device), run, pack, out, degrees=degrees, progress=True)
+    recognizer = loaded(run, None, backbone_target, trust_code, device)
+    kept, dropped = cleaning.clean(recognizer, run, pack, out, degrees=degrees, progress=True)
     print(f"{out}: {kept} images; {dropped} are farther than {degrees:g} degrees: {out / cleaning.LISTING}")
 
 
@@ -54,6 +57,8 @@ def relabel(
         ),
     ] = 0.2,
     backbone: BackboneName = None,
+    backbone_target: BackboneTarget = None,
+    trust_code: TrustCode = False,
     device: Device = "auto",
 ) -> None:
     """Write a pack in which identities that a network finds to be one person are one, and such as it finds to be two are two. The
@@ -69,7 +74,7 @@ def relabel(
     """
     from partialfc.inference import relabelling
 
-    recognizer = loaded(model, backbone, device)
+    recognizer = loaded(model, backbone, backbone_target, trust_code, device)
     done = relabelling.relabel(recognizer, model, pack, out, merge=merge, split=split, progress=True)
     print(
         f"{out}: {done.images} images of {done.identities} identities; {done.merged} are in others now, "
@@ -89,6 +94,8 @@ def overlap(
         float, typer.Option(min=-1, max=1, help="How alike an image and its person's class are to the model.")
     ] = 0.6,
     backbone: BackboneName = None,
+    backbone_target: BackboneTarget = None,
+    trust_code: TrustCode = False,
     device: Device = "auto",
 ) -> None:
     """Find what of evaluation sets stands in a training pack: images, be they encoded anew, resized or mirrored, and with a
@@ -105,7 +112,9 @@ def overlap(
     from partialfc.inference.overlap import Judge, find_overlaps
 
     compared = _comparable(sets)
-    judge = Judge(loaded(model, backbone, device), model, cosine) if model else None
+    judge = (
+        Judge(loaded(model, backbone, backbone_target, trust_code, device), model, cosine) if model else None
+    )
     scores: dict[str, Scores] = {}
     for name, found in find_overlaps(pack, compared, out, judge, progress=True).items():
         total = next(len(it) for it in compared if it.name == name)

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from partialfc.commands.options import BackboneName, Batch, Device, Model, Precision, loaded
+from partialfc.commands.options import (
+    BackboneName,
+    BackboneTarget,
+    Batch,
+    Device,
+    Model,
+    Precision,
+    TrustCode,
+    loaded,
+)
 from partialfc.commands.tables import print_scores
 
 if TYPE_CHECKING:
@@ -35,6 +44,8 @@ def evaluate(
         Path | None, typer.Option(metavar="FILE", help="Write the scores there, and what they are of.")
     ] = None,
     backbone: BackboneName = None,
+    backbone_target: BackboneTarget = None,
+    trust_code: TrustCode = False,
     device: Device = "auto",
     precision: Precision = None,
     batch: Batch = None,
@@ -54,7 +65,7 @@ def evaluate(
 
     if json:
         check_place(json)  # before hours of work
-    load = partial(loaded, model, backbone, device, precision, batch)
+    load = partial(loaded, model, backbone, backbone_target, trust_code, device, precision, batch)
     found = _evaluated(model, load, device, [*(sets or []), *(ijb or [])], by_grid=rule is not None)
     if found is None:  # another rank than the first
         return
@@ -125,6 +136,8 @@ def embed(
         ),
     ],
     backbone: BackboneName = None,
+    backbone_target: BackboneTarget = None,
+    trust_code: TrustCode = False,
     device: Device = "auto",
     precision: Precision = None,
     batch: Batch = None,
@@ -144,13 +157,21 @@ def embed(
     from partialfc.inference.pack import embed_pack
 
     write = embed_pack if is_pack(folder) else embed_folder
-    count = write(loaded(model, backbone, device, precision, batch), model, folder, out, progress=True)
+    count = write(
+        loaded(model, backbone, backbone_target, trust_code, device, precision, batch),
+        model,
+        folder,
+        out,
+        progress=True,
+    )
     print(f"{out}: {count} images")
 
 
 def export(
     run: Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint of it.")],
     out: Annotated[Path, typer.Argument(help="The folder to write to.")],
+    backbone_target: BackboneTarget = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Export a run to a folder: model.onnx (any batch), model.safetensors, config.json, and a model card.
 
@@ -160,7 +181,8 @@ def export(
     """
     from partialfc.inference.export import export
 
-    print(f"{out}: ONNX and torch agree to a cosine of {export(run, out):.7f} at least")
+    cosine = export(run, out, backbone_target=backbone_target, trust_code=trust_code)
+    print(f"{out}: ONNX and torch agree to a cosine of {cosine:.7f} at least")
 
 
 def compare(
@@ -168,6 +190,8 @@ def compare(
     first: Path,
     second: Path,
     backbone: BackboneName = None,
+    backbone_target: BackboneTarget = None,
+    trust_code: TrustCode = False,
     device: Device = "auto",
 ) -> None:
     """Say how alike two aligned faces are, the cosine of their embeddings; and whether they show one person.
@@ -182,7 +206,9 @@ def compare(
 
     from partialfc.inference.scores import scores_of
 
-    similarity = float(np.dot(*loaded(model, backbone, device).embed([first, second])))
+    similarity = float(
+        np.dot(*loaded(model, backbone, backbone_target, trust_code, device).embed([first, second]))
+    )
     print(f"{similarity:.4f}")
     for name, values in scores_of(model).items():
         if "threshold" in values:

@@ -34,6 +34,15 @@ Model = Annotated[
 BackboneName = Annotated[
     str | None, typer.Option("--backbone", help="Of weights that do not say, such as iresnet100.")
 ]
+BackboneTarget = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODULE:CLASS", help="Class of a Python network; a class that MODEL names is not imported."
+    ),
+]
+TrustCode = Annotated[
+    bool, typer.Option("--trust-code", help="Import the class that MODEL names. Only for files of your own.")
+]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="What computes.")]
 Precision = Annotated[
     optimizers.Precision | None,
@@ -47,11 +56,21 @@ Batch = Annotated[
 def loaded(
     model: Path,
     backbone: str | None,
+    target: str | None,
+    trust_code: bool,
     device: str,
     precision: optimizers.Precision | None = None,
     batch: int | None = None,
 ) -> "Recognizer":
-    """The network that is meant. InputError or OSError where it cannot be loaded."""
+    """Load the network of a command's options. InputError or OSError if that fails."""
     from partialfc.inference.recognizer import load
 
-    return load(model, backbone=backbone, device=device, precision=precision, batch=batch)
+    return load(
+        model,
+        backbone=backbone,
+        backbone_target=target,
+        trust_code=trust_code,
+        device=device,
+        precision=precision,
+        batch=batch,
+    )

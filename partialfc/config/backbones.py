@@ -4,14 +4,24 @@ from typing import Annotated
 
 from msgspec import Meta, field
 
-from partialfc.config.types import Count, Pixels, Probability, Settings
+from partialfc.config.types import Pixels, Probability, Settings
 from partialfc.errors import InputError
+
+_Depth = Annotated[int, Meta(ge=1, le=1000)]
+_Embedding = Annotated[int, Meta(ge=1, le=65536)]
+_Target = Annotated[
+    str,
+    Meta(
+        pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*$",
+        description="module:Class, such as my_networks:Net",
+    ),
+]
 
 
 class Backbone(Settings, frozen=True):
     input_size: Annotated[Pixels, Meta(ge=16, le=512)] = 112
     """Height and width of what goes in; images of another size are resized."""
-    embedding: Count = 512
+    embedding: _Embedding = 512
     """Components of the embedding."""
     dropout: Probability = 0.0
     """Share that is dropped before the embedding."""
@@ -35,12 +45,12 @@ class Backbone(Settings, frozen=True):
 class IResNetTiny(Backbone, frozen=True, tag="iresnet_tiny", tag_field="name"):
     """For CPUs: the iresnet block, `width` channels in the first stage and twice as many in each later one."""
 
-    width: Annotated[int, Meta(ge=4)] = 16
+    width: Annotated[int, Meta(ge=4, le=4096)] = 16
     """Channels of the first stage."""
-    depths: Annotated[tuple[Count, ...], Meta(min_length=2, max_length=5)] = (1, 1, 1, 1)
+    depths: Annotated[tuple[_Depth, ...], Meta(min_length=2, max_length=5)] = (1, 1, 1, 1)
     """Blocks of each stage."""
     input_size: Annotated[Pixels, Meta(ge=16, le=512)] = 48
-    embedding: Count = 128
+    embedding: _Embedding = 128
 
 
 class IResNet(Backbone, frozen=True):
@@ -111,8 +121,8 @@ class Python(Backbone, frozen=True, kw_only=True, tag="python", tag_field="name"
     affair.
     """
 
-    target: str
-    """module:Class, a torch.nn.Module that can be imported where the run starts."""
+    target: _Target
+    """module:Class, a torch.nn.Module that can be imported from the current folder or the environment."""
     arguments: dict[str, bool | int | float | str | list[int]] = field(default_factory=dict)
     """What it is made with, by name."""
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from partialfc.errors import InputError
 from partialfc.runtime.errors import one_line
-from partialfc.runtime.files import atomic_write
+from partialfc.runtime.files import atomic_write, decode_json
 
 STORED = np.float16  # of unit vectors: right within 2 ** -11 of a component
 
@@ -30,11 +30,9 @@ class About(msgspec.Struct, frozen=True):
         """None where the folder has none yet; InputError where it is another file of that name."""
         path = folder / _ABOUT
         try:
-            return msgspec.json.decode(path.read_bytes(), type=cls)
+            return decode_json(path.read_bytes(), cls, f"{path}: not by partialfc embed")
         except FileNotFoundError:
             return None
-        except msgspec.MsgspecError as error:
-            raise InputError(f"{path}: not by partialfc embed: {error}") from None
 
     def write(self, folder: Path) -> None:
         """Into a folder that is there."""

@@ -26,14 +26,14 @@ LEAST_COSINE = 0.9999  # of embeddings of a face by onnxruntime and by torch
 _CHECKED = 64  # faces
 
 
-def export(run: Path, out: Path) -> float:
+def export(run: Path, out: Path, *, backbone_target: str | None = None, trust_code: bool = False) -> float:
     """Write model.onnx, model.safetensors, config.json and README.md, a model card, to the folder `out`, which is one that
     the Hugging Face Hub takes. run: a run's folder or a checkpoint of it.
 
     Returns the least cosine of the two networks' embeddings of real faces. InputError where the run or faces to check
     with are missing, RuntimeError where the networks differ by more than LEAST_COSINE allows.
     """
-    recognizer = load(run, device="cpu")
+    recognizer = load(run, backbone_target=backbone_target, trust_code=trust_code, device="cpu")
     if recognizer.provenance is None:
         raise InputError(f"{run}: weights alone; wanted a run, or a checkpoint of one")
     config = recognizer.provenance.config

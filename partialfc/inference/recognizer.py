@@ -1,19 +1,20 @@
 """A trained network and what is known of it: from a run, a checkpoint, or weights; and embeddings of faces by it."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import safetensors
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from partialfc.backbones import Backbone, build_backbone, for_inference, move_to_device
-from partialfc.config import AnyBackbone, Config
+from partialfc.config import AnyBackbone, Config, Python
 from partialfc.config.optimizers import Precision
 from partialfc.config.provenance import Provenance, provenance_of
 from partialfc.conversion import converted
@@ -22,9 +23,10 @@ from partialfc.data.images import Pixels
 from partialfc.errors import InputError
 from partialfc.evaluation.verify import embed_faces
 from partialfc.inference.onnx import OnnxNetwork
-from partialfc.inference.weights import load_weights, newest, read_weights
+from partialfc.inference.weights import check_weights, load_weights, newest, read_weights
 from partialfc.runtime import checkpoint
-from partialfc.runtime.files import file_fingerprint
+from partialfc.runtime.errors import one_line
+from partialfc.runtime.files import decode_json, file_fingerprint
 from partialfc.runtime.precision import autocast, uses_cuda
 
 EXPORTED = "model.safetensors"  # the weights in a folder that export wrote
@@ -92,16 +94,29 @@ def load(
     path: Path | str,
     *,
     backbone: str | None = None,
+    backbone_target: str | None = None,
+    trust_code: bool = False,
     device: str = "auto",
     precision: Precision | None = None,
     batch: int | None = None,
 ) -> Recognizer:
-    """A trained network, to embed faces with.
+    """Load a trained network to embed faces with.
 
-    path: a run's folder, a checkpoint of a run, what `partialfc export` wrote, .pth, .pt, .safetensors or .onnx. backbone:
-    the name of the network, with its usual settings, of weights that do not say. device: auto, cpu or cuda. precision:
-    fp32, bf16 or fp16; None: that of the run, else fp32. batch: images that go through at once; None: as in the run's
-    evaluation, else 64. InputError where something is missing or does not fit.
+    A file may name a built-in network and its sizes, which are compared with its tensors before a network is allocated.
+    Code that a file names is not imported unless the caller allows it.
+
+    Args:
+        path: A run's folder, a checkpoint, a folder written by `partialfc export`, `.pth`, `.pt`, `.safetensors` or
+            `.onnx`.
+        backbone: Name of the network, with its default settings, for weights that do not describe it.
+        backbone_target: `module:Class` to construct where the file describes a Python network.
+        trust_code: Import the `module:Class` that the file itself names.
+        device: `auto`, `cpu` or `cuda`.
+        precision: `fp32`, `bf16` or `fp16`; None: the run's, else `fp32`.
+        batch: Images per forward; None: as in the run's evaluation, else 64.
+
+    Raises:
+        InputError: Something is missing, does not fit, or would run code from the file.
     """
     path = Path(path)
     if (path / EXPORTED).is_file():
@@ -113,11 +128,40 @@ def load(
         return Recognizer(OnnxNetwork(path), torch.device("cpu"), images_at_once=batch)
     provenance = None if path.is_file() or backbone else _provenance(path)
     settings = provenance.config.backbone if provenance else _settings(path, backbone)
-    network = build_backbone(for_inference(settings))
-    load_weights(network, read_weights(path), path)
+    settings = for_inference(_trusted(settings, path, backbone_target, trust_code))
+    weights = read_weights(path)
+    _check_sizes(settings, weights, path)
+    network = build_backbone(settings)
+    load_weights(network, weights, path)
     network.eval()
     move_to_device(network, where, channels_last=settings.channels_last)
     return Recognizer(network, where, provenance, precision, batch)
+
+
+def _trusted(settings: AnyBackbone, path: Path, target: str | None, trust_code: bool) -> AnyBackbone:
+    """Return the settings with the caller's class in place of the one that a file names."""
+    if not isinstance(settings, Python):
+        if target is not None:
+            raise InputError(f"{path}: a built-in network; --backbone-target {target} is for Python networks")
+        return settings
+    if target is not None:
+        changed = msgspec.to_builtins(settings) | {"target": target}
+        trusted: AnyBackbone = converted(changed, AnyBackbone, "--backbone-target")
+        return trusted
+    if not trust_code:
+        raise InputError(
+            f"{path}: names code, {settings.target}, which was not imported; pass --backbone-target "
+            f"{settings.target} or --trust-code (backbone_target=, trust_code=True) to run it"
+        )
+    return settings
+
+
+def _check_sizes(settings: AnyBackbone, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Raise InputError if the described network does not fit the weights, before it is allocated."""
+    if isinstance(settings, Python):  # code that the caller trusts may do what the meta device cannot
+        return
+    with torch.device("meta"):
+        check_weights(build_backbone(settings), weights, path)
 
 
 def _provenance(path: Path) -> Provenance:
@@ -141,12 +185,12 @@ def _settings(path: Path, name: str | None) -> AnyBackbone:
 
 
 def _described(path: Path) -> dict[str, Any] | None:
-    """What export wrote of the network."""
+    """Return the description of the network in the metadata of an exported file."""
     if path.suffix != ".safetensors":
         return None
     try:
         with safetensors.safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(SETTINGS)
-        return json.loads(text) if text else None
-    except (safetensors.SafetensorError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not safetensors of ours: {error}") from None
+    except safetensors.SafetensorError as error:
+        raise InputError(f"{path}: not safetensors of ours: {one_line(error)[:100]}") from None
+    return decode_json(text, dict[str, Any], f"{path}: {SETTINGS}: not JSON") if text else None

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import msgspec
 
-from partialfc.errors import InputError
 from partialfc.evaluation.sets import Scores
 from partialfc.inference.weights import newest
 from partialfc.runtime import checkpoint
-from partialfc.runtime.files import read_metrics
+from partialfc.runtime.files import decode_json, read_metrics
 
 CONFIG = "config.json"  # in a folder that export wrote
 
@@ -32,7 +31,4 @@ class _Config(msgspec.Struct):
 
 
 def _exported(path: Path) -> dict[str, Scores]:
-    try:
-        return dict(msgspec.json.decode(path.read_bytes(), type=_Config).verification)
-    except msgspec.MsgspecError as error:
-        raise InputError(f"{path}: not what an export writes: {error}") from None
+    return dict(decode_json(path.read_bytes(), _Config, f"{path}: not what an export writes").verification)

@@ -44,6 +44,12 @@ def newest(path: Path) -> Path:
 
 def load_weights(backbone: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
     """Load `weights` into `backbone`. InputError lists every kind of misfit: missing, surplus, of another shape."""
+    check_weights(backbone, weights, source)
+    backbone.load_state_dict(weights)
+
+
+def check_weights(backbone: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
+    """Raise InputError if names or shapes differ. The backbone may be on the meta device."""
     own = backbone.state_dict()
     misfits = {
         "missing": own.keys() - weights.keys(),
@@ -57,7 +63,6 @@ def load_weights(backbone: nn.Module, weights: Mapping[str, Tensor], source: Pat
     if any(misfits.values()):
         told = (f"{len(names)} {kind}: {_some(names)}" for kind, names in misfits.items() if names)
         raise InputError(f"{source}: weights of another network; {'; '.join(told)}")
-    backbone.load_state_dict(weights)
 
 
 def _some(names: set[str]) -> str:

@@ -76,6 +76,6 @@ def _parsed(line: bytes) -> Line | None:
     """None for a line that a killed process left half written."""
     try:
         parsed: Line = msgspec.json.decode(line)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, ValueError, RecursionError):
         return None
     return parsed

@@ -9,16 +9,15 @@ from typing import Any
 
 import jinja2
 import msgspec
-import yaml
 
+from partialfc import recipe
 from partialfc.config import Config
 from partialfc.config.provenance import settings_of
 from partialfc.conversion import converted
-from partialfc.errors import InputError
 from partialfc.evaluation.metrics import rounded
 from partialfc.monitoring.figures import draw_runs
 from partialfc.monitoring.history import Line
-from partialfc.runtime.files import SUMMARY, atomic_write, read_metrics
+from partialfc.runtime.files import SUMMARY, atomic_write, decode_json, read_metrics
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 _TITLES = {"roc": "ROC", "hardest_pairs": "the pairs that are hardest to tell"}
@@ -126,18 +125,19 @@ def _settings(runs: Sequence[Path]) -> list[dict[str, Any]]:
 
 def _resolved(run: Path) -> dict[str, Any]:
     path = run / "recipe.yaml"
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not the recipe of a run: {' '.join(str(error).split())}") from None
+    tree = recipe.parse(path.read_bytes().decode(errors="replace"), f"{path}: not the recipe of a run")
     return dict(settings_of(converted(tree, Config, str(path))))
+
+
+class _Summary(msgspec.Struct):
+    environment: dict[str, str] = {}
 
 
 def _environment(run: Path) -> str:
     """What a finished run says of it; else the first line of its log."""
     summary = run / SUMMARY
     if summary.exists():
-        known = msgspec.json.decode(summary.read_bytes()).get("environment", {})
+        known = decode_json(summary.read_bytes(), _Summary, f"{summary}: not what a run writes").environment
         if known:
             return ", ".join(f"{name} {version}" for name, version in known.items())
     log = run / "log.txt"

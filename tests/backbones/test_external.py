@@ -62,7 +62,7 @@ def test_a_class_of_ones_own_is_trained_saved_and_used(ranks, pack, tmp_path, mo
     assert state["conv.weight"].shape == (8, 3, 4, 4)  # its own names
     ranks.run(2, by_their_network, str(tmp_path), config_in(tmp_path / "other"))
     assert curve(tmp_path / "run") == pytest.approx(curve(tmp_path / "other"), rel=1e-4)
-    model = partialfc.load(tmp_path / "run")
+    model = partialfc.load(tmp_path / "run", trust_code=True)
     assert type(model.network).__name__ == "Small"
     assert model.embed([next(iter(partialfc.RecordDataset(pack)))[0]]).shape == (1, 16)
 
@@ -70,11 +70,13 @@ def test_a_class_of_ones_own_is_trained_saved_and_used(ranks, pack, tmp_path, mo
 @pytest.mark.parametrize(
     ("target", "more", "message"),
     [
-        ("nowhere_at_all:Net", {}, "backbone.target: nowhere_at_all:Net: No module named .*; wanted module:Class"),
+        ("nowhere_at_all:Net", {}, "backbone.target: nowhere_at_all:Net: No module named .*; expected a module of the environment"),
         ("their_networks:Large", {}, "no class of their_networks that is a torch.nn.Module"),
         ("their_networks:function", {}, "no class of their_networks that is a torch.nn.Module"),
         ("os:system", {"arguments": {"command": "touch HERE"}}, "no class of os that is a torch.nn.Module"),
-        ("their_networks", {}, "no class of their_networks that is a torch.nn.Module"),
+        ("their_networks", {}, "expected|wanted module:Class"),
+        (":x", {}, "wanted module:Class"),
+        ("..x:y", {}, "wanted module:Class"),
         ("their_networks:Small", {"arguments": {"width": 3}}, "backbone.arguments: .*unexpected keyword argument 'width'"),
         ("their_networks:Small", {"embedding": 17}, r"gives \[2, 16\] for images \[2, 3, 32, 32\], wanted \[2, 17\]"),
         ("their_networks:Small", {"input_size": 48}, r"takes no images \[2, 3, 48, 48\]: mat1 and mat2"),

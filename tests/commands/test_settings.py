@@ -55,7 +55,7 @@ def test_bounds_units_and_defaults():
     (timeout,) = selected("launch.timeout")[0].keys
     assert (timeout.values, timeout.default) == ("a time above 0, such as 15 minutes", "10 minutes")
     (depths,) = selected("backbone.depths")[0].keys
-    assert (depths.values, depths.default) == ("list of integer, 1 or more", "[1, 1, 1, 1]")
+    assert (depths.values, depths.default) == ("list of integer, 1 to 1000", "[1, 1, 1, 1]")
 
 
 def test_on_the_command_line(capfd):

@@ -1,5 +1,6 @@
 """Saving a run while it goes on, and finding the newest state of it that is whole, at any number of ranks."""
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from torch import Tensor
 from partialfc.errors import InputError
 from partialfc.runtime import comm, dtensors
 from partialfc.runtime.checkpoint.folder import BEST, CheckpointFolder, scan
-from partialfc.runtime.checkpoint.manifest import Manifest, read_manifest
+from partialfc.runtime.checkpoint.manifest import Manifest, ShardFile, read_manifest
 from partialfc.runtime.checkpoint.shards import Rows, digest_of, dtype_name, empty, fill
 from partialfc.runtime.checkpoint.snapshot import Snapshot, State, flattened
 from partialfc.runtime.checkpoint.writer import Job, Outcome, Writer
@@ -159,6 +160,13 @@ class Checkpoints:
         return next((it for it in comm.of_all_ranks(found, self._ranks.host) if it is not None), None)
 
 
+@functools.lru_cache
+def _verify(path: Path, expected: ShardFile, size: int, changed: int) -> None:
+    """Raise InputError if a file is damaged; a file that did not change is read once."""
+    if damage := _damage_of(path, expected):
+        raise InputError(damage)
+
+
 def _damage_of(path: Path, expected: Any) -> str | None:
     try:
         found = digest_of(path)
@@ -184,12 +192,21 @@ def _fill(tensor: Tensor, name: str, found: Found) -> None:
 
 
 def read_rows(path: Path, name: str, first: int, last: int) -> Tensor:
-    """Rows [first, last) of a tensor of a checkpoint's state, such as `head.centers`, on the CPU, as they are stored; not held
-    against their digest. Needs no process group. InputError where the path is no checkpoint, or has no such rows.
+    """Return rows [first, last) of a tensor of a checkpoint's state, such as `head.centers`, on the CPU.
+
+    Files are compared with their digests before the first row of them is read. Needs no process group.
+
+    Raises:
+        InputError: The path is no checkpoint, is damaged, or has no such rows.
     """
-    stored = read_manifest(path).tensors.get(name)
+    manifest = read_manifest(path)
+    stored = manifest.tensors.get(name)
     if stored is None:
         raise InputError(f"{path}: no {name} in it")
+    for file, (begin, end) in stored.pieces.items():
+        if begin < last and end > first:
+            facts = (path / file).stat()
+            _verify(path / file, manifest.files[file], facts.st_size, facts.st_mtime_ns)
     rows = empty(stored, last - first)
     fill(rows, name, first, stored, path)
     return rows

@@ -1,5 +1,6 @@
 """run.json: what a checkpoint holds, of which run it is, and the digests by which all of it is checked."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +72,25 @@ def read_manifest(folder: Path) -> Manifest:
         sealed = msgspec.json.decode(written, type=_Sealed)
     except msgspec.ValidationError:
         raise InputError(f"{path}: of an earlier version, which wrote no digests") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: {error}") from None
     if sealed.format != _FORMAT or msgspec.json.encode(sealed) != written:
         raise InputError(f"{path}: format {sealed.format}, wanted {_FORMAT}, as it was written")
     if xxhash.xxh3_128_hexdigest(bytes(sealed.content)) != sealed.digest:
         raise InputError(f"{path}: not what was written")
     try:
-        return msgspec.json.decode(sealed.content, type=Manifest)
-    except msgspec.ValidationError as error:
+        manifest = msgspec.json.decode(sealed.content, type=Manifest)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: of another version: {error}") from None
+    for name, stored in manifest.tensors.items():
+        _check_size(path, name, stored, manifest.files)
+    return manifest
+
+
+def _check_size(path: Path, name: str, stored: Stored, files: dict[str, ShardFile]) -> None:
+    """Raise InputError if a tensor is larger than the files that hold it, before anybody allocates it."""
+    bytes_there = sum(files[file].bytes for file in stored.pieces if file in files)
+    if min(stored.shape, default=0) < 0 or math.prod(stored.shape) > bytes_there:
+        raise InputError(
+            f"{path}: {name}: expected a tensor of at most {bytes_there} bytes, got shape {stored.shape}"
+        )
