@@ -29,10 +29,13 @@ def _trained(recipe: str, overrides: Sequence[str], stop: StopRequest) -> int:
     # Here: a process that the rank spawns, to draw faces or to read them, imports this file, but has no use for these.
     from partialfc.config import load_config
     from partialfc.runtime import comm
+    from partialfc.runtime.process import flight_recorder
     from partialfc.training.divergence import Diverged
     from partialfc.training.loop import train
 
     config = load_config(recipe, overrides)
+    if config.launch.flight_recorder:
+        flight_recorder.enable()
     with comm.join(config.device) as ranks:
         try:
             code = STOPPED if train(config, ranks, stop).stopped else 0

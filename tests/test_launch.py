@@ -21,7 +21,7 @@ from partialfc.__main__ import main
 from partialfc.config import Config
 from partialfc.errors import InputError
 from partialfc.launching.launcher import num_ranks
-from partialfc.launching.ranks import _Processes
+from partialfc.launching.ranks import _numa_options, _Processes
 
 RECIPE = """
 data: {path: PACK, workers: 0}
@@ -261,6 +261,30 @@ def test_a_defect_while_a_thread_is_inside_a_collective_keeps_its_exit_code(reci
     done = launched(recipe, "checkpoint.every=3", "train.length=100", path=recipe.parent)
     assert "ZeroDivisionError: ours" in done.stderr and "terminate called" not in done.stderr, done.stderr
     assert done.returncode == 1, done.stderr
+
+
+def test_the_rank_that_ended_first_gives_the_exit_code(capfd):
+    """Others abort, or lose it, only because it is gone."""
+    processes = _Processes()
+    failures = {
+        0: SimpleNamespace(pid=11, exitcode=-signal.SIGABRT, signal_name=lambda: "SIGABRT"),
+        1: SimpleNamespace(pid=12, exitcode=4),
+        2: SimpleNamespace(pid=13, exitcode=-signal.SIGKILL, signal_name=lambda: "SIGKILL"),
+    }
+    processes._ended = [12, 13, 11]
+    assert processes.exit_code(failures) == 128 + signal.SIGKILL
+    assert re.fullmatch(r"rank 2 on \S+ was killed by SIGKILL \(out of memory\?\)\n", capfd.readouterr().err)
+    failures[2].exitcode = 1  # and has told why
+    assert processes.exit_code(failures) == 1 and not capfd.readouterr().err
+
+
+def test_binding_to_numa_nodes_is_asked_of_torch_where_it_can(recipe, monkeypatch, capfd):
+    done = launched(recipe, "launch.numa=true", "launch.flight_recorder=true")
+    assert done.returncode == 0, done.stderr
+    assert _numa_options()["numa_options"].should_fall_back_if_binding_fails
+    monkeypatch.setitem(sys.modules, "torch.numa.binding", None)
+    assert _numa_options() == {}
+    assert capfd.readouterr().err == "warning: launch.numa: this version of PyTorch binds no ranks\n"
 
 
 def test_a_first_rank_that_hears_no_signal_and_is_ended_is_told_of(capfd):

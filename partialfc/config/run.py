@@ -132,3 +132,7 @@ class LaunchConfig(Settings, frozen=True):
     """Times that a SLURM job that was stopped queues itself again."""
     timeout: Time = "10 minutes"
     """Time that a rank may stand still in a step before all end."""
+    flight_recorder: bool = False
+    """Whether ranks record their collectives, and write them to `flight_recorder/` in the output if the run hangs."""
+    numa: bool = False
+    """Whether each rank is bound to the CPU cores and the memory nearest to its GPU."""

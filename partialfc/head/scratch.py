@@ -1,7 +1,6 @@
 """Memory of the device: what is used again in every step, and what comes to it from the host."""
 
 import math
-import mmap
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _ALIGNED = 16  # bytes: where kernels read whole words
-_registered: list[mmap.mmap] = []  # with CUDA, which would not see that they are unmapped
 
 
 def on_device(array: NDArray[Any], device: torch.device) -> Tensor:
@@ -23,19 +21,6 @@ def on_device(array: NDArray[Any], device: torch.device) -> Tensor:
 def pinned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Memory of the host with undefined content, which a GPU copies to and from while the host goes on."""
     return torch.empty(shape, dtype=dtype, pin_memory=True)
-
-
-def pinned_exactly(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """The same, as zeros, with no byte more than it needs, where torch takes the next power of two; for as long as the
-    process lives. OSError where the system has no room for it.
-    """
-    size = math.prod(shape) * dtype.itemsize
-    _registered.append(mmap.mmap(-1, max(1, size)))
-    tensor = torch.frombuffer(_registered[-1], dtype=torch.uint8)
-    code = int(torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), len(tensor), 0))
-    if code:
-        raise OSError(f"CUDA error {code} where {size:,} bytes of the host's memory are pinned")
-    return tensor[:size].view(dtype).view(shape)
 
 
 def sent(source: Tensor, device: torch.device) -> Tensor:

@@ -51,9 +51,11 @@ class Machines:
     ranks: int  # of each
 
 
-def run_ranks(command: list[str], machines: Machines, restarts: int) -> int:
+def run_ranks(command: list[str], machines: Machines, restarts: int, *, numa: bool = False) -> int:
     """Start the ranks, each of them Python with `command`, and return the exit code of the run. All ranks are started
     again, up to `restarts` times, when one has died. Afterwards signals are ignored: the exit code is known.
+
+    numa: whether each is bound to the cores and the memory nearest to its GPU.
     """
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the rank that failed says why
     os.environ[parent.VARIABLE] = str(os.getpid())
@@ -61,7 +63,7 @@ def run_ranks(command: list[str], machines: Machines, restarts: int) -> int:
     processes, code = _Processes(), 0
     with processes.passing_signals_on():
         for attempt in range(restarts + 1):
-            code = _attempt(command, machines, attempt, processes)
+            code = _attempt(command, machines, attempt, processes, numa)
             if code in _FINAL or attempt == restarts:
                 break
             processes.pids = []
@@ -72,7 +74,9 @@ def run_ranks(command: list[str], machines: Machines, restarts: int) -> int:
     return code
 
 
-def _attempt(command: list[str], machines: Machines, attempt: int, processes: "_Processes") -> int:
+def _attempt(
+    command: list[str], machines: Machines, attempt: int, processes: "_Processes", numa: bool
+) -> int:
     meeting = rendezvous.get_rendezvous_handler(
         RendezvousParameters(
             backend="c10d",
@@ -91,6 +95,7 @@ def _attempt(command: list[str], machines: Machines, attempt: int, processes: "_
         rdzv_handler=meeting,
         max_restarts=0,
         monitor_interval=0.1,
+        **(_numa_options() if numa else {}),
     )
     # Else what the agent writes for itself would stay behind.
     with tempfile.TemporaryDirectory() as processes.folder:
@@ -101,6 +106,16 @@ def _attempt(command: list[str], machines: Machines, attempt: int, processes: "_
     return processes.exit_code(result.failures) if result.is_failed() else 0
 
 
+def _numa_options() -> dict[str, Any]:
+    """Return the argument of a WorkerSpec; none where this version of PyTorch cannot bind ranks."""
+    try:
+        from torch.numa.binding import AffinityMode, NumaOptions
+    except ImportError:
+        _say("warning: launch.numa: this version of PyTorch binds no ranks")
+        return {}
+    return {"numa_options": NumaOptions(AffinityMode.NODE, should_fall_back_if_binding_fails=True)}
+
+
 class _Processes:
     """The ranks that run on this machine, and the signals for them."""
 
@@ -108,6 +123,7 @@ class _Processes:
         self.pids: list[int] = []
         self.folder = ""  # of the agent's own files; none yet
         self._killed: set[int] = set()  # by this process
+        self._ended: list[int] = []  # pids in the order in which they ended
         self._passed_on: set[int] = set()  # signals
         self._interrupted = False  # by a second Ctrl-C
 
@@ -134,8 +150,16 @@ class _Processes:
 
     def started(self, pids: list[int]) -> None:
         """Take note of ranks that run from now on."""
-        self.pids = pids
+        self.pids, self._ended = pids, []
+        for pid in pids:
+            threading.Thread(target=self._note_end, args=(pid,), daemon=True).start()
         threading.Thread(target=self._end_stragglers, args=(pids,), daemon=True).start()
+
+    def _note_end(self, pid: int) -> None:
+        """Wait for the end of a rank, and keep its place among all of them."""
+        with suppress(ChildProcessError):
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        self._ended.append(pid)
 
     def _end_stragglers(self, pids: list[int]) -> None:
         """When one has ended, end those that are left some time later: they may wait for it for ever."""
@@ -153,7 +177,7 @@ class _Processes:
         """That of the rank whose failure was the first; says which was killed, as that one could not."""
         if self._interrupted:
             return _INTERRUPTED
-        own = [it for it in failures.values() if it.pid not in self._killed]
+        own = self._in_order([it for it in failures.values() if it.pid not in self._killed])
         for number in self._passed_on:
             if any(it.exitcode == -number for it in own):  # it came before the rank could listen
                 if 0 not in failures or failures[0].exitcode == -number:  # else the first rank said so
@@ -167,13 +191,21 @@ class _Processes:
                 # It was waiting for the others, inside a library that hears no signal.
                 _say(f"stopped by {signal.Signals(number).name}; the first rank did not end by itself")
                 return STOPPED
-        killed = {rank: it for rank, it in failures.items() if it in own and it.exitcode < 0}
-        for rank, failure in killed.items():
-            memory = " (out of memory?)" if failure.exitcode == -signal.SIGKILL else ""
-            _say(f"rank {rank} on {socket.gethostname()} was killed by {failure.signal_name()}{memory}")
-        if killed:
-            return 128 - next(iter(killed.values())).exitcode  # as a shell tells it
-        return next((it.exitcode for it in own if it.exitcode != LOST), LOST)
+        # Others may abort only because this one is gone.
+        first = next((it for it in own if it.exitcode != LOST), None)
+        if first is None:
+            return LOST
+        if first.exitcode > 0:  # it said why itself
+            return first.exitcode
+        rank = next(rank for rank, it in failures.items() if it is first)
+        memory = " (out of memory?)" if first.exitcode == -signal.SIGKILL else ""
+        _say(f"rank {rank} on {socket.gethostname()} was killed by {first.signal_name()}{memory}")
+        return 128 - first.exitcode  # as a shell tells it
+
+    def _in_order(self, failures: list[ProcessFailure]) -> list[ProcessFailure]:
+        """Return the failures in the order in which their processes ended; those not seen to end come last."""
+        places = {pid: place for place, pid in enumerate(self._ended)}
+        return sorted(failures, key=lambda it: places.get(it.pid, len(places)))
 
 
 class _Agent(LocalElasticAgent):

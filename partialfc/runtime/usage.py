@@ -4,6 +4,7 @@ nobody waits for.
 
 import resource
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -94,6 +95,43 @@ def measured(device: torch.device) -> Iterator[Timeline]:
         _timeline = None
 
 
+class DeviceProgress:
+    """Sections that a GPU has finished, known from events that nobody waits for."""
+
+    def __init__(self) -> None:
+        self._pending: deque[tuple[int, str, torch.cuda.Event]] = deque()
+        self._recorded = 0
+        self._finished = (0, "the start")
+
+    def record(self, name: str) -> None:
+        """Mark the end of a section, which the device reaches later."""
+        event = torch.cuda.Event()
+        event.record()
+        self._recorded += 1
+        self._pending.append((self._recorded, name, event))
+
+    def finished(self) -> tuple[int, str]:
+        """Return how many sections the device has finished, and the name of the last one; from one thread."""
+        while self._pending and self._pending[0][2].query():
+            number, name, _ = self._pending.popleft()
+            self._finished = number, name
+        return self._finished
+
+
+_progress: DeviceProgress | None = None  # of the run in this process, where it is followed
+
+
+@contextmanager
+def followed(device: torch.device) -> Iterator[DeviceProgress | None]:
+    """Follow within the block which sections a GPU finishes; yield None on a CPU, which finishes what it launches."""
+    global _progress
+    _progress = DeviceProgress() if device.type == "cuda" else None
+    try:
+        yield _progress
+    finally:
+        _progress = None
+
+
 _sections: list[str] = []  # that are open, whether or not anybody measures
 
 
@@ -115,6 +153,8 @@ def section(name: str) -> Iterator[None]:
         _sections.pop()
         if timeline is not None:
             timeline.leave()
+        if _progress is not None:
+            _progress.record(name)
 
 
 def peak_memory(device: torch.device) -> int:

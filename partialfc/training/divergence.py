@@ -1,13 +1,62 @@
 """Whether a run still learns: counted on the device in every step, read only where somebody waits for it anyway."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from partialfc.runtime import comm
+from partialfc.runtime.comm import Ranks
+
+_DIGESTED = 1 << 20  # elements at a time
+
 
 class Diverged(Exception):
     """A run whose loss is lost; says since when."""
+
+
+def check_replicas(state: Mapping[str, Tensor], step: int, ranks: Ranks) -> None:
+    """Compare a digest of parameters and buffers over the ranks; waits for the device.
+
+    Raises:
+        Diverged: The replicas differ; names the ranks that disagree with most others, and the first tensor.
+    """
+    everyones = comm.of_all_ranks(_digests(state), ranks.host)
+    usual, count = Counter(everyones).most_common(1)[0]
+    if count == ranks.size:
+        return
+    odd = [rank for rank, digests in enumerate(everyones) if digests != usual]
+    first = next(
+        name
+        for name, pair in zip(state, zip(usual, everyones[odd[0]], strict=True), strict=True)
+        if pair[0] != pair[1]
+    )
+    names = f"ranks {', '.join(map(str, odd))}" if 2 * count > ranks.size else "the ranks"
+    raise Diverged(
+        f"replicas differ after step {step}: {names} hold other values of {first} than the others; expected equal "
+        "parameters and buffers on all ranks; check the memory of their GPUs, and resume from an earlier checkpoint"
+    )
+
+
+def _digests(state: Mapping[str, Tensor]) -> tuple[int, ...]:
+    digests = [_digest(tensor) for tensor in state.values()]
+    for device in {it.device for it in digests}:
+        here = [place for place, it in enumerate(digests) if it.device == device]
+        for place, value in zip(here, torch.stack([digests[it] for it in here]).cpu(), strict=True):
+            digests[place] = value
+    return tuple(int(it) for it in digests)
+
+
+def _digest(tensor: Tensor) -> Tensor:
+    """Return a sum of the bits, each weighted by its position, int64 on the tensor's device."""
+    kind = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    bits = tensor.detach().reshape(-1).view(kind)
+    weights = 2 * torch.arange(min(_DIGESTED, len(bits)), device=tensor.device) + 1
+    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
+    for number, part in enumerate(bits.split(_DIGESTED)):
+        total += (part * weights[: len(part)]).sum() * (2 * number + 1)
+    return total
 
 
 class Health:

@@ -24,12 +24,13 @@ from partialfc.runtime import comm
 from partialfc.runtime.checkpoint import Checkpoints, Found
 from partialfc.runtime.comm import CollectiveInputError, Ranks
 from partialfc.runtime.files import SUMMARY, atomic_write
+from partialfc.runtime.process import flight_recorder
 from partialfc.runtime.process.occupancy import occupied
 from partialfc.runtime.process.signals import StopRequest
 from partialfc.runtime.process.watchdog import Watchdog, watching
 from partialfc.runtime.usage import section
 from partialfc.training import schedule
-from partialfc.training.divergence import Diverged, problem_of
+from partialfc.training.divergence import Diverged, check_replicas, problem_of
 from partialfc.training.regression import regression
 from partialfc.training.resuming import begun, finished, to_resume
 from partialfc.training.run import Run
@@ -63,6 +64,7 @@ def train(config: Config, ranks: Ranks, stop: StopRequest | None = None) -> Run:
 
 def _train(run: Run, report: Report, saving: Saving, stop: StopRequest) -> None:
     """All that there is to do of the run, unless it is stopped."""
+    check_replicas(run.replicas(), run.step, run.ranks)
     if run.step == 0:
         _evaluate(run, report, StopRequest())  # which a signal ends at once, with the run
     with stop.deferred():
@@ -80,7 +82,8 @@ def _steps(run: Run, report: Report, saving: Saving, stop: StopRequest) -> None:
     def notices() -> Notices:
         return Notices(stop.received, int(saving.notice), int(report.diverged))
 
-    with watching(run.ranks, seconds_of(run.config.launch.timeout)) as watchdog:
+    limit = seconds_of(run.config.launch.timeout)
+    with watching(run.ranks, limit, partial(_record_hang, run)) as watchdog:
         for batch, metrics, heard in _taken(run, notices, watchdog):
             if run.step == start:
                 _show_faces(run, report, batch)
@@ -95,6 +98,12 @@ def _steps(run: Run, report: Report, saving: Saving, stop: StopRequest) -> None:
                     saving.after_step(bool(heard.save), report.seconds, scores)
             if run.stopped:
                 return
+
+
+def _record_hang(run: Run) -> None:
+    """Write this rank's latest collectives, where the run is about to end because a rank stands still."""
+    if run.config.launch.flight_recorder:
+        flight_recorder.dump(Path(run.config.output) / "flight_recorder", run.ranks.rank)
 
 
 def _show_faces(run: Run, report: Report, batch: Batch) -> None:
@@ -193,7 +202,9 @@ def train_step(run: Run, batch: Batch, step: HeadStep) -> Metrics:
     assert embeddings.grad is not None
     if not frozen:
         with section("backbone"):
+            run.statistics.start_average(statistics, run.ranks.group)  # while the gradients are summed
             run.micro_batches.backward(batch.images, number, embeddings.grad)
+            run.statistics.finish_average(statistics, run.ranks.group)
     with section("optimizer"):  # all ranks skip, or none
         norm, finite = (torch.zeros_like(loss), loss.isfinite()) if frozen else run.optimizer.step(lr, loss)
         run.statistics.restore_unless(finite, statistics)

@@ -1,5 +1,5 @@
 """What every rank has a replica of: gradients, summed over the ranks, running statistics, averaged, and the network's
-moving average.
+moving average. All of it is equal on all ranks after every step, to the bit.
 
 The buckets are the same in every step of every run. DistributedDataParallel lays them out anew after its
 first step, also after the first step of a resumed run, which changes the order of summation and with it the
@@ -135,6 +135,8 @@ class RunningStatistics:
             # Views would share one version, and a compiled block, which keeps its buffers for the backward, refuse the next block's change.
             setattr(owner, name, self._flat[offset : offset + buffer.numel()].view_as(buffer).data)
             offset += buffer.numel()
+        self._change: Tensor | None = None  # since the step began, while it is summed over the ranks
+        self._summing: list[Work] = []
 
     def kept(self) -> Tensor:
         """A copy, for `restore_unless`."""
@@ -144,9 +146,21 @@ class RunningStatistics:
         """Go back to `kept` where `finite`, a bool scalar on the device, is false."""
         self._flat.copy_(torch.where(finite, self._flat, kept))
 
-    def average(self, group: ProcessGroup) -> None:
-        """The mean over the ranks, on every rank: as if one process had seen all micro-batches."""
-        comm.sum_(self._flat, group).div_(group.size())
+    def start_average(self, kept: Tensor, group: ProcessGroup) -> None:
+        """Start to sum over the ranks what the step's forward has changed since `kept`; `finish_average` must follow."""
+        if group.size() > 1 and len(kept):
+            self._change = self._flat - kept
+            self._summing.append(comm.start_sum(self._change, group))
+
+    def finish_average(self, kept: Tensor, group: ProcessGroup) -> None:
+        """Set the statistics to `kept` plus the mean change: as if one process had seen all micro-batches.
+
+        Buffers that a network never changes keep their bits.
+        """
+        if self._change is not None:
+            comm.wait(self._summing)
+            torch.add(kept, self._change, alpha=1 / group.size(), out=self._flat)
+            self._change = None
 
 
 class MovingAverage(Generic[Network]):
@@ -163,7 +177,6 @@ class MovingAverage(Generic[Network]):
         network.load_state_dict(of.state_dict())
         network.requires_grad_(False).eval()
         self.network = network
-        self._statistics = RunningStatistics(network)
         self._decay = decay
         self._present, self._averages = _averaged(of), _averaged(network)
 
@@ -173,10 +186,6 @@ class MovingAverage(Generic[Network]):
         change = torch._foreach_sub(self._present, self._averages)
         torch._foreach_mul_(change, share)
         torch._foreach_add_(self._averages, change)
-
-    def average(self, group: ProcessGroup) -> None:
-        """The running statistics' mean over the ranks, as of RunningStatistics."""
-        self._statistics.average(group)
 
 
 def _averaged(network: nn.Module) -> list[Tensor]:

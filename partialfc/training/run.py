@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -73,7 +72,6 @@ class Run:
 
     def embed_sets(self, stop: Callable[[], int]) -> Embeddings:
         """The embeddings of every evaluation set's images, the same on every rank. stop: see `embed_sets` of evaluation."""
-        self._agree()
         batch = self.config.evaluation.batch
         used = self.average.network if self.average else self.backbone
         autocast = self.optimizer.autocast()
@@ -92,16 +90,32 @@ class Run:
         return StepDiagnostics(self.step + 1, self.head.observe(step), memory)
 
     def state(self) -> State:
-        """All tensors that the next step depends on, sharing memory, running statistics averaged over the ranks."""
-        self._agree()
-        return self._state()
+        """Return all tensors that the next step depends on, sharing memory. Changes nothing.
+
+        Everything random is a function of seed and step.
+        """
+        scale = self.optimizer.loss_scale
+        average = {AVERAGE: self.average.network.state_dict()} if self.average else {}
+        return average | {
+            BACKBONE: self.backbone.state_dict(),
+            MOMENTS: self.optimizer.moments,
+            "loss_scale": {"value": scale.value, "streak": scale.streak},
+            "head": self.head.state_dict(),
+        }
+
+    def replicas(self) -> dict[str, Tensor]:
+        """Return parameters and buffers that must be equal on all ranks, by name."""
+        tensors = {f"{BACKBONE}.{name}": it for name, it in self.backbone.state_dict().items()}
+        if self.average:
+            tensors |= {f"{AVERAGE}.{name}": it for name, it in self.average.network.state_dict().items()}
+        return tensors
 
     def restore(self, checkpoints: Checkpoints, found: Found, *, changed: bool = False) -> list[str]:
         """Go on from a checkpoint. changed: it was made with other settings, and may be without what those of now have
         brought in: that begins now, and is returned by its names.
         """
         self.optimizer.make_moments()
-        state = self._state()
+        state = self.state()
         begun = checkpoints.load(found, state, lambda name: changed and _may_begin_late(name))
         if any(name.startswith(f"{AVERAGE}.") for name in begun):
             self.begin_average()
@@ -118,23 +132,6 @@ class Run:
         """Begin the moving average, where there is one, anew: as the backbone is now."""
         if self.average:
             self.average.network.load_state_dict(self.backbone.state_dict())
-
-    def _agree(self) -> None:
-        """The running statistics are the same on every rank."""
-        self.statistics.average(self.ranks.group)
-        if self.average:
-            self.average.average(self.ranks.group)
-
-    def _state(self) -> dict[str, Any]:
-        """Everything random is a function of seed and step."""
-        scale = self.optimizer.loss_scale
-        average = {AVERAGE: self.average.network.state_dict()} if self.average else {}
-        return average | {
-            BACKBONE: self.backbone.state_dict(),
-            MOMENTS: self.optimizer.moments,
-            "loss_scale": {"value": scale.value, "streak": scale.streak},
-            "head": self.head.state_dict(),
-        }
 
 
 def _may_begin_late(name: str) -> bool:

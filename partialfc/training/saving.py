@@ -13,6 +13,7 @@ from partialfc.head.rows.frozen import FrozenRows
 from partialfc.runtime import comm
 from partialfc.runtime.checkpoint import Checkpoints, Outcome
 from partialfc.training import schedule
+from partialfc.training.divergence import Diverged, check_replicas
 from partialfc.training.run import Run
 
 _AHEAD = 2  # steps between a notice and the step after which it is heard
@@ -78,6 +79,11 @@ class Saving:
 
     def _save(self, seconds: float, score: float | None, best: bool) -> None:
         run = self.run
+        try:
+            check_replicas(run.replicas(), run.step, run.ranks)
+        except Diverged:
+            self.finish()  # what is being written is of an earlier step
+            raise
         before = self.checkpoints.save(
             run.step,
             run.state(),

@@ -1,10 +1,14 @@
 """The watch over ranks that stand still; whole runs with one that does are in test_lost_ranks.py."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
+import torch
 import torch.distributed as dist
 
+from partialfc.runtime import usage
+from partialfc.runtime.process import flight_recorder, watchdog
 from partialfc.runtime.process.watchdog import Entry, Watchdog, late_ranks
 
 
@@ -54,3 +58,72 @@ def test_a_watch_without_a_store_ends_at_once(alone):
 def test_who_is_late(before, now, late):
     entries = [{rank: Entry(*it, "n1") for rank, it in enumerate(written)} for written in (before, now)]
     assert late_ranks(*entries).keys() == late
+
+
+def test_a_hang_in_nccl_names_the_rank_whose_gpu_is_behind():
+    """All hosts have run ahead, and wait for the device in the same place."""
+    waits = "report"
+    before = {rank: Entry(1, 7, waits, "n1", 40, "head") for rank in range(3)}
+    now = {
+        0: Entry(4, 7, waits, "n1", 40, "head"),
+        1: Entry(4, 7, waits, "n2", 38, "data"),
+        2: Entry(4, 7, waits, "n2", 40, "head"),
+    }
+    (text,) = late_ranks(before, now).values()
+    assert text == "on n2 has not moved since step 7, in report; its GPU has finished data, others head"
+
+
+class Event:
+    reached = False
+
+    def record(self) -> None: ...
+
+    def query(self) -> bool:
+        return self.reached
+
+
+def test_what_a_gpu_has_finished_is_known_without_waiting(monkeypatch):
+    events = []
+    monkeypatch.setattr(torch.cuda, "Event", lambda: events.append(Event()) or events[-1])
+    with usage.followed(torch.device("cuda:1")) as progress:
+        for name in ("data", "head", "optimizer"):
+            with usage.section(name):
+                pass
+        assert progress.finished() == (0, "the start")
+        events[0].reached = events[1].reached = True
+        assert progress.finished() == (2, "head")
+        events[2].reached = True
+        assert progress.finished() == (3, "optimizer")
+    with usage.section("after"):
+        pass
+    assert len(events) == 3
+    with usage.followed(torch.device("cpu")) as progress:
+        assert progress is None
+
+
+def test_a_diagnosis_that_fails_does_not_change_how_a_run_ends(monkeypatch, capfd):
+    codes = []
+    monkeypatch.setattr(watchdog, "end_at_once", codes.append)
+    ranks = SimpleNamespace(rank=0, size=1, device=torch.device("cpu"))
+    watch = Watchdog(ranks, None, seconds=0.04, before_end=lambda: 1 / 0)
+    watch._end(dist.HashStore())
+    assert codes == [4]
+    assert capfd.readouterr().err.splitlines()[-1] == "warning: no diagnosis of rank 0: division by zero"
+
+
+def test_without_nccl_the_flight_recorder_says_so(tmp_path):
+    with pytest.raises(ImportError):
+        flight_recorder.dump(tmp_path / "traces", 0)
+    assert not (tmp_path / "traces").exists()
+
+
+def test_the_thread_of_the_watch_uses_the_ranks_gpu(monkeypatch):
+    devices = []
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda it: devices.append((it, threading.current_thread().name))
+    )
+    ranks = SimpleNamespace(rank=0, size=1, device=torch.device("cuda:1"))
+    watch = Watchdog(ranks, dist.HashStore(), seconds=60)
+    watch.start()
+    watch.stop()
+    assert devices == [(torch.device("cuda:1"), "watchdog")]

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from partialfc.head.active import ActiveClasses
 from partialfc.head.rows.frozen import FrozenRows
-from partialfc.head.scratch import ScratchMemory, on_device, pinned_exactly
+from partialfc.head.scratch import ScratchMemory, on_device
+from partialfc.runtime.host_memory import bind_thread, pinned_exactly
 
 Types = Mapping[str, torch.dtype]  # of the tensors, by name
 Advise = Callable[[NDArray[np.int64]], None]  # told which rows will be wanted
@@ -93,7 +94,9 @@ class Staged:
         self._pinned = ScratchMemory(torch.device("cpu"), pinned=True)
         self._copies = torch.cuda.Stream(device) if self._on_gpu else None
         self._stages: deque[_Stage] = deque()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rows")
+        self._thread = ThreadPoolExecutor(
+            1, thread_name_prefix="rows", initializer=bind_thread, initargs=(device,)
+        )
         self._written: Future[None] | None = None  # the latest way back
         self._frozen: list[FrozenRows] = []  # that somebody reads
 
@@ -107,8 +110,10 @@ class Staged:
         dropped.
         """
         rows = _rows_of(classes)
-        while self._stages and self._stages[0].rows is not rows:
-            self._stages.popleft().fetched.result()
+        if self._stages and self._stages[0].rows is not rows:
+            while self._stages and self._stages[0].rows is not rows:
+                self._stages.popleft().fetched.result()
+            self._wait_for_readers()
         if not self._stages:
             self._start(rows)
         return self._stages[0].fetched.result(), None
@@ -119,7 +124,11 @@ class Staged:
         for stage in self._stages:
             if stage.rows is rows:
                 return stage.fetched.result(), None
-        return self._thread.submit(self._fetch, rows, ScratchMemory(self._device)).result(), None
+        fetched = self._thread.submit(self._fetch, rows, ScratchMemory(self._device)).result()
+        if self._on_gpu:  # allocated on the copy stream, used on this one
+            for tensor in fetched.values():
+                tensor.record_stream(torch.cuda.current_stream(self._device))
+        return fetched, None
 
     def release(self, classes: ActiveClasses) -> None:
         """Write the rows of a step that is done back."""
@@ -134,13 +143,13 @@ class Staged:
     def drop(self, classes: ActiveClasses) -> None:
         """Forget the rows of a step that is not taken."""
         self._stages = deque(stage for stage in self._stages if stage.rows is not _rows_of(classes))
-        if self._on_gpu:  # nothing is fetched into the memory that a forward may still read
-            self._thread.submit(torch.cuda.current_stream(self._device).record_event().synchronize)
+        self._wait_for_readers()
 
     def forget(self) -> None:
         """Drop what was fetched before the tensors were filled anew."""
         while self._stages:
             self._stages.popleft().fetched.result()
+        self._wait_for_readers()
 
     def wait_for_writeback(self) -> None:
         """Return when `tensors` hold what all released steps have made of them."""
@@ -158,13 +167,22 @@ class Staged:
         slot = 1 - self._stages[-1].slot if self._stages else 0
         self._stages.append(_Stage(rows, slot, self._thread.submit(self._fetch, rows, self._slots[slot])))
 
+    def _wait_for_readers(self) -> None:
+        """Fetch nothing more until the device has finished what is queued.
+
+        The memory of a dropped step may still be read by a forward, or written by `_patch`.
+        """
+        if self._on_gpu:
+            self._thread.submit(torch.cuda.current_stream(self._device).record_event().synchronize)
+
     def _fetch(self, rows: NDArray[np.int64], target: ScratchMemory) -> dict[str, Tensor]:
         if self._advise is not None:
             self._advise(rows)
-        fetched = {
-            name: target.get(name, (len(rows), whole.shape[1]), whole.dtype)
-            for name, whole in self.tensors.items()
-        }
+        with self._beside():  # a block of the default stream's pool may still be read by a queued kernel
+            fetched = {
+                name: target.get(name, (len(rows), whole.shape[1]), whole.dtype)
+                for name, whole in self.tensors.items()
+            }
         if self._move is not None:
             with self._beside():
                 index = on_device(rows, self._device)

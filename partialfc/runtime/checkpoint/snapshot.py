@@ -12,6 +12,9 @@ from torch import Tensor
 
 from partialfc.runtime import dtensors
 from partialfc.runtime.checkpoint.shards import Rows, Source, dtype_name
+from partialfc.runtime.host_memory import pinned_exactly
+
+_LARGE = 1 << 20  # bytes from which a tensor gets pinned pages of its own
 
 State = Mapping[str, Any]  # of tensors, maybe nested
 
@@ -69,9 +72,16 @@ class Snapshot:
     def _copy(self, name: str, tensor: Tensor) -> Tensor:
         buffer = self._buffers.get(name)
         if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
-            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            buffer = _allocate(tensor)
             self._buffers[name] = buffer
         return buffer.copy_(tensor, non_blocking=True)
+
+
+def _allocate(tensor: Tensor) -> Tensor:
+    """Return host memory for a copy of a tensor: pinned for one on a GPU, and of its exact size where it is large."""
+    if tensor.is_cuda and tensor.nbytes >= _LARGE:
+        return pinned_exactly(tuple(tensor.shape), tensor.dtype)
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
 
 
 def _dealt_out(tensors: Mapping[str, Tensor], world_size: int) -> dict[str, int]:

@@ -17,6 +17,7 @@ from partialfc.runtime.checkpoint.manifest import Manifest, ShardFile, Stored
 from partialfc.runtime.checkpoint.shards import Source, write_shard
 from partialfc.runtime.comm import Ranks
 from partialfc.runtime.errors import one_line
+from partialfc.runtime.host_memory import bind_thread
 
 _SHARE = 0.25  # of the time that writing takes while a run goes on; the rest it leaves to the steps
 
@@ -105,6 +106,7 @@ class Writer:
     def _run(self, job: Job) -> None:
         began = time.perf_counter()
         try:
+            bind_thread(self._ranks.device)
             problem = None
             try:
                 self._write(job)

@@ -9,13 +9,14 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from partialfc.runtime import comm, usage
 from partialfc.runtime.comm import Ranks, Store
 from partialfc.runtime.errors import LOST, end_at_once
+from partialfc.runtime.host_memory import bind_thread
 
 _OFTEN = 5.0  # seconds between two entries, or a quarter of the limit
 _LATER = 2.0  # seconds after which those that say nothing end, too
@@ -29,6 +30,8 @@ class Entry:
     step: int  # the newest it has begun
     place: str  # the section of the step it is in
     host: str
+    finished: int = 0  # sections that its GPU has finished; 0 on a CPU
+    finished_place: str = ""  # the last of them
 
     @property
     def waits(self) -> bool:
@@ -39,10 +42,24 @@ class Entry:
 class Watchdog:
     """Beside the steps of a rank: ends the process, exit code LOST, when they stand still for `seconds`.
 
-    store: shared by all ranks; None: there is nobody to wait for, and nothing is watched.
+    Args:
+        ranks: This rank and the others.
+        store: Shared by all ranks; None: there is nobody to wait for, and nothing is watched.
+        seconds: The longest that a step may take.
+        progress: Sections that this rank's GPU has finished.
+        before_end: Called before the process ends itself. Its failures are reported and change nothing.
     """
 
-    def __init__(self, ranks: Ranks, store: Store | None, seconds: float) -> None:
+    def __init__(
+        self,
+        ranks: Ranks,
+        store: Store | None,
+        seconds: float,
+        *,
+        progress: usage.DeviceProgress | None = None,
+        before_end: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._device, self._progress, self._before_end = ranks.device, progress, before_end
         self._rank, self._size, self._store, self._seconds = ranks.rank, ranks.size, store, seconds
         self._often = min(_OFTEN, seconds / 4)
         self._host, self._count, self._step = socket.gethostname(), 0, 0
@@ -78,6 +95,7 @@ class Watchdog:
             self._thread.join()
 
     def _watch(self, store: Store) -> None:
+        bind_thread(self._device)
         try:
             while not self._ended.wait(self._often):
                 self._write(store)
@@ -89,7 +107,8 @@ class Watchdog:
 
     def _write(self, store: Store) -> None:
         self._count += 1
-        entry = [self._count, self._step, usage.whereabouts(), self._host]
+        finished = self._progress.finished() if self._progress else (0, "")
+        entry = [self._count, self._step, usage.whereabouts(), self._host, *finished]
         store.set(str(self._rank), json.dumps(entry))
 
     def _read(self, store: Store) -> dict[int, Entry]:
@@ -110,31 +129,53 @@ class Watchdog:
                 print(f"error: rank {rank} {text}", file=sys.stderr, flush=True)
         else:
             time.sleep(_LATER)
+        try:
+            self._before_end()
+        except Exception as error:  # a diagnosis never changes how a run ends
+            print(f"warning: no diagnosis of rank {self._rank}: {error}", file=sys.stderr, flush=True)
         end_at_once(LOST)  # the thread of the steps may never come back
 
 
 @contextmanager
-def watching(ranks: Ranks, seconds: float) -> Iterator[Watchdog]:
+def watching(
+    ranks: Ranks, seconds: float, before_end: Callable[[], None] = lambda: None
+) -> Iterator[Watchdog]:
     """Around the steps of a run, all of whose ranks come here."""
-    watchdog = Watchdog(ranks, comm.shared_store("watchdog"), seconds)
-    watchdog.start()
-    try:
-        yield watchdog
-    finally:
-        watchdog.stop()
+    with usage.followed(ranks.device) as progress:
+        store = comm.shared_store("watchdog")
+        watchdog = Watchdog(ranks, store, seconds, progress=progress, before_end=before_end)
+        watchdog.start()
+        try:
+            yield watchdog
+        finally:
+            watchdog.stop()
 
 
 def late_ranks(before: dict[int, Entry], now: dict[int, Entry]) -> dict[int, str]:
-    """The ranks that the others wait for, each in words: those whose process stands still, else those that are behind and
-    wait for nobody, else those that are behind. before, now: what the ranks wrote, some entries apart.
+    """The ranks that the others wait for, each in words: those whose process stands still, else those whose GPU has finished
+    the fewest sections, else those that are behind and wait for nobody, else those that are behind. before, now: what the ranks
+    wrote, some entries apart.
     """
     still = [rank for rank, entry in now.items() if rank in before and entry.count == before[rank].count]
     last = min(entry.step for entry in now.values())
     behind = [rank for rank, entry in now.items() if entry.step == last]
-    late = still or [rank for rank in behind if not now[rank].waits] or behind
+    late = still or _slow_gpus(now) or [rank for rank in behind if not now[rank].waits] or behind
     words = {}
     for rank in late:
         entry = now[rank]
         process = "; its process does not run" if rank in still else ""
+        if entry.finished_place and rank not in still:
+            most = max(now.values(), key=lambda it: it.finished)
+            process = f"; its GPU has finished {entry.finished_place}, others {most.finished_place}"
         words[rank] = f"on {entry.host} has not moved since step {entry.step}, in {entry.place}{process}"
     return words
+
+
+def _slow_gpus(entries: dict[int, Entry]) -> list[int]:
+    """Return the ranks whose GPU has finished fewer sections than others; none on CPUs, or where all are equally far.
+
+    The host of a rank runs ahead of its GPU: on the host, all ranks may wait in the same place.
+    """
+    fewest = min(entry.finished for entry in entries.values())
+    slow = [rank for rank, entry in entries.items() if entry.finished == fewest]
+    return slow if len(slow) < len(entries) else []
