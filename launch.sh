@@ -7,7 +7,8 @@
 #
 # RECIPE is a file, or the name of a recipe that ships; paths are relative to where this is called. One process per GPU;
 # without GPUs two on the CPU, or N. PYTHON names the interpreter to make .venv with. A job that comes near its time
-# limit, or is preempted, saves, and queues itself again; so it goes on until it is done.
+# limit, or is preempted, saves, and queues itself again; so it goes on until it is done. In the shell of an allocation
+# (salloc), and in a script that calls this one, nothing is requeued unless --requeue is given.
 #SBATCH --job-name=partialfc
 #SBATCH --ntasks-per-node=1
 #SBATCH --output=%x-%j.out
@@ -17,8 +18,13 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+options=()
 if [ ! -d "$root/partialfc" ]; then # sbatch runs a copy
-  script=$(scontrol show job "${SLURM_JOB_ID:?launch.sh stands in the repository}" | sed -n 's/^ *Command=\([^ ]*\).*/\1/p')
+  options=(--requeue)
+  # Of an array the id of this task: that of the job stands for all of them.
+  job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+  job=${job:-${SLURM_JOB_ID:?launch.sh stands in the repository}}
+  script=$(scontrol show job "$job" | sed -n 's/^ *Command=\([^ ]*\).*/\1/p' | head -n 1)
   root=$(dirname "$script")
   [ -d "$root/partialfc" ] || root=${SLURM_SUBMIT_DIR:?}
 fi
@@ -35,4 +41,4 @@ esac
   make_environment requirements.txt
 )
 [ "$1" = --setup ] && exit
-exec "$root/.venv/bin/python" -m partialfc train "$@"
+exec "$root/.venv/bin/python" -m partialfc train "${options[@]}" "$@"

@@ -22,6 +22,9 @@ Ranks = Annotated[
 Nodes = Annotated[int, typer.Option(help="Machines that take part, each with its own launcher.")]
 Endpoint = Annotated[str, typer.Option(metavar="HOST:PORT", help="Where several machines meet.")]
 JobName = Annotated[str | None, typer.Option("--id", help="Names the job at the endpoint.")]
+Requeue = Annotated[
+    bool, typer.Option("--requeue", help="Requeue the SLURM job when it is stopped; for its batch script.")
+]
 
 Pack = Annotated[Path, typer.Argument(metavar="PACK", help="A folder with train.rec.")]
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from partialfc.commands.options import Endpoint, JobName, Nodes, Overrides, Ranks, Recipe
+from partialfc.commands.options import Endpoint, JobName, Nodes, Overrides, Ranks, Recipe, Requeue
 
 if TYPE_CHECKING:
     from partialfc.launching.launcher import Launch
@@ -18,6 +18,7 @@ def train(
     nodes: Nodes = 1,
     endpoint: Endpoint = "localhost:0",
     name: JobName = None,
+    requeue: Requeue = False,
 ) -> None:
     """Train from a recipe, on this machine or as a SLURM job.
 
@@ -26,28 +27,31 @@ def train(
     partialfc train mine.yaml data.path=pack head.sample_rate=0.3 --ranks 4
     ```
 
-    One process per GPU, else two on the CPU. The same command goes on with a run that was stopped. In the batch script
-    of a SLURM job it starts a launcher on each node. On several machines by hand, on each of them:
+    One process per GPU, else two on the CPU. The same command goes on with a run that was stopped. In a SLURM job it
+    starts a launcher on each node. On several machines by hand, on each of them:
 
     ```
     partialfc train mine.yaml --nodes 4 --endpoint FIRST:29500 --id mine
     ```
     """
-    from partialfc.launching.launcher import Launch
+    from partialfc.launching.launcher import Launch, new_name
 
     raise typer.Exit(
-        _launched(Launch(recipe, tuple(overrides or ()), ranks, nodes, endpoint, **_named(name)))
+        _launched(
+            Launch(
+                recipe, tuple(overrides or ()), ranks, nodes, endpoint, name or new_name(), requeue=requeue
+            )
+        )
     )
 
 
 def _launched(asked: "Launch") -> int:
     from partialfc.launching import launcher, slurm
 
-    return slurm.run_job(asked) if slurm.in_batch_script() else launcher.launch(asked)
-
-
-def _named(name: str | None) -> dict[str, str]:
-    return {"name": name} if name else {}
+    if slurm.in_allocation():
+        return slurm.run_job(asked)
+    slurm.check_tasks(asked)
+    return launcher.launch(asked)
 
 
 def import_(
@@ -95,11 +99,13 @@ def doctor(
     Versions and devices of all ranks, the network and each collective of a step, the sharded head against the dense
     formula, images of the pack, the output's folder, some steps, a checkpoint that is written and read back.
     """
-    from partialfc.launching.launcher import Launch
+    from partialfc.launching.launcher import Launch, new_name
 
     raise typer.Exit(
         _launched(
-            Launch(recipe, tuple(overrides or ()), ranks, nodes, endpoint, **_named(name), command="doctor")
+            Launch(
+                recipe, tuple(overrides or ()), ranks, nodes, endpoint, name or new_name(), command="doctor"
+            )
         )
     )
 
@@ -118,17 +124,21 @@ def sweep(
         str | None, typer.Option(metavar="I/N", help="Run every N-th alone, from number I, counted from 0.")
     ] = None,
     table: Annotated[bool, typer.Option("--table", help="Run nothing; tabulate what has finished.")] = False,
+    requeue: Requeue = False,
 ) -> None:
     """Run a recipe with every combination of some settings, and tabulate the scores: mean and interval over seeds.
 
     ```
     partialfc sweep faces_small margin.margin=0.45,0.5,0.55 seed=0..4 --out output/margins
-    sbatch --array=0-14 --wrap "partialfc sweep mine.yaml margin.sigma=0.0125,0.025,0.05 seed=0..4"
+    sbatch --array=0-14 --wrap "exec partialfc sweep mine.yaml margin.sigma=0.0125,0.025,0.05 seed=0..4 --requeue"
     ```
 
     The same call goes on where it was stopped, and adds what is new in it; runs that have finished are left as they are. In
     a job array each task runs its share.
     """
+    from partialfc.config import load_config
+    from partialfc.launching import slurm
+    from partialfc.runtime.errors import STOPPED
     from partialfc.sweep import grid as grids
     from partialfc.sweep import running
     from partialfc.sweep import table as tables
@@ -136,6 +146,8 @@ def sweep(
     grid, share = grids.grid_of(recipe, settings), running.share_of(task)
     running.check_finished(grid, out)
     code = 0 if table else running.run_all(grid, out, share, ranks, lambda line: print(line, flush=True))
+    if requeue and code == STOPPED:
+        slurm.requeue(load_config(recipe).launch.requeues)
     results = tables.results_of(grid, out)
     if results.rows:
         tables.write(results, out)

@@ -15,6 +15,11 @@ from partialfc.runtime.precision import uses_cuda
 CPU_RANKS = 2  # without GPUs: enough to show that ranks work together
 
 
+def new_name() -> str:
+    """Return a name that no other job has at an endpoint."""
+    return str(uuid.uuid4())
+
+
 @dataclass(frozen=True)
 class Launch:
     """What was asked for, as `partialfc train` has it."""
@@ -24,8 +29,9 @@ class Launch:
     ranks: int | None = None  # to start on each machine; None: see num_ranks
     nodes: int = 1  # machines that take part, each with its own launcher
     endpoint: str = "localhost:0"  # host:port where they meet
-    name: str = field(default_factory=lambda: str(uuid.uuid4()))  # of the job, at the endpoint
+    name: str = field(default_factory=new_name)  # of the job, at the endpoint
     command: str = "train"  # or doctor: what each rank is
+    requeue: bool = False  # whether a SLURM job that is stopped is requeued
 
     def checked(self) -> tuple[Config, int]:
         """The recipe, and how many ranks to start on each machine. InputError where they do not fit each other."""

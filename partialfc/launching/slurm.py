@@ -1,4 +1,4 @@
-"""A run as a SLURM job, for its batch script. One launcher on each node; a job that is stopped queues itself again.
+"""A run in a SLURM job: one launcher on each node. A batch script that asks for it requeues its job when it is stopped.
 
 A job comes to its end by a time limit, of which SLURM warns the batch script by SIGUSR1, by preemption, `scancel` or
 `scontrol requeue`, of which it tells the launchers by SIGTERM. Each time the ranks save and end with STOPPED.
@@ -11,11 +11,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
+from partialfc.errors import InputError
 from partialfc.launching.launcher import Launch
 from partialfc.runtime.errors import STOPPED
 from partialfc.runtime.files import SUMMARY
@@ -25,53 +28,101 @@ _ENDED_BY_SLURM = 60  # seconds in which it ends a batch script that has queued 
 _WARNINGS = (signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 
-def in_batch_script() -> bool:
-    """Whether this is a job's batch script, and none of the launchers that srun starts for it."""
+# Counts of the job's tasks, which a step of one launcher per node must not inherit.
+_TASK_COUNTS = ("SLURM_NTASKS_PER_NODE", "SLURM_GPUS_PER_TASK", "SLURM_NTASKS_PER_GPU", "SLURM_TRES_PER_TASK")
+
+
+def in_allocation() -> bool:
+    """Return True in a job outside its steps: a batch script, or a shell or notebook within an allocation."""
     return "SLURM_JOB_ID" in os.environ and "SLURM_STEP_ID" not in os.environ
 
 
+def check_tasks(asked: Launch) -> None:
+    """Raise InputError if srun started several launchers of one run, each of which would be a run of its own."""
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    if "SLURM_STEP_ID" in os.environ and tasks > 1 and asked.nodes == 1:
+        raise InputError(
+            f"srun: expected 1 task, got {tasks}; call partialfc without srun, it starts a launcher on each node"
+        )
+
+
 def run_job(asked: Launch) -> int:
-    """Check the recipe, start a launcher on each node of the job, wait for them; returns the exit code."""
-    job, nodes = os.environ["SLURM_JOB_ID"], int(os.environ["SLURM_NNODES"])
+    """Check the recipe, start a launcher on each node of the job, wait for them; return the exit code.
+
+    Only a batch script that asks for it requeues its job. A shell in an allocation, or a notebook, has no use for that.
+    """
+    if int(os.environ.get("SLURM_HET_SIZE", "1")) > 1:
+        raise InputError(
+            f"SLURM: expected a job of one component, got a heterogeneous job of {os.environ['SLURM_HET_SIZE']}; "
+            "submit the run without a colon between its options"
+        )
+    job, nodes = job_name(os.environ), int(os.environ["SLURM_NNODES"])
     restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     config, _ = replace(asked, nodes=nodes).checked()  # once, before every node says it
-    endpoint = f"{_first_node()}:{_port(job)}"
+    endpoint = f"{_first_node()}:{_port()}"
     everywhere = replace(asked, nodes=nodes, endpoint=endpoint, name=f"{job}.{restarts}")
-    code = _launchers(everywhere.arguments())
+    code = _launchers(everywhere.arguments(), job, nodes, batch=asked.requeue)
     if asked.command != "train":
         return code
     if code == 0 and not (Path(config.output) / SUMMARY).exists():
         _say("a launcher was killed before the run had ended")  # srun says 0 then
         code = 1
-    nobody_else = _shown("job", job, "JobState") == "RUNNING"  # has cancelled it, or queued it again
-    if code == STOPPED and nobody_else:
-        _queue_again(job, restarts, config.launch.requeues)
+    if code == STOPPED and asked.requeue:
+        requeue(config.launch.requeues)
     return code
 
 
-def _launchers(arguments: Sequence[str]) -> int:
-    """The exit code of srun, which is the largest of the launchers'."""
-    cpus = os.environ.get("SLURM_CPUS_PER_TASK")  # which srun does not take over by itself
+def job_name(environment: Mapping[str, str]) -> str:
+    """Return what names this job in SLURM's commands: of an array, this task, not the whole array."""
+    if "SLURM_ARRAY_JOB_ID" in environment:
+        return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+    return environment["SLURM_JOB_ID"]
+
+
+def _launchers(arguments: Sequence[str], job: str, nodes: int, *, batch: bool) -> int:
+    """Return the exit code of srun, which is the largest of the launchers'."""
+    step = f"partialfc-{uuid.uuid4().hex[:8]}"
     command = [
-        *("srun", "--kill-on-bad-exit=1", *([f"--cpus-per-task={cpus}"] if cpus else [])),
+        *("srun", "--kill-on-bad-exit=1", f"--job-name={step}", "--ntasks-per-node=1", f"--ntasks={nodes}"),
+        *_cpus(),
         *(sys.executable, "-m", "partialfc", *arguments),
     ]
     for one in _WARNINGS:
-        signal.signal(one, _pass_on)
-    signal.signal(signal.SIGTERM, lambda number, frame: None)  # SLURM has sent it to the launchers, too
+        signal.signal(one, partial(_pass_on, job, step))
+    # SLURM sends it to the launchers of a batch job, too; in a shell it comes from somebody else.
+    signal.signal(signal.SIGTERM, _ignore if batch else partial(_pass_on, job, step))
+    environment = {name: value for name, value in os.environ.items() if name not in _TASK_COUNTS}
     # Else each end of a job warns that other processes are gone.
-    environment = {"TORCH_CPP_LOG_LEVEL": "ERROR", **os.environ}
-    return subprocess.Popen(command, env=environment).wait()
+    environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # Out of reach of a terminal's Ctrl-C, which would end srun and with it the launchers, before they have saved.
+    return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, process_group=0).wait()
 
 
-def _pass_on(number: int, frame: FrameType | None) -> None:
-    """To the launchers; never to srun, which would end them at once."""
-    subprocess.run(
-        ["scancel", f"--signal={signal.Signals(number).name}", os.environ["SLURM_JOB_ID"]], check=False
-    )
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Do nothing; unlike SIG_IGN, srun does not inherit this."""
 
 
-def _queue_again(job: str, restarts: int, limit: int) -> None:
+def _cpus() -> list[str]:
+    """Return srun's option for the CPUs of a launcher, which does not inherit the job's; all that its tasks have."""
+    each, tasks = os.environ.get("SLURM_CPUS_PER_TASK"), os.environ.get("SLURM_NTASKS_PER_NODE", "1")
+    return [f"--cpus-per-task={int(each) * int(tasks)}"] if each else []
+
+
+def _pass_on(job: str, step: str, number: int, frame: FrameType | None) -> None:
+    """Send a signal to the launchers; never to srun, which would end them at once, nor to other steps of the job."""
+    command = ["squeue", "--noheader", "--steps", f"--jobs={job}", "--format=%i %j"]
+    listed = subprocess.run(command, check=False, capture_output=True, text=True).stdout
+    for line in listed.splitlines():
+        identifier, _, name = line.strip().partition(" ")
+        if name == step:
+            subprocess.run(["scancel", f"--signal={signal.Signals(number).name}", identifier], check=False)
+
+
+def requeue(limit: int) -> None:
+    """Requeue this job, at most `limit` times, unless somebody has cancelled or requeued it."""
+    job, restarts = job_name(os.environ), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    if _shown("job", job, "JobState") != "RUNNING":
+        return
     if restarts >= limit:
         _say(f"not queued again: launch.requeues is {limit}")
         return
@@ -92,8 +143,9 @@ def _first_node() -> str:
     return name
 
 
-def _port(job: str) -> str:
-    return os.environ.get("MASTER_PORT", str(20_000 + int(job) % 10_000))
+def _port() -> str:
+    job = int(os.environ["SLURM_JOB_ID"])  # of each task of an array another one
+    return os.environ.get("MASTER_PORT", str(20_000 + job % 10_000))
 
 
 def _shown(kind: str, name: str, key: str) -> str | None:

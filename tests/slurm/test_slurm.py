@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,138 @@ def test_a_job_that_loses_a_nodes_ranks_ends_and_names_them(cluster, folder):
     state, code = started.wait(*ENDED)
     assert time.monotonic() - began < 30 and (state, code) == ("FAILED", "137:0"), started.log
     assert re.search(r"rank \d on n2 was killed by SIGKILL", started.log) and len(victims) == 1
+
+
+@pytest.mark.slurm
+@pytest.mark.kills
+def test_one_task_of_an_array_is_requeued_alone(cluster, folder):
+    """Near its time limit; its siblings run on, or have finished, or wait."""
+    arguments = [*SETTINGS, "train={length: 120, batch: 12}", "report.every=20"]
+    asked = ["-m", "partialfc", "train", "--requeue", "--ranks", "1", "recipe.yaml", *arguments]
+    script = f"exec {shlex.join([sys.executable, *asked])} output=out$SLURM_ARRAY_TASK_ID"
+    options = ("--nodes=1", "--requeue", "--open-mode=append", "--output=log%a", "--array=0-2")
+    command = ["sbatch", "--parsable", *options, f"--wrap={script}"]
+    number = called(cluster, folder, *command).strip()
+    until(lambda: "step 20/120" in read(folder / "log1"))
+    called(cluster, folder, "scancel", "--batch", "--signal=USR1", f"{number}_1")
+    until(lambda: "queued again" in read(folder / "log1"))
+    until(lambda: shown(cluster, folder, f"{number}_1", "JobState") == "PENDING")
+    called(cluster, folder, "scontrol", "update", f"JobId={number}_1", "StartTime=now")
+    for task in range(3):
+        until(lambda task=task: shown(cluster, folder, f"{number}_{task}", "JobState") in ENDED)
+    states = [shown(cluster, folder, f"{number}_{task}", "JobState") for task in range(3)]
+    restarts = [shown(cluster, folder, f"{number}_{task}", "Restarts") for task in range(3)]
+    assert (states, restarts) == (["COMPLETED"] * 3, ["0", "1", "0"])
+    for task in range(3):
+        log = read(folder / f"log{task}")
+        assert ("stopped by SIGUSR1" in log) == (task == 1), log
+        assert "Traceback" not in log and "pending execution" not in log, log
+        assert json.loads(read(folder / f"out{task}/summary.json"))["steps"] == 120
+
+
+@pytest.mark.slurm
+def test_every_task_of_an_array_finds_the_repository(cluster, folder):
+    """Tasks that are still waiting have no record of their own, and those that run have several."""
+    command = [
+        "sbatch",
+        "--parsable",
+        "--nodes=1",
+        "--output=log%a",
+        "--array=0-2",
+        str(ROOT / "launch.sh"),
+        "--setup",
+    ]
+    number = called(cluster, folder, *command).strip()
+    for task in range(3):
+        until(lambda task=task: shown(cluster, folder, f"{number}_{task}", "JobState") in ENDED)
+        assert shown(cluster, folder, f"{number}_{task}", "ExitCode") == "0:0", read(folder / f"log{task}")
+
+
+@pytest.mark.slurm
+@pytest.mark.kills
+def test_an_interrupt_in_the_shell_of_an_allocation_saves_the_run_and_requeues_nothing(cluster, folder):
+    asked = ["-m", "partialfc", "train", "--ranks", "1", "recipe.yaml", *SETTINGS, *LONG, "output=output"]
+    shell = (
+        "set -m; srun --overlap --ntasks=1 sleep 100 & "  # in a shell with job control, as a terminal's is
+        f"{shlex.join([sys.executable, *asked])} & echo $! >pid; wait %2; echo code $?; "
+        "squeue --noheader --steps --format=%j --jobs=$SLURM_JOB_ID; "
+        "scontrol show job $SLURM_JOB_ID | grep -o JobState=[A-Z]*; kill %1"
+    )
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            ["salloc", "--nodes=1", "bash", "-c", shell], cwd=folder, env=cluster, stdin=subprocess.DEVNULL,
+            stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+    until(lambda: "step 40/200" in read(folder / "log"))
+    os.killpg(int(read(folder / "pid")), signal.SIGINT)
+    assert process.wait(60) is not None
+    told = read(folder / "log")
+    assert re.search(r"stopped by SIGINT at step \d+ of 200: saved", told), told
+    assert "sleep\nJobState=RUNNING\n" in told.partition("\ncode 75\n")[2], told
+    assert "queue" not in told and "Traceback" not in told, told
+
+
+@pytest.mark.slurm
+def test_a_script_that_asks_for_many_tasks_gets_one_launcher_per_node(cluster, folder):
+    asked = ["-m", "partialfc", "train", "--ranks", "1", "recipe.yaml", *SETTINGS]
+    wrap = shlex.join([sys.executable, *asked])
+    options = ("--nodes=2", "--ntasks-per-node=4", "--output=log")
+    ended = wait_for_job(cluster, folder, *options, f"--wrap={wrap} output=output")
+    log = read(folder / "log")
+    assert ended == "COMPLETED" and "on 2 rank(s) of n1, n2" in log, log
+    ended = wait_for_job(cluster, folder, *options, f"--wrap=srun {wrap} output=other")
+    told = [line for line in read(folder / "log").splitlines() if line.startswith("error: ")]
+    assert ended == "FAILED" and len(told) == 8
+    assert set(told) == {
+        "error: srun: expected 1 task, got 8; call partialfc without srun, it starts a launcher on each node"
+    }
+
+
+@pytest.mark.slurm
+def test_a_heterogeneous_job_is_refused_in_one_line(cluster, folder):
+    asked = ["-m", "partialfc", "train", "--ranks", "1", "recipe.yaml", *SETTINGS, "output=output"]
+    script = folder / "job.sh"
+    script.write_text(
+        f"#!/bin/bash\n#SBATCH --nodes=1 --output=log\n#SBATCH hetjob\n#SBATCH --nodes=1\n{shlex.join([sys.executable, *asked])}\n"
+    )
+    assert wait_for_job(cluster, folder, str(script)) == "FAILED"
+    assert read(folder / "log").startswith(
+        "error: SLURM: expected a job of one component, got a heterogeneous job of 2; "
+    )
+    assert read(folder / "log").count("\n") == 1
+
+
+def wait_for_job(cluster: dict[str, str], folder: Path, *arguments: str) -> str:
+    """Submit a job, and return the state in which it ended."""
+    number = called(cluster, folder, "sbatch", "--parsable", *arguments).strip()
+    until(lambda: shown(cluster, folder, number, "JobState") in ENDED)
+    return shown(cluster, folder, number, "JobState")
+
+
+def called(cluster: dict[str, str], folder: Path, *command: str) -> str:
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, env=cluster, cwd=folder, timeout=60
+    )
+    return done.stdout
+
+
+def shown(cluster: dict[str, str], folder: Path, job: str, key: str) -> str:
+    """What SLURM says of a job, or of a task of an array."""
+    return re.search(
+        rf"\b{key}=(\S+)", called(cluster, folder, "scontrol", "--oneliner", "show", "job", job)
+    )[1]
+
+
+def read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def until(condition: Callable[[], bool]) -> None:
+    for _ in range(1200):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise TimeoutError
 
 
 def ranks_of(output: Path) -> list[int]:
