@@ -1,5 +1,6 @@
 """A trained network in use."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -108,7 +109,10 @@ def _evaluated(
         with comm.fail_on_all_ranks(ranks):
             if not ranks.first:
                 return None
-            found = {it.name: it.evaluate(embeddings[it.name]).scores for it in there}
+            evaluated = {it.name: it.evaluate(embeddings[it.name]) for it in there}
+            for warning in filter(None, (it.warning for it in evaluated.values())):
+                print(f"warning: {warning}", file=sys.stderr, flush=True)
+            found = {name: it.scores for name, it in evaluated.items()}
             for one in there if by_grid else []:
                 if isinstance(one, Pairs):
                     found[one.name] = {**found[one.name], **one.score_by_grid(embeddings[one.name])}
@@ -202,6 +206,8 @@ def compare(
 
     The verdict is by the threshold of each set that the run was verified on.
     """
+    import math
+
     import numpy as np
 
     from partialfc.inference.scores import scores_of
@@ -211,7 +217,7 @@ def compare(
     )
     print(f"{similarity:.4f}")
     for name, values in scores_of(model).items():
-        if "threshold" in values:
+        if not math.isnan(values.get("threshold", math.nan)):
             verdict = "the same person" if similarity > values["threshold"] else "different people"
             print(
                 f"{verdict}, by {name}: its threshold is {values['threshold']:.4f}, "

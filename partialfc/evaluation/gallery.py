@@ -13,7 +13,7 @@ from partialfc.data import images
 from partialfc.data.images import Pixels
 from partialfc.errors import InputError
 from partialfc.evaluation.identification import NOBODY, Subjects, identify
-from partialfc.evaluation.sets import Evaluated
+from partialfc.evaluation.sets import Evaluated, check_embeddings
 from partialfc.runtime.errors import one_line
 
 RANKS = (1, 5, 20)
@@ -41,6 +41,7 @@ class Gallery:
 
     def evaluate(self, embeddings: Tensor) -> Evaluated:
         """See EvaluationSet, and `identify`. No pictures."""
+        check_embeddings(embeddings, self.name)
         unit = normalize(embeddings).cpu().numpy()
         gallery, probes = slice(self.known), slice(self.known, None)
         scores = identify(unit[probes], self.subjects[probes], unit[gallery], self.subjects[gallery], RANKS)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from partialfc.data.images import Pixels
+from partialfc.evaluation.metrics import percent
 from partialfc.evaluation.sets import Evaluated, EvaluationSet, headline
 
 
@@ -41,7 +42,8 @@ class Group:
         return Evaluated(
             {name: mean, f"{name}_deviation": deviation}
             | {f"{one}_{name}": value for one, value in values.items()},
-            f"{name} {mean:.2%}, deviation {100 * deviation:.2f} points: "
-            + ", ".join(f"{one} {value:.2%}" for one, value in values.items()),
+            f"{name} {percent(mean)}, deviation {100 * deviation:.2f} points: "
+            + ", ".join(f"{one} {percent(value)}" for one, value in values.items()),
             ((f"{name}_of_{one}", picture) for one, it in found.items() for name, picture in it.pictures),
+            "; ".join(it.warning for it in found.values() if it.warning) or None,
         )

@@ -30,8 +30,9 @@ def identify(
     - tpir@fpir=1e-2 and so on: the share of mated probes whose nearest mate's similarity is above a threshold that at most
       that share of the non-mated probes exceeds with anyone; left out for rates that they are too few to measure.
 
-    InputError where no probe is mated.
+    InputError where no probe is mated, or a template is not finite.
     """
+    _check_finite(probes, gallery)
     order = np.argsort(known, kind="stable")
     gallery, ascending = gallery[order], known[order]
     starts, stops = (np.searchsorted(ascending, subjects, side=side) for side in ("left", "right"))
@@ -66,6 +67,7 @@ def identify_all_mated(
 
     InputError where a subject is in the gallery twice, or a probe's is not.
     """
+    _check_finite(probes, gallery)
     mates = mates_of(subjects, known)
     if (missing := np.flatnonzero(mates < 0)).size:
         raise InputError(f"subject {subjects[missing[0]]} of a probe is in no gallery")
@@ -96,6 +98,15 @@ def mates_of(subjects: Subjects, known: Subjects) -> NDArray[np.int64]:
         raise InputError(f"subject {twice[0]} is in the gallery twice; wanted one template a subject")
     places = np.minimum(np.searchsorted(ascending, subjects), len(known) - 1)
     return np.where(ascending[places] == subjects, order[places], -1)
+
+
+def _check_finite(probes: Templates, gallery: Templates) -> None:
+    """Raise InputError if a template is not finite: no similarity is less than NaN, which would rank first."""
+    for name, templates in (("probes", probes), ("gallery", gallery)):
+        if wrong := int((~np.isfinite(templates)).any(axis=1).sum()):
+            raise InputError(
+                f"{name}: expected finite templates, got {wrong} of {len(templates)} that are not"
+            )
 
 
 def _blocks(probes: Templates, gallery: Templates) -> Iterator[tuple[slice, NDArray[np.float32]]]:

@@ -28,7 +28,7 @@ from partialfc.data.images import Pixels
 from partialfc.errors import InputError
 from partialfc.evaluation import metrics
 from partialfc.evaluation.identification import Subjects, identify, identify_all_mated
-from partialfc.evaluation.sets import Evaluated, Scores
+from partialfc.evaluation.sets import Evaluated, Scores, check_embeddings
 
 _FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 _HEADLINE = "tar@far=1e-4"
@@ -79,6 +79,7 @@ class Ijb:
         script, see metrics.tars_at_nearest_fars; where there are galleries, the scores of `identify`, the mean over the two, and
         those of `identify_all_mated`, of both as one. A picture: the ROC curve.
         """
+        check_embeddings(embeddings, self.name)
         templates = self.embedded_templates(embeddings)
         similarity = self._similarities(templates)
         found = {
@@ -90,6 +91,8 @@ class Ijb:
             for far, tar in zip(_FARS, tars, strict=True)
         }
         scores = {_HEADLINE: found[_HEADLINE]} | found | self._identified(templates.numpy())
+        if one_kind := metrics.one_kind(self.same):
+            return Evaluated(scores, _in_words(scores), warning=f"{self.name}: {one_kind}")
         return Evaluated(scores, _in_words(scores), self._pictures(similarity))
 
     def embedded_templates(self, embeddings: Tensor) -> Tensor:
@@ -108,7 +111,7 @@ class Ijb:
         yield "roc", pictures.roc(self.name, similarity, self.same)
 
     def _similarities(self, templates: Tensor) -> NDArray[np.float32]:
-        """The cosine [P] of each pair; -1 where an embedding is not finite."""
+        """Return the cosine `[P]` of each pair."""
         # Of a first template with all: a product of matrices is faster than its few thousand pairs one by one.
         order = np.argsort(self.first, kind="stable")
         firsts, starts = np.unique(self.first[order], return_index=True)
@@ -120,7 +123,7 @@ class Ijb:
             with_all = (templates[torch.from_numpy(block)] @ templates.T).numpy()
             pairs = order[bounds[place] : bounds[place + len(block)]]
             found[pairs] = with_all[np.searchsorted(block, self.first[pairs]), self.second[pairs]]
-        return np.where(np.isfinite(found), found, np.float32(-1))
+        return found
 
     def _identified(self, templates: NDArray[np.float32]) -> dict[str, float]:
         if self.probes is None:
@@ -142,7 +145,7 @@ def _in_words(scores: Scores) -> str:
     spoken = {
         name: name.replace("tar@far=", "TAR@FAR ").replace("tpir@fpir=", "TPIR@FPIR ") for name in rates
     }
-    return ", ".join(f"{spoken[name]} {scores[name]:.2%}" for name in rates)
+    return ", ".join(f"{spoken[name]} {metrics.percent(scores[name])}" for name in rates)
 
 
 def is_ijb(folder: Path) -> bool:

@@ -1,6 +1,7 @@
 """How well similarities tell same from different: pair accuracy, TAR at FAR, ROC. numpy in, numbers out."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -39,8 +40,14 @@ def grid_accuracy(distance: Similarities, same: Same, folds: int = 10) -> tuple[
 
 
 def roc(similarity: Similarities, same: Same) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """False accept rates, ascending from 0 to 1, and the true accept rates at the same thresholds."""
-    false, true = (np.concatenate([[0.0], it / max(1, it[-1])]) for it in _accepted(similarity, same))
+    """Return false accept rates, ascending from 0 to 1, and the true accept rates at the same thresholds.
+
+    The rates of a kind of which there are no pairs are NaN.
+    """
+    false, true = (
+        np.concatenate([[0.0], it / it[-1]]) if it[-1] else np.full(len(it) + 1, np.nan)
+        for it in _accepted(similarity, same)
+    )
     return false, true
 
 
@@ -59,7 +66,9 @@ def tar_at_far(similarity: Similarities, same: Same, far: float) -> float:
 
 
 def tars_at_fars(similarity: Similarities, same: Same, fars: Sequence[float]) -> list[float]:
-    """`tar_at_far` of each of `fars`."""
+    """`tar_at_far` of each of `fars`; NaN where pairs are of one kind."""
+    if one_kind(same):
+        return [math.nan] * len(fars)
     false, true = roc(similarity, same)
     return [float(true[false <= far].max()) for far in fars]
 
@@ -67,13 +76,15 @@ def tars_at_fars(similarity: Similarities, same: Same, fars: Sequence[float]) ->
 def tars_at_nearest_fars(similarity: Similarities, same: Same, fars: Sequence[float]) -> list[float]:
     """Of each of `fars`, the true accept rate by the rule of insightface's IJB scripts: at the corner of the ROC curve, as
     scikit-learn's roc_curve leaves it, whose false accept rate is nearest to `far`, above or below it; of two equally near
-    ones at the larger rate, of those of one rate at the largest true accept rate.
+    ones at the larger rate, of those of one rate at the largest true accept rate. NaN where pairs are of one kind.
     """
+    if one_kind(same):
+        return [math.nan] * len(fars)
     false, true = _accepted(similarity, same)
     if len(false) > 2:  # points on a line between others are dropped
         corners = np.concatenate([[True], (np.diff(false, 2) != 0) | (np.diff(true, 2) != 0), [True]])
         false, true = false[corners], true[corners]
-    descending, tars = (np.concatenate([[0], it])[::-1] / max(1, it[-1]) for it in (false, true))
+    descending, tars = (np.concatenate([[0], it])[::-1] / it[-1] for it in (false, true))
     return [float(tars[np.argmin(np.abs(descending - far))]) for far in fars]
 
 
@@ -97,15 +108,48 @@ def verify(similarities: ArrayLike, same: ArrayLike) -> dict[str, float]:
     - NAME_low and NAME_high for accuracy, auc and each tar: the interval of 95 % by a bootstrap over pairs, the same in
       every call.
 
-    InputError where the two do not fit each other, or one of them is empty.
+    Where all pairs are of one kind these are undefined: NaN, with a warning.
+
+    Raises:
+        InputError: The two do not fit each other, one of them is empty, or `same` holds anything but booleans, 0 and 1.
     """
-    similarity, truth = np.asarray(similarities, np.float64), np.asarray(same, bool)
+    truth = _truth(same)
+    found = scores_of_pairs(similarities, truth)
+    if told := one_kind(truth):
+        warnings.warn(told, stacklevel=2)
+    return found
+
+
+def one_kind(same: Same) -> str | None:
+    """Return why scores of the pairs are undefined: all of them are of one kind; None if they are defined."""
+    if not len(same) or same.any() != same.all():
+        return None
+    kind = "the same person" if same.all() else "different people"
+    return f"scores are undefined: all {len(same)} pairs show {kind}; expected pairs of both kinds"
+
+
+def _truth(same: ArrayLike) -> Same:
+    """Return labels as booleans. InputError if they are anything but booleans, 0 and 1."""
+    given = np.asarray(same)
+    if given.dtype == np.bool_:
+        return given
+    if given.dtype.kind not in "iuf" or not np.isin(given, (0, 1)).all():
+        values = ", ".join(repr(it) for it in np.unique(given.astype(str))[:3].tolist())
+        raise InputError(f"same: expected booleans, or 0 and 1, got {given.dtype} such as {values}")
+    return given.astype(bool)
+
+
+def scores_of_pairs(similarities: ArrayLike, truth: Same) -> dict[str, float]:
+    """Return the scores of `verify`, without a warning where they are undefined."""
+    similarity = np.asarray(similarities, np.float64)
     if similarity.ndim != 1 or similarity.shape != truth.shape or len(similarity) < 10:
         raise InputError(
             f"similarities of shape {similarity.shape} and same of {truth.shape}; wanted two lists of one length, 10 at least"
         )
     if not np.isfinite(similarity).all():
         raise InputError("similarities that are not finite")
+    if one_kind(truth):
+        return dict.fromkeys(_names(_measurable(int((~truth).sum()))), math.nan)
     fold = _folds(len(truth), 10)
     right = _told_right(similarity, truth, fold)
     accuracy, deviation = _over_folds(right, fold)
@@ -121,9 +165,16 @@ def verify(similarities: ArrayLike, same: ArrayLike) -> dict[str, float]:
             for far, tar in zip(measurable, tars_at_fars(similarity, truth, measurable), strict=True)
         },
         "threshold": threshold,
-        "threshold_far": float(np.mean(different > threshold)) if len(different) else 0.0,
+        "threshold_far": float(np.mean(different > threshold)),
     }
     return found | _intervals(similarity, truth, right)
+
+
+def _names(measurable: Sequence[float]) -> list[str]:
+    """Return the names of the scores of `verify`, given the false accept rates that the pairs can measure."""
+    with_interval = ["auc", *(f"tar@far={written(far)}" for far in measurable)]
+    names = ["accuracy", "accuracy_std", *with_interval, "threshold", "threshold_far"]
+    return names + [f"{name}_{end}" for name in ("accuracy", *with_interval) for end in ("low", "high")]
 
 
 def headings(scores: Mapping[str, float]) -> list[str]:
@@ -141,7 +192,14 @@ def rounded(scores: Mapping[str, float]) -> dict[str, str]:
     }
 
 
+def percent(value: float) -> str:
+    """Return a rate as percent, `-` if it is undefined."""
+    return "-" if math.isnan(value) else f"{value:.2%}"
+
+
 def _plainly(name: str, value: float) -> str:
+    if math.isnan(value):
+        return "-"
     return (
         f"{value:.2%}"
         if name.endswith(("_far", "accuracy", "_deviation")) or "@" in name or "rank" in name
@@ -152,6 +210,8 @@ def _plainly(name: str, value: float) -> str:
 def in_words(scores: Mapping[str, float], name: str) -> str:
     """A score with its interval, rounded to what that means: `90.8% [88.9, 92.5]`, an area without the percents."""
     value, low, high = (scores[it] for it in (name, f"{name}_low", f"{name}_high"))
+    if math.isnan(value):
+        return "-"
     factor = 1 if name == "auc" else 100
     width = factor * (high - low)
     decimals = min(5, max(0, 1 - math.floor(math.log10(width)))) if width else 1
@@ -181,7 +241,7 @@ def _intervals(similarity: Similarities, same: Same, right: Same) -> dict[str, f
     for _ in range(max(_FEWEST_DRAWS, min(_DRAWS, _DRAWN_PAIRS // count))):
         times = np.bincount(draws.integers(count, size=count), minlength=count)
         true, false = (np.cumsum(times * kind)[ends] for kind in (truth, ~truth))
-        all_true, all_false = max(1, true[-1]), max(1, false[-1])
+        all_true, all_false = max(1, true[-1]), max(1, false[-1])  # a drawn set may be of one kind
         found.setdefault("accuracy", []).append(float(times @ told) / count)
         rates = np.concatenate([[0], true]) / all_true, np.concatenate([[0], false]) / all_false
         found.setdefault("auc", []).append(float(np.trapezoid(*rates)))

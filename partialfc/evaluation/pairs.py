@@ -1,5 +1,6 @@
 """Verification sets as the field's .bin files have them; nothing in a file is executed."""
 
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from partialfc.data import images
 from partialfc.data.images import Encoded, Pixels
 from partialfc.errors import InputError
 from partialfc.evaluation import metrics, plain_pickle
-from partialfc.evaluation.sets import Evaluated, Scores
+from partialfc.evaluation.sets import Evaluated, Scores, check_embeddings
 from partialfc.runtime.errors import one_line
 
 
@@ -35,21 +36,24 @@ class Pairs:
         return len(self.images)
 
     def similarities(self, embeddings: Tensor) -> NDArray[np.float64]:
-        """The cosine [P] of each pair, given the embeddings [2 P, D] of all images; -1 where an embedding is not finite, as those
-        of a fresh network in 16 bits may be.
-        """
+        """Return the cosine `[P]` of each pair, given the embeddings `[2 P, D]` of all images."""
+        check_embeddings(embeddings, self.name)
         unit = normalize(embeddings)
         found: NDArray[np.float64] = (unit[0::2] * unit[1::2]).sum(1).double().cpu().numpy()
-        return np.where(np.isfinite(found), found, -1.0)
+        return found
 
     def evaluate(self, embeddings: Tensor) -> Evaluated:
         """See EvaluationSet, and metrics.verify. Pictures: the ROC curve, and the pairs that are hardest to tell."""
         similarity = self.similarities(embeddings)
-        scores = metrics.verify(similarity, self.same)
+        scores = metrics.scores_of_pairs(similarity, self.same)
+        if one_kind := metrics.one_kind(self.same):
+            return Evaluated(scores, _in_words(scores), warning=f"{self.name}: {one_kind}")
         return Evaluated(scores, _in_words(scores), self._pictures(similarity))
 
     def score_by_grid(self, embeddings: Tensor) -> Scores:
         """insightface_accuracy and insightface_accuracy_std: see metrics.grid_accuracy. embeddings: as of `evaluate`."""
+        if metrics.one_kind(self.same):
+            return dict.fromkeys(("insightface_accuracy", "insightface_accuracy_std"), math.nan)
         unit = normalize(embeddings.double()).cpu().numpy()
         distance = np.square(unit[0::2] - unit[1::2]).sum(axis=1)
         accuracy, deviation = metrics.grid_accuracy(distance, self.same)
@@ -129,9 +133,9 @@ def _length(part: Any) -> int:
 
 
 def _flag(path: Path, index: int, flag: Any) -> bool:
-    if isinstance(flag, bool | np.bool_ | int | np.integer):
+    if isinstance(flag, bool | np.bool_ | int | np.integer) and flag in (0, 1):
         return bool(flag)
-    raise InputError(f"{path}: issame {index} is a {type(flag).__name__}, wanted true or false")
+    raise InputError(f"{path}: issame {index}: expected true or false, got {flag!r:.60}")
 
 
 def _encoded(path: Path, index: int, image: Any) -> Encoded:

@@ -5,10 +5,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from partialfc.data.images import Pixels
+from partialfc.errors import InputError
 
-Scores = Mapping[str, float]  # by name; the first is the headline: what is watched, more is better
+_EQUAL = 1e-6  # in a component of embeddings of length 1
+
+# by name; the first is the headline: what is watched, more is better. A score that a set cannot give is NaN.
+Scores = Mapping[str, float]
 
 
 class ImageSet(Protocol):
@@ -32,6 +37,7 @@ class Evaluated:
     scores: Scores
     in_words: str  # the scores, for a line of the log
     pictures: Iterable[tuple[str, Pixels]] = ()  # with their names; each is drawn when it is asked for
+    warning: str | None = None  # why scores are undefined
 
 
 class EvaluationSet(ImageSet, Protocol):
@@ -46,3 +52,21 @@ class EvaluationSet(ImageSet, Protocol):
 def headline(scores: Scores) -> tuple[str, float]:
     """The score that is watched: its name and its value."""
     return next(iter(scores.items()))
+
+
+class UnusableEmbeddingsError(InputError):
+    """Embeddings that tell no two images apart, or are not finite: of a network that diverged, or is damaged."""
+
+
+def check_embeddings(embeddings: Tensor, name: str) -> None:
+    """Raise UnusableEmbeddingsError if some embeddings `[n, D]` of the set are not finite, or all are equal."""
+    wrong = int((~embeddings.isfinite()).any(1).sum())
+    if wrong:
+        raise UnusableEmbeddingsError(
+            f"{name}: expected finite embeddings, got {wrong} of {len(embeddings)} that are not"
+        )
+    unit = normalize(embeddings.float())
+    if len(unit) > 1 and not ((unit - unit[0]).abs() > _EQUAL).any():
+        raise UnusableEmbeddingsError(
+            f"{name}: expected embeddings that differ, got {len(unit)} that are all equal"
+        )

@@ -1,5 +1,6 @@
 """The model card of an exported network, as the Hugging Face Hub reads it, and the same for machines."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def card_of(
         model_name=f"{name}-{pack}",
         eval_results=_results(scores) or None,
     )
-    first = next(iter(scores.values()), {})
+    threshold = next(iter(scores.values()), {}).get("threshold", math.nan)
     text = _CARD.format(
         name=name,
         width=settings.embedding,
@@ -88,7 +89,7 @@ def card_of(
         fingerprint=provenance.pack,
         version=partialfc.__version__,
         revision=revision(),
-        threshold=f" > {first['threshold']:.3f}" if "threshold" in first else "",
+        threshold="" if math.isnan(threshold) else f" > {threshold:.3f}",
         cosine=cosine,
         checked=checked,
         scores=_table(scores),
@@ -130,6 +131,7 @@ def _results(scores: dict[str, Scores]) -> list[EvalResult]:
         )
         for name, values in scores.items()
         for metric in headings(values)
+        if not math.isnan(values[metric])
     ]
 
 

@@ -75,7 +75,14 @@ class Recognizer:
         pixels = [_face(face, place, size) for place, face in enumerate(faces)]
         if not pixels:
             raise InputError("no images; wanted one at least")
-        return embed_faces(self.network, pixels, self.device, batch=self.batch, autocast=self.autocast())
+        found = embed_faces(self.network, pixels, self.device, batch=self.batch, autocast=self.autocast())
+        wrong = np.flatnonzero(~np.isfinite(found).all(axis=1))
+        if len(wrong):
+            raise InputError(
+                f"expected finite embeddings, got {len(wrong)} of {len(found)} images without, the first is image "
+                f"{wrong[0]}; the network has diverged, or its weights are damaged"
+            )
+        return found
 
 
 def _face(image: Pixels | Path | str, place: int, size: int) -> Pixels:

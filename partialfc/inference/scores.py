@@ -1,5 +1,6 @@
 """What is known of how well a trained network verifies."""
 
+import math
 from pathlib import Path
 
 import msgspec
@@ -27,8 +28,12 @@ def scores_of(path: Path) -> dict[str, Scores]:
 
 
 class _Config(msgspec.Struct):
-    verification: dict[str, dict[str, float]] = {}
+    verification: dict[str, dict[str, float | None]] = {}  # null: undefined
 
 
 def _exported(path: Path) -> dict[str, Scores]:
-    return dict(decode_json(path.read_bytes(), _Config, f"{path}: not what an export writes").verification)
+    found = decode_json(path.read_bytes(), _Config, f"{path}: not what an export writes").verification
+    return {
+        name: {key: math.nan if value is None else value for key, value in values.items()}
+        for name, values in found.items()
+    }

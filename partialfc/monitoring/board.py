@@ -3,6 +3,7 @@
 Groups are shown in the order of their names: `loss` and `verification` come first, then the run's workings.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -102,4 +103,9 @@ class Board:
 
 
 def _shown(scores: Mapping[str, float]) -> dict[str, float]:
-    return {name: value for name, value in scores.items() if not name.endswith(("_low", "_high"))}
+    """Return the scores that are defined, without the ends of their intervals."""
+    return {
+        name: value
+        for name, value in scores.items()
+        if not name.endswith(("_low", "_high")) and not math.isnan(value)
+    }

@@ -1,5 +1,6 @@
 """metrics.jsonl: one JSON object a line, and what a run goes by of them."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import msgspec
 
 from partialfc.evaluation.sets import Scores, headline
-from partialfc.runtime.files import atomic_write
+from partialfc.runtime.files import atomic_write, with_undefined
 
 Line = dict[str, Any]  # with "step": the number of steps taken
 
@@ -68,6 +69,8 @@ class History:
         self.verified_step = line["step"]
         for name, values in scores.items():
             _, value = headline(values)
+            if math.isnan(value):
+                continue
             if name not in self.best or value > self.best[name][0]:
                 self.best[name] = value, line["step"]
 
@@ -78,4 +81,4 @@ def _parsed(line: bytes) -> Line | None:
         parsed: Line = msgspec.json.decode(line)
     except (msgspec.DecodeError, ValueError, RecursionError):
         return None
-    return parsed
+    return with_undefined(parsed)

@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from partialfc.data.images import Pixels
-from partialfc.evaluation.sets import Evaluated, EvaluationSet, Scores, headline
+from partialfc.evaluation.sets import (
+    Evaluated,
+    EvaluationSet,
+    Scores,
+    UnusableEmbeddingsError,
+    headline,
+)
 from partialfc.evaluation.verify import Embeddings
 from partialfc.monitoring.board import SETTINGS, TIME, Board
 from partialfc.monitoring.diagnostics import show
@@ -179,11 +185,18 @@ class Report:
         """
         if not self._enabled:
             return {}
-        found = {it.name: it.evaluate(embeddings[it.name]) for it in sets}
+        found = {}
+        for one in sets:
+            try:
+                found[one.name] = one.evaluate(embeddings[one.name])
+            except (
+                UnusableEmbeddingsError
+            ) as error:  # as of a fresh network in 16 bits; a run that diverged ends by itself
+                self.say(f"warning: step {step}  {error}; not scored")
         with self._spared():
             self.scores(step, found)
-            for one, evaluated in found.items():
-                self._board.pictures_of(step, one, evaluated.pictures)
+            for name, evaluated in found.items():
+                self._board.pictures_of(step, name, evaluated.pictures)
         return {one: evaluated.scores for one, evaluated in found.items()}
 
     def has_scores(self, step: int) -> bool:
@@ -210,7 +223,9 @@ class Report:
             self._history.write({"step": step, "verification": {it: found[it].scores for it in found}})
         for name, evaluated in found.items():
             watched, value = headline(evaluated.scores)
-            best, best_step = self._history.best[name]
+            if evaluated.warning:
+                self.say(f"warning: {evaluated.warning}")
+            best, best_step = self._history.best.get(name, (value, step))
             self._board.scores(step, name, {**evaluated.scores, f"{watched}_best": best})
             self._terminal.evaluated(name, value, best, best_step)
             so_far = f"; best {best:.2%} at step {best_step}" if best_step < step else ""

@@ -9,6 +9,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from partialfc.evaluation.metrics import percent
+
 
 class Terminal:
     """Standard output. Where that is a file or a pipe, every line is printed, and there is no display.
@@ -46,7 +48,7 @@ class Terminal:
 
     def evaluated(self, name: str, score: float, best: float, best_step: int) -> None:
         """The newest headline score of an evaluation set, and the best so far."""
-        self._scores[name] = f"{score:.2%}", f"{best:.2%}", f"{best_step}"
+        self._scores[name] = percent(score), percent(best), f"{best_step}"
 
     def _drawn(self) -> RenderableType:
         bar = Table.grid(padding=(0, 1))

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from partialfc.evaluation.sets import headline
-from partialfc.runtime.files import SUMMARY, atomic_write, decode_json
+from partialfc.runtime.files import SUMMARY, atomic_write, decode_json, with_undefined
 from partialfc.sweep.grid import Grid
 
 # Student's t, two-sided 95 %, by degrees of freedom from 1; 1.96 beyond
@@ -60,7 +60,9 @@ def results_of(grid: Grid, out: Path) -> Results:
         if not path.exists():
             missing += 1
             continue
-        summary = decode_json(path.read_bytes(), dict[str, Any], f"{path}: not what a run writes")
+        summary = with_undefined(
+            decode_json(path.read_bytes(), dict[str, Any], f"{path}: not what a run writes")
+        )
         runs.append({"settings": dict(point.settings), "folder": point.name, **summary})
         scores = rows.setdefault(point.row(), {})
         for name, found in summary["verification"].items():

@@ -1,5 +1,6 @@
 """When a run's checkpoints are due, and what came of them."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -121,17 +122,21 @@ class Saving:
             if ranks.first:
                 score = self._named(scores)
         score = comm.of_first_rank(score, ranks.host)
-        assert score is not None
+        if score is None:
+            return None, False
         best = self._best is None or score > self._best
         if best:
             self._best = score
         return score, best
 
-    def _named(self, scores: dict[str, Scores]) -> float:
+    def _named(self, scores: dict[str, Scores]) -> float | None:
+        """Return the score that `keep_best` names; None if this evaluation did not define it."""
         found = scores.get(self._set, {}).get(self._score_name)
+        if self._set not in scores and self._set in {it.name for it in self.run.sets}:
+            return None
         if found is None:
             known = [f"{name}/{score}" for name, values in scores.items() for score in values]
             raise InputError(
                 f"checkpoint.keep_best: {self._set}/{self._score_name}, wanted one of {', '.join(known) or 'none'}"
             )
-        return found
+        return None if math.isnan(found) else found

@@ -161,3 +161,13 @@ def test_two_sets_of_one_name_are_refused(folder, tmp_path):
         load_sets([tmp_path / "office.bin", folder])
     with pytest.raises(InputError, match=r"office.bin, .*office.bin: two sets are called office"):
         load_sets([tmp_path / "office.bin"] * 2)
+
+
+def test_embeddings_that_are_not_finite_or_all_alike_are_refused(folder):
+    gallery = load_gallery(folder)
+    embeddings = torch.randn(len(gallery), 8)
+    embeddings[2] = torch.nan
+    with pytest.raises(InputError, match="office: expected finite embeddings, got 1 of 29 that are not"):
+        gallery.evaluate(embeddings)
+    with pytest.raises(InputError, match="office: expected embeddings that differ"):
+        gallery.evaluate(torch.ones(len(gallery), 8))

@@ -1,5 +1,6 @@
 """IJB's protocols against plain loops over all that a made-up folder says."""
 
+import dataclasses
 import json
 import math
 import re
@@ -245,3 +246,32 @@ def test_probes_without_any_mate_are_refused():
             InputError, match=r"no probe's subject is in the gallery|subject 1 of a probe is in no"
         ):
             search(one, np.array([1]), two, np.array([2]))
+
+
+@pytest.mark.parametrize("search", [identify, identify_all_mated])
+def test_templates_that_are_not_finite_find_nobody(search):
+    """No similarity is below NaN: such a probe would be found at rank 1 by everybody."""
+    one = np.eye(3, dtype=np.float32)
+    spoilt = one.copy()
+    spoilt[1] = np.nan
+    who = np.arange(3)
+    with pytest.raises(InputError, match="probes: expected finite templates, got 1 of 3 that are not"):
+        search(spoilt, who, one, who)
+    with pytest.raises(InputError, match="gallery: expected finite templates, got 1 of 3 that are not"):
+        search(one, who, spoilt, who)
+
+
+def test_embeddings_that_are_not_finite_are_refused(ijb):
+    embeddings = embeddings_of(ijb)
+    embeddings[4] = torch.nan
+    with pytest.raises(InputError, match=r"expected finite embeddings, got 1 of \d+ that are not"):
+        load_ijb(ijb.folder).evaluate(embeddings)
+
+
+def test_pairs_of_one_kind_have_no_rates(ijb):
+    found = dataclasses.replace(one := load_ijb(ijb.folder), same=np.zeros_like(one.same)).evaluate(
+        embeddings_of(ijb)
+    )
+    assert "all" in found.warning and "show different people" in found.warning
+    assert np.isnan(found.scores["tar@far=1e-4"]) and "TAR@FAR 1e-4 -" in found.in_words
+    assert np.isfinite(found.scores["rank1"])

@@ -1,5 +1,6 @@
 """Verification metrics against scikit-learn and against counting."""
 
+import math
 import re
 
 import numpy as np
@@ -71,7 +72,10 @@ def test_accuracy_by_trying_every_threshold():
 
 @given(arrays.arrays(np.float32, st.integers(10, 40), elements=st.floats(-1, 1, width=32)), st.randoms())
 def test_scores_are_fractions_for_any_similarities(similarity, random):
-    same = np.array([random.random() < 0.5 for _ in similarity])
+    similarity = similarity.astype(
+        np.float64
+    )  # as verify computes: where denormals are flushed, they are 0 in both
+    same = np.array([True, False, *(random.random() < 0.5 for _ in similarity[2:])])
     found = verification.verify(similarity, same)
     threshold = found.pop("threshold")
     assert all(0 <= value <= 1 for value in found.values())
@@ -116,6 +120,14 @@ def test_the_threshold_tells_most_pairs_right_and_its_far_is_counted():
         ([1.0] * 5, [True] * 5, "10 at least"),
         ([[1.0] * 12], [[True] * 12], "wanted two lists"),
         ([np.nan] * 12, [True] * 12, "not finite"),
+        ([0.5] * 12, [1, -1] * 6, "same: expected booleans, or 0 and 1, got int64 such as '-1', '1'"),
+        (
+            [0.5] * 12,
+            ["True", "False"] * 6,
+            "same: expected booleans, or 0 and 1, got <U5 such as 'False', 'True'",
+        ),
+        ([0.5] * 12, [0.5] * 12, "same: expected booleans, or 0 and 1, got float64"),
+        ([0.5] * 12, [None, True] * 6, "same: expected booleans, or 0 and 1, got object"),
     ],
 )
 def test_what_is_no_set_of_pairs_is_refused(similarities, same, message):
@@ -123,9 +135,31 @@ def test_what_is_no_set_of_pairs_is_refused(similarities, same, message):
         verification.verify(similarities, same)
 
 
+@pytest.mark.parametrize("kind", [True, False])
+def test_scores_of_pairs_of_one_kind_are_undefined(kind):
+    similarity = np.random.default_rng(0).normal(size=1000)
+    both = verification.verify(similarity, np.arange(1000) % 2 == 0)
+    with pytest.warns(UserWarning, match="scores are undefined: all 1000 pairs show (the same|different)"):
+        found = verification.verify(similarity, [kind] * 1000)
+    assert all(map(math.isnan, found.values()))
+    assert {it for it in found if "tar@" not in it} == {it for it in both if "tar@" not in it}
+    assert set(verification.rounded(found).values()) == {"-"}
+    assert math.isnan(verification.tar_at_far(similarity, np.full(1000, kind), 0.1))
+    assert math.isnan(verification.auc(similarity, np.full(1000, kind)))
+    assert np.isnan(verification.tars_at_nearest_fars(similarity, np.full(1000, kind), [0.1])).all()
+
+
+@pytest.mark.parametrize("labels", [[0, 1] * 6, [0.0, 1.0] * 6, np.arange(12) % 2 == 1])
+def test_labels_may_be_numbers(labels):
+    similarity = np.arange(12) % 3 / 3
+    expected = verification.verify(similarity, [False, True] * 6)
+    assert verification.verify(similarity, labels) == expected
+
+
 @pytest.mark.parametrize(
     ("scores", "words"),
     [
+        ({"accuracy": math.nan, "accuracy_low": math.nan, "accuracy_high": math.nan}, "-"),
         ({"accuracy": 0.908, "accuracy_low": 0.889, "accuracy_high": 0.925}, "90.8% [88.9, 92.5]"),
         ({"accuracy": 0.998, "accuracy_low": 0.9968, "accuracy_high": 0.999}, "99.80% [99.68, 99.90]"),
         ({"accuracy": 0.6, "accuracy_low": 0.5, "accuracy_high": 0.7}, "60% [50, 70]"),

@@ -1,5 +1,6 @@
 """Verification sets: every way they are pickled, and nothing in them runs."""
 
+import dataclasses
 import pickle
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from sklearn.preprocessing import normalize as sklearn_normalize
 
 from partialfc.errors import InputError
 from partialfc.evaluation.pairs import load_pairs
+from partialfc.evaluation.sets import UnusableEmbeddingsError
 
 IMAGES = [bytes([65 + place]) * 3 for place in range(20)]
 SAME = [True, False] * 5
@@ -97,13 +99,38 @@ def test_what_is_no_verification_set_is_refused(tmp_path, content, message):
         load_pairs(saved(tmp_path, content))
 
 
-def test_embeddings_that_are_not_finite_are_scored(tmp_path):
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_embeddings_that_are_not_finite_or_all_alike_are_refused(tmp_path, value):
     write_pairs(tmp_path / "some.bin")
     pairs = load_pairs(tmp_path / "some.bin")
     embeddings = torch.nn.functional.normalize(torch.randn(len(pairs), 8))
-    embeddings[3] = torch.nan
-    assert pairs.similarities(embeddings)[1] == -1
-    assert np.isfinite(list(pairs.evaluate(embeddings).scores.values())).all()
+    embeddings[3, 2] = embeddings[5, 0] = value
+    with pytest.raises(
+        UnusableEmbeddingsError, match=r"some: expected finite embeddings, got 2 of 40 that are not"
+    ):
+        pairs.evaluate(embeddings)
+    for alike in (torch.zeros(40, 8), torch.ones(40, 8) * torch.arange(1, 41)[:, None]):
+        with pytest.raises(UnusableEmbeddingsError, match="some: expected embeddings that differ, got 40"):
+            pairs.evaluate(alike)
+
+
+def test_a_set_of_one_kind_says_so(tmp_path):
+    write_pairs(tmp_path / "some.bin")
+    pairs = dataclasses.replace(load_pairs(tmp_path / "some.bin"), same=np.ones(20, bool))
+    found = pairs.evaluate(torch.randn(40, 8))
+    assert (
+        found.warning
+        == "some: scores are undefined: all 20 pairs show the same person; expected pairs of both kinds"
+    )
+    assert found.in_words == "accuracy -, AUC -" and not list(found.pictures)
+    assert all(map(np.isnan, pairs.score_by_grid(torch.randn(40, 8)).values()))
+
+
+@pytest.mark.parametrize("flag", [-1, 2, "True", 0.0, None])
+def test_a_flag_that_is_no_boolean_is_refused(tmp_path, flag):
+    images = IMAGES
+    with pytest.raises(InputError, match="issame 3: expected true or false, got"):
+        load_pairs(saved(tmp_path, (images, [True, False, True, flag, *[False] * 6])))
 
 
 def theirs(embeddings: np.ndarray, same: list[bool]) -> tuple[float, float]:
