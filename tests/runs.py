@@ -114,7 +114,16 @@ def curve(output: Path) -> list[float]:
 
 def whole(states: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """The state of all ranks together; asserts that their replicas agree."""
-    rows = ("centers", "momentum", "first_moment", "second_moment", "counts", "last_step", "seen_classes")
+    rows = (
+        "class_ids",
+        "centers",
+        "momentum",
+        "first_moment",
+        "second_moment",
+        "counts",
+        "last_step",
+        "seen_classes",
+    )
     shards = [name for name in rows if name in states[0]]
     for state in states:
         for name, value in state.items():

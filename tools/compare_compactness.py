@@ -37,8 +37,8 @@ from partialfc.data.packs.sources import identities
 from partialfc.errors import InputError
 from partialfc.inference.batches import embedded
 from partialfc.inference.recognizer import load
+from partialfc.inference.stored_centers import read_centers
 from partialfc.inference.weights import newest
-from partialfc.runtime.checkpoint import read_rows
 from partialfc.runtime.errors import exit_on_input_error
 from partialfc.runtime.files import SUMMARY
 from partialfc.sweep.running import share_of
@@ -142,7 +142,7 @@ def measured_run(run: Path) -> Measured:
     assert provenance is not None
     dataset = RecordDataset(Path(provenance.config.data.path), recognizer.network.input_size)
     embeddings = embedded(recognizer, (dataset[image][0] for image in range(len(dataset))))
-    centers = read_rows(newest(run), "head.centers", 0, provenance.num_classes).float()
+    centers = read_centers(newest(run), 0, provenance.num_classes).float()
     return measured(embeddings, dataset.labels(), normalize(centers).numpy())
 
 

@@ -18,7 +18,7 @@ from partialfc.config import IGNORE, HeadConfig
 from partialfc.config.stages import value_at
 from partialfc.errors import InputError
 from partialfc.head import sampling
-from partialfc.head.checks import described
+from partialfc.head.checks import check_labels, described
 from partialfc.head.losses import Loss
 from partialfc.head.neighbors import Neighbors
 from partialfc.head.rows import rounding
@@ -134,10 +134,10 @@ class Selection:
         )
 
     def _checked(self, labels: Tensor) -> NDArray[np.int64]:
-        if labels.device.type != "cpu" or labels.is_floating_point() or labels.dim() != 1 or not len(labels):
-            raise ValueError(
-                f"labels: found {described(labels)}; wanted integers [B] of the global batch, on cpu"
-            )
+        wanted = "[B] of the global batch, on cpu"
+        check_labels(labels, wanted)
+        if labels.device.type != "cpu" or not len(labels):
+            raise ValueError(f"labels: found {described(labels)}; wanted integers {wanted}")
         known = labels.numpy().astype(np.int64)
         wrong = np.flatnonzero((known < IGNORE) | (known >= self._num_classes))
         if len(wrong):

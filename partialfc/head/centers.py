@@ -3,8 +3,10 @@
 Legend: n classes of this rank, S of them active in a step, K centres of each in one row, D embedding width.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +21,8 @@ from partialfc.head.rows.catch_up import CatchUp
 from partialfc.head.rows.frozen import FrozenRows
 from partialfc.head.rows.optimizers import row_optimizer
 from partialfc.head.scratch import ScratchMemory
+
+_SETTLED = 1 << 14  # rows that are brought up to date at once
 
 
 def rule_of(config: HeadConfig, optim: RowRule | None, margin: AnyMargin) -> RowRule:
@@ -35,6 +39,18 @@ def types_of(config: HeadConfig, moments: tuple[str, ...], computed: torch.dtype
     kept = torch.bfloat16 if config.moments == "bfloat16" else computed
     stored = torch.bfloat16 if config.centers == "bfloat16" else computed
     return {CENTERS: stored, **dict.fromkeys(moments, kept)}
+
+
+def caught_up(rows: Mapping[str, Tensor], factors: Tensor) -> dict[str, Tensor]:
+    """Return rows [S, K D] of centers, and of momentum where it is kept, after the steps they have missed.
+
+    factors: [S, 2, 2], see CatchUp.
+    """
+    names = [CENTERS, *(name for name in rows if name != CENTERS)]
+    factors = factors.to(rows[CENTERS].device)
+    stacked = torch.stack([rows[name].to(factors.dtype) for name in names], dim=1)  # [S, k, K D]
+    later = factors[:, : len(names), : len(names)] @ stacked
+    return {name: later[:, place] for place, name in enumerate(names)}
 
 
 class Centers:
@@ -114,6 +130,22 @@ class Centers:
         self._memory.forget()
         if self._catch_up is not None:
             self._catch_up.loaded(steps)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Bring all rows to where their skipped steps take them; nothing where rows hold still."""
+        if self._catch_up is None:
+            return
+        self._memory.forget()
+        tensors = self.tensors
+        for start in range(0, len(self.owned), _SETTLED):
+            rows = np.arange(start, min(start + _SETTLED, len(self.owned)))
+            factors = self._catch_up.factors(rows)
+            settled = caught_up({name: it[start : rows[-1] + 1] for name, it in tensors.items()}, factors)
+            self._memory.before_write(rows)
+            for name, values in settled.items():
+                tensors[name][start : rows[-1] + 1] = values.to(tensors[name])
+        self._catch_up.settled()
 
     def prefetch(self, classes: ActiveClasses) -> None:
         """Take the hint that the rows of `classes` will be wanted in the next step but one at the latest."""

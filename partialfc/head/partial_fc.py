@@ -19,7 +19,7 @@ from partialfc.config import AnyMargin, HeadConfig, RowRule
 from partialfc.head.active import Selection
 from partialfc.head.active_rows import CENTERS
 from partialfc.head.centers import Centers, rule_of
-from partialfc.head.checks import check_arguments, check_embeddings, described
+from partialfc.head.checks import check_arguments, check_embeddings, check_labels
 from partialfc.head.distillation import check_teacher, follow_teacher
 from partialfc.head.kernels import operations_of
 from partialfc.head.kinds import kind_of
@@ -29,11 +29,12 @@ from partialfc.head.neighbors import Neighbors
 from partialfc.head.products import Products
 from partialfc.head.rows.frozen import FrozenRows
 from partialfc.head.saved import Saved, SavedModule
+from partialfc.head.scaling import scaling_of
 from partialfc.head.scratch import Sender
 from partialfc.head.seen import SeenClasses
 from partialfc.head.shard import class_range
 from partialfc.head.sharded import ShardedLoss
-from partialfc.head.step import HeadStep, Observation, loss_of_step
+from partialfc.head.step import HeadStep, Observation, check_step, loss_of_step
 from partialfc.runtime import comm
 
 
@@ -79,7 +80,7 @@ class PartialFC(SavedModule):
         self.group = group if group is not None else comm.default_group()
         self.num_classes, self.embedding_size = num_classes, embedding_size
         self.margin, self.config, self.seed = margin, config, seed
-        check_arguments(num_classes, embedding_size, backbone_gradients)
+        check_arguments(num_classes, embedding_size, margin, backbone_gradients)
         rank, self._world_size = comm.place_in(self.group)
         self._gradient_factor = self._world_size if backbone_gradients == "mean" else 1
         device = self.like.device  # with its index, which other threads need
@@ -104,6 +105,7 @@ class PartialFC(SavedModule):
         self._sharded = self._new_sharded(kind.sharded)
         self._seen, self._steps = SeenClasses(len(self.centers.owned)), np.zeros((), np.int64)
         self._due: HeadStep | None = None  # the step whose update comes next
+        self._complete = True  # there is a state
 
     @property
     def steps(self) -> int:
@@ -113,11 +115,16 @@ class PartialFC(SavedModule):
     def gather_labels(self, local: Tensor) -> Tensor:
         """The labels [B] of the global batch, int64 on the host, from this rank's [b]; the same b on every rank.
 
-        For loops that know their own rank's labels only. One all-gather; where the group is NCCL's, the host waits
+        For loops that know their own rank's labels only. Two all-gathers; where the group is NCCL's, the host waits
         for the device.
         """
-        if local.dim() != 1 or local.is_floating_point():
-            raise ValueError(f"labels: found {described(local)}; wanted integers [b] of this rank")
+        check_labels(local, "[b] of this rank")
+        sizes = comm.gather_rows(torch.tensor([len(local)], device=self.centers.device), self.group).tolist()
+        if len(set(sizes)) > 1:
+            raise ValueError(
+                f"labels: expected as many on every rank, got {sizes}; leave out the last batch (drop_last=True), or fill "
+                "it up with images labeled -1"
+            )
         everyones = comm.gather_rows(local.to(self.centers.device, torch.int64), self.group)
         return everyones.cpu()
 
@@ -143,6 +150,7 @@ class PartialFC(SavedModule):
         again. Raises RuntimeError where another step's update is due, ValueError on embeddings that are none. Collectives:
         one all-gather and one all-reduce, one more where the loss needs all target cosines; backward: one reduce-scatter.
         """
+        check_step(step, "forward()")
         step.check_head(self, "forward()")
         check_embeddings(
             embeddings,
@@ -176,16 +184,20 @@ class PartialFC(SavedModule):
         finite: Tensor | None = None,
         loss_scale: float | Tensor = 1.0,
         teacher: Tensor | None = None,
+        scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         """After backward(): take one optimizer step, at learning rate `lr`, of the active rows, and of no others.
 
         finite: a bool scalar on the device; where false nothing changes. loss_scale: what the loss was multiplied by
-        against underflow (GradScaler.get_scale() before its update()); it is divided out of the rows' gradient.
+        against underflow; it is divided out of the rows' gradient. scaler: a GradScaler that says both, between its
+        step(optimizer) and its update().
         teacher: its embeddings [b, D] of this rank's images, of any length and floating type, where the centres follow
         a teacher: these have no learning rate; one all-gather. RuntimeError where forward() or backward() is still to come.
         """
+        check_step(step, "update()")
         step.check_head(self, "update()")
         check_teacher(teacher, self.centers, step.batch // self._world_size)
+        finite, loss_scale = scaling_of(scaler, finite, loss_scale, self.centers.device)
         flight, gradient = step.end("update()")
         self._due = None
         if finite is None:
@@ -203,6 +215,22 @@ class PartialFC(SavedModule):
             self._neighbors.refresh(step.number, self.centers.tensors[CENTERS])
         self._seen.add(step.classes.target_rows)
         self._steps += 1
+
+    def settle(self) -> None:
+        """Bring all rows up to date where unsampled rows decay: to where a dense optimizer has them now.
+
+        Rows that were not sampled are behind until they are. Call it before `state_dict()` is used for anything but
+        resuming, such as exporting centers. Later steps change by rounding only.
+        """
+        self._check_nothing_due("settle()")
+        self.centers.settle()
+
+    def extra_repr(self) -> str:
+        """Return what `repr` shows of the head."""
+        return (
+            f"num_classes={self.num_classes}, embedding_size={self.embedding_size}, margin={self.margin!r}, "
+            f"classes {self.centers.owned.start} to {self.centers.owned.stop} of rank {comm.place_in(self.group)[0]}"
+        )
 
     def discard(self, step: HeadStep) -> None:
         """Give up a step that was prepared or forwarded: no row changes, and its memory is free again."""
@@ -271,7 +299,7 @@ class PartialFC(SavedModule):
         replicated |= {f"loss_{name}": value for name, value in self._loss_of.state.items()}
         if self._neighbors is not None:
             replicated |= self._neighbors.state()
-        return Saved(shards, replicated, self.num_classes, self.group)
+        return Saved(shards, replicated, self.num_classes, self.group, self.centers.device)
 
     def _before_load(self) -> None:
         self._check_nothing_due("load_state_dict()")
@@ -294,4 +322,7 @@ class PartialFC(SavedModule):
 
     def _check_nothing_due(self, call: str) -> None:
         if self._due is not None:
-            raise RuntimeError(f"{call}: update() or discard() of step {self._due.number} comes first")
+            raise RuntimeError(
+                f"{call}: update() or discard() of step {self._due.number} comes first; where gradients of the backbone "
+                "are accumulated, the head is updated after each backward()"
+            )

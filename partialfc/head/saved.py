@@ -13,6 +13,8 @@ from partialfc.head.shard import class_range
 from partialfc.runtime import comm, dtensors
 from partialfc.runtime.comm import Group
 
+CLASS_IDS = "class_ids"  # of a state: the class of each row, int32 [C]
+
 
 @dataclass(frozen=True)
 class Saved:
@@ -22,13 +24,25 @@ class Saved:
     replicated: dict[str, Tensor]
     num_classes: int
     group: Group
+    device: torch.device  # that the group communicates on
 
     def tensors(self) -> dict[str, Tensor]:
         """All of them by name, those with a row for each class as DTensors [C, ...] where there is a process group."""
-        sharded = {
-            name: dtensors.sharded(it, self.num_classes, self.group) for name, it in self.shards.items()
-        }
+        shards = {**self.shards, CLASS_IDS: self._class_ids()}
+        sharded = {name: dtensors.sharded(it, self.num_classes, self.group) for name, it in shards.items()}
         return sharded | self.replicated
+
+    def whole(self) -> dict[str, Tensor]:
+        """Return all tensors with the rows of all classes on the first rank, on its host; nothing on the others."""
+        shards = {**self.shards, CLASS_IDS: self._class_ids()}
+        found = {
+            name: comm.rows_on_first_rank(it, self.num_classes, self.group, self.device)
+            for name, it in sorted(shards.items())
+        }
+        whole = {name: it for name, it in found.items() if it is not None}
+        return (
+            whole | {name: it.detach().cpu().clone() for name, it in self.replicated.items()} if whole else {}
+        )
 
     def load(self, given: Mapping[str, Any]) -> tuple[set[str], set[str], list[str]]:
         """Copy the tensors of a state_dict into these; returns the names that it lacks, those that are none of these, and
@@ -37,6 +51,9 @@ class Saved:
         A row for each class may be given as a DTensor that is split as these are, or as the whole tensor [C, ...].
         """
         names, errors = self.shards.keys() | self.replicated.keys(), []
+        given = dict(given)
+        if (ids := given.pop(CLASS_IDS, None)) is not None and (problem := self._of_others(ids)):
+            return set(), set(), [problem]
         for name, value in given.items():
             if name not in names:
                 continue
@@ -53,6 +70,28 @@ class Saved:
                 target.copy_(part)
         return names - given.keys(), given.keys() - names, errors
 
+    def _class_ids(self) -> Tensor:
+        """The class of each row, which tells one rank's rows from another's wherever a state was copied to."""
+        return torch.arange(self._owned.start, self._owned.stop, dtype=torch.int32)
+
+    @property
+    def _owned(self) -> range:
+        rank, world_size = comm.place_in(self.group)
+        return class_range(self.num_classes, rank, world_size)
+
+    def _of_others(self, ids: Any) -> str | None:
+        """What is wrong with rows of these classes; None: they are this rank's, or do not fit, which is found later."""
+        mine, own = self._part(ids), self._class_ids()
+        if not isinstance(mine, Tensor) or mine.dim() != 1 or torch.equal(mine.cpu().to(own), own):
+            return None
+        if not len(mine) or not len(own):
+            return None  # of another number of ranks, as shapes say
+        return (
+            f"expected rows of the classes {self._owned.start} to {self._owned.stop - 1}, got those of "
+            f"{int(mine[0])} to {int(mine[-1])}, which another rank saved; save head.full_state_dict() on rank 0, or use "
+            "torch.distributed.checkpoint"
+        )
+
     def _part(self, value: Any) -> Any:
         """This rank's rows of a value."""
         local = dtensors.local_rows(value)
@@ -60,16 +99,36 @@ class Saved:
             return local
         if not isinstance(value, Tensor) or value.dim() == 0 or len(value) != self.num_classes:
             return None
-        rank, world_size = comm.place_in(self.group)
-        owned = class_range(self.num_classes, rank, world_size)
-        return value[owned.start : owned.stop]
+        return value[self._owned.start : self._owned.stop]
 
     def _wanted(self, name: str, target: torch.Tensor) -> list[int]:
         return [self.num_classes, *target.shape[1:]] if name in self.shards else list(target.shape)
 
 
 class SavedModule(FixedModule):
-    """A module whose state_dict() has what it says itself, and no parameters or buffers."""
+    """A module whose state_dict() has what it says itself, and no parameters or buffers.
+
+    Its tensors are attributes under their names in the state, as PyTorch's helpers for state dicts expect.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_") or "_modules" not in self.__dict__ or not self.__dict__.get("_complete"):
+                raise
+            tensors = self._saved().tensors()
+            if name not in tensors:
+                raise
+            return tensors[name]
+
+    def full_state_dict(self) -> dict[str, Tensor]:
+        """Return the state with the rows of all classes on rank 0, on its host, and an empty one on the other ranks.
+
+        For loops that save on one rank, as Lightning does: `torch.save` it there, and load it on every rank, at any
+        number of ranks. All ranks call it; rank 0 needs the memory of all rows.
+        """
+        return self._saved().whole()
 
     @abstractmethod
     def _saved(self) -> Saved:

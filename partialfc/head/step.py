@@ -9,6 +9,7 @@ from torch import Tensor
 
 from partialfc.head.active import ActiveClasses
 from partialfc.head.active_rows import ActiveRows
+from partialfc.head.checks import described
 from partialfc.head.losses import Loss
 from partialfc.head.results import Forwarded
 from partialfc.head.scratch import Sending
@@ -127,6 +128,15 @@ class HeadStep:
             )
 
 
+def check_step(step: object, call: str) -> None:
+    """Raise TypeError if `step` is no step of a head, but labels, for example."""
+    if not isinstance(step, HeadStep):
+        found = described(step) if isinstance(step, Tensor) else type(step).__name__
+        raise TypeError(
+            f"{call}: expected a step, got {found}; step = head.prepare(labels, number) makes one of labels"
+        )
+
+
 def loss_of_step(
     embeddings: Tensor, norms: Tensor | None, sharded: ShardedLoss, rows: ActiveRows, step: HeadStep
 ) -> Tensor:
@@ -148,12 +158,37 @@ class _Loss(torch.autograd.Function):
         found = sharded.forward(step.loss, embeddings, norms, rows, keep=True)
         step.begin(rows, found.left)
         ctx.step, ctx.by_norm = step, found.by_norm
-        ctx.save_for_backward(found.gradient)
+        ctx.save_for_backward(found.gradient, embeddings)
         return found.loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        ctx.step.add_gradient(grads[0])
-        by_norm = None if ctx.by_norm is None else ctx.by_norm * grads[0]
-        return gradient * grads[0], by_norm, None, None, None
+        gradient, embeddings = ctx.saved_tensors
+        weight = grads[0].detach()
+        ctx.step.add_gradient(weight)
+        by_norm = None if ctx.by_norm is None else _once(ctx.by_norm * weight, embeddings)
+        return _once(gradient * weight, embeddings), by_norm, None, None, None
+
+
+class _DifferentiatedOnce(torch.autograd.Function):
+    """A gradient that raises where it is differentiated by the embeddings, in a backward that creates a graph.
+
+    To autograd it is a constant: without this, second derivatives would silently lack the head's part.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, embeddings: Tensor) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError(
+            "a PartialFC has no second derivatives: its loss cannot be differentiated twice (create_graph=True)"
+        )
+
+
+def _once(gradient: Tensor, embeddings: Tensor) -> Tensor:
+    if not torch.is_grad_enabled():  # no graph is created
+        return gradient
+    found: Tensor = _DifferentiatedOnce.apply(gradient, embeddings)
+    return found

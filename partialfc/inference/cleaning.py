@@ -27,8 +27,8 @@ from partialfc.data.packs.merge_split import check_apart, select
 from partialfc.errors import InputError
 from partialfc.inference.pack import embed_pack
 from partialfc.inference.recognizer import Recognizer
+from partialfc.inference.stored_centers import read_centers
 from partialfc.inference.weights import newest
-from partialfc.runtime.checkpoint import read_rows
 from partialfc.runtime.files import atomic_write
 
 LISTING, SHEET = "dropped.csv", "dropped.png"
@@ -85,7 +85,7 @@ def placed(
     nearest, degrees = np.zeros(len(labels), np.uint8), np.zeros(len(labels), np.float32)
     for first, last in itertools.pairwise(edges):
         block = order[slice(*np.searchsorted(labels[order], [first, last]))]
-        rows = read_rows(checkpoint, "head.centers", first, last).float()
+        rows = read_centers(checkpoint, first, last).float()
         cosines = _cosines(
             embeddings, block, labels[block] - first, normalize(rows.view(last - first, centers, -1), dim=2)
         )

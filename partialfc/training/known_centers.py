@@ -13,6 +13,7 @@ from partialfc.config import InitialCenters
 from partialfc.errors import InputError
 from partialfc.head import PartialFC
 from partialfc.head.active_rows import CENTERS
+from partialfc.inference.stored_centers import read_centers
 from partialfc.inference.weights import newest, read_weights
 from partialfc.runtime import checkpoint
 
@@ -76,7 +77,7 @@ class _OfRun:
     width: int
 
     def rows(self, first: int, end: int) -> Tensor:
-        return checkpoint.read_rows(self.path, _NAME, first, end)
+        return read_centers(self.path, first, end)
 
 
 @dataclass(frozen=True)

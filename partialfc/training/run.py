@@ -24,6 +24,7 @@ from partialfc.evaluation.sets import EvaluationSet
 from partialfc.evaluation.verify import Embeddings, embed_faces, embed_sets
 from partialfc.head import HeadStep, PartialFC
 from partialfc.head.rows.catch_up import MAX_STEPS
+from partialfc.head.saved import CLASS_IDS
 from partialfc.inference.weights import AVERAGE, BACKBONE, load_weights, read_weights
 from partialfc.monitoring.diagnostics import StepDiagnostics
 from partialfc.runtime import comm, dtensors
@@ -100,7 +101,7 @@ class Run:
             BACKBONE: self.backbone.state_dict(),
             MOMENTS: self.optimizer.moments,
             "loss_scale": {"value": scale.value, "streak": scale.streak},
-            "head": self.head.state_dict(),
+            "head": {name: it for name, it in self.head.state_dict().items() if name != CLASS_IDS},
         }
 
     def replicas(self) -> dict[str, Tensor]:

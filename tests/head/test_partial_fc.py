@@ -160,7 +160,7 @@ def sharded(
             step = head.prepare(torch.tensor(labels), number)
             loss = head(local, step)
             (loss * loss_scale).backward()
-            head.update(step, RATE, loss_scale=loss_scale)
+            head.update(step, RATE, torch.ones((), dtype=torch.bool, device=device), loss_scale)
         losses.append(loss.detach().cpu())
         gradients.append((local.grad / loss_scale).cpu())
     rows = head.centers.tensors

@@ -189,7 +189,8 @@ def moved_by(device: str, weight: float, loss_scale: float, backwards: int) -> t
     for left in reversed(range(backwards)):
         loss.backward(retain_graph=left > 0)
     no_decay = before * (1 - 0.1 * 5e-4)
-    head.update(step, 0.1, loss_scale=torch.tensor(loss_scale, device=device))
+    taken = torch.ones((), dtype=torch.bool, device=device)
+    head.update(step, 0.1, taken, loss_scale=torch.tensor(loss_scale, device=device))
     return head.centers.tensors["centers"] - no_decay, embeddings.grad
 
 

@@ -12,6 +12,7 @@ from runs import CLASSES, SIZE, assert_refused, config_of, curve, trained
 import partialfc
 from partialfc.data.packs.pack_writer import write_pack as write_samples
 from partialfc.errors import InputError
+from partialfc.inference.stored_centers import read_centers
 from partialfc.runtime import comm
 from partialfc.runtime.checkpoint import Checkpoints, newest, read_rows
 from partialfc.training import known_centers, new_centers
@@ -195,3 +196,25 @@ def test_what_does_not_fit_is_said(ranks, tmp_path, undisturbed, grown, text, wi
     sections = {"backbone": {"embedding": width}, "train": {"micro_batch": 12}}
     config = config_of(pack, tmp_path / "run", init={"centers": settings}, **sections)
     assert_refused(ranks, 2, config, message)
+
+
+def head_of_checkpoint(config, path) -> torch.Tensor:
+    """The centers of a run after `settle`."""
+    ranks = comm.ranks_of(torch.device("cpu"))
+    checkpoints = Checkpoints(Path(config.output) / "checkpoints", keep=1, ranks=ranks)
+    run, _ = begun(config, ranks, checkpoints, checkpoints.to_resume("auto"))
+    run.head.settle()
+    return run.head.centers.tensors["centers"].clone()
+
+
+@pytest.mark.parametrize("centers", ["float32", "bfloat16"])
+def test_rows_that_missed_steps_are_read_as_they_would_be(ranks, pack, tmp_path, centers):
+    head = {"unsampled": "decay", "sample_rate": 0.1, "centers": centers}
+    config = config_of(pack, tmp_path, head=head, optim={"weight_decay": 0.01}, train={"length": 20})
+    ranks.run(2, trained, config)
+    path = newest(tmp_path / "checkpoints")
+    (settled,) = ranks.run(1, head_of_checkpoint, config, path)
+    stored, found = read_rows(path, "head.centers", 0, CLASSES), read_centers(path, 0, CLASSES)
+    assert not torch.equal(stored, found)
+    torch.testing.assert_close(found, settled, rtol=1e-2 if centers == "bfloat16" else 1e-6, atol=1e-7)
+    assert torch.equal(read_centers(path, 7, 15), found[7:15])

@@ -109,6 +109,10 @@ class CatchUp:
         self._history.append(self._optimizer.transitions(self.learning_rates[step : step + 1])[0])
         self.last_step[rows] = self._history.length
 
+    def settled(self) -> None:
+        """Take in that all rows are up to date."""
+        self.last_step[:] = self._history.length
+
     def loaded(self, steps: int) -> None:
         """Take in that `last_step` and `learning_rates` were filled with those of `steps` steps."""
         self._history.fill(self._optimizer.transitions(self.learning_rates[:steps]))

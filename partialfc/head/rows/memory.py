@@ -58,6 +58,9 @@ class InPlace:
     def wait_for_writeback(self) -> None:
         """Nothing to do."""
 
+    def before_write(self, rows: NDArray[np.int64]) -> None:
+        """Nothing to do."""
+
     def freeze(self) -> dict[str, FrozenRows]:
         """None: they are copied faster than a device computes a step."""
         return {}
@@ -156,6 +159,11 @@ class Staged:
         if self._written is not None:
             self._written.result()
 
+    def before_write(self, rows: NDArray[np.int64]) -> None:
+        """Keep what readers of frozen tensors have not read yet of these rows, ascending, which are about to be written."""
+        for frozen in self._frozen:
+            frozen.before_write(rows)
+
     def freeze(self) -> dict[str, FrozenRows]:
         """The tensors as they are now, by name, to be read while steps go on; each is to be closed."""
         self.wait_for_writeback()
@@ -202,8 +210,7 @@ class Staged:
     def _write_back(self, stage: _Stage, done: torch.cuda.Event | None) -> None:
         if done is not None:
             done.synchronize()
-        for frozen in self._frozen:
-            frozen.before_write(stage.rows)
+        self.before_write(stage.rows)
         if self._move is not None:
             with self._beside():
                 index = on_device(stage.rows, self._device)

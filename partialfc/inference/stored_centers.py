@@ -1,0 +1,57 @@
+"""Class centers of a checkpoint, for other purposes than resuming its run."""
+
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from partialfc.config.provenance import provenance_of
+from partialfc.head.active_rows import CENTERS
+from partialfc.head.centers import caught_up
+from partialfc.head.rows.catch_up import MAX_STEPS, CatchUp
+from partialfc.head.rows.optimizers import RowOptimizer, row_optimizer
+from partialfc.runtime import checkpoint
+from partialfc.runtime.checkpoint import read_rows
+
+_ROWS = 1 << 14  # that are brought up to date at once
+
+
+def read_centers(path: Path, first: int, last: int) -> Tensor:
+    """Return the centers of the classes [first, last) as a dense optimizer would have them, on the CPU.
+
+    With `head.unsampled: decay` a checkpoint holds rows as their last sampled step left them: the steps that they have
+    missed are applied here.
+
+    Raises:
+        InputError: The path is no checkpoint, or is damaged.
+    """
+    manifest = checkpoint.read_manifest(path)
+    centers = read_rows(path, f"head.{CENTERS}", first, last)
+    if "head.last_step" not in manifest.tensors:
+        return centers
+    config = provenance_of(manifest.about, f"checkpoint {path}").config
+    optimizer = row_optimizer(config.rows_rule, moments=config.head.moments != "none")
+    catch_up = _catch_up(path, last - first, optimizer, manifest.step)
+    catch_up.last_step[:] = read_rows(path, "head.last_step", first, last).numpy()
+    rows = {CENTERS: centers} | {
+        name: read_rows(path, f"head.{name}", first, last) for name in optimizer.moments
+    }
+    for start in range(0, len(centers), _ROWS):
+        part = slice(start, min(start + _ROWS, len(centers)))
+        factors = catch_up.factors(torch.arange(part.start, part.stop).numpy())
+        settled = caught_up({name: it[part].double() for name, it in rows.items()}, factors)
+        centers[part] = settled[CENTERS].to(centers.dtype)
+    return centers
+
+
+def _catch_up(path: Path, count: int, optimizer: RowOptimizer, steps: int) -> CatchUp:
+    catch_up = CatchUp(count, optimizer, torch.device("cpu"), torch.float32)
+    catch_up.learning_rates.copy_(_learning_rates(path, path.stat().st_mtime_ns))
+    catch_up.loaded(steps)
+    return catch_up
+
+
+@lru_cache(1)
+def _learning_rates(path: Path, changed: int) -> Tensor:
+    return read_rows(path, "head.learning_rates", 0, MAX_STEPS)
