@@ -90,7 +90,9 @@ def _network(settings: config.AnyBackbone) -> Backbone:
             place = f"backbone.target: {settings.target}"
             return checked(network, settings.input_size, settings.embedding, place)
         case config.Timm():
-            network = timm_network(settings.model, pretrained=settings.pretrained, **_shared(settings))
+            network = timm_network(
+                settings.model, settings.arguments, pretrained=settings.pretrained, **_shared(settings)
+            )
             return checked(
                 network, settings.input_size, settings.embedding, f"backbone.model: {settings.model}"
             )

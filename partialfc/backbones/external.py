@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from partialfc.backbones.projection import Projection
 from partialfc.errors import InputError
+from partialfc.runtime.errors import one_line
 
 
 class External(nn.Module):
@@ -52,32 +53,57 @@ def _add_current_folder() -> None:
         importlib.invalidate_caches()
 
 
-def timm_network(model: str, input_size: int, embedding: int, dropout: float, pretrained: bool) -> nn.Module:
-    """A network of timm without its classifier, with the embedding layer of the field: dropout, projection, BatchNorm.
-    InputError where timm is missing, or has no such model.
+def timm_network(
+    model: str,
+    arguments: dict[str, Any],
+    input_size: int,
+    embedding: int,
+    dropout: float,
+    pretrained: bool,
+) -> nn.Module:
+    """Construct a network of timm without its classifier, with the embedding layer of the field: dropout, projection,
+    BatchNorm.
+
+    Raises:
+        InputError: timm is not installed, has no such model, or the model does not accept the arguments.
     """
     try:
         import timm
     except ModuleNotFoundError:
-        raise InputError("backbone.name: timm, which is not installed; wanted: pip install timm") from None
+        raise InputError(
+            "backbone.name: timm, which is not installed; pip install --no-deps timm, and a torchvision of the same build "
+            "as torch"
+        ) from None
     if model not in timm.list_models():
         near = ", ".join(timm.list_models(f"*{model.split('_')[0]}*")[:8])
         raise InputError(
             f"backbone.model: timm has no {model!r}; wanted one of timm.list_models(), such as {near}"
         )
     try:
-        trunk = timm.create_model(model, pretrained=pretrained, num_classes=0, img_size=input_size)
+        trunk = timm.create_model(
+            model, pretrained=pretrained, num_classes=0, img_size=input_size, **arguments
+        )
     except TypeError:  # of a network that takes images of any size
-        trunk = timm.create_model(model, pretrained=pretrained, num_classes=0)
+        try:
+            trunk = timm.create_model(model, pretrained=pretrained, num_classes=0, **arguments)
+        except TypeError as error:
+            raise InputError(f"backbone.arguments: {one_line(error)}") from None
+    width: Any = (
+        getattr(trunk, "head_hidden_size", None) or trunk.num_features
+    )  # of what a classifier would get
     norm = nn.BatchNorm1d(embedding)
-    return nn.Sequential(trunk, nn.Dropout(dropout), Projection(trunk.num_features, embedding), norm)
+    return nn.Sequential(trunk, nn.Dropout(dropout), Projection(width, embedding), norm)
 
 
 def checked(network: nn.Module, input_size: int, embedding: int, place: str) -> External:
     """The network itself, once two images [2, 3, input_size, input_size] went through. InputError, which names the place,
     where that gives no [2, embedding].
     """
+    taken = cast(External, network)
+    taken.input_size = input_size
     images = torch.zeros(2, 3, input_size, input_size)
+    if images.is_meta:  # built to be compared with a file's shapes: nothing goes through
+        return taken
     network.eval()
     try:
         with torch.no_grad():
@@ -89,6 +115,4 @@ def checked(network: nn.Module, input_size: int, embedding: int, place: str) -> 
     shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
     if shape != [2, embedding]:
         raise InputError(f"{place}: gives {shape} for images {list(images.shape)}, wanted [2, {embedding}]")
-    taken = cast(External, network)
-    taken.input_size = input_size
     return taken

@@ -43,12 +43,14 @@ def check(
 
 
 def _check_recipe(recipe: str, overrides: list[str]) -> None:
+    from partialfc.backbones import build_backbone, for_inference
     from partialfc.config import load_config
     from partialfc.data import RecordDataset
     from partialfc.data.order import world_sizes
     from partialfc.errors import InputError
     from partialfc.evaluation.pairs import load_pairs
-    from partialfc.inference.weights import read_weights
+    from partialfc.head.losses import loss_of
+    from partialfc.inference.weights import check_weights, read_weights
 
     config = load_config(recipe, overrides)
     fitting = world_sizes(config)
@@ -64,8 +66,12 @@ def _check_recipe(recipe: str, overrides: list[str]) -> None:
             print(f"{path}: {len(load_pairs(path).images) // 2} pairs")
     else:
         print(f"{folder}: {config.data.synthetic.identities} identities will be drawn")
+    loss_of(config.margin, steps_per_epoch=1)
+    backbone = build_backbone(
+        config.backbone if config.init.backbone is None else for_inference(config.backbone)
+    )
     if config.init.backbone is not None:
-        read_weights(Path(config.init.backbone))
+        check_weights(backbone, read_weights(Path(config.init.backbone)), Path(config.init.backbone))
     print(f"{recipe}: ok; runs on {', '.join(map(str, fitting))} ranks")
 
 

@@ -7,6 +7,12 @@ from msgspec import Meta, field
 from partialfc.config.types import Pixels, Probability, Settings
 from partialfc.errors import InputError
 
+# What timm's create_model does with a model, not how it is built: partly set here, partly of files that it would load.
+_OF_TIMM = frozenset(
+    ("cache_dir", "checkpoint_path", "features_only", "img_size", "num_classes", "pretrained", "pretrained_cfg",
+     "pretrained_cfg_overlay", "pretrained_strict", "scriptable")
+)  # fmt: skip
+_Size = Annotated[int, Meta(ge=-65536, le=65536)]
 _Depth = Annotated[int, Meta(ge=1, le=1000)]
 _Embedding = Annotated[int, Meta(ge=1, le=65536)]
 _Target = Annotated[
@@ -134,6 +140,13 @@ class Timm(Backbone, frozen=True, kw_only=True, tag="timm", tag_field="name"):
     """Its name, such as convnext_tiny."""
     pretrained: bool = False
     """Whether it begins with timm's weights, which it downloads."""
+    arguments: dict[str, bool | _Size | float | str | list[_Size]] = field(default_factory=dict)
+    """Arguments of the model, by name, such as `drop_path_rate`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if taken := sorted(_OF_TIMM & self.arguments.keys()):
+            raise InputError(f"backbone.arguments: expected arguments of the model, got {', '.join(taken)}")
 
 
 AnyBackbone = (

@@ -16,6 +16,7 @@ _LOOKS: dict[str, Look] = {
     "devices": machines.devices,
     "network": network.network,
     "head": trial.head,
+    "loss": trial.loss,
     "pack": trial.pack,
     "output": trial.output,
     "steps": trial.steps,

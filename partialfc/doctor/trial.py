@@ -2,20 +2,23 @@
 
 import shutil
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import torch
+from torch.distributed import ProcessGroup
 from torch.nn.functional import cross_entropy, normalize
 
-from partialfc.config import Config, CosFace, HeadConfig, Sgd
+from partialfc.config import AnyMargin, Config, CosFace, HeadConfig, Sgd
 from partialfc.data import RecordDataset, synthetic
 from partialfc.doctor.finding import Finding
 from partialfc.errors import InputError
 from partialfc.head import PartialFC
 from partialfc.head.active_rows import CENTERS
+from partialfc.head.losses import Batch, TrainsNorms, loss_of
 from partialfc.runtime import comm, dtensors
 from partialfc.runtime.checkpoint import Checkpoints
 from partialfc.runtime.comm import CollectiveInputError, Ranks
@@ -26,12 +29,92 @@ from partialfc.training.run import Run, build_run
 _CLASSES, _WIDTH, _BATCH = 1009, 64, 32  # of a small head; the classes do not divide
 _SCALE, _MARGIN = 16.0, 0.2
 _CLOSE = 1e-4
+_CLOSE_DERIVATIVE = 1e-5  # of float32 settings, in double precision
 _READ = 256  # images of the pack
 _FEW, _MOST, _PATIENCE = (
     3,
     20,
     20.0,
 )  # steps at least and at most, and the seconds after which there are no more
+
+
+def loss(config: Config, ranks: Ranks) -> Finding:
+    """Derivatives of the recipe's loss against autograd of its logit; and its head, split across the ranks, against itself on
+    one.
+    """
+    settings = config.margin
+    lines: list[str] = []
+    problems: list[str] = []
+    if getattr(settings, "gradient", "exact") == "detached":
+        lines.append("the derivative of the logit is taken as 1, as margin.gradient: detached says")
+    else:
+        worst = max(_off_derivatives(settings))
+        told = f"derivatives of the target's logit are autograd's to {worst:.0e}"
+        (lines if worst < _CLOSE_DERIVATIVE else problems).append(told)
+    with comm.alone(ranks) as alone:
+        off = max(comm.of_all_ranks(_off_one_rank(config, ranks, alone), ranks.host))
+    told = f"the recipe's loss and sampling give on {ranks.size} rank(s) what they give on one, to {off:.0e}"
+    (lines if off < _CLOSE else problems).append(told)
+    return Finding(lines, problems)
+
+
+def _off_derivatives(settings: AnyMargin) -> Iterator[float]:
+    """How far derivatives of a loss by cosine, and by norm where it has one, are from autograd's, over angles and norms."""
+    loss = loss_of(settings, steps_per_epoch=1)
+    if loss.beside:  # of a linear layer, whose logit is no function of the angle
+        yield 0.0
+        return
+    loss.begin(_CLASSES)
+    angle = torch.linspace(0.1, 3.0, _BATCH, dtype=torch.float64).requires_grad_()
+    norms = torch.linspace(12.0, 100.0, _BATCH, dtype=torch.float64).requires_grad_()
+    drawn = loss.draw(0, 0, _BATCH)
+    batch = Batch(
+        torch.arange(_BATCH),
+        None if drawn is None else torch.from_numpy(drawn),
+        angle.detach().cos() if loss.needs_cosines else None,
+        norms if loss.needs_norms else None,
+    )
+    margins = loss.margins(batch, loss.next_state(batch))
+    by_norm = isinstance(loss, TrainsNorms)
+    if margins is not None and not by_norm:
+        margins = margins.detach()
+    logit, slope = loss.targets(angle, margins)
+    wanted = [angle, norms] if by_norm else [angle]
+    by_angle, *others = torch.autograd.grad(logit.sum(), wanted)
+    slope = slope.detach()
+    yield float((slope - by_angle / -angle.detach().sin()).abs().max() / slope.abs().max().clamp_min(1))
+    if by_norm:
+        assert isinstance(loss, TrainsNorms)
+        found = loss.by_norm(angle, margins, norms)
+        yield float((found.detach() - others[0]).abs().max() / others[0].abs().max().clamp_min(1e-3))
+
+
+def _off_one_rank(config: Config, ranks: Ranks, alone: ProcessGroup) -> float:
+    """How far loss and gradient of the recipe's head over all ranks are from those of the same head on one of them."""
+    share = -(-_BATCH // ranks.size)
+    draws = torch.Generator().manual_seed(0)
+    everyones = torch.randn(share * ranks.size, _WIDTH, generator=draws)
+    labels = torch.randint(_CLASSES, (len(everyones),), generator=draws)
+    mine = slice(ranks.rank * share, (ranks.rank + 1) * share)
+    settings = msgspec.structs.replace(
+        config.head, memory="device", folder=None, products="float32", kernels="torch", optim=None
+    )
+    found = []
+    for group, images in ((ranks.group, mine), (alone, slice(None))):
+        tried = PartialFC(
+            _CLASSES, _WIDTH, config.margin, config=settings, optim=config.rows_rule, device=ranks.device, group=group,
+            steps_per_epoch=1,
+        )  # fmt: skip
+        local = everyones[images].to(ranks.device).requires_grad_()
+        loss = tried(local, tried.prepare(labels, 0))
+        loss.backward()
+        assert local.grad is not None
+        gradient = local.grad if group is ranks.group else local.grad[mine]
+        found.append((loss.detach(), gradient))
+    (one, by_one), (all_, by_all) = found
+    return max(
+        float((one - all_).abs() / all_.abs()), float((by_one - by_all).abs().max() / by_all.abs().max())
+    )
 
 
 def head(config: Config, ranks: Ranks) -> Finding:

@@ -7,12 +7,13 @@ first rank, S of those active in a step, D embedding width.
 import functools
 from dataclasses import dataclass
 
+import msgspec
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from partialfc.backbones import build_backbone
-from partialfc.config import AnyBackbone, Config
+from partialfc.backbones import Backbone, build_backbone
+from partialfc.config import AnyBackbone, Config, Python, Timm
 from partialfc.head.active_rows import CENTERS
 from partialfc.head.centers import types_of
 from partialfc.head.chunking import chunk_of
@@ -252,9 +253,25 @@ class Job:
         return buffers * width * _FLOAT + (row if gathered else 0)
 
 
-@functools.cache
-def _traced(backbone_config: AnyBackbone, precision: str, images: int) -> tuple[int, int, int]:
+def _traced(settings: AnyBackbone, precision: str, images: int) -> tuple[int, int, int]:
     """Bytes of the backbone's parameters, of what its forward saves for the backward, and of the largest of that."""
+    described = msgspec.json.encode(settings)  # settings may hold a mapping, by which nothing is cached
+    return _traced_as(described, precision, images)
+
+
+@functools.cache
+def _traced_as(described: bytes, precision: str, images: int) -> tuple[int, int, int]:
+    settings: AnyBackbone = msgspec.json.decode(described, type=AnyBackbone)
+    if isinstance(settings, Python | Timm):  # whose code may read values: run, for few images
+        few = min(images, _FEWEST)
+        with torch.random.fork_rng(devices=[]):
+            parameters, saved, largest = _saved(build_backbone(settings), precision, few)
+        return parameters, saved * images // few, largest * images // few
+    with FakeTensorMode():  # shapes and types without memory
+        return _saved(build_backbone(settings), precision, images)
+
+
+def _saved(backbone: Backbone, precision: str, images: int) -> tuple[int, int, int]:
     saved: dict[int, torch.UntypedStorage] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -262,17 +279,15 @@ def _traced(backbone_config: AnyBackbone, precision: str, images: int) -> tuple[
         saved[storage._cdata] = storage
         return tensor
 
-    with FakeTensorMode():  # shapes and types without memory
-        backbone = build_backbone(backbone_config)
-        own = [*backbone.parameters(), *backbone.buffers()]
-        size = backbone.input_size
-        with (
-            torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
-            autocast(precision, torch.device("cpu")),
-        ):
-            backbone(torch.empty(images, 3, size, size))
-        for tensor in own:
-            saved.pop(tensor.untyped_storage()._cdata, None)
-        parameters = sum(it.nbytes for it in backbone.parameters())
-        sizes = [storage.nbytes() for storage in saved.values()]
-    return parameters, sum(sizes), max(sizes)
+    own = [*backbone.parameters(), *backbone.buffers()]
+    size = backbone.input_size
+    with (
+        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+        autocast(precision, torch.device("cpu")),
+    ):
+        backbone(torch.zeros(images, 3, size, size))
+    for tensor in own:
+        saved.pop(tensor.untyped_storage()._cdata, None)
+    parameters = sum(it.nbytes for it in backbone.parameters())
+    sizes = [storage.nbytes() for storage in saved.values()]
+    return parameters, sum(sizes), max(sizes, default=0)

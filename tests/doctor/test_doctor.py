@@ -17,8 +17,24 @@ from faces import write_pack, write_pairs
 from runs import config_of
 
 from partialfc.__main__ import main
-from partialfc.config import Config
+from partialfc.config import (
+    AdaFace,
+    ArcFace,
+    Combined,
+    Config,
+    CosFace,
+    CurricularFace,
+    ElasticArcFace,
+    ElasticCosFace,
+    HeadConfig,
+    Linear,
+    MagFace,
+    SoftMax,
+    SphereFace2,
+    UniFace,
+)  # fmt: skip
 from partialfc.doctor import examination, trial
+from partialfc.head.losses.cosine import Cosine
 from partialfc.runtime import comm, versions
 from partialfc.runtime.process import occupancy
 
@@ -29,10 +45,16 @@ def examined(config: Config, planted: str = "") -> tuple[list[str], str]:
     places = {
         "version": mock.patch.object(versions, "_digest", return_value=f"code{ranks.rank}"),
         "head": mock.patch.object(trial, "_CLOSE", 0.0),
+        "derivative": mock.patch.object(Cosine, "targets", doubled),
         "": mock.patch.object(trial, "_PATIENCE", 0.0),
     }
     with redirect_stdout(StringIO()) as printed, places[planted]:
         return examination.examined(config, ranks), printed.getvalue()
+
+
+def doubled(loss: Cosine, angle: torch.Tensor, margins: torch.Tensor | None):
+    """A loss whose derivative is twice what its logit has."""
+    return angle.cos() - 0.2, torch.full_like(angle, 2.0)
 
 
 @pytest.fixture
@@ -47,7 +69,7 @@ def test_nothing_is_wrong(ranks, config, world_size):
     (problems, told), *others = ranks.run(world_size, examined, config)
     assert not problems and all(it == ([], "") for it in others)
     said = {line[:10].strip() for line in told.splitlines()}
-    assert {"versions", "devices", "network", "head", "pack", "output", "steps"} <= said
+    assert {"versions", "devices", "network", "head", "loss", "pack", "output", "steps"} <= said
     assert f"{world_size} rank(s) on cpu" in told and "60 images of 10 identities" in told
     assert "sharded equals dense: loss to" in told and "images/s; the run's 30 steps take" in told
     assert ("GB/s from each rank" in told) == (world_size > 1)
@@ -68,7 +90,38 @@ def test_a_rank_with_other_code_is_named(ranks, config):
 
 def test_a_head_that_is_not_the_formulas_is_a_problem(ranks, config):
     problems, _ = ranks.run(2, examined, config, "head")[0]
-    assert [it.partition(": not what the dense formula gives")[0] for it in problems] == ["head"]
+    assert [it.partition(":")[0] for it in problems] == ["head", "loss"]
+    assert problems[0].startswith("head: not what the dense formula gives")
+
+
+def test_a_wrong_derivative_of_the_recipes_loss_is_a_problem(ranks, config):
+    """Sharded equals dense even so, where both use it."""
+    planted = msgspec.structs.replace(config, margin=SoftMax(scale=16.0))
+    problems, told = ranks.run(2, examined, planted, "derivative")[0]
+    assert "loss: derivatives of the target's logit are autograd's to 5e-01" in problems and "loss " in told
+
+
+MARGINS = [
+    SoftMax(), CosFace(), ArcFace(), ArcFace(gradient="detached"), Combined(m1=1.35, m2=0.1, m3=0.1), ElasticArcFace(order="paper"),
+    ElasticCosFace(), AdaFace(), MagFace(), CurricularFace(), UniFace(), SphereFace2(), Linear(),
+]  # fmt: skip
+
+
+def losses(config: Config) -> list[list[str]]:
+    ranks = comm.ranks_of(torch.device("cpu"))
+    options = [{"sample_rate": 0.3}, {"sample_rate": 0.3, "correction": "log_rate", "subcenters": 2}]
+    found = []
+    for margin in MARGINS:
+        for option in options[: 1 if isinstance(margin, UniFace | SphereFace2 | Linear) else 2]:
+            tried = msgspec.structs.replace(config, margin=margin, head=HeadConfig(**option))
+            found.append(trial.loss(tried, ranks).problems)
+    return found
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_every_loss_is_examined_with_its_sampling(ranks, config, world_size):
+    found = ranks.run(world_size, losses, config)[0]
+    assert len(found) > len(MARGINS) and not any(found)
 
 
 def test_a_damaged_image_is_named_and_the_rest_is_looked_at(ranks, config):

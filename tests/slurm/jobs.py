@@ -76,6 +76,9 @@ class Job:
 
     def start_now(self) -> None:
         """A job that queues itself again waits two minutes."""
+        time.sleep(
+            2
+        )  # SLURM has revoked the credential of a job that starts in the second in which it was requeued
         self._called("scontrol", "update", f"JobId={self.number}", "StartTime=now")
 
     @property

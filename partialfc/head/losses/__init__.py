@@ -20,6 +20,7 @@ from partialfc.config import (
     UniFace,
 )
 from partialfc.config.stages import Staged, value_at
+from partialfc.errors import InputError
 from partialfc.head.losses.adaface import NormAdaptive
 from partialfc.head.losses.angular import Angular
 from partialfc.head.losses.base import Batch, HardNegatives, Loss, State, TrainsNorms
@@ -54,4 +55,8 @@ _LOSSES: dict[type[AnyMargin], Callable[[Any, Now], Loss]] = {
 def loss_of(settings: AnyMargin, step: int = 0, steps_per_epoch: int | None = None) -> Loss:
     """The loss that a recipe's `margin` means in a step. ValueError where stages begin at epochs of unknown length."""
     now = partial(value_at, step=step, steps_per_epoch=steps_per_epoch)
+    if type(settings) not in _LOSSES:
+        raise InputError(
+            f"margin.name: {type(settings).__name__} has settings, but no implementation in head/losses"
+        )
     return _LOSSES[type(settings)](settings, now)
