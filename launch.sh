@@ -6,7 +6,7 @@
 #          launch.sh --setup      only makes the environment, for nodes without a network
 #
 # RECIPE is a file, or the name of a recipe that ships; paths are relative to where this is called. One process per GPU;
-# without GPUs two on the CPU, or N. PYTHON names the interpreter to make .venv with. A job that comes near its time
+# without GPUs two on the CPU, or N. PYTHON names the interpreter to make .venv with, PARTIALFC_VENV another place for it. A job that comes near its time
 # limit, or is preempted, saves, and queues itself again; so it goes on until it is done. In the shell of an allocation
 # (salloc), and in a script that calls this one, nothing is requeued unless --requeue is given.
 #SBATCH --job-name=partialfc
@@ -41,4 +41,6 @@ esac
   make_environment requirements.txt
 )
 [ "$1" = --setup ] && exit
-exec "$root/.venv/bin/python" -m partialfc train "${options[@]}" "$@"
+python=$(cd "$root" && source environment.sh && realpath -s "$(environment_folder)")/bin/python
+[ -z "${PARTIALFC_VENV:-}" ] || export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} # the package is not installed there
+exec "$python" -m partialfc train "${options[@]}" "$@"

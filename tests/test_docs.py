@@ -92,6 +92,12 @@ def ran(command: list[str], folder: Path, environment: dict[str, str]) -> None:
 def test_the_commands_of_a_page_run(workshop, tmp_path, page):
     folder, environment = workshop
     shutil.copytree(folder, tmp_path / "here")
+    for made in re.findall(
+        r"^partialfc (?:pack|export) \S+ (\w+)", "\n".join(blocks(page, "sh")), re.MULTILINE
+    ):
+        shutil.rmtree(
+            tmp_path / "here" / made, ignore_errors=True
+        )  # made by the README's call; here by the page's
     for block in blocks(page, "sh"):
         ran(["bash", "-euo", "pipefail", "-c", block], tmp_path / "here", environment)
     for block in blocks(page, "python"):

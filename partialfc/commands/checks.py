@@ -5,11 +5,14 @@ from typing import Annotated
 
 import typer
 
-from partialfc.commands.options import Overrides
+from partialfc.commands.options import Overrides, Overwrite
 
 
 def check(
-    what: Annotated[str, typer.Argument(metavar="RECIPE|PACK", help="A recipe, or a folder with train.rec.")],
+    what: Annotated[
+        str,
+        typer.Argument(metavar="RECIPE|PACK|BIN", help="A recipe, a folder with train.rec, or a .bin set."),
+    ],
     overrides: Overrides = None,
     repair: Annotated[
         Path | None, typer.Option(metavar="OUT", help="Of a pack: write what can be read to this folder.")
@@ -21,6 +24,7 @@ def check(
             help="Of a pack: name identities that another has an image of, too, be it encoded anew, resized or mirrored.",
         ),
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Check a recipe and the data that it names, or read a whole pack; exit code 1 where records of it are damaged.
 
@@ -32,14 +36,27 @@ def check(
     """
     from partialfc.errors import InputError
 
-    if Path(what).is_dir():
+    if Path(what).suffix == ".bin":
+        _check_pairs(Path(what))
+    elif Path(what).is_dir():
         if overrides:
             raise InputError(f"{overrides[0]}: settings are a recipe's, and {what} is a folder")
-        _check_pack(Path(what), repair, against)
+        _check_pack(Path(what), repair, against, overwrite=overwrite)
     elif repair or against:
         raise InputError(f"{what}: --repair and --against are for packs; wanted a folder with train.rec")
     else:
         _check_recipe(what, overrides or [])
+
+
+def _check_pairs(path: Path) -> None:
+    """Read a verification set and all of its images."""
+    from partialfc.evaluation.pairs import load_pairs
+
+    pairs = load_pairs(path)
+    for index in range(len(pairs)):
+        pairs.pixels(index, 112)
+    same = int(pairs.same.sum())
+    print(f"{path}: {len(pairs.same)} pairs, {same} of one person; all images can be read")
 
 
 def _check_recipe(recipe: str, overrides: list[str]) -> None:
@@ -75,11 +92,16 @@ def _check_recipe(recipe: str, overrides: list[str]) -> None:
     print(f"{recipe}: ok; runs on {', '.join(map(str, fitting))} ranks")
 
 
-def _check_pack(pack: Path, target: Path | None, other: Path | None) -> None:
+def _check_pack(pack: Path, target: Path | None, other: Path | None, *, overwrite: bool) -> None:
     from partialfc.data.packs import checking
     from partialfc.data.packs.sharing import shared
+    from partialfc.runtime.outputs import claimed_folder
 
-    findings = checking.repair(pack, target, progress=True) if target else checking.check(pack, progress=True)
+    if target:
+        with claimed_folder(target, "check --repair", pack, overwrite=overwrite):
+            findings = checking.repair(pack, target, progress=True)
+    else:
+        findings = checking.check(pack, progress=True)
     print(*findings.problems, sep="\n", end="\n" if findings.problems else "")
     print(
         f"{pack}: {findings.num_images} images that can be read, {len(findings.problems)} problems; "

@@ -1,12 +1,23 @@
 """Packs as a trained network sees them: what is wrong in them, and what they share with evaluation sets."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from partialfc.commands.options import BackboneName, BackboneTarget, Device, Model, Pack, TrustCode, loaded
+from partialfc.commands.options import (
+    BackboneName,
+    BackboneTarget,
+    Device,
+    Model,
+    Overwrite,
+    Pack,
+    TrustCode,
+    loaded,
+)
 from partialfc.commands.tables import print_scores
+from partialfc.runtime.outputs import claimed_folder
 
 if TYPE_CHECKING:
     from partialfc.evaluation.sets import Scores
@@ -23,6 +34,7 @@ def clean(
     backbone_target: BackboneTarget = None,
     trust_code: TrustCode = False,
     device: Device = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a pack without the images that a run finds far from their class: wrong labels, mostly. The same call goes on
     where it was interrupted.
@@ -38,7 +50,14 @@ def clean(
     from partialfc.inference import cleaning
 
     recognizer = loaded(run, None, backbone_target, trust_code, device)
-    kept, dropped = cleaning.clean(recognizer, run, pack, out, degrees=degrees, progress=True)
+    with claimed_folder(out, "clean", run, pack, degrees, overwrite=overwrite):
+        kept, dropped = cleaning.clean(recognizer, run, pack, out, degrees=degrees, progress=True)
+    if dropped > kept:
+        print(
+            f"warning: {dropped / (kept + dropped):.0%} of the images are far from their class; expected a run that has learned "
+            "this pack",
+            file=sys.stderr,
+        )
     print(f"{out}: {kept} images; {dropped} are farther than {degrees:g} degrees: {out / cleaning.LISTING}")
 
 
@@ -60,6 +79,7 @@ def relabel(
     backbone_target: BackboneTarget = None,
     trust_code: TrustCode = False,
     device: Device = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a pack in which identities that a network finds to be one person are one, and such as it finds to be two are two. The
     same call goes on where it was interrupted.
@@ -75,7 +95,8 @@ def relabel(
     from partialfc.inference import relabelling
 
     recognizer = loaded(model, backbone, backbone_target, trust_code, device)
-    done = relabelling.relabel(recognizer, model, pack, out, merge=merge, split=split, progress=True)
+    with claimed_folder(out, "relabel", model, pack, merge, split, overwrite=overwrite):
+        done = relabelling.relabel(recognizer, model, pack, out, merge=merge, split=split, progress=True)
     print(
         f"{out}: {done.images} images of {done.identities} identities; {done.merged} are in others now, "
         f"{done.split} were split: {out / relabelling.LISTING}"
@@ -97,6 +118,7 @@ def overlap(
     backbone_target: BackboneTarget = None,
     trust_code: TrustCode = False,
     device: Device = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """Find what of evaluation sets stands in a training pack: images, be they encoded anew, resized or mirrored, and with a
     model people; and what the sets say without them.
@@ -116,7 +138,9 @@ def overlap(
         Judge(loaded(model, backbone, backbone_target, trust_code, device), model, cosine) if model else None
     )
     scores: dict[str, Scores] = {}
-    for name, found in find_overlaps(pack, compared, out, judge, progress=True).items():
+    with claimed_folder(out, "overlap", pack, overwrite=overwrite):
+        overlaps = find_overlaps(pack, compared, out, judge, progress=True)
+    for name, found in overlaps.items():
         total = next(len(it) for it in compared if it.name == name)
         people = f", people of {found.count('person')}" if judge else ""
         print(

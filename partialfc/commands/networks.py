@@ -15,11 +15,14 @@ from partialfc.commands.options import (
     Batch,
     Device,
     Model,
+    Overwrite,
     Precision,
     TrustCode,
     loaded,
 )
 from partialfc.commands.tables import print_scores
+from partialfc.errors import InputError
+from partialfc.runtime.outputs import claim_file, claimed_folder
 
 if TYPE_CHECKING:
     from partialfc.evaluation.sets import EvaluationSet, Scores
@@ -50,6 +53,7 @@ def evaluate(
     device: Device = "auto",
     precision: Precision = None,
     batch: Batch = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Verify on sets of pairs, as a run does, or by the protocols of IJB-B and IJB-C.
 
@@ -66,6 +70,7 @@ def evaluate(
 
     if json:
         check_place(json)  # before hours of work
+        claim_file(json, overwrite=overwrite)
     load = partial(loaded, model, backbone, backbone_target, trust_code, device, precision, batch)
     found = _evaluated(model, load, device, [*(sets or []), *(ijb or [])], by_grid=rule is not None)
     if found is None:  # another rank than the first
@@ -97,6 +102,7 @@ def _evaluated(
     from partialfc.evaluation.pairs import Pairs
     from partialfc.evaluation.verify import embed_sets
     from partialfc.runtime import comm
+    from partialfc.runtime.progress import tracked
 
     with comm.join("cpu" if model.suffix == ".onnx" else device) as ranks:
         with comm.fail_on_all_ranks(ranks):
@@ -104,7 +110,12 @@ def _evaluated(
             paths = sets or _sets_of(recognizer)
             there = load_sets(paths)
         embeddings = embed_sets(
-            recognizer.network, there, ranks, batch=recognizer.batch, autocast=recognizer.autocast()
+            recognizer.network,
+            there,
+            ranks,
+            batch=recognizer.batch,
+            autocast=recognizer.autocast(),
+            progress=lambda name, turns: tracked(turns, f"evaluating {name}", shown=ranks.first),
         )
         with comm.fail_on_all_ranks(ranks):
             if not ranks.first:
@@ -121,7 +132,6 @@ def _evaluated(
 
 def _sets_of(recognizer: "Recognizer") -> list[Path]:
     """Those that its run was verified on. InputError where there are none."""
-    from partialfc.errors import InputError
     from partialfc.evaluation.loading import paths_of
 
     found = paths_of(recognizer.config) if recognizer.config else []
@@ -145,6 +155,7 @@ def embed(
     device: Device = "auto",
     precision: Precision = None,
     batch: Batch = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Embed all images in a folder and below, or of a pack. The same call goes on where it was interrupted.
 
@@ -160,14 +171,15 @@ def embed(
     from partialfc.inference.folder import embed_folder
     from partialfc.inference.pack import embed_pack
 
-    write = embed_pack if is_pack(folder) else embed_folder
-    count = write(
-        loaded(model, backbone, backbone_target, trust_code, device, precision, batch),
-        model,
-        folder,
-        out,
-        progress=True,
-    )
+    load = partial(loaded, model, backbone, backbone_target, trust_code, device, precision, batch)
+    if is_pack(folder):
+        with claimed_folder(out, "embed", model, folder, precision, overwrite=overwrite):
+            count = embed_pack(load(), model, folder, out, progress=True)
+    else:
+        if out.suffix != ".npz":
+            raise InputError(f"{out}: expected the name of an .npz file")
+        claim_file(out, overwrite=overwrite)
+        count = embed_folder(load(), model, folder, out, progress=True)
     print(f"{out}: {count} images")
 
 
@@ -176,6 +188,7 @@ def export(
     out: Annotated[Path, typer.Argument(help="The folder to write to.")],
     backbone_target: BackboneTarget = None,
     trust_code: TrustCode = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Export a run to a folder: model.onnx (any batch), model.safetensors, config.json, and a model card.
 
@@ -185,7 +198,8 @@ def export(
     """
     from partialfc.inference.export import export
 
-    cosine = export(run, out, backbone_target=backbone_target, trust_code=trust_code)
+    with claimed_folder(out, "export", run, overwrite=overwrite):
+        cosine = export(run, out, backbone_target=backbone_target, trust_code=trust_code)
     print(f"{out}: ONNX and torch agree to a cosine of {cosine:.7f} at least")
 
 

@@ -26,6 +26,10 @@ Requeue = Annotated[
     bool, typer.Option("--requeue", help="Requeue the SLURM job when it is stopped; for its batch script.")
 ]
 
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what exists, and write into folders of other calls.")
+]
+
 Pack = Annotated[Path, typer.Argument(metavar="PACK", help="A folder with train.rec.")]
 
 Model = Annotated[

@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
-from partialfc.commands.options import Pack
+from partialfc.commands.options import Overwrite, Pack
+from partialfc.errors import InputError
+from partialfc.runtime.outputs import claim_file, claimed_folder
 
 
 def align(
@@ -16,6 +18,7 @@ def align(
     ],
     size: Annotated[int, typer.Option(min=16, max=512, help="Pixels of the faces, height and width.")] = 112,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="The least score of a face.")] = 0.6,
+    overwrite: Overwrite = False,
 ) -> None:
     """Find the face of each photograph, and bring its eyes, nose and mouth to where training sets have them. The same call
     goes on where it was interrupted.
@@ -26,9 +29,10 @@ def align(
     """
     from partialfc.data import alignment
 
-    found = alignment.align(
-        photos, out, alignment.Detector(detector, threshold=threshold), size=size, progress=True
-    )
+    with claimed_folder(out, "align", photos, "--detector", detector, size, threshold, overwrite=overwrite):
+        found = alignment.align(
+            photos, out, alignment.Detector(detector, threshold=threshold), size=size, progress=True
+        )
     print(f"{out}: {found.faces} faces of {found.photographs} photographs")
     if found.missing:
         print(f"{len(found.missing)} without a face, or that cannot be read: {out / alignment.MISSING}")
@@ -49,6 +53,14 @@ def pack(
     shuffle: Annotated[
         int | None, typer.Option(metavar="SEED", help="Pack the images in a random order.")
     ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Of the paths in .lst listings; default: that of each listing."),
+    ] = None,
+    skip_damaged: Annotated[
+        bool, typer.Option("--skip-damaged", help="Leave out images that cannot be read.")
+    ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Pack faces into train.rec, train.idx and property. The same call goes on where it was interrupted.
 
@@ -60,15 +72,20 @@ def pack(
     """
     from partialfc.data.packs import pack_sources
 
-    packing = pack_sources.Packing(size, quality, min_images, shuffle)
-    classes, count = pack_sources.pack(inputs, out, packing, progress=True)
+    packing = pack_sources.Packing(size, quality, min_images, shuffle, root, skip_damaged)
+    call = ("pack", *inputs, size, quality, min_images, shuffle, root)
+    with claimed_folder(out, *call, overwrite=overwrite):
+        classes, count = pack_sources.pack(inputs, out, packing, progress=True)
     print(f"{out}: {count} images of {classes} identities")
+    if (listing := out / pack_sources.DAMAGED).exists():
+        print(f"{len(listing.read_bytes().splitlines())} images cannot be read, and are left out: {listing}")
 
 
 def pairs(
     listing: Annotated[Path, typer.Argument(help="As LFW's pairs.txt.")],
     folder: Annotated[Path, typer.Argument(help="Of images FOLDER/NAME/NAME_0001.jpg.")],
     out: Annotated[Path, typer.Argument(help="The .bin file.")],
+    overwrite: Overwrite = False,
 ) -> None:
     """Pack the pairs of a listing into a .bin verification set.
 
@@ -78,12 +95,14 @@ def pairs(
     """
     from partialfc.data.packs.pairs import pack_pairs
 
+    claim_file(out, overwrite=overwrite)
     print(f"{out}: {pack_pairs(listing, folder, out)} pairs")
 
 
 def inspect(
     pack: Pack,
     sheet: Annotated[Path | None, typer.Option(help="Draw 160 images there, as PNG or JPEG.")] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Say what is in a pack: dialect, counts, sizes, images per identity; and draw some of its images.
 
@@ -93,12 +112,18 @@ def inspect(
     """
     from partialfc.data.packs.inspection import contact_sheet, summarized
 
+    if sheet:
+        claim_file(sheet, overwrite=overwrite)
     print(*summarized(pack, progress=True).lines(), sep="\n")
     if sheet:
         contact_sheet(pack, sheet)
 
 
-def unpack(pack: Pack, out: Annotated[Path, typer.Argument(help="The folder to write to.")]) -> None:
+def unpack(
+    pack: Pack,
+    out: Annotated[Path, typer.Argument(help="The folder to write to.")],
+    overwrite: Overwrite = False,
+) -> None:
     """Write the images of a pack, byte for byte, to OUT/CLASS/KEY.jpg. The same call goes on where it was interrupted.
 
     ```
@@ -107,12 +132,14 @@ def unpack(pack: Pack, out: Annotated[Path, typer.Argument(help="The folder to w
     """
     from partialfc.data.packs import unpacking
 
-    print(f"{out}: {unpacking.unpack(pack, out, progress=True)} images")
+    with claimed_folder(out, "unpack", pack, overwrite=overwrite):
+        print(f"{out}: {unpacking.unpack(pack, out, progress=True)} images")
 
 
 def merge(
     packs: Annotated[list[Path], typer.Argument(help="Folders with train.rec.")],
     out: Annotated[Path, typer.Argument(help="The merged pack's folder.")],
+    overwrite: Overwrite = False,
 ) -> None:
     """Merge packs into one, the identities of each kept apart. The same call goes on where it was interrupted.
 
@@ -122,7 +149,12 @@ def merge(
     """
     from partialfc.data.packs import merge_split
 
-    classes, count = merge_split.merge(packs, out, progress=True)
+    if len(packs) < 2:
+        raise InputError(
+            f"merge: expected two packs at least and a folder for both, got {packs[0]} and {out}"
+        )
+    with claimed_folder(out, "merge", *packs, overwrite=overwrite):
+        classes, count = merge_split.merge(packs, out, progress=True)
     print(f"{out}: {count} images of {classes} identities")
 
 
@@ -132,6 +164,7 @@ def split(
     held: Annotated[Path, typer.Argument(help="The folder for those that are held out.")],
     identities: Annotated[int, typer.Option(help="How many are held out.")],
     seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    overwrite: Overwrite = False,
 ) -> None:
     """Split a pack in two of different identities: one to train on, one held out.
 
@@ -141,6 +174,8 @@ def split(
     """
     from partialfc.data.packs import merge_split
 
-    written = merge_split.split(pack, rest, held, identities=identities, seed=seed, progress=True)
+    call = ("split", pack, rest, held, identities, seed)
+    with claimed_folder(rest, *call, overwrite=overwrite), claimed_folder(held, *call, overwrite=overwrite):
+        written = merge_split.split(pack, rest, held, identities=identities, seed=seed, progress=True)
     for folder, (classes, count) in zip((rest, held), written, strict=True):
         print(f"{folder}: {count} images of {classes} identities")

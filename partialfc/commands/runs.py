@@ -5,6 +5,9 @@ from typing import Annotated
 
 import typer
 
+from partialfc.commands.options import Overwrite
+from partialfc.runtime.outputs import claim_file
+
 
 def plot(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Output folders of runs.")],
@@ -12,6 +15,7 @@ def plot(
     differences: Annotated[
         bool, typer.Option("--differences", help="The losses, and how far they differ from the first run's.")
     ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Draw runs above each other: loss, learning rate, accuracy.
 
@@ -21,6 +25,7 @@ def plot(
     """
     from partialfc.monitoring.figures import draw_comparison, draw_runs
 
+    claim_file(out, overwrite=overwrite)
     metrics = [run / "metrics.jsonl" for run in runs]
     if not differences:
         draw_runs(metrics, out)
@@ -32,6 +37,7 @@ def plot(
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Output folders of runs.")],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    overwrite: Overwrite = False,
 ) -> None:
     """Write runs as one page of HTML: curves, scores, ROC, hardest pairs, settings that differ, time.
 
@@ -41,5 +47,6 @@ def report(
     """
     from partialfc.monitoring.page import write_page
 
+    claim_file(out, overwrite=overwrite)
     write_page(runs, out)
     print(out)

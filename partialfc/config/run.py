@@ -121,6 +121,9 @@ class ReportConfig(Settings, frozen=True):
     """Between looks at cosines, margins and memory, each one more pass over the active rows."""
     loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
     """Where the run is shown; of none, no pictures are drawn."""
+    pictures: Literal["local", "remote", "off"] = "local"
+    """Which loggers get pictures of faces, and embeddings with them. local: those that keep them on this machine (TensorBoard);
+    remote: all, so that training faces leave the machine with wandb or mlflow; off: none."""
 
 
 class LaunchConfig(Settings, frozen=True):

@@ -42,8 +42,15 @@ class EvaluationStopped(Exception):
         self.signal = signal
 
 
+Progress = Callable[[str, range], Iterable[int]]
+
+
 def _never() -> int:
     return 0
+
+
+def _unseen(name: str, turns: range) -> Iterable[int]:
+    return turns
 
 
 def embed_sets(
@@ -54,17 +61,19 @@ def embed_sets(
     batch: int,
     autocast: AbstractContextManager[object],
     stop: Callable[[], int] = _never,
+    progress: Progress = _unseen,
 ) -> Embeddings:
     """Embeddings of the images of each set, see EvaluationSet.evaluate, the same on every rank.
 
     stop: asked after each batch; where it is not 0 on some rank, all raise EvaluationStopped. CollectiveInputError where an
-    image cannot be read.
+    image cannot be read. progress: given a set's name
+    and its batches, yields these, and may show how far they are.
     """
     was_training = network.training
     network.eval()
     try:
         with torch.no_grad(), autocast:
-            return {it.name: _embedded(network, it, ranks, batch, stop) for it in sets}
+            return {it.name: _embedded(network, it, ranks, batch, stop, progress) for it in sets}
     finally:
         network.train(was_training)
 
@@ -94,7 +103,7 @@ def embed_faces(
 
 
 def _embedded(
-    network: Network, images: ImageSet, ranks: Ranks, batch: int, stop: Callable[[], int]
+    network: Network, images: ImageSet, ranks: Ranks, batch: int, stop: Callable[[], int], progress: Progress
 ) -> Tensor:
     """float32 embeddings [n, D] of all images, on every rank, not normalised.
 
@@ -112,7 +121,7 @@ def _embedded(
             return [pool.submit(images.pixels, place, network.input_size) for place in places]
 
         ahead = begun(0)
-        for turn in range(turns):
+        for turn in progress(images.name, range(turns)):
             coming, ahead = ahead, begun(turn + 1)
             with comm.fail_on_all_ranks(ranks):
                 block = _decoded(coming, batch, network.input_size, pinned=ranks.device.type == "cuda")

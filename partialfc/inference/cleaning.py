@@ -24,6 +24,7 @@ from partialfc.data.embeddings import PackEmbeddings
 from partialfc.data.fingerprint import fingerprint
 from partialfc.data.images import Pixels
 from partialfc.data.packs.merge_split import check_apart, select
+from partialfc.data.packs.names import read_names
 from partialfc.errors import InputError
 from partialfc.inference.pack import embed_pack
 from partialfc.inference.recognizer import Recognizer
@@ -112,12 +113,14 @@ def _cosines(
 def _list(path: Path, dataset: RecordDataset, places: Places, kept: NDArray[np.bool_]) -> None:
     """The images that do not stay, the farthest first."""
     dropped = np.flatnonzero(~kept)
-    with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
+    with atomic_write(path) as temporary, temporary.open("w", newline="", errors="surrogateescape") as file:
         writer = csv.writer(file)
-        writer.writerow(["key", "class", "degrees", "centre"])
+        names = read_names(dataset.path.parent)
+        writer.writerow(["key", "class", "degrees", "centre", "name"])
         for image in dropped[np.argsort(-places.degrees[dropped], kind="stable")].tolist():
             degrees = f"{places.degrees[image]:.1f}"
-            writer.writerow([dataset.key(image), places.labels[image], degrees, places.nearest[image]])
+            label = int(places.labels[image])
+            writer.writerow([dataset.key(image), label, degrees, places.nearest[image], names.get(label, "")])
 
 
 def _draw(path: Path, dataset: RecordDataset, places: Places, kept: NDArray[np.bool_]) -> None:

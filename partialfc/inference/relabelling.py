@@ -17,6 +17,7 @@ from partialfc.data import RecordDataset, images
 from partialfc.data.embeddings import PackEmbeddings
 from partialfc.data.images import Pixels
 from partialfc.data.packs.merge_split import check_apart, with_labels
+from partialfc.data.packs.names import read_names, write_names
 from partialfc.errors import InputError
 from partialfc.inference.class_means import class_means
 from partialfc.inference.pack import embed_pack
@@ -102,9 +103,14 @@ def relabel(
     new, origins = relabelled(labels, dataset.num_classes, alike, mixed)
     _list(out / LISTING, dataset, alike, mixed)
     _draw(out / SHEET, dataset, labels, alike, mixed)
-    with atomic_write(out / MAP) as temporary:
-        temporary.write_text("".join(f"{'new' if it is None else it}\n" for it in origins))
+    names = read_names(pack)
+    kept = {label: names[it] for label, it in enumerate(origins) if it in names}
+    with atomic_write(out / MAP) as temporary, temporary.open("w", errors="surrogateescape") as file:
+        for label, it in enumerate(origins):
+            beside = f"\t{kept[label]!a}" if label in kept else ""
+            file.write(f"{'new' if it is None else it}{beside}\n")
     identities, count = with_labels(pack, out, new, len(origins), progress=progress)
+    write_names(out, kept)
     return Relabelled(dataset.num_classes + len(mixed) - len(origins), len(mixed), identities, count)
 
 

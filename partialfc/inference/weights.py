@@ -1,5 +1,7 @@
 """Weights of a backbone from a file: a run, a checkpoint, a .pth or .pt, or safetensors. Nothing in a file is executed."""
 
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,10 @@ from partialfc.runtime.errors import one_line
 BACKBONE, AVERAGE = "backbone", "average"
 
 _NESTED = ("state_dict_backbone", "state_dict", "backbone", "model")  # under which others keep the weights
+_DTYPES = frozenset(
+    (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int8, torch.int16, torch.int32,
+     torch.int64, torch.bool)
+)  # fmt: skip
 _LISTED = 5  # names of each kind of misfit
 
 
@@ -32,9 +38,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(
             f"{path}: not there; wanted weights: a run, a checkpoint, .pth, .pt or .safetensors"
         )
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    return _read_pth(path)
+    tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
+    for name, tensor in tensors.items():
+        if kind := _unusable(tensor):
+            raise InputError(
+                f"{path}: {name}: expected a dense tensor of ordinary floats or integers, got {kind}"
+            )
+    return tensors
 
 
 def newest(path: Path) -> Path:
@@ -60,6 +70,11 @@ def check_weights(backbone: nn.Module, weights: Mapping[str, Tensor], source: Pa
             if own[name].shape != weights[name].shape
         },
     }
+    misfits["of another type"] = {
+        f"{name} {str(weights[name].dtype).removeprefix('torch.')}"
+        for name in own.keys() & weights.keys()
+        if own[name].is_floating_point() != weights[name].is_floating_point()
+    }
     if any(misfits.values()):
         told = (f"{len(names)} {kind}: {_some(names)}" for kind, names in misfits.items() if names)
         raise InputError(f"{source}: weights of another network; {'; '.join(told)}")
@@ -69,6 +84,19 @@ def _some(names: set[str]) -> str:
     return ", ".join(sorted(names)[:_LISTED]) + (" ..." if len(names) > _LISTED else "")
 
 
+def _unusable(tensor: Tensor) -> str | None:
+    """Return what kind of tensor it is, if it cannot be a network's weight; conversion would fail, or drop a part of it."""
+    if tensor.is_meta:
+        return "one on the meta device, without values"
+    if tensor.layout != torch.strided:
+        return f"a sparse one ({str(tensor.layout).removeprefix('torch.')})"
+    if tensor.is_quantized:
+        return f"a quantized one ({str(tensor.dtype).removeprefix('torch.')})"
+    if tensor.dtype not in _DTYPES:
+        return str(tensor.dtype).removeprefix("torch.")
+    return None
+
+
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
@@ -76,7 +104,21 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path}: not safetensors: {one_line(error)[:100]}") from None
 
 
+def check_zip(path: Path) -> None:
+    """Raise InputError if a member of a zip archive, as torch.save writes it, is damaged: torch.load compares no checksum."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise InputError(f"{path}: damaged: {one_line(error)[:100]}") from None
+    if damaged is not None:
+        raise InputError(f"{path}: damaged: {damaged} is not what was written")
+
+
 def _read_pth(path: Path) -> dict[str, Tensor]:
+    check_zip(path)
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:

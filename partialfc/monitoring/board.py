@@ -5,6 +5,7 @@ Groups are shown in the order of their names: `loss` and `verification` come fir
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +39,16 @@ class Board:
     others nor the run.
     """
 
-    def __init__(self, loggers: Sequence[Logger], tell: Callable[[OSError], None]) -> None:
+    def __init__(
+        self,
+        loggers: Sequence[Logger],
+        tell: Callable[[OSError], None],
+        pictures: Literal["local", "remote", "off"] = "local",
+    ) -> None:
         self._loggers, self._tell = loggers, tell
+        self._shown: Sequence[Logger] = []  # those that get pictures
+        if pictures != "off":
+            self._shown = [it for it in loggers if pictures == "remote" or not it.is_remote]
 
     def close(self) -> None:
         """Bring everything to where it is kept."""
@@ -69,18 +78,18 @@ class Board:
 
     def picture(self, step: int, name: str, pixels: Pixels) -> None:
         """Show an RGB image [H, W, 3]."""
-        self._each(lambda it: it.picture(step, name, pixels))
+        self._each(lambda it: it.picture(step, name, pixels), self._shown)
 
     def pictures_of(self, step: int, name: str, pictures: Iterable[tuple[str, Pixels]]) -> None:
         """Show pictures of an evaluation set, with their names. They are drawn as they are taken: none without a logger."""
-        for kind, pixels in pictures if self._loggers else ():
+        for kind, pixels in pictures if self._shown else ():
             self.picture(step, f"{_SCORES}/{kind}_of_{name}", pixels)
 
     def embeddings(
         self, step: int, vectors: NDArray[np.float32], names: list[str], faces: list[Pixels]
     ) -> None:
         """Show embeddings [n, D] with the name and the face of each."""
-        self._each(lambda it: it.embeddings(step, vectors, names, faces))
+        self._each(lambda it: it.embeddings(step, vectors, names, faces), self._shown)
 
     def outcome(self, settings: Mapping[str, Setting], scores: Mapping[str, Mapping[str, float]]) -> None:
         """Show what came of which settings: the last scores of each set."""
@@ -91,8 +100,8 @@ class Board:
         }
         self._each(lambda it: it.outcome(settings, values))
 
-    def _each(self, show: Callable[[Logger], None]) -> None:
-        for logger in self._loggers:
+    def _each(self, show: Callable[[Logger], None], loggers: Sequence[Logger] | None = None) -> None:
+        for logger in self._loggers if loggers is None else loggers:
             try:
                 show(logger)
             except OSError as error:

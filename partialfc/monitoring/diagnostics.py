@@ -27,10 +27,10 @@ def show(diagnostics: StepDiagnostics, board: Board) -> dict[str, Any]:
     (ElasticFace, arXiv 2109.09416, compares losses by it); nearest_angle: to the nearest other active centre.
     """
     target, nearest = _finite(diagnostics.head.target), _finite(diagnostics.head.nearest)
-    board.histogram(diagnostics.step, "cosine/target", target)
-    board.histogram(diagnostics.step, "cosine/nearest_negative", nearest)
+    board.histogram(diagnostics.step, "workings_cosine/target", target)
+    board.histogram(diagnostics.step, "workings_cosine/nearest_negative", nearest)
     if diagnostics.head.margins is not None:
-        board.histogram(diagnostics.step, "margin/drawn", _finite(diagnostics.head.margins))
+        board.histogram(diagnostics.step, "workings_margin/drawn", _finite(diagnostics.head.margins))
     memory: list[float] = diagnostics.memory.tolist()
     board.group(
         diagnostics.step, MEMORY, {f"rank_{rank}": taken / 2**30 for rank, taken in enumerate(memory)}

@@ -27,6 +27,11 @@ _RECENT = 10  # lines of a log that say where the time goes
 
 def write_page(runs: Sequence[Path], page: Path) -> None:
     """Write the page of these runs' folders. FileNotFoundError where one is none, InputError where it is damaged."""
+    for run in runs:
+        if not (run / "metrics.jsonl").is_file():
+            below = sorted(it.parent for it in run.glob("*/metrics.jsonl"))
+            hint = f"; it holds runs: {' '.join(map(str, below[:5]))}" if below else ""
+            raise FileNotFoundError(f"{run}: expected the folder of a run, with metrics.jsonl{hint}")
     names = _names(runs)
     lines = [read_metrics(run / "metrics.jsonl") for run in runs]
     scores = [row for name, found in zip(names, lines, strict=True) for row in _scores(name, found)]

@@ -6,7 +6,7 @@ from contextlib import ExitStack, closing, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import msgspec
 import numpy as np
@@ -64,11 +64,12 @@ class Report:
         device: torch.device,
         enabled: bool,
         loggers: Sequence[str] = ("tensorboard",),
+        pictures: Literal["local", "remote", "off"] = "local",
         health: Callable[[], Tensor] = lambda: torch.empty(0),
         problem: Callable[[Sequence[float], int], str | None] = lambda numbers, step: None,
     ) -> None:
         self._folder, self._length, self._every, self._enabled = folder, length, every, enabled
-        self._loggers = loggers
+        self._loggers, self._pictures = loggers, pictures
         self._health, self._problem, self.diverged = health, problem, False
         self._device, self._reads_later = device, device.type == "cuda"
         self._window: tuple[Window, usage.Marks] | None = None  # whose line is to be written
@@ -88,7 +89,8 @@ class Report:
         start, enter = self._length.start, self._files.enter_context
         self._history = enter(closing(History(self._folder / "metrics.jsonl", start)))
         self._log = enter((self._folder / "log.txt").open("a", encoding="utf-8"))
-        self._board = enter(closing(Board(opened(self._loggers, self._folder, start), self._refused)))
+        loggers = opened(self._loggers, self._folder, start)
+        self._board = enter(closing(Board(loggers, self._refused, self._pictures)))
         self._timeline = enter(usage.measured(device))
         self._terminal = enter(closing(Terminal(start, self._length.total)))
 
@@ -123,6 +125,15 @@ class Report:
         with self.untimed():
             yield
         self._evaluation_seconds += time.perf_counter() - began
+
+    def tracked(self, name: str, turns: range) -> Iterator[int]:
+        """Yield the batches of an evaluation set; on a terminal the display says how far it is."""
+        for turn in turns:
+            if self._enabled:
+                self._terminal.doing(f"evaluating {name}: {turn} of {len(turns)} batches")
+            yield turn
+        if self._enabled:
+            self._terminal.doing("")
 
     def say(self, text: str) -> None:
         """A line to the terminal and the log."""

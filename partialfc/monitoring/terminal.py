@@ -23,6 +23,7 @@ class Terminal:
         self._ends: float | None = None  # when the run will, by the clock
         self._numbers: Mapping[str, str] = {}  # of the newest step, by their titles
         self._scores: dict[str, tuple[str, ...]] = {}  # of each verification set
+        self._aside = ""
         self._console = Console(highlight=False)
         self._display = Live(
             console=self._console, get_renderable=self._drawn, refresh_per_second=4, transient=True
@@ -46,6 +47,10 @@ class Terminal:
         self._step, self._numbers, self._ends = step, numbers, time.monotonic() + seconds_left
         self.say(text)
 
+    def doing(self, text: str) -> None:
+        """What is under way beside the steps; nothing if empty."""
+        self._aside = text
+
     def evaluated(self, name: str, score: float, best: float, best_step: int) -> None:
         """The newest headline score of an evaluation set, and the best so far."""
         self._scores[name] = percent(score), percent(best), f"{best_step}"
@@ -56,7 +61,7 @@ class Terminal:
             "" if self._ends is None else str(timedelta(seconds=round(max(0, self._ends - time.monotonic()))))
         )
         bar.add_row(f"step {self._step}/{self._total}", ProgressBar(self._total, self._step, width=40), left)
-        parts: list[RenderableType] = [bar]
+        parts: list[RenderableType] = [bar, *([self._aside] if self._aside else [])]
         if self._numbers:
             parts.append(_table(list(self._numbers), [tuple(self._numbers.values())]))
         if self._scores:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from partialfc.config import Config, Sgd
 from partialfc.errors import InputError
-from partialfc.inference.weights import load_weights
+from partialfc.inference.weights import check_zip, load_weights
 from partialfc.runtime import comm, dtensors
 from partialfc.runtime.checkpoint import Checkpoints
 from partialfc.runtime.comm import Ranks
@@ -154,6 +154,7 @@ def _kind(run: Run) -> str:
 
 
 def _read(path: Path) -> _Content:
+    check_zip(path)
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except OSError:

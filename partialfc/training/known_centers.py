@@ -126,7 +126,8 @@ def _labels(settings: InitialCenters, classes: int, known: int) -> NDArray[np.in
         return np.arange(classes)
     path = Path(settings.map)
     labels = [
-        _label(line.strip(), f"{path}: line {place}", known) for place, line in enumerate(_lines(path), 1)
+        _label(line.partition("\t")[0].strip(), f"{path}: line {place}", known)  # a name may follow
+        for place, line in enumerate(_lines(path), 1)
     ]
     if len(labels) != classes:
         raise InputError(

@@ -108,7 +108,9 @@ def _record_hang(run: Run) -> None:
 
 def _show_faces(run: Run, report: Report, batch: Batch) -> None:
     with report.untimed():
-        report.picture("faces/as_trained", images.sheet(batch.images.cpu().numpy(), 8, 8), run.step + 1)
+        report.picture(
+            "workings_faces/as_trained", images.sheet(batch.images.cpu().numpy(), 8, 8), run.step + 1
+        )
 
 
 def _show_identities(run: Run, report: Report) -> None:
@@ -122,7 +124,7 @@ def _evaluate(run: Run, report: Report, stop: StopRequest) -> dict[str, Scores] 
     """The scores of each set, on the first rank; None where the evaluation, and with it the run, was stopped."""
     with report.evaluating():
         try:
-            return report.evaluated(run.step, run.sets, run.embed_sets(stop.asked))
+            return report.evaluated(run.step, run.sets, run.embed_sets(stop.asked, report.tracked))
         except EvaluationStopped as stopped:
             run.stopped = stopped.signal
             return None
@@ -146,7 +148,7 @@ def _end(run: Run, report: Report, saving: Saving) -> None:
         return
     if problem := saving.finish():
         raise CollectiveInputError(f"step {run.step} is not saved: {problem}")
-    if run.ranks.first and run.config.report.loggers:
+    if run.ranks.first and run.config.report.loggers and run.config.report.pictures != "off":
         _show_identities(run, report)
     report.summary(run.step, settings_of(run.config))
 
@@ -256,6 +258,7 @@ def _report(run: Run, provenance: Provenance) -> Report:
         device=run.ranks.device,
         enabled=run.ranks.first,
         loggers=run.config.report.loggers,
+        pictures=run.config.report.pictures,
         health=run.health.numbers,
         problem=lambda numbers, step: problem_of(numbers, step, run.config.train.max_skipped),
     )

@@ -21,7 +21,7 @@ from partialfc.data.order import Order, check_world_size
 from partialfc.errors import InputError
 from partialfc.evaluation.loading import load_sets, paths_of
 from partialfc.evaluation.sets import EvaluationSet
-from partialfc.evaluation.verify import Embeddings, embed_faces, embed_sets
+from partialfc.evaluation.verify import Embeddings, Progress, embed_faces, embed_sets
 from partialfc.head import HeadStep, PartialFC
 from partialfc.head.rows.catch_up import MAX_STEPS
 from partialfc.head.saved import CLASS_IDS
@@ -71,12 +71,16 @@ class Run:
         """How many steps the run has."""
         return in_steps(self.config.train.length, self.steps_per_epoch)
 
-    def embed_sets(self, stop: Callable[[], int]) -> Embeddings:
-        """The embeddings of every evaluation set's images, the same on every rank. stop: see `embed_sets` of evaluation."""
+    def embed_sets(self, stop: Callable[[], int], progress: Progress) -> Embeddings:
+        """The embeddings of every evaluation set's images, the same on every rank. stop, progress: see `embed_sets` of
+        evaluation.
+        """
         batch = self.config.evaluation.batch
         used = self.average.network if self.average else self.backbone
         autocast = self.optimizer.autocast()
-        return embed_sets(used, self.sets, self.ranks, batch=batch, autocast=autocast, stop=stop)
+        return embed_sets(
+            used, self.sets, self.ranks, batch=batch, autocast=autocast, stop=stop, progress=progress
+        )
 
     def embed_faces(self, faces: Sequence[Pixels]) -> NDArray[np.float32]:
         """Unit embeddings [n, D] of images of the backbone's size, by this rank alone, once the run has ended."""

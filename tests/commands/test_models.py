@@ -65,7 +65,9 @@ def scores_in(path):
 
 def test_the_file_of_results_says_what_they_are_of(run, pack, exported, tmp_path):
     for model in (run, exported):
-        done = called("evaluate", model, pack / "unseen.bin", "--json", tmp_path / "scores.json")
+        done = called(
+            "evaluate", model, pack / "unseen.bin", "--json", tmp_path / "scores.json", "--overwrite"
+        )
         assert done.returncode == 0, done.stderr
         found = json.loads((tmp_path / "scores.json").read_text())
         assert found["format"] == 1 and found["environment"]["torch"] == torch.__version__
@@ -86,7 +88,9 @@ def test_the_file_of_results_says_what_they_are_of(run, pack, exported, tmp_path
 
 def test_evaluate_gives_the_accuracy_of_the_checkpoint(run, tmp_path):
     for path, step in ((run, 30), (run / "checkpoints/step_00000015", 15)):
-        done = called("evaluate", path, "--rule=insightface", "--json", tmp_path / "scores.json")
+        done = called(
+            "evaluate", path, "--rule=insightface", "--json", tmp_path / "scores.json", "--overwrite"
+        )
         assert done.returncode == 0, done.stderr
         found = scores_in(tmp_path / "scores.json")
         assert found["unseen"].pop("insightface_accuracy") >= 0.9
@@ -117,7 +121,7 @@ def test_an_embedding_in_another_precision_is_begun_anew(run, folder, pack, tmp_
 
 
 def test_evaluate_takes_a_precision_and_a_batch(run, exported, tmp_path):
-    given = ["evaluate", run, "--json", tmp_path / "scores.json"]
+    given = ["evaluate", run, "--json", tmp_path / "scores.json", "--overwrite"]
     for options in (["--batch", "7"], ["--precision", "bf16", "--batch", "64"]):
         done = called(*given, *options)
         assert done.returncode == 0, done.stderr
@@ -136,7 +140,7 @@ def test_of_a_run_with_a_moving_average_that_is_used(ranks, pack, tmp_path):
     used = load(tmp_path / "run").network.state_dict()
     assert all(torch.equal(tensor, state[f"average {name}"]) for name, tensor in used.items())
     assert not torch.equal(used["fc.weight"], state["fc.weight"])
-    done = called("evaluate", tmp_path / "run", "--json", tmp_path / "scores.json")
+    done = called("evaluate", tmp_path / "run", "--json", tmp_path / "scores.json", "--overwrite")
     assert done.returncode == 0, done.stderr
     assert scores_in(tmp_path / "scores.json") == verification_of(tmp_path / "run", 12)
     other = config_of(pack, tmp_path / "run", train={"length": 12})

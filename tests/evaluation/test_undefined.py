@@ -68,8 +68,8 @@ def spoilt_at_first(config) -> None:
 
     embed = Run.embed_sets
 
-    def spoilt(run, stop):
-        found = embed(run, stop)
+    def spoilt(run, *arguments):
+        found = embed(run, *arguments)
         return {name: it * torch.nan if run.step == 0 else it for name, it in found.items()}
 
     with mock.patch.object(Run, "embed_sets", spoilt):

@@ -118,3 +118,45 @@ def test_what_holds_no_weights_is_refused(tmp_path, monkeypatch, name, write, me
 def test_weights_that_are_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.pth: not there; wanted weights"):
         read_weights(tmp_path / "none.pth")
+
+
+def test_a_member_with_overwritten_bytes_is_named(tmp_path):
+    """torch.load compares no checksum."""
+    torch.save(weights(), path := tmp_path / "a.pth")
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 2 : len(whole) // 2 + 64] = b"\x55" * 64
+    path.write_bytes(whole)
+    torch.load(path, weights_only=True)
+    with pytest.raises(InputError, match=r"a.pth: damaged: a/data/\d+ is not what was written"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda it: it.to("meta"),
+            "conv1.weight: expected a dense tensor of ordinary floats or integers, got one on the meta",
+        ),
+        (lambda it: it.view(4, -1).to_sparse(), r"got a sparse one \(sparse_coo\)"),
+        (lambda it: it.to(torch.complex64), "got complex64"),
+        (lambda it: it.to(torch.float8_e4m3fn), "got float8_e4m3fn"),
+        (lambda it: it.to(torch.int32), "weights of another network; 1 of another type: conv1.weight int32"),
+    ],
+    ids=["meta", "sparse", "complex", "float8", "integer"],
+)
+def test_weights_of_kinds_that_would_be_changed_are_refused(tmp_path, spoil, message):
+    state = weights()
+    state["conv1.weight"] = spoil(state["conv1.weight"])
+    torch.save(state, path := tmp_path / "a.pth")
+    with pytest.raises(InputError, match=message):
+        load_weights(build_backbone(SETTINGS), read_weights(path), path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_other_floats_are_loaded(tmp_path, dtype):
+    state = {name: it.to(dtype) if it.is_floating_point() else it for name, it in weights().items()}
+    torch.save(state, path := tmp_path / "a.pth")
+    backbone = build_backbone(SETTINGS)
+    load_weights(backbone, read_weights(path), path)
+    torch.testing.assert_close(backbone.conv1.weight.data, state["conv1.weight"].float())

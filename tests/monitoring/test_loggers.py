@@ -1,5 +1,6 @@
 """Weights & Biases and MLflow beside TensorBoard, without a network."""
 
+import io
 import json
 import struct
 import sys
@@ -8,15 +9,22 @@ from pathlib import Path
 from unittest import mock
 
 import mlflow
+import numpy as np
 import pytest
 import wandb
+from rich.console import Console
 from runs import config_of, curve, refusal, trained, verification_of
 from wandb.proto import wandb_internal_pb2
 
-from partialfc.config import Config, load_config
+from partialfc.config import Config, ReportConfig, load_config
 from partialfc.errors import InputError
 from partialfc.evaluation import pictures
+from partialfc.monitoring.board import Board
 from partialfc.monitoring.loggers.logger import identity_of
+from partialfc.monitoring.loggers.mlflow import Mlflow
+from partialfc.monitoring.loggers.tensorboard import TensorBoard
+from partialfc.monitoring.loggers.wandb import Wandb
+from partialfc.monitoring.terminal import Terminal
 from partialfc.training.run import Run
 
 LOGGERS = ["tensorboard", "wandb", "mlflow"]
@@ -24,7 +32,8 @@ LOGGERS = ["tensorboard", "wandb", "mlflow"]
 
 def config_in(pack: Path, output: Path, **sections) -> Config:
     sections = {"train": {"length": 6}, "checkpoint": {"every": 2}} | sections
-    return config_of(pack, output, report={"every": 1, "histograms": 3, "loggers": LOGGERS}, **sections)
+    report = {"every": 1, "histograms": 3, "loggers": LOGGERS, "pictures": "remote"}
+    return config_of(pack, output, report=report, **sections)
 
 
 def offline(config: Config, stop: int | None = None) -> None:
@@ -118,7 +127,7 @@ def test_mlflow_has_the_runs_numbers_parameters_and_pictures(run, monkeypatch):
     assert found.info.run_name == "mine" and found.info.status == "FINISHED"
     assert found.data.params["margin.sigma"] == "0.05" and "verification/unseen/auc" in found.data.metrics
     artifacts = {it.path for it in client.list_artifacts(found.info.run_id)}
-    assert {"recipe.yaml", "verification", "faces"} <= artifacts
+    assert {"recipe.yaml", "verification", "workings_faces"} <= artifacts
 
 
 def test_tensorboard_stays_beside_them(run):
@@ -173,3 +182,43 @@ def test_an_unknown_one_is_refused():
         InputError, match=r"report.loggers.0: 'wandbb', wanted one of .*; did you mean wandb\?"
     ):
         load_config("quickstart", ["report.loggers=[wandbb]"])
+
+
+class Shown:
+    """A logger that notes what it is given."""
+
+    def __init__(self, *, is_remote: bool) -> None:
+        self.is_remote, self.calls = is_remote, []
+
+    def __getattr__(self, name: str):
+        return lambda *arguments: self.calls.append(name)
+
+
+@pytest.mark.parametrize(
+    ("where", "shown"), [("local", (True, False)), ("remote", (True, True)), ("off", (False, False))]
+)
+def test_faces_stay_on_the_machine_unless_the_recipe_says_so(where, shown):
+    loggers = [Shown(is_remote=False), Shown(is_remote=True)]
+    board = Board(loggers, lambda error: None, where)
+    face = np.zeros((4, 4, 3), np.uint8)
+    board.picture(1, "workings_faces/as_trained", face)
+    board.pictures_of(1, "lfw", [("hardest_pairs", face)])
+    board.embeddings(1, np.zeros((1, 2), np.float32), ["ann"], [face])
+    board.numbers(1, {"loss": 1.0})
+    for logger, seen in zip(loggers, shown, strict=True):
+        assert logger.calls == ["picture", "picture", "embeddings"] * seen + ["scalars"]
+
+
+def test_only_tensorboard_is_local():
+    assert not TensorBoard.is_remote and Wandb.is_remote and Mlflow.is_remote
+    assert ReportConfig().pictures == "local"
+
+
+def test_the_display_says_how_far_an_evaluation_is():
+    terminal = Terminal(0, 10)
+    terminal.doing("evaluating lfw: 3 of 40 batches")
+    console = Console(file=io.StringIO(), width=80)
+    console.print(terminal._drawn())
+    terminal.doing("")
+    console.print(terminal._drawn())
+    assert console.file.getvalue().count("evaluating lfw: 3 of 40 batches") == 1

@@ -89,7 +89,7 @@ def test_a_run_that_has_just_begun(two, tmp_path):
 
 
 def test_what_is_no_run_is_refused(two, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none/metrics.jsonl"):
+    with pytest.raises(FileNotFoundError, match=r"none: expected the folder of a run, with metrics.jsonl"):
         write_page([tmp_path / "none"], tmp_path / "page.html")
     run = tmp_path / "run"
     run.mkdir()

@@ -36,6 +36,10 @@ class Lmdb:
     def labels(self) -> Iterator[int]:
         return (face.label for face in self.faces())
 
+    def names(self) -> dict[int, str]:
+        """Return nothing: classes are numbers here."""
+        return {}
+
     def total(self) -> int | None:
         with self._reading() as found:
             return int(found.stat()["entries"])

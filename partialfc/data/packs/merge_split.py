@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from partialfc.data.dataset import RecordDataset
+from partialfc.data.packs.names import read_names, write_names
 from partialfc.data.packs.pack_writer import Sample, plan_of, resume_pack
 from partialfc.errors import InputError
 from partialfc.runtime import randomness
@@ -33,7 +34,9 @@ def merge(packs: Sequence[Path], folder: Path, *, progress: bool = False) -> tup
         dataset = RecordDataset(pack)
         chosen.append((dataset, first + np.arange(dataset.num_classes)))
         first += dataset.num_classes
-    return _write(chosen, folder, first, "merging", progress)
+    written = _write(chosen, folder, first, "merging", progress)
+    _carry_names(chosen, folder)
+    return written
 
 
 def split(
@@ -58,6 +61,7 @@ def split(
         numbers = np.full(dataset.num_classes, -1)
         numbers[classes] = np.arange(len(classes))
         written.append(_write([(dataset, numbers)], folder, len(classes), folder.name, progress))
+        _carry_names([(dataset, numbers)], folder)
     return written
 
 
@@ -67,7 +71,9 @@ def select(pack: Path, folder: Path, kept: NDArray[np.bool_], *, progress: bool 
     """
     dataset = RecordDataset(pack)
     labels = np.where(kept, dataset.labels(progress=progress), OUT)
-    return with_labels(pack, folder, labels, dataset.num_classes, progress=progress)
+    written = with_labels(pack, folder, labels, dataset.num_classes, progress=progress)
+    write_names(folder, read_names(pack))
+    return written
 
 
 def with_labels(
@@ -92,6 +98,16 @@ def check_apart(folder: Path, packs: Iterable[Path]) -> None:
     """InputError where what is written would be one of the packs that are read."""
     if folder.resolve() in {pack.resolve() for pack in packs}:
         raise InputError(f"{folder}: wanted another folder than that of a pack which is read")
+
+
+def _carry_names(chosen: _Chosen, folder: Path) -> None:
+    """Give classes the names that they had in their packs."""
+    names: dict[int, str] = {}
+    for dataset, numbers in chosen:
+        for label, name in read_names(dataset.path.parent).items():
+            if label < len(numbers) and numbers[label] >= 0:
+                names[int(numbers[label])] = name
+    write_names(folder, names)
 
 
 def _write(chosen: _Chosen, folder: Path, num_classes: int, what: str, progress: bool) -> tuple[int, int]:

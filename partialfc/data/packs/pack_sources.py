@@ -4,18 +4,21 @@ import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from partialfc.data import images
+from partialfc.data.packs.names import write_names
 from partialfc.data.packs.pack_writer import Sample, resume_pack
 from partialfc.data.packs.sources import Face, Files, Source, opened
 from partialfc.errors import InputError
 from partialfc.runtime import randomness
+from partialfc.runtime.errors import one_line
 from partialfc.runtime.progress import in_order, tracked
 
+DAMAGED = "damaged.txt"  # in a pack's folder: the images that could not be read
 _JPEG = b"\xff\xd8\xff"
 
 
@@ -27,6 +30,10 @@ class Packing:
     quality: int = 95  # of the JPEGs made of images that are no JPEG of that size
     min_images: int | None = None  # identities with fewer are left out; unset, one without any is an error
     shuffle: int | None = None  # seed of the order of the images; unset, by source, and as they stand there
+    root: Path | None = None  # of the paths in .lst listings; unset, the folder of each
+    skip_damaged: bool = (
+        False  # leave out images that cannot be read; else they are an error, all of them at once
+    )
 
     def __post_init__(self) -> None:
         bounds = (
@@ -49,20 +56,91 @@ def pack(
     What a source may be: see sources.opened. The identities of each source follow those of the source before, and
     no two are taken for one. A JPEG of the wanted size keeps its bytes; anything else is resized and encoded.
     A call that was interrupted is gone on with by the same call, and ends in the same bytes. progress: show a bar
-    on stderr. InputError names an identity without images, and an image that cannot be read.
+    on stderr. Images that cannot be read are listed in DAMAGED; InputError says how many they are, unless they are
+    skipped, and names an identity without images.
     """
-    sources = [_renumbered(opened(path, sparse=packing.min_images is not None), packing) for path in inputs]
+    sparse = packing.min_images is not None
+    sources = [_renumbered(opened(path, sparse=sparse, root=packing.root), packing) for path in inputs]
+    names = _names(sources)
     if packing.shuffle is not None:
         sources = [_shuffled(inputs, sources, packing.shuffle)]
     total = _total(sources)
 
     def rest(done: int) -> Iterator[Sample]:
-        faces = itertools.islice(_merged(sources), done, None)
-        left = None if total is None else total - done
+        damaged = _Damaged(folder)
+        start = damaged.first_after(done)
+        faces = itertools.islice(_merged(sources), start, None)
+        left = None if total is None else total - start
         shown = tracked(faces, "packing", shown=progress, total=left)
-        return in_order(lambda face: (face.label, _encoded(face, packing)), shown)
+        return damaged.passed(in_order(lambda face: _sample(face, packing), shown), start, packing)
 
-    return resume_pack(folder, rest, plan=_plan(packing, [it.source for it in sources]), size=packing.size)
+    plan = _plan(packing, [it.source for it in sources])
+    written = resume_pack(folder, rest, plan=plan, size=packing.size)
+    write_names(folder, names)
+    return written
+
+
+def _names(sources: Sequence["_Renumbered"]) -> dict[int, str]:
+    """The names of all classes, those of each source after those of the source before, as in `_merged`."""
+    found: dict[int, str] = {}
+    first = 0
+    for one in sources:
+        names = one.source.names()
+        if not names:  # a stream, whose classes are known once it is read
+            return {}
+        kept = one.classes or {label: label for label in names}
+        found |= {first + new: names[old] for old, new in kept.items()}
+        first += max(kept.values(), default=-1) + 1
+    return found
+
+
+class _Damaged:
+    """Images that could not be read: kept beside what is packed, so that a call goes on where it was interrupted."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._path = folder, folder / ".packing" / "damaged"
+        lines = self._path.read_text(errors="surrogateescape").splitlines() if self._path.exists() else []
+        self._known = {int(place): text for place, _, text in (it.partition("\t") for it in lines)}
+
+    def first_after(self, done: int) -> int:
+        """Return the place of the first image that is to be read, given how many are packed."""
+        place, packed = 0, 0
+        for damaged in sorted(self._known):
+            if packed + damaged - place > done:
+                break
+            packed += damaged - place
+            place = damaged + 1
+        return place + done - packed
+
+    def passed(
+        self, samples: Iterable[Sample | InputError], start: int, packing: Packing
+    ) -> Iterator[Sample]:
+        """Yield the samples without the damaged ones, which are listed. InputError at the end unless they are skipped."""
+        with self._path.open("a", errors="surrogateescape") as file:
+            for place, sample in enumerate(samples, start):
+                if not isinstance(sample, InputError):
+                    yield sample
+                elif place not in self._known:
+                    self._known[place] = one_line(sample)
+                    file.write(f"{place}\t{self._known[place]}\n")
+                    file.flush()
+        texts = [self._known[place] for place in sorted(self._known)]
+        listing = self._folder / DAMAGED
+        listing.unlink(missing_ok=True)
+        if texts:
+            listing.write_text("".join(f"{it}\n" for it in texts), errors="surrogateescape")
+        if texts and not packing.skip_damaged:
+            raise InputError(
+                f"{self._folder}: {len(texts)} images cannot be read, listed in {listing}; the first: {texts[0]}; pass "
+                "--skip-damaged to leave them out"
+            )
+
+
+def _sample(face: Face, packing: Packing) -> Sample | InputError:
+    try:
+        return face.label, _encoded(face, packing)
+    except InputError as error:
+        return error
 
 
 @dataclass(frozen=True)
@@ -121,7 +199,7 @@ def _total(sources: Sequence[_Renumbered]) -> int | None:
 
 def _plan(packing: Packing, sources: Sequence[Source]) -> str:
     """Another one where something else would be packed."""
-    digest = hashlib.sha256(repr(packing).encode())
+    digest = hashlib.sha256(repr(replace(packing, skip_damaged=False)).encode())
     for source in sources:
         digest.update(b"source")
         for fact in source.facts():

@@ -32,17 +32,20 @@ class Source(Protocol):
     def facts(self) -> Iterator[str]:
         """Others where the images or their classes are."""
 
+    def names(self) -> dict[int, str]:
+        """Return the names of the classes that have one."""
 
-def opened(path: Path, *, sparse: bool) -> Source:
+
+def opened(path: Path, *, sparse: bool, root: Path | None = None) -> Source:
     """The source at `path`, told by what is there: a .lst, a .tar or a folder of such, an LMDB, a folder of identities.
 
-    sparse: identities without images are passed over, else they are an error. InputError where it is none of these,
+    root: of the paths in a .lst; None: its folder. sparse: identities without images are passed over, else they are an error. InputError where it is none of these,
     or without images.
     """
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     if path.suffix == ".lst":
-        return listed(path)
+        return listed(path, root)
     if path.suffix in (".lmdb", ".mdb") or (path / "data.mdb").exists():
         from partialfc.data.packs.lmdb_sets import Lmdb  # here: of an extra of its own
 
@@ -73,6 +76,13 @@ class Files:
     def facts(self) -> Iterator[str]:
         return (f"{face.label} {file_fingerprint(Path(face.place))}" for face in self.found)
 
+    def names(self) -> dict[int, str]:
+        """Return the name of the folder of each class's first image."""
+        found: dict[int, str] = {}
+        for face in self.found:
+            found.setdefault(face.label, Path(face.place).parent.name)
+        return found
+
 
 def identities(folder: Path, *, sparse: bool) -> Files:
     """folder/IDENTITY/IMAGE; classes follow the sorted names of the identities, images the sorted names in them.
@@ -95,9 +105,9 @@ def _entries(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def listed(listing: Path) -> Files:
+def listed(listing: Path, root: Path | None = None) -> Files:
     """The files of a .lst, tab-separated and in its order, of either kind: im2rec's `number, label[, labels], path`,
-    or insightface's `aligned, path, label[, box]`. Paths are relative to the folder of the listing.
+    or insightface's `aligned, path, label[, box]`. Paths are relative to `root`, or to the folder of the listing.
     InputError names a line that is neither.
     """
     found = []
@@ -105,7 +115,7 @@ def listed(listing: Path) -> Files:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 label, path = _line(f"{listing}, line {number}", line.rstrip("\r\n").split("\t"))
-                full = str(listing.parent / path)
+                full = str((root or listing.parent) / path)
                 found.append(Face(label, full, full))
     if not found:
         raise InputError(f"{listing}: an empty listing")
@@ -139,6 +149,10 @@ class Tars:
 
     def labels(self) -> Iterator[int]:
         return (face.label for face in self.faces())
+
+    def names(self) -> dict[int, str]:
+        """Return nothing: classes are numbers here."""
+        return {}
 
     def total(self) -> int | None:
         return None

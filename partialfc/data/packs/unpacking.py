@@ -4,21 +4,25 @@ from pathlib import Path
 
 from partialfc.data import images
 from partialfc.data.dataset import RecordDataset
+from partialfc.data.packs.names import folder_names, read_names
 from partialfc.runtime.files import atomic_write
 from partialfc.runtime.progress import tracked
 
 
 def unpack(folder: Path, target: Path, *, progress: bool = False) -> int:
-    """Write each image, byte for byte as it is in the pack, to target/CLASS/KEY.jpg; returns their number.
+    """Write each image, byte for byte as it is in the pack, to target/CLASS/KEY.jpg; returns their number. CLASS is the
+    name of the identity where the pack keeps one that may be a folder, else its number.
 
     Files that are there already are left as they are, so that an interrupted call can be repeated. InputError
     where a record cannot be read.
     """
     dataset = RecordDataset(folder)
     digits, key_digits = len(str(dataset.num_classes - 1)), len(str(len(dataset)))
+    names = folder_names(read_names(folder))
     for sample in tracked(range(len(dataset)), "unpacking", shown=progress):
         content = dataset.encoded(sample)
-        identity = target / f"{dataset.label(sample):0{digits}d}"
+        label = dataset.label(sample)
+        identity = target / names.get(label, f"{label:0{digits}d}")
         path = identity / f"{dataset.key(sample):0{key_digits}d}{images.suffix(content)}"
         if not path.exists():
             identity.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,8 @@ Setting = str | int | float | bool
 class Logger(Protocol):
     """Shows the numbers and pictures of one run. Names have parts, divided by `/`, of which the first is a group."""
 
+    is_remote: bool  # whether what it shows may leave this machine
+
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Show numbers after step `step`."""
 

@@ -25,6 +25,8 @@ class Mlflow:
     folder: that of the run; start: the step that it goes on from. What the server refuses is an OSError, which ends no run.
     """
 
+    is_remote = True
+
     def __init__(self, folder: Path, start: int) -> None:
         import mlflow
 

@@ -36,6 +36,8 @@ class TensorBoard:
     start: the step that the run goes on from; what an earlier part of it wrote of later ones is hidden.
     """
 
+    is_remote = False
+
     def __init__(self, folder: Path, start: int) -> None:
         _keep_quiet_of_what_is_told()
         self._writer = SummaryWriter(str(folder), purge_step=start + 1)

@@ -21,6 +21,8 @@ class Wandb:
     refuses, as without a key.
     """
 
+    is_remote = True
+
     def __init__(self, folder: Path, start: int) -> None:
         import wandb
 

@@ -1,0 +1,71 @@
+"""Names of a pack's identities: a small file beside `property`, carried from pack to pack."""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from partialfc.errors import InputError
+from partialfc.runtime.files import atomic_write
+
+NAMES = "identities.tsv"  # lines of a label, a tab and a name; other readers of packs ignore it
+
+_ESCAPED = (("\\", "\\\\"), ("\t", "\\t"), ("\n", "\\n"), ("\r", "\\r"))
+
+
+def read_names(folder: Path) -> dict[int, str]:
+    """Return the name of each class that has one; none if the pack keeps no names. InputError names a damaged line."""
+    path = folder / NAMES
+    if not path.is_file():
+        return {}
+    names = {}
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
+        for number, line in enumerate(lines, 1):
+            label, tab, name = line.rstrip("\n").partition("\t")
+            if not tab or not label.isdecimal() or len(label) > 10:
+                raise InputError(
+                    f"{path}: line {number}: expected a label, a tab and a name, got {line.rstrip()[:40]!r}"
+                )
+            names[int(label)] = _unescaped(name)
+    return names
+
+
+def write_names(folder: Path, names: Mapping[int, str]) -> None:
+    """Write the names of a pack's classes; no file if none has a name."""
+    if not names:
+        (folder / NAMES).unlink(missing_ok=True)
+        return
+    lines = "".join(f"{label}\t{_escaped(names[label])}\n" for label in sorted(names))
+    with atomic_write(folder / NAMES) as temporary:
+        temporary.write_bytes(lines.encode(errors="surrogateescape"))
+
+
+def folder_names(names: Mapping[int, str]) -> dict[int, str]:
+    """Return the names that may be folders: of one class only, and without a path that leads elsewhere."""
+    times = Counter(names.values())
+    return {
+        label: name
+        for label, name in names.items()
+        if name
+        and times[name] == 1
+        and name == Path(name).name
+        and not name.startswith(".")
+        and "\0" not in name
+    }
+
+
+def _escaped(name: str) -> str:
+    for plain, escaped in _ESCAPED:
+        name = name.replace(plain, escaped)
+    return name
+
+
+def _unescaped(name: str) -> str:
+    known = {escaped[1]: plain for plain, escaped in _ESCAPED}
+    parts = iter(name.split("\\"))
+    found = next(parts)
+    for part in parts:
+        if part:
+            found += known.get(part[0], part[0]) + part[1:]
+        else:  # an escaped backslash
+            found += "\\" + next(parts, "")
+    return found
