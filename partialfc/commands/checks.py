@@ -78,7 +78,12 @@ def _check_recipe(recipe: str, overrides: list[str]) -> None:
     folder = Path(config.data.path)
     if config.data.synthetic is None or (folder / "property").exists():
         dataset = RecordDataset(folder, reader=config.data.reader)
-        print(f"{folder}: {len(dataset)} images of {dataset.num_classes} identities")
+        present = dataset.classes_with_images() or dataset.num_classes
+        empty = dataset.num_classes - present
+        print(
+            f"{folder}: {len(dataset)} images of {present} identities"
+            + (f"; {empty} classes have no images" if empty else "")
+        )
         for path in sorted(folder.glob("*.bin")):
             print(f"{path}: {len(load_pairs(path).images) // 2} pairs")
     else:

@@ -77,8 +77,18 @@ def pack(
     with claimed_folder(out, *call, overwrite=overwrite):
         classes, count = pack_sources.pack(inputs, out, packing, progress=True)
     print(f"{out}: {count} images of {classes} identities")
+    _report_empty(out, classes)
     if (listing := out / pack_sources.DAMAGED).exists():
         print(f"{len(listing.read_bytes().splitlines())} images cannot be read, and are left out: {listing}")
+
+
+def _report_empty(out: Path, classes: int) -> None:
+    """Print how many classes of a pack have no images, if any."""
+    from partialfc.data.dataset import read_property
+
+    known = read_property(out / "property")
+    if known is not None and (empty := known.num_classes - classes):
+        print(f"{empty} of {known.num_classes} classes have no images; --min-images 1 leaves them out")
 
 
 def pairs(

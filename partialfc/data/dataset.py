@@ -14,6 +14,8 @@ from partialfc.data.recordio import CorruptRecord, Header, Integers, RecordFile
 from partialfc.errors import InputError
 from partialfc.runtime.progress import tracked
 
+_IDENTITIES, _IMAGES = 1 << 20, 1 << 18  # records that are read to count classes
+
 EXACT_FLOATS = 1 << 24  # the format's labels are float32: exact below this
 
 
@@ -98,6 +100,15 @@ class RecordDataset:
         """The class of every image, int64 [N]: reads the header of each. progress: whether a bar shows how far that is."""
         places = tracked(range(len(self)), f"reading {self.path.parent.name}", shown=progress)
         return np.fromiter((self.label(it) for it in places), np.int64, len(self))
+
+    def classes_with_images(self) -> int | None:
+        """Return how many classes have images; None where only reading most of a large pack would tell."""
+        header, keys = self._pack_header(), self._records.keys
+        first = len(self._keys) + 1  # of the identity records
+        if header is not None and self._has_identities() and len(keys) - first <= _IDENTITIES:
+            ranges = (self._records[int(key)][0].label for key in keys[first:])
+            return sum(bool(it[1] > it[0]) for it in ranges if isinstance(it, np.ndarray))
+        return len(np.unique(self.labels())) if len(self) <= _IMAGES else None
 
     def encoded(self, index: int) -> bytes:
         """Image `index` as it stands in the pack."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from partialfc.config import IGNORE, AugmentConfig, DataConfig
+from partialfc.data import decoder_warnings
 from partialfc.data.augment import augment, augmentation_draws, flipped
 from partialfc.data.dataset import RecordDataset
 from partialfc.data.embeddings import PackEmbeddings
@@ -46,7 +47,10 @@ class Notices(NamedTuple):
     diverged: int = 0  # 1: the loss is lost
 
 
-_HEADER = len(Notices._fields) + 1  # numbers before the labels: the notices, and how many images are replaced
+_SLOTS = 4  # records that a rank can name with a step; others are named with the next ones
+# Numbers before the labels: the notices, how many images are replaced, and records that are damaged: 2 i, image i that
+# cannot be read; 2 i + 1, one of which the decoder warned; -1, none.
+_HEADER = len(Notices._fields) + 1 + _SLOTS
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ class Batch:
     replaced: int  # images of the global batch that could not be read, and have others in their place
     notices: Notices
     teacher: Tensor | None = None  # [b, D] a teacher's embeddings of the images, on the device
+    unreadable: tuple[int, ...] = ()  # keys of records that could not be read, each once in a run's process
+    corrupt: tuple[int, ...] = ()  # those of which the decoder warned
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,7 @@ class _Part(NamedTuple):
     mirrored: Tensor  # [m] int64: the rows of `images` that are to be
     replaced: int  # how many images stand in for others
     teacher: Tensor | None = None  # [b, D]
+    damaged: tuple[int, ...] = ()  # as in a message's header
 
 
 class Loader:
@@ -99,6 +106,8 @@ class Loader:
         self._samples = _Augmented(dataset, augmentation, order.seed, skip=skip, teacher=teacher)
         self._order, self._ranks, self._workers = order, ranks, config.workers
         self._copies = torch.cuda.Stream(ranks.device) if ranks.device.type == "cuda" else None
+        self._named: set[int] = set()  # damaged records of all ranks, which all know
+        self._to_name: dict[int, None] = {}  # those of this rank, in their order
 
     def batches(self, start: int, stop: int, notices: Callable[[], Notices] = Notices) -> Iterator[Batch]:
         """The batches of the steps from `start` to before `stop`, whatever the steps before.
@@ -140,7 +149,12 @@ class Loader:
         """What all ranks are to know of this one: notices, how many images stand in for others, and the labels [b]."""
         if isinstance(part, _Unread):
             return torch.full((_HEADER + self._order.batch // self._ranks.size,), _UNREAD)
-        return torch.cat([torch.tensor([*notices, part.replaced]), part.labels])
+        self._to_name |= dict.fromkeys(it for it in part.damaged if it not in self._named)
+        named = list(self._to_name)[:_SLOTS]
+        for it in named:
+            del self._to_name[it]
+        slots = named + [-1] * (_SLOTS - len(named))
+        return torch.cat([torch.tensor([*notices, part.replaced, *slots]), part.labels])
 
     def _ready(self, part: _Part | _Unread, gathering: tuple[Tensor, comm.Work], waited: float) -> Batch:
         messages, gathered = gathering
@@ -151,9 +165,16 @@ class Loader:
         assert not isinstance(part, _Unread)
         messages = messages.view(self._ranks.size, -1)
         header, labels = messages[:, :_HEADER], messages[:, _HEADER:].reshape(-1)
-        notices = Notices(*header[:, :-1].amax(0).tolist())
+        fields = len(Notices._fields)
+        notices = Notices(*header[:, :fields].amax(0).tolist())
+        new = sorted(set(header[:, fields + 1 :].flatten().tolist()) - self._named - {-1})
+        self._named.update(new)
+        unreadable, corrupt = (
+            tuple(self.dataset.key(it >> 1) for it in new if it & 1 == kind) for kind in (0, 1)
+        )
         images, teacher = self._on_device(part)
-        return Batch(images, labels, waited, int(header[:, -1].sum()), notices, teacher)
+        replaced = int(header[:, fields].sum())
+        return Batch(images, labels, waited, replaced, notices, teacher, unreadable, corrupt)
 
     def _on_device(self, part: _Part) -> tuple[Tensor, Tensor | None]:
         """The part's images, mirrored where they are to be, and the teacher's embeddings of them."""
@@ -198,8 +219,9 @@ class _Augmented(Dataset[_Part | _Unread]):
             else None
         )
         images, target, labels, shown = None, None, [], samples.copy()
+        damaged: list[int] = []
         for row, place in enumerate(places):
-            read = self._read(place.sample)
+            read = self._read(place.sample, damaged)
             if isinstance(read, _Unread):
                 return read
             pixels, label, shown[row] = read
@@ -217,6 +239,7 @@ class _Augmented(Dataset[_Part | _Unread]):
             torch.from_numpy(np.flatnonzero(mirrored)),
             replaced=int((shown != samples).sum()),
             teacher=None if self._teacher is None else self._taught(places, shown),
+            damaged=tuple(damaged),
         )
 
     def _taught(self, places: list[Place], shown: Integers) -> Tensor:
@@ -235,13 +258,18 @@ class _Augmented(Dataset[_Part | _Unread]):
             self._ring.rotate(-1)  # the one that was taken longest ago
         return self._ring[-1]
 
-    def _read(self, sample: int) -> tuple[Pixels, int, int] | _Unread:
-        """The image and label of a sample, or of what stands in for it; and which that is."""
+    def _read(self, sample: int, damaged: list[int]) -> tuple[Pixels, int, int] | _Unread:
+        """The image and label of a sample, or of what stands in for it; and which that is. `damaged` gets what was."""
         chosen, first_error = sample, ""
         for attempt in range(self._tries):
             try:
-                return *self._dataset[chosen], chosen
+                pixels, label = self._dataset[chosen]
+                if decoder_warnings.warned():
+                    damaged.append(2 * chosen + 1)
+                return pixels, label, chosen
             except (InputError, OSError) as error:
+                decoder_warnings.warned()  # of what is counted as unreadable
+                damaged.append(2 * chosen)
                 first_error = first_error or one_line(error)
             key = randomness.key(self._seed, "replacement", sample)
             chosen = int(randomness.below(key, np.array([attempt]), np.array([len(self._dataset)]))[0])
@@ -262,6 +290,7 @@ def _as_it_is(part: Any) -> Any:
 def _prepare_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # workers are the parallelism; torch sets its own threads to 1
     sys.excepthook = _unless_the_rank_is_gone
+    decoder_warnings.capture()
 
 
 def _unless_the_rank_is_gone(kind: type[BaseException], error: BaseException, trace: Any) -> None:

@@ -10,6 +10,10 @@ import msgspec
 from partialfc.evaluation.sets import Scores, headline
 from partialfc.runtime.files import atomic_write, with_undefined
 
+# Keys of lines, for records that are damaged: each is named in one line.
+DAMAGED = ("unreadable", "corrupt")
+_LISTED = 1000  # keys in a summary
+
 Line = dict[str, Any]  # with "step": the number of steps taken
 
 
@@ -28,6 +32,9 @@ class History:
         self.best: dict[
             str, tuple[float, int]
         ] = {}  # of each set: its headline score, and after how many steps
+        self.damaged: dict[str, dict[int, None]] = {
+            name: {} for name in DAMAGED
+        }  # keys of records, each once
         lines = path.read_bytes().splitlines() if path.exists() and start else []
         earlier = [line for line in map(_parsed, lines) if line and line["step"] <= start]
         for line in earlier:
@@ -45,7 +52,12 @@ class History:
     def summary(self) -> dict[str, Any]:
         """The newest loss, and of each set that is evaluated now the first, the newest and the best scores."""
         verification = self.verification or [{}]
-        return {
+        damaged = {
+            name: {"records": len(keys), "keys": sorted(keys)[:_LISTED]}
+            for name, keys in self.damaged.items()
+            if keys
+        }
+        return damaged | {
             "loss": self.loss,
             "verification_before": verification[0],
             "verification": verification[-1],
@@ -62,6 +74,8 @@ class History:
 
     def _note(self, line: Line) -> None:
         self.loss = line.get("loss", self.loss)
+        for name, keys in self.damaged.items():
+            keys |= dict.fromkeys(line.get(name, []))
         scores: Mapping[str, Scores] | None = line.get("verification")
         if scores is None:
             return

@@ -287,6 +287,9 @@ class Report:
         self, step: int, kept: Sequence[Metrics], columns: Sequence[Sequence[float]], marks: usage.Marks
     ) -> None:
         line = line_of(step, kept, columns, self._length)
+        for name, known in self._history.damaged.items():  # what an earlier part of the run has named
+            if keys := [key for key in line.pop(name, []) if key not in known]:
+                line[name] = keys
         spent = usage.Timeline.seconds_of(marks)
         now = time.perf_counter()
         seconds = self._line_seconds + now - self._since

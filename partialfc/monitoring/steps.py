@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from partialfc.monitoring.diagnostics import StepDiagnostics
-from partialfc.monitoring.history import Line
+from partialfc.monitoring.history import DAMAGED, Line
 from partialfc.runtime.reading import Reading
+
+_DAMAGED = {"unreadable": "unreadable records", "corrupt": "records with corrupt JPEG data"}
+_NAMED = 8  # keys in a line of the log
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,8 @@ class Metrics:
     diagnostics: StepDiagnostics | None = None  # where the step was looked at more closely
     # those that change as training goes on, by their keys
     settings: Mapping[str, float] = field(default_factory=dict)
+    unreadable: tuple[int, ...] = ()  # keys of records that could not be read, not named before
+    corrupt: tuple[int, ...] = ()  # those of which the decoder warned
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,11 @@ def line_of(
 ) -> Line:
     """The newest `steps`, up to number `step`, without what takes a clock. columns: from their Window."""
     losses, norms, taken = columns
-    settings = {"settings": dict(steps[-1].settings)} if steps[-1].settings else {}
-    return settings | {
+    beside: Line = {"settings": dict(steps[-1].settings)} if steps[-1].settings else {}
+    for name in DAMAGED:
+        if keys := [key for it in steps for key in getattr(it, name)]:
+            beside[name] = keys
+    return beside | {
         "step": step,
         "epoch": step / length.steps_per_epoch,
         "loss": sum(losses) / len(steps),
@@ -115,7 +123,11 @@ def log_line(line: Line, length: RunProgress, seconds_left: float) -> str:
     if line["skipped"]:
         parts.append(f"{line['skipped']} steps skipped (not finite)")
     if line["replaced"]:
-        parts.append(f"{line['replaced']} images unreadable, others in their place")
+        parts.append(f"{line['replaced']} unreadable images replaced")
+    for name, what in _DAMAGED.items():
+        if keys := line.get(name):
+            more = " ..." if len(keys) > _NAMED else ""
+            parts.append(f"{len(keys)} more {what}: keys {', '.join(map(str, keys[:_NAMED]))}{more}")
     return "  ".join(parts)
 
 

@@ -225,6 +225,8 @@ def train_step(run: Run, batch: Batch, step: HeadStep) -> Metrics:
         replaced=batch.replaced,
         diagnostics=diagnostics,
         settings=stages_at({"head": config.head, "margin": config.margin}, number, run.steps_per_epoch),
+        unreadable=batch.unreadable,
+        corrupt=batch.corrupt,
     )
 
 
@@ -266,8 +268,12 @@ def _report(run: Run, provenance: Provenance) -> Report:
 
 def _introduce(run: Run, report: Report, found: Found | None, provenance: Provenance) -> None:
     parameters = sum(parameter.numel() for parameter in run.backbone.parameters())
+    identities = f"{run.head.num_classes} identities"
+    present = run.loader.dataset.classes_with_images() if run.ranks.first else None
+    if present is not None and present < run.head.num_classes:
+        identities = f"{present} identities ({run.head.num_classes - present} classes without images)"
     report.say(
-        f"{run.order.num_samples} images of {run.head.num_classes} identities, batch {run.config.train.batch} on "
+        f"{run.order.num_samples} images of {identities}, batch {run.config.train.batch} on "
         f"{run.ranks.size} rank(s) of {', '.join(comm.hosts(run.ranks))}, {run.ranks.device.type}, {torch.get_num_threads()} thread(s) each; "
         f"backbone with {parameters / 1e6:.2f} M parameters"
     )

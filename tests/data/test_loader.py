@@ -47,10 +47,11 @@ def test_what_a_worker_hands_over_stays_until_it_has_made_three_more():
 
 def test_only_what_cannot_be_read_is_replaced_by_what_can():
     unreadable = set(range(40, 90))
-    for sample, (pixels, label, _, replaced, _) in enumerate(samples(unreadable, skip=True)):
+    for sample, (pixels, label, _, replaced, _, damaged) in enumerate(samples(unreadable, skip=True)):
         assert replaced == (sample in unreadable) and (pixels == label).all()
+        assert (2 * sample in damaged) == (sample in unreadable)
         assert label.item() not in unreadable and (replaced or label == sample)
-    stand_ins = {label.item() for _, label, _, replaced, _ in samples(unreadable, skip=True) if replaced}
+    stand_ins = {label.item() for _, label, _, replaced, *_ in samples(unreadable, skip=True) if replaced}
     assert len(stand_ins) > 20
 
 
@@ -93,7 +94,7 @@ def test_what_stands_in_for_an_image_brings_its_own_embedding():
 
 def test_padding_stays_padding():
     reading = _Augmented(Damaged({3}), AugmentConfig(), seed=5, skip=True)
-    _, labels, _, replaced, _ = reading[request(Place(0, 3, True), Place(0, 4, False))]
+    _, labels, _, replaced, *_ = reading[request(Place(0, 3, True), Place(0, 4, False))]
     assert labels.tolist() == [-1, 4] and replaced == 1
 
 

@@ -42,7 +42,7 @@ def resume_pack(
     size: int,
     num_classes: int | None = None,
 ) -> tuple[int, int]:
-    """Write train.rec, train.idx and property into `folder`; returns the numbers of classes and of images.
+    """Write train.rec, train.idx and property into `folder`; returns the numbers of classes that have images, and of images.
 
     samples: given how many images are there already, the others, [size, size] each. plan: names what is packed; a
     call with another one, or none, starts from the beginning. num_classes: unset, one more than the largest class.
@@ -164,7 +164,7 @@ def _complete(temporary: Path, size: int, num_classes: int | None) -> None:
         with (temporary / name).open("rb") as file:
             os.fsync(file.fileno())
     with atomic_write(temporary / "whole") as facts:
-        facts.write_text(f"{num_classes} {len(labels)}", encoding="ascii")
+        facts.write_text(f"{len(np.unique(labels))} {len(labels)}", encoding="ascii")
 
 
 def _after_images(labels: NDArray[np.int64], num_classes: int) -> Iterable[tuple[int, tuple[int, int]]]:
