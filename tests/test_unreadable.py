@@ -141,3 +141,11 @@ def test_classes_without_images_are_not_counted_as_identities(ranks, tmp_path, o
         "24 images of 4 identities\n147 of 151 classes have no images; --min-images 1 leaves them out\n"
         in done.stdout
     )
+
+
+def test_a_pack_with_a_damaged_label_is_not_counted(tmp_path):
+    write_samples(tmp_path / "pack", ((it, face(it, 0)) for it in (2, 1, 0)), num_classes=None, size=32)
+    dataset = RecordDataset(tmp_path / "pack")
+    assert dataset.classes_with_images() == 3
+    dataset.num_classes = 2  # as if a label were beyond them
+    assert dataset.classes_with_images() is None

@@ -102,12 +102,18 @@ class RecordDataset:
         return np.fromiter((self.label(it) for it in places), np.int64, len(self))
 
     def classes_with_images(self) -> int | None:
-        """Return how many classes have images; None where only reading most of a large pack would tell."""
+        """Return how many classes have images; None where only reading most of a large pack would tell, or it is damaged."""
+        try:
+            return self._count_present()
+        except (InputError, OSError):
+            return None
+
+    def _count_present(self) -> int | None:
         header, keys = self._pack_header(), self._records.keys
         first = len(self._keys) + 1  # of the identity records
         if header is not None and self._has_identities() and len(keys) - first <= _IDENTITIES:
             ranges = (self._records[int(key)][0].label for key in keys[first:])
-            return sum(bool(it[1] > it[0]) for it in ranges if isinstance(it, np.ndarray))
+            return sum(bool(it[1] > it[0]) for it in ranges if isinstance(it, np.ndarray) and len(it) > 1)
         return len(np.unique(self.labels())) if len(self) <= _IMAGES else None
 
     def encoded(self, index: int) -> bytes:

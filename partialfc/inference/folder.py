@@ -32,7 +32,9 @@ def embed_folder(
         blocks = list(_missing(parts, len(paths)))
         for place in tracked(blocks, "embedding", shown=progress):
             with atomic_write(parts / f"{place}.npy") as temporary, temporary.open("wb") as file:
-                np.save(file, embedded(recognizer, in_order(read, paths[place : place + _BLOCK])))
+                np.save(
+                    file, embedded(recognizer, in_order(read, paths[place : place + _BLOCK]), first=place)
+                )
         whole = np.concatenate([np.load(parts / f"{place}.npy") for place in range(0, len(paths), _BLOCK)])
         names = [str(path.relative_to(folder)) for path in paths]
         with atomic_write(out) as temporary, temporary.open("wb") as file:

@@ -3,14 +3,11 @@
 from pathlib import Path
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from partialfc.data import RecordDataset
 from partialfc.data.embeddings import About, numbers
 from partialfc.data.fingerprint import fingerprint
 from partialfc.data.images import Pixels
-from partialfc.errors import InputError
 from partialfc.inference.batches import embedded
 from partialfc.inference.recognizer import Recognizer
 from partialfc.runtime.files import locked
@@ -39,9 +36,7 @@ def embed_pack(
         stored = numbers(out, wanted, begin=not done)
         for start in tracked(range(done, len(dataset), _BLOCK), "embedding", shown=progress):
             stop = min(start + _BLOCK, len(dataset))
-            stored[start:stop] = _checked(
-                embedded(recognizer, in_order(read, range(start, stop))), pack, start
-            )
+            stored[start:stop] = embedded(recognizer, in_order(read, range(start, stop)), first=start)
             stored.flush()
             msgspec.structs.replace(wanted, done=stop).write(out)
     return len(dataset)
@@ -54,10 +49,3 @@ def _begun(out: Path, wanted: About) -> int:
         return before.done
     wanted.write(out)  # before the numbers of others are overwritten
     return 0
-
-
-def _checked(embeddings: NDArray[np.float32], pack: Path, start: int) -> NDArray[np.float32]:
-    wrong = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
-    if len(wrong):
-        raise InputError(f"{pack}, image {start + wrong[0]}: its embedding is not finite")
-    return embeddings

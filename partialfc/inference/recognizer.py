@@ -75,14 +75,23 @@ class Recognizer:
         pixels = [_face(face, place, size) for place, face in enumerate(faces)]
         if not pixels:
             raise InputError("no images; wanted one at least")
-        found = embed_faces(self.network, pixels, self.device, batch=self.batch, autocast=self.autocast())
-        wrong = np.flatnonzero(~np.isfinite(found).all(axis=1))
-        if len(wrong):
-            raise InputError(
-                f"expected finite embeddings, got {len(wrong)} of {len(found)} images without, the first is image "
-                f"{wrong[0]}; the network has diverged, or its weights are damaged"
-            )
+        found = self.embed_unchecked(pixels)
+        check_finite(found)
         return found
+
+    def embed_unchecked(self, pixels: Sequence[Pixels]) -> NDArray[np.float32]:
+        """Return embeddings of images of the network's size, which may not be finite."""
+        return embed_faces(self.network, pixels, self.device, batch=self.batch, autocast=self.autocast())
+
+
+def check_finite(embeddings: NDArray[np.float32], first: int = 0) -> None:
+    """Raise InputError if embeddings of images, numbered from `first` on, are not finite."""
+    wrong = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+    if len(wrong):
+        raise InputError(
+            f"expected finite embeddings, got {len(wrong)} of {len(embeddings)} that are not, the first of image "
+            f"{first + wrong[0]}; the network has diverged, or its weights are damaged"
+        )
 
 
 def _face(image: Pixels | Path | str, place: int, size: int) -> Pixels:

@@ -175,9 +175,9 @@ def test_embedding_that_was_interrupted_is_gone_on_with(run, folder, tmp_path, m
         blocks.append(len(images))
         if len(blocks) == 3:
             raise KeyboardInterrupt
-        return type(recognizer).embed(recognizer, images)
+        return type(recognizer).embed_unchecked(recognizer, images)
 
-    monkeypatch.setattr(recognizer, "embed", until_the_third, raising=False)
+    monkeypatch.setattr(recognizer, "embed_unchecked", until_the_third, raising=False)
     with pytest.raises(KeyboardInterrupt):
         embed_folder(recognizer, run, folder, tmp_path / "out.npz")
     assert embed_folder(recognizer, run, folder, tmp_path / "out.npz") == 15

@@ -52,9 +52,9 @@ def test_embedding_a_pack_that_was_interrupted_is_gone_on_with(source, pack, tea
         calls.append(len(faces))
         if len(calls) == 10:  # the first finds out the width, and a block of 50 takes four
             raise KeyboardInterrupt
-        return type(recognizer).embed(recognizer, faces)
+        return type(recognizer).embed_unchecked(recognizer, faces)
 
-    monkeypatch.setattr(recognizer, "embed", until_the_tenth, raising=False)
+    monkeypatch.setattr(recognizer, "embed_unchecked", until_the_tenth, raising=False)
     with pytest.raises(KeyboardInterrupt):
         embed_pack(recognizer, source, pack, tmp_path)
     with pytest.raises(InputError, match="100 of 115 images are embedded; the same partialfc embed goes on"):
@@ -90,12 +90,12 @@ def test_an_embedding_that_is_not_finite_is_refused_with_its_place(source, pack,
     recognizer = load(source)
 
     def broken(faces):
-        found = type(recognizer).embed(recognizer, faces)
+        found = type(recognizer).embed_unchecked(recognizer, faces)
         found[2:] = np.nan
         return found
 
-    monkeypatch.setattr(recognizer, "embed", broken, raising=False)
-    with pytest.raises(InputError, match=r"image 2: its embedding is not finite"):
+    monkeypatch.setattr(recognizer, "embed_unchecked", broken, raising=False)
+    with pytest.raises(InputError, match=r"that are not, the first of image 2; the network has diverged"):
         embed_pack(recognizer, source, pack, tmp_path)
 
 
