@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -199,22 +200,26 @@ def test_other_kinds_of_inputs_are_one_line(run, pack, photographs, tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root writes everywhere")
-def test_a_checkout_that_cannot_be_written_to_says_where_else_an_environment_may_be(tmp_path):
-    shutil.copy(ROOT / "environment.sh", tmp_path)
-    (tmp_path / "requirements.txt").write_text("")
-    (tmp_path / "pyproject.toml").write_text("")
-    tmp_path.chmod(0o555)
-    become = ["setpriv", "--reuid=65534", "--clear-groups"] if os.geteuid() == 0 else []
-    script = "source ./environment.sh; make_environment requirements.txt"
-    try:
+def test_a_checkout_that_cannot_be_written_to_says_where_else_an_environment_may_be():
+    with tempfile.TemporaryDirectory() as folder:  # not below pytest's, which others may not enter
+        place = Path(folder)
+        shutil.copy(ROOT / "environment.sh", place)
+        for name in ("requirements.txt", "pyproject.toml"):
+            (place / name).touch()
+        place.chmod(0o555)
+        become = ["setpriv", "--reuid=65534", "--clear-groups"] if os.geteuid() == 0 else []
+        script = "source ./environment.sh; make_environment requirements.txt"
+        environment = os.environ | {"PARTIALFC_VENV": ""}
         done = subprocess.run(
-            [*become, "bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60,
-            env=os.environ | {"PARTIALFC_VENV": ""},
-        )  # fmt: skip
-    finally:
-        tmp_path.chmod(0o755)
-    if "Permission denied" in done.stderr and "environment.sh" in done.stderr.split(":")[0]:
-        pytest.skip("the folder above cannot be entered")
-    assert done.returncode == 2 and "cannot be written to; set PARTIALFC_VENV to a folder" in done.stderr, (
-        done.stderr
+            [*become, "bash", "-c", script],
+            cwd=place,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=environment,
+        )
+        place.chmod(0o755)
+    assert done.returncode == 2
+    assert (
+        done.stderr == f"{folder} cannot be written to; set PARTIALFC_VENV to a folder for the environment\n"
     )

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import types
 from pathlib import Path
 
 import msgspec
@@ -106,7 +107,31 @@ def test_reading_a_run_imports_nothing(stranger, planted, pack, tmp_path, ranks)
     assert "weights of another network" in told
     (told,) = ranks.run(1, refusal, config_of(pack, stranger / "run", train={"length": 2}))
     assert "backbone.target planted:Net -> (none)" in told
+    taught = {"distillation": {"embeddings": str(stranger / "run")}}
+    (told,) = ranks.run(1, refusal, config_of(pack, tmp_path / "taught", **taught))
+    assert "no embeddings of a pack" in told
     assert not planted.exists()
+
+
+def test_an_import_of_pickled_code_imports_nothing(planted, pack, tmp_path):
+    """A class of the planted module, pickled by its name in a checkpoint of arcface_torch."""
+    (tmp_path / "theirs").mkdir()
+    source = "class Net: ...\nNet.__module__ = 'planted'\n"
+    names: dict = {}
+    exec(source, names)
+    module = types.ModuleType("planted")
+    module.Net = names["Net"]
+    sys.modules["planted"] = module
+    try:
+        torch.save({"global_step": names["Net"]()}, tmp_path / "theirs/checkpoint_gpu_0.pt")
+    finally:
+        del sys.modules["planted"]
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps(msgspec.to_builtins(config_of(pack, tmp_path / "on"))))
+    done = called("import", tmp_path / "theirs", recipe)
+    assert (
+        done.returncode == 2 and "not a checkpoint of arcface_torch" in done.stderr and not planted.exists()
+    )
 
 
 def test_the_caller_may_name_the_class_or_trust_the_file(stranger, planted, monkeypatch):
