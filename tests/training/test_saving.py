@@ -96,10 +96,10 @@ def stopped_in_an_evaluation(config: Config, at: int, rank: int) -> tuple[int, i
     """
     ranks, stop, evaluate = comm.ranks_of(torch.device("cpu")), StopRequest(), Run.embed_sets
 
-    def asked(run, given):
+    def asked(run, *given):
         if run.step == at and ranks.rank == rank:
             stop.received = signal.SIGTERM
-        return evaluate(run, given)
+        return evaluate(run, *given)
 
     with mock.patch.object(Run, "embed_sets", asked), no_pictures():
         run = loop.train(config, ranks, stop)
