@@ -17,7 +17,7 @@ from partialfc import recipe
 from partialfc.errors import InputError
 from partialfc.sweep.grid import Grid, Point, grid_of, values_of
 from partialfc.sweep.running import Share, share_of
-from partialfc.sweep.table import _T, cells, in_words, results_of, write
+from partialfc.sweep.table import _T, Results, Row, cells, in_words, results_of, write
 
 
 @pytest.mark.parametrize(
@@ -169,3 +169,13 @@ def test_a_signal_stops_the_run_under_way_and_those_to_come(swept, tmp_path):
     out, _ = running.communicate(timeout=60)
     assert running.returncode == 75 and "2 of 3: train.length=4000: stopped; the same call goes on" in out
     assert "stopped by SIGTERM at step" in log.read_text() and "train.length=3000" not in out
+
+
+def test_an_undefined_score_is_a_dash():
+    nan = float("nan")
+    assert in_words([nan, 0.5]) == "-" and in_words([nan]) == "-"
+    rows = [
+        Row((("seed", "0"),), {"one_kind": [nan], "lfw": [0.9]}),
+        Row((("seed", "1"),), {"one_kind": [nan], "lfw": [0.8]}),
+    ]
+    assert Results(rows, [], 0).rank_sums() == [1.0, 2.0]

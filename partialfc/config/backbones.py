@@ -7,7 +7,7 @@ from msgspec import Meta, field
 from partialfc.config.types import Pixels, Probability, Settings
 from partialfc.errors import InputError
 
-# What timm's create_model does with a model, not how it is built: partly set here, partly of files that it would load.
+# Arguments of timm's create_model, not of a model: set here, or the place of a file that would be loaded.
 _OF_TIMM = frozenset(
     ("cache_dir", "checkpoint_path", "features_only", "img_size", "num_classes", "pretrained", "pretrained_cfg",
      "pretrained_cfg_overlay", "pretrained_strict", "scriptable")

@@ -122,7 +122,7 @@ class ReportConfig(Settings, frozen=True):
     loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
     """Where the run is shown; of none, no pictures are drawn."""
     pictures: Literal["local", "remote", "off"] = "local"
-    """Which loggers get pictures of faces, and embeddings with them. local: those that keep them on this machine (TensorBoard);
+    """Loggers that get pictures of faces, and embeddings with them. local: those that keep them on this machine (TensorBoard);
     remote: all, so that training faces leave the machine with wandb or mlflow; off: none."""
 
 
@@ -136,6 +136,6 @@ class LaunchConfig(Settings, frozen=True):
     timeout: Time = "10 minutes"
     """Time that a rank may stand still in a step before all end."""
     flight_recorder: bool = False
-    """Whether ranks record their collectives, and write them to `flight_recorder/` in the output if the run hangs."""
+    """Record the collectives of each rank, and write them to `flight_recorder/` in the output if the run hangs."""
     numa: bool = False
-    """Whether each rank is bound to the CPU cores and the memory nearest to its GPU."""
+    """Bind each rank to the CPU cores and the memory nearest to its GPU."""

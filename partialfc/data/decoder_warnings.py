@@ -1,4 +1,4 @@
-"""What the JPEG library prints of damaged data that it decodes all the same, of each image, in a process that reads images."""
+"""Warnings of the JPEG library about damaged data that it decodes anyway, for each image, in a data worker."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ _captured: int | None = None  # a file in memory, in place of the process's stde
 
 
 def capture() -> None:
-    """Keep what libraries print to stderr from now on; Python goes on printing where it did. For a process of one thread."""
+    """Capture what libraries print to stderr from now on; `sys.stderr` stays as it was. For a single-threaded process."""
     global _captured
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     _captured = os.memfd_create("stderr")

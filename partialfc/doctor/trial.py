@@ -39,9 +39,7 @@ _FEW, _MOST, _PATIENCE = (
 
 
 def loss(config: Config, ranks: Ranks) -> Finding:
-    """Derivatives of the recipe's loss against autograd of its logit; and its head, split across the ranks, against itself on
-    one.
-    """
+    """Compare derivatives of the recipe's loss with autograd of its logit, and its head over all ranks with itself on one."""
     settings = config.margin
     lines: list[str] = []
     problems: list[str] = []
@@ -59,7 +57,7 @@ def loss(config: Config, ranks: Ranks) -> Finding:
 
 
 def _off_derivatives(settings: AnyMargin) -> Iterator[float]:
-    """How far derivatives of a loss by cosine, and by norm where it has one, are from autograd's, over angles and norms."""
+    """Yield the largest difference of a loss's derivatives, by cosine and maybe by norm, from those of autograd."""
     loss = loss_of(settings, steps_per_epoch=1)
     if loss.beside:  # of a linear layer, whose logit is no function of the angle
         yield 0.0
@@ -90,7 +88,7 @@ def _off_derivatives(settings: AnyMargin) -> Iterator[float]:
 
 
 def _off_one_rank(config: Config, ranks: Ranks, alone: ProcessGroup) -> float:
-    """How far loss and gradient of the recipe's head over all ranks are from those of the same head on one of them."""
+    """Return the largest relative difference of loss and gradient between the recipe's head over all ranks and on one."""
     share = -(-_BATCH // ranks.size)
     draws = torch.Generator().manual_seed(0)
     everyones = torch.randn(share * ranks.size, _WIDTH, generator=draws)

@@ -1,5 +1,6 @@
 """Several evaluation sets that belong together, as the four of RFW: scored each, and by how much they differ."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,11 +39,12 @@ class Group:
         each = {one: headline(it.scores) for one, it in found.items()}
         name = next(iter(each.values()))[0]
         values = {one: value for one, (_, value) in each.items()}
-        mean, deviation = statistics.fmean(values.values()), statistics.stdev(values.values())
+        mean = statistics.fmean(values.values())
+        deviation = math.nan if math.isnan(mean) else statistics.stdev(values.values())
         return Evaluated(
             {name: mean, f"{name}_deviation": deviation}
             | {f"{one}_{name}": value for one, value in values.items()},
-            f"{name} {percent(mean)}, deviation {100 * deviation:.2f} points: "
+            f"{name} {percent(mean)}, deviation {'-' if math.isnan(deviation) else f'{100 * deviation:.2f} points'}: "
             + ", ".join(f"{one} {percent(value)}" for one, value in values.items()),
             ((f"{name}_of_{one}", picture) for one, it in found.items() for name, picture in it.pictures),
             "; ".join(it.warning for it in found.values() if it.warning) or None,

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 from partialfc.data.images import Pixels
 from partialfc.errors import InputError
 
-_EQUAL = 1e-6  # in a component of embeddings of length 1
+_EQUAL = 1e-6  # largest difference of a component of normalized embeddings
 
 # by name; the first is the headline: what is watched, more is better. A score that a set cannot give is NaN.
 Scores = Mapping[str, float]

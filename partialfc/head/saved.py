@@ -80,7 +80,7 @@ class Saved:
         return class_range(self.num_classes, rank, world_size)
 
     def _of_others(self, ids: Any) -> str | None:
-        """What is wrong with rows of these classes; None: they are this rank's, or do not fit, which is found later."""
+        """Return an error message if the rows belong to another rank; None if not, or if their shapes tell it later."""
         mine, own = self._part(ids), self._class_ids()
         if not isinstance(mine, Tensor) or mine.dim() != 1 or torch.equal(mine.cpu().to(own), own):
             return None

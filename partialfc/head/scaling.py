@@ -1,4 +1,4 @@
-"""What a loop's GradScaler says of a step: by how much the loss was scaled, and whether the step is skipped."""
+"""Loss scale of a step, and whether the step is skipped, read from a GradScaler."""
 
 from typing import NamedTuple
 

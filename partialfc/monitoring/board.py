@@ -46,9 +46,9 @@ class Board:
         pictures: Literal["local", "remote", "off"] = "local",
     ) -> None:
         self._loggers, self._tell = loggers, tell
-        self._shown: Sequence[Logger] = []  # those that get pictures
+        self._pictured: Sequence[Logger] = []  # those that get pictures
         if pictures != "off":
-            self._shown = [it for it in loggers if pictures == "remote" or not it.is_remote]
+            self._pictured = [it for it in loggers if pictures == "remote" or not it.is_remote]
 
     def close(self) -> None:
         """Bring everything to where it is kept."""
@@ -78,18 +78,18 @@ class Board:
 
     def picture(self, step: int, name: str, pixels: Pixels) -> None:
         """Show an RGB image [H, W, 3]."""
-        self._each(lambda it: it.picture(step, name, pixels), self._shown)
+        self._each(lambda it: it.picture(step, name, pixels), self._pictured)
 
     def pictures_of(self, step: int, name: str, pictures: Iterable[tuple[str, Pixels]]) -> None:
         """Show pictures of an evaluation set, with their names. They are drawn as they are taken: none without a logger."""
-        for kind, pixels in pictures if self._shown else ():
+        for kind, pixels in pictures if self._pictured else ():
             self.picture(step, f"{_SCORES}/{kind}_of_{name}", pixels)
 
     def embeddings(
         self, step: int, vectors: NDArray[np.float32], names: list[str], faces: list[Pixels]
     ) -> None:
         """Show embeddings [n, D] with the name and the face of each."""
-        self._each(lambda it: it.embeddings(step, vectors, names, faces), self._shown)
+        self._each(lambda it: it.embeddings(step, vectors, names, faces), self._pictured)
 
     def outcome(self, settings: Mapping[str, Setting], scores: Mapping[str, Mapping[str, float]]) -> None:
         """Show what came of which settings: the last scores of each set."""

@@ -1,5 +1,6 @@
 """Pictures of runs, drawn from its metrics.jsonl."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def draw_comparison(runs: list[Path], picture: Path) -> dict[str, float]:
 def _draw_headline(axes: Axes, run: str, name: str, lines: list[Line]) -> None:
     watched = [headline(line["verification"][name]) for line in lines]
     values = [100 * value for _, value in watched]
-    label = f"{run}{name}, {watched[-1][0]}: {values[-1]:.1f}"
+    label = f"{run}{name}, {watched[-1][0]}: {'-' if math.isnan(values[-1]) else f'{values[-1]:.1f}'}"
     axes.plot([line["step"] for line in lines], values, marker="o", label=label)
     axes.legend()
 

@@ -128,11 +128,14 @@ class Report:
 
     def tracked(self, name: str, turns: range) -> Iterator[int]:
         """Yield the batches of an evaluation set; on a terminal the display says how far it is."""
-        for turn in turns:
-            if self._enabled:
+        if not self._enabled:
+            yield from turns
+            return
+        try:
+            for turn in turns:
                 self._terminal.doing(f"evaluating {name}: {turn} of {len(turns)} batches")
-            yield turn
-        if self._enabled:
+                yield turn
+        finally:
             self._terminal.doing("")
 
     def say(self, text: str) -> None:

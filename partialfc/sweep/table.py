@@ -1,5 +1,6 @@
 """What came of a sweep: the scores of its runs, averaged over seeds, as a table and as raw numbers."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ class Results:
         sums = [0.0] * len(self.rows)
         for name in self.sets:
             means = [statistics.fmean(row.scores[name]) for row in self.rows]
+            if any(map(math.isnan, means)):  # a set that cannot give its score ranks nobody
+                continue
             for place, mean in enumerate(means):
                 sums[place] += sum(it > mean for it in means) + (means.count(mean) + 1) / 2
         return sums
@@ -88,6 +91,8 @@ def cells(results: Results) -> list[list[str]]:
 def in_words(scores: Sequence[float]) -> str:
     """Mean and 95 % interval of the mean over seeds, in percent, by Student's t; of one seed the score alone."""
     mean = statistics.fmean(scores)
+    if math.isnan(mean):  # a score that the set cannot give
+        return "-"
     if len(scores) < 2:
         return f"{mean:.1%}"
     degrees = len(scores) - 1

@@ -12,7 +12,7 @@ from calling import called
 from faces import face, write_pack
 
 from partialfc.data import RecordDataset
-from partialfc.data.packs.names import folder_names, read_names, write_names
+from partialfc.data.packs.names import folders_of, read_names, write_names
 from partialfc.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -155,7 +155,10 @@ def test_names_are_written_as_they_are(tmp_path):
         InputError, match=r"identities\.tsv: line 2: expected a label, a tab and a name, got 'bea'"
     ):
         read_names(tmp_path)
-    assert folder_names({0: "../a", 1: "b", 2: "c", 3: "c", 4: ".d", 5: "/e", 6: "..", 7: ""}) == {1: "b"}
+    unsafe = {0: "../a", 1: "b", 2: "c", 3: "c", 4: ".d", 5: "/e", 6: "..", 7: ""}
+    assert folders_of(unsafe, 8) == ["0", "b", "2", "3", "4", "5", "6", "7"]
+    assert folders_of({0: "2", 1: "10"}, 3) == ["0", "10", "2"]  # the number of a class without a name
+    assert folders_of({0: "1", 1: "0"}, 2) == ["1", "0"]
 
 
 @pytest.mark.parametrize("skip", [False, True])
@@ -223,3 +226,12 @@ def test_a_checkout_that_cannot_be_written_to_says_where_else_an_environment_may
     assert (
         done.stderr == f"{folder} cannot be written to; set PARTIALFC_VENV to a folder for the environment\n"
     )
+
+
+def test_a_source_whose_identities_all_have_too_few_images_shifts_no_name(photographs, tmp_path):
+    (tmp_path / "few/only").mkdir(parents=True)
+    (tmp_path / "few/only/0.jpg").write_bytes(face(40, 0))
+    ok("pack", tmp_path / "few", photographs, tmp_path / "pack", "--size", 32, "--min-images", 2)
+    assert read_names(tmp_path / "pack") == {0: "Jürgen", 1: "ann\tlee", 2: "zoe"}
+    ok("check", tmp_path / "pack", "--repair", tmp_path / "repaired")
+    assert read_names(tmp_path / "repaired") == read_names(tmp_path / "pack")

@@ -1,5 +1,6 @@
 """Galleries searched for the people that probes show, against plain loops; TinyFace's lists; groups of sets; what is none."""
 
+import dataclasses
 import shutil
 import statistics
 import subprocess
@@ -171,3 +172,17 @@ def test_embeddings_that_are_not_finite_or_all_alike_are_refused(folder):
         gallery.evaluate(embeddings)
     with pytest.raises(InputError, match="office: expected embeddings that differ"):
         gallery.evaluate(torch.ones(len(gallery), 8))
+
+
+def test_a_group_with_a_set_of_one_kind_has_no_mean(tmp_path):
+    (tmp_path / "rfw").mkdir()
+    for name in ("one", "two"):
+        write_pairs(tmp_path / f"rfw/{name}.bin")
+    group = load_set(tmp_path / "rfw")
+    spoilt = dataclasses.replace(group.sets[0], same=np.ones(20, bool))
+    found = dataclasses.replace(group, sets=[spoilt, group.sets[1]]).evaluate(torch.randn(len(group), 8))
+    assert np.isnan(found.scores["accuracy"]) and np.isnan(found.scores["accuracy_deviation"])
+    assert found.scores["two_accuracy"] > 0 and found.in_words.startswith(
+        "accuracy -, deviation -: one -, two "
+    )
+    assert "one: scores are undefined" in found.warning

@@ -18,6 +18,7 @@ from partialfc.errors import InputError
 from partialfc.runtime import checkpoint, comm
 from partialfc.runtime.checkpoint import Checkpoints, writer
 from partialfc.runtime.checkpoint import checkpoints as checkpoints_module
+from partialfc.runtime.checkpoint.manifest import write_manifest
 from partialfc.runtime.checkpoint.shards import write_shard
 
 
@@ -208,3 +209,25 @@ def test_steps_may_change_the_tensors_while_they_are_written(alone, tmp_path, mo
     loaded = zeros_like(expected)
     checkpoints.load(checkpoints.to_resume(str(tmp_path / "step_00000001")), loaded)
     assert_equal(loaded, expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shape": [1 << 50]}, r"expected a tensor of at most \d+ bytes, got shape \[1125899906842624\]"),
+        ({"shape": [-1]}, "expected a tensor of at most"),
+        (
+            {"pieces": {"../other.safetensors": (0, 9)}},
+            "expected files of the checkpoint, got '../other.safetensors'",
+        ),
+    ],
+)
+def test_a_manifest_of_a_stranger_allocates_and_reads_nothing_else(alone, tmp_path, change, message):
+    """Its digest is right."""
+    save(tmp_path, alone, 3)
+    folder = tmp_path / "step_00000003"
+    manifest = checkpoint.read_manifest(folder)
+    tensors = {name: msgspec.structs.replace(it, **change) for name, it in manifest.tensors.items()}
+    write_manifest(folder, msgspec.structs.replace(manifest, tensors=tensors))
+    with pytest.raises(InputError, match=message):
+        checkpoint.read_part(folder, "head")

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from partialfc.data import images
 from partialfc.data.dataset import Property, RecordDataset, class_of, read_property, record_file
+from partialfc.data.packs.names import read_names, write_names
 from partialfc.data.packs.pack_writer import Sample, plan_of, resume_pack
 from partialfc.data.recordio import MAGIC, CorruptRecord, mapped, read_record, unpack
 from partialfc.errors import InputError
@@ -64,6 +65,7 @@ def repair(folder: Path, target: Path, *, progress: bool = False) -> Findings:
         size=known.height if known else first,
         num_classes=known.num_classes if known else None,
     )
+    write_names(target, read_names(folder))
     return findings
 
 

@@ -1,4 +1,4 @@
-"""Names of a pack's identities: a small file beside `property`, carried from pack to pack."""
+"""Names of a pack's identities: a small file next to `property`, carried from pack to pack."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -39,8 +39,19 @@ def write_names(folder: Path, names: Mapping[int, str]) -> None:
         temporary.write_bytes(lines.encode(errors="surrogateescape"))
 
 
-def folder_names(names: Mapping[int, str]) -> dict[int, str]:
-    """Return the names that may be folders: of one class only, and without a path that leads elsewhere."""
+def folders_of(names: Mapping[int, str], num_classes: int) -> list[str]:
+    """Return a folder for each class, all different: its name, or its number where the name cannot be a folder.
+
+    A name is used if one class has it, no number of another class equals it, and it leads to no other place.
+    """
+    digits = len(str(num_classes - 1))
+    usable = _usable(names)
+    if any(label not in usable for label in range(num_classes)):  # a number may be another class's name
+        usable = {label: it for label, it in usable.items() if not (it.isdecimal() and len(it) == digits)}
+    return [usable.get(label, f"{label:0{digits}d}") for label in range(num_classes)]
+
+
+def _usable(names: Mapping[int, str]) -> dict[int, str]:
     times = Counter(names.values())
     return {
         label: name

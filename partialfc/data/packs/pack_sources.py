@@ -81,21 +81,21 @@ def pack(
 
 
 def _names(sources: Sequence["_Renumbered"]) -> dict[int, str]:
-    """The names of all classes, those of each source after those of the source before, as in `_merged`."""
+    """Return the names of all classes, those of each source after those of the source before, as in `_merged`."""
     found: dict[int, str] = {}
     first = 0
     for one in sources:
         names = one.source.names()
         if not names:  # a stream, whose classes are known once it is read
             return {}
-        kept = one.classes or {label: label for label in names}
+        kept = {label: label for label in names} if one.classes is None else one.classes
         found |= {first + new: names[old] for old, new in kept.items()}
         first += max(kept.values(), default=-1) + 1
     return found
 
 
 class _Damaged:
-    """Images that could not be read: kept beside what is packed, so that a call goes on where it was interrupted."""
+    """Images that could not be read, kept with an unfinished pack, so that an interrupted call resumes."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._path = folder, folder / ".packing" / "damaged"

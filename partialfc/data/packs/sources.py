@@ -37,10 +37,15 @@ class Source(Protocol):
 
 
 def opened(path: Path, *, sparse: bool, root: Path | None = None) -> Source:
-    """The source at `path`, told by what is there: a .lst, a .tar or a folder of such, an LMDB, a folder of identities.
+    """Open the source at `path`: a .lst, a .tar or a folder of such, an LMDB, or a folder of identities.
 
-    root: of the paths in a .lst; None: its folder. sparse: identities without images are passed over, else they are an error. InputError where it is none of these,
-    or without images.
+    Args:
+        path: A file or a folder.
+        sparse: Whether identities without images are skipped; else they are an error.
+        root: Folder of the paths in a .lst; None: that of the listing.
+
+    Raises:
+        InputError: It is of another kind, or has no images.
     """
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from partialfc.data import images
 from partialfc.data.dataset import RecordDataset
-from partialfc.data.packs.names import folder_names, read_names
+from partialfc.data.packs.names import folders_of, read_names
 from partialfc.runtime.files import atomic_write
 from partialfc.runtime.progress import tracked
 
@@ -17,12 +17,11 @@ def unpack(folder: Path, target: Path, *, progress: bool = False) -> int:
     where a record cannot be read.
     """
     dataset = RecordDataset(folder)
-    digits, key_digits = len(str(dataset.num_classes - 1)), len(str(len(dataset)))
-    names = folder_names(read_names(folder))
+    key_digits = len(str(len(dataset)))
+    folders = folders_of(read_names(folder), dataset.num_classes)
     for sample in tracked(range(len(dataset)), "unpacking", shown=progress):
         content = dataset.encoded(sample)
-        label = dataset.label(sample)
-        identity = target / names.get(label, f"{label:0{digits}d}")
+        identity = target / folders[dataset.label(sample)]
         path = identity / f"{dataset.key(sample):0{key_digits}d}{images.suffix(content)}"
         if not path.exists():
             identity.mkdir(parents=True, exist_ok=True)

@@ -88,8 +88,10 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _check_size(path: Path, name: str, stored: Stored, files: dict[str, ShardFile]) -> None:
-    """Raise InputError if a tensor is larger than the files that hold it, before anybody allocates it."""
-    bytes_there = sum(files[file].bytes for file in stored.pieces if file in files)
+    """Raise InputError if a tensor is in no file of the checkpoint, or larger than those, before it is allocated."""
+    if others := [file for file in stored.pieces if file not in files or Path(file).name != file]:
+        raise InputError(f"{path}: {name}: expected files of the checkpoint, got {others[0]!r:.60}")
+    bytes_there = sum(files[file].bytes for file in stored.pieces)
     if min(stored.shape, default=0) < 0 or math.prod(stored.shape) > bytes_there:
         raise InputError(
             f"{path}: {name}: expected a tensor of at most {bytes_there} bytes, got shape {stored.shape}"
