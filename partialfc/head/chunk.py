@@ -96,7 +96,16 @@ def angles(embeddings: Tensor, centers: Tensor) -> Tensor:
     """
     apart = torch.linalg.vector_norm(embeddings - centers, dim=1)
     together = torch.linalg.vector_norm(embeddings + centers, dim=1)
-    return 2 * torch.atan2(apart, together)
+    return angles_of(apart.double(), together, apart.dtype)
+
+
+def angles_of(apart: Tensor, together: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return 2 atan2(apart, together) `[N]` in `dtype`, computed in float64, which one of the arguments must have.
+
+    A CPU computes blocks of float32 values with SLEEF and the remaining ones with libm. The two differ in the last
+    bit, so that an angle would depend on its position in the batch. Rounding from float64 removes the difference.
+    """
+    return torch.atan2(apart, together, out=apart.new_empty(apart.shape, dtype=dtype)).mul_(2)
 
 
 def where_finite(values_: Tensor, finite: Tensor) -> Tensor:

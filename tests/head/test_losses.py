@@ -90,6 +90,12 @@ def at_angle(angle: float, count: int, width: int) -> tuple[Tensor, Tensor]:
     return center * math.cos(angle) + across * math.sin(angle), center
 
 
+def test_an_angle_does_not_depend_on_its_position_in_the_batch():
+    unit, center = torch.nn.functional.normalize(torch.randn(2, 7200, 16), dim=2)
+    parts = [angles(unit[i : i + 5], center[i : i + 5]) for i in range(0, 7200, 5)]
+    assert torch.equal(angles(unit, center), torch.cat(parts))
+
+
 @pytest.mark.parametrize("angle", [1e-4, 1e-3, 0.1, 1.5, math.pi - 1e-3, math.pi - 1e-4])
 @pytest.mark.parametrize("margin", [ArcFace(beyond_pi="wrap"), ArcFace(), Combined(m1=1.3, m2=0.4)], ids=repr)
 def test_embedding_gradient_in_single_precision_near_the_ends(margin, angle):

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from partialfc.head.chunk import angles_of
 from partialfc.head.kernels.launching import TYPES, launch
 from partialfc.head.kernels.rows import Rows
 from partialfc.head.kernels.tiles import ROWS, current, stored_at, tile
@@ -20,7 +21,7 @@ def target_angles(
     """As `ActiveRows.target_angles`. rows: all of a step; dtype: that is computed in."""
     size, width = len(slots), embeddings.shape[1]
     centers = embeddings.new_empty(size, width)
-    distances = embeddings.new_empty(2, size)  # |x - w| and |x + w|
+    distances = embeddings.new_empty(2, size, dtype=torch.float64)  # |x - w| and |x + w|, for angles_of
     if size:
         launch(
             _target_distances,
@@ -41,7 +42,7 @@ def target_angles(
             COMPUTED=TYPES[dtype],
             EPS=_EPS,
         )
-    return centers, torch.atan2(distances[0], distances[1]).mul_(2)
+    return centers, angles_of(distances[0], distances[1], embeddings.dtype)
 
 
 @triton.jit(do_not_specialize=["size"])

@@ -32,7 +32,7 @@ class NormAdaptive(Loss):
         """See Loss: the running mean and deviation."""
         if len(batch.valid_positions) < 2:  # one image has no deviation
             return dict(self.state)
-        norms = _clipped_norms(batch).index_select(0, batch.valid_positions)
+        norms = _clipped_norms(batch).index_select(0, batch.valid_positions).double()
         seen = {"norm_mean": norms.mean(), "norm_std": norms.std()}
         return {
             name: torch.lerp(old, seen[name].to(old.dtype), self._rate) for name, old in self.state.items()

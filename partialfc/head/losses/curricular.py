@@ -30,7 +30,7 @@ class Curricular(Angular):
         if not len(batch.valid_positions):
             return dict(self.state)
         assert batch.cosines is not None
-        seen = batch.cosines.index_select(0, batch.valid_positions).mean()
+        seen = batch.cosines.index_select(0, batch.valid_positions).double().mean()
         level = self.state["level"]
         return {"level": torch.lerp(level, seen.to(level.dtype), self._rate)}
 
