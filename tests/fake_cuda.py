@@ -22,9 +22,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from partialfc.head import neighbors, scratch
-from partialfc.head.kernels import logits, moving, per_image, rows, targets
-from partialfc.head.rows import memory
+from partialfc.head import buffers, neighbors
+from partialfc.head.kernels import triton_centers, triton_images, triton_logits, triton_rows
+from partialfc.head.storage import host
 
 DEVICE = "cuda:0"
 _CUDA, _META, _KINDS = 1, 14, 20  # of c10::DeviceType
@@ -140,14 +140,14 @@ def fake_cuda(world_size: int) -> Iterator[FakeTensorMode]:
         stack.callback(_pinned.clear)
         stack.callback(dist.destroy_process_group)
         patches = [
-            (scratch, "pinned", pinned),
+            (buffers, "pinned", pinned),
             (neighbors, "pinned", pinned),
-            (memory, "pinned_exactly", pinned),
-            (memory, "ThreadPoolExecutor", AtOnce),
+            (host, "pinned_exactly", pinned),
+            (host, "ThreadPoolExecutor", AtOnce),
             (Tensor, "pin_memory", lambda self, *_: _pin(self)),
             (Tensor, "record_stream", lambda self, *_: None),
-            (scratch, "sent", sent),
-            (moving, "launch", unnoted.launch),
+            (buffers, "copy_pinned", sent),
+            (triton_rows, "launch", unnoted.launch),
             (torch.cuda, "Stream", _Nothing),
             (torch.cuda, "stream", lambda *_: nullcontext()),
             (torch.cuda, "current_stream", lambda *_: _Nothing()),
@@ -163,7 +163,7 @@ def launches(fake: FakeTensorMode) -> Iterator[Launches]:
     """Within the block, on fake tensors, what is launched is noted."""
     found = Launches()
     with ExitStack() as stack:
-        for module in (logits, moving, per_image, rows, targets):
+        for module in (triton_logits, triton_rows, triton_images, triton_centers):
             stack.enter_context(mock.patch.object(module, "launch", found.launch))
         stack.enter_context(fake)
         stack.enter_context(found)

@@ -132,7 +132,6 @@ def test_what_is_dumped_loads_as_the_same(minimal, tmp_path):
         ),
         ("backbone.depths=[1, a]", "backbone.depths.1: expected int, got str; found 'a'"),
         ("backbone=null", "backbone: expected object, got null"),
-        ("head.memory=file", "head.memory: file, but head.folder does not say where"),
         (
             "head.memory=host",
             "head.memory: host brings .* with head.sample_rate: 1 .*; wanted a rate below 1",

@@ -135,12 +135,12 @@ import os
 import numpy
 import partialfc.head.sampling as sampling
 
-def sampled(*arguments, right=sampling.sampled):
+def sample_classes(*arguments, right=sampling.sample_classes):
     if os.environ.get("RANK") == "1":
         numpy.zeros(3) + numpy.zeros(4)
     return right(*arguments)
 
-sampling.sampled = sampled
+sampling.sample_classes = sample_classes
 """
 
 

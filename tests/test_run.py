@@ -47,8 +47,8 @@ def test_resumed_from_a_named_checkpoint_is_the_same_too(ranks, pack, tmp_path, 
 
 
 ROWS = {
-    "decay in files": (
-        {"unsampled": "decay", "moments": "bfloat16", "memory": "file"},
+    "decay in host memory": (
+        {"unsampled": "decay", "moments": "bfloat16", "memory": "host"},
         {"name": "sgd", "nesterov": True, "lr": 0.02},
     ),
     "adamw in host memory": (
@@ -64,18 +64,11 @@ def test_rows_of_any_kind_are_resumed_bit_for_bit(ranks, pack, tmp_path, name):
     head, optim = ROWS[name]
     settings = {"optim": optim, "checkpoint": {"every": 8}, "train": {"length": 20}}
     on_device = config_of(pack, tmp_path / "device", head={**head, "memory": "device"}, **settings)
-    config = config_of(pack, tmp_path / "run", head={**head, "folder": str(tmp_path / "rows")}, **settings)
+    config = config_of(pack, tmp_path / "run", head=head, **settings)
     expected = whole(ranks.run(2, trained, on_device))
     assert ranks.run(2, trained, config, 13) == [None, None]
     assert_same_bits(whole(ranks.run(2, trained, config)), expected)
     assert curve(tmp_path / "run") == curve(tmp_path / "device")
-
-
-def test_a_folder_for_rows_that_cannot_be_made_is_refused(ranks, pack, tmp_path):
-    (tmp_path / "file").write_text("")
-    head = {"memory": "file", "folder": str(tmp_path / "file/rows")}
-    config = config_of(pack, tmp_path, head=head)
-    assert_refused(ranks, 2, config, r"head.folder .*rows: Not a directory; wanted \d+ bytes for centers")
 
 
 def test_what_a_run_leaves(undisturbed):

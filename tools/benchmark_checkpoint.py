@@ -38,7 +38,7 @@ class Steps:
     """Steps of a head on labels drawn anew, timed one by one."""
 
     def __init__(self, options: argparse.Namespace, ranks: Ranks) -> None:
-        config = HeadConfig(sample_rate=options.sample_rate, memory=options.memory, folder=options.rows)
+        config = HeadConfig(sample_rate=options.sample_rate, memory=options.memory)
         self.head = PartialFC(options.identities, WIDTH, CosFace(), config=config, device=ranks.device)
         self._options, self._ranks, self.taken = options, ranks, 0
         self._draw = torch.Generator().manual_seed(0)
@@ -89,7 +89,7 @@ class Copy:
 def save_and_step(steps: Steps, copy: Copy, checkpoints: Checkpoints, ranks: Ranks) -> Row:
     """One copy, one save, and the steps until it is on the disk; then some without."""
     copied = copy.timed()
-    streamed = steps.head.freeze()
+    streamed = steps.head.snapshot()
     _settled(ranks)
     began = time.perf_counter()
     checkpoints.save(steps.taken, steps.head.state_dict(), {}, seconds=0.0, streamed=streamed)
@@ -124,7 +124,7 @@ def rank_main(options: argparse.Namespace, rank: int, folder: str, pipe: Connect
     ranks = comm.ranks_of(device)
     steps = Steps(options, ranks)
     checkpoints = Checkpoints(Path(folder), keep=1, ranks=ranks)
-    streamed = steps.head.freeze()
+    streamed = steps.head.snapshot()
     checkpoints.reserve(steps.head.state_dict(), streamed)
     for frozen in streamed.values():
         frozen.close()
@@ -163,8 +163,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--batch", type=int, default=128, help="over all ranks")
     parser.add_argument("--sample-rate", type=float, default=0.1)
-    parser.add_argument("--memory", choices=["device", "host", "file"], default="device")
-    parser.add_argument("--rows", help="folder of `--memory file`")
+    parser.add_argument("--memory", choices=["device", "host"], default="device")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--saves", type=int, default=3)
     parser.add_argument("--json", type=Path)

@@ -4,7 +4,6 @@ and holds the memory that it takes against the plan.
     tools/benchmark_head.py                                                the three cases of docs/performance.md
     tools/benchmark_head.py 4000000:0.01 --no-textbook                     ours alone
     tools/benchmark_head.py 100000000:0.01 --one-rank --world-size 64      one rank of a large world
-    tools/benchmark_head.py 10000000:0.01 --no-textbook --memory file --folder /local/disk
 """
 
 import argparse
@@ -192,7 +191,7 @@ def run(case: Case) -> Row:
     return max(rows, key=lambda row: row["resident_bytes"])
 
 
-KEPT = ("centers", "moments", "memory", "folder", "unsampled")
+KEPT = ("centers", "moments", "memory", "unsampled")
 COLUMNS = {
     "case": 1, "textbook_ms": 1, "ours_ms": 1, "host_ms": 1, "ratio": 1, "ours_spread_ms": 1, "first_step_ms": 1, "products_ms": 1,
     "traffic_ms": 1, "over_floor": 1, "gflops": 1, "resident_bytes": 1e-6, "planned_bytes": 1e-6, "extra_bytes": 1e-6,

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from partialfc.config import AnyMargin, ArcFace, CosFace, ElasticArcFace, ElasticCosFace, SoftMax
 from partialfc.config.stages import value_at
-from partialfc.head.losses import loss_of
+from partialfc.head.losses import build_loss
 
 LOSSES: dict[str, AnyMargin] = {
     "ArcFace, m 0.5": ArcFace(),
@@ -61,7 +61,7 @@ def boundary(margin: AnyMargin, first: NDArray[np.float64], deviations: float) -
     drawn = None
     if isinstance(margin, ElasticArcFace | ElasticCosFace):
         drawn = torch.full_like(angle, value_at(margin.margin, 0) + deviations * margin.sigma)
-    logit, _ = loss_of(margin).targets(angle, drawn)
+    logit = build_loss(margin).logit(angle, None, drawn)
     found: NDArray[np.float64] = torch.where(logit.abs() <= 1, logit, torch.nan).acos().numpy()
     return found
 

@@ -66,7 +66,7 @@ def _check_recipe(recipe: str, overrides: list[str]) -> None:
     from partialfc.data.order import world_sizes
     from partialfc.errors import InputError
     from partialfc.evaluation.pairs import load_pairs
-    from partialfc.head.losses import loss_of
+    from partialfc.head.losses import build_loss
     from partialfc.inference.weights import check_weights, read_weights
 
     config = load_config(recipe, overrides)
@@ -88,7 +88,7 @@ def _check_recipe(recipe: str, overrides: list[str]) -> None:
             print(f"{path}: {len(load_pairs(path).images) // 2} pairs")
     else:
         print(f"{folder}: {config.data.synthetic.identities} identities will be drawn")
-    loss_of(config.margin, steps_per_epoch=1)
+    build_loss(config.margin, steps_per_epoch=1)
     backbone = build_backbone(
         config.backbone if config.init.backbone is None else for_inference(config.backbone)
     )

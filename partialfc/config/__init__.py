@@ -184,7 +184,7 @@ class Config(Settings, frozen=True):
             raise InputError(
                 "head.optim: found beside distillation.embeddings, with which class centres follow the teacher"
             )
-        if self.init.means and (self.head.subcenters > 1 or isinstance(self.margin, Linear)):
+        if self.init.means and (self.head.subcenters > 1 or not self.margin.on_sphere):
             raise InputError(
                 "init.centers.new: mean, of which a class has one; wanted head.subcenters: 1, and a margin that compares directions"
             )

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from partialfc.config.margins import AnyMargin, Linear
+from partialfc.config.margins import AnyMargin
 from partialfc.config.optimizers import AdamWRule, AnyRule, RowRule, SgdRule, TeacherRule
 from partialfc.config.stages import Staged, check_stages, values_of
 from partialfc.config.types import Fraction, Natural, Probability, Settings, unit
@@ -36,10 +36,8 @@ class HeadConfig(Settings, frozen=True):
     """What centres are stored as."""
     moments: Literal["float32", "bfloat16", "none"] = "float32"
     """What the moments of the centres' optimizer are stored as; none: no momentum."""
-    memory: Literal["device", "host", "file"] = "device"
-    """Where centres and moments live."""
-    folder: str | None = None
-    """Of `memory: file`: a folder on a fast local disk; it holds nothing after the run."""
+    memory: Literal["device", "host"] = "device"
+    """Memory of the centers and their moments. host: rows of a step are copied to the device and back."""
     logits_budget: Annotated[Natural, unit("MiB a rank")] = 4096
     """Logits that do not fit are computed twice."""
     products: Literal["auto", "float32", "tf32", "half"] = "auto"
@@ -52,8 +50,6 @@ class HeadConfig(Settings, frozen=True):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_stages("head", self)
-        if self.memory == "file" and self.folder is None:
-            raise InputError("head.memory: file, but head.folder does not say where")
         if self.memory != "device" and self.largest_rate == 1:
             raise InputError(
                 f"head.memory: {self.memory} brings the sampled rows to the device; with head.sample_rate: 1 "
@@ -94,7 +90,7 @@ class HeadConfig(Settings, frozen=True):
             raise InputError(
                 f"head.subcenters: {self.subcenters}; wanted 1, as class centres follow a teacher"
             )
-        if isinstance(margin, Linear):
+        if not margin.on_sphere:
             self._check_linear(rule)
         if self.moments == "none" and isinstance(rule, AdamWRule):
             raise InputError("head.moments: none needs optim.name: sgd; AdamW is its moments")

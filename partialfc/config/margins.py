@@ -1,6 +1,6 @@
 """`margin:` of a recipe, a variant for each `name`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta
 
@@ -10,6 +10,8 @@ from partialfc.errors import InputError
 
 
 class Margin(Settings, frozen=True):
+    on_sphere: ClassVar[bool] = True  # embeddings and centres count by their direction alone
+
     scale: Staged[Scale] = 64.0
     """Factor of every logit."""
 
@@ -33,6 +35,8 @@ class SoftMax(Margin, frozen=True, tag="softmax", tag_field="name"):
 
 class Linear(Settings, frozen=True, tag="linear", tag_field="name"):
     """w x + b, the softmax of a linear layer: nothing is normalised, and there is no margin."""
+
+    on_sphere: ClassVar[bool] = False
 
 
 class ArcFace(AngularMargin, frozen=True, tag="arcface", tag_field="name"):

@@ -27,7 +27,6 @@ _FREE = (
     "deterministic",
     "device",
     "evaluation",
-    "head.folder",
     "head.kernels",
     "head.logits_budget",
     "head.memory",

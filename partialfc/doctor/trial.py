@@ -10,15 +10,15 @@ import msgspec
 import numpy as np
 import torch
 from torch.distributed import ProcessGroup
-from torch.nn.functional import cross_entropy, normalize
 
 from partialfc.config import AnyMargin, Config, CosFace, HeadConfig, Sgd
 from partialfc.data import RecordDataset, synthetic
 from partialfc.doctor.finding import Finding
 from partialfc.errors import InputError
 from partialfc.head import PartialFC
-from partialfc.head.active_rows import CENTERS
-from partialfc.head.losses import Batch, TrainsNorms, loss_of
+from partialfc.head.kernels.torch_centers import CENTERS
+from partialfc.head.losses import LossInputs, MarginLoss, build_loss
+from partialfc.head.reference import dense_loss
 from partialfc.runtime import comm, dtensors
 from partialfc.runtime.checkpoint import Checkpoints
 from partialfc.runtime.comm import CollectiveInputError, Ranks
@@ -58,33 +58,33 @@ def loss(config: Config, ranks: Ranks) -> Finding:
 
 def _off_derivatives(settings: AnyMargin) -> Iterator[float]:
     """Yield the largest difference of a loss's derivatives, by cosine and maybe by norm, from those of autograd."""
-    loss = loss_of(settings, steps_per_epoch=1)
-    if loss.beside:  # of a linear layer, whose logit is no function of the angle
+    loss = build_loss(settings, steps_per_epoch=1)
+    if not loss.on_sphere:  # of a linear layer, whose logit is no function of the angle
         yield 0.0
         return
-    loss.begin(_CLASSES)
-    angle = torch.linspace(0.1, 3.0, _BATCH, dtype=torch.float64).requires_grad_()
-    norms = torch.linspace(12.0, 100.0, _BATCH, dtype=torch.float64).requires_grad_()
-    drawn = loss.draw(0, 0, _BATCH)
-    batch = Batch(
-        torch.arange(_BATCH),
-        None if drawn is None else torch.from_numpy(drawn),
-        angle.detach().cos() if loss.needs_cosines else None,
-        norms if loss.needs_norms else None,
+    loss.init_state(_CLASSES)
+    angle = torch.linspace(0.1, 3.0, _BATCH, dtype=torch.float64)
+    draws = loss.draw(0, 0, _BATCH)
+    inputs = LossInputs(
+        torch.ones(_BATCH, dtype=torch.bool),
+        torch.tensor(_BATCH, dtype=torch.float64),
+        None if draws is None else torch.from_numpy(draws),
+        angle.cos() if loss.needs_cosines else None,
+        torch.linspace(12.0, 100.0, _BATCH, dtype=torch.float64) if loss.needs_norms else None,
     )
-    margins = loss.margins(batch, loss.next_state(batch))
-    by_norm = isinstance(loss, TrainsNorms)
-    if margins is not None and not by_norm:
-        margins = margins.detach()
-    logit, slope = loss.targets(angle, margins)
-    wanted = [angle, norms] if by_norm else [angle]
-    by_angle, *others = torch.autograd.grad(logit.sum(), wanted)
-    slope = slope.detach()
-    yield float((slope - by_angle / -angle.detach().sin()).abs().max() / slope.abs().max().clamp_min(1))
-    if by_norm:
-        assert isinstance(loss, TrainsNorms)
-        found = loss.by_norm(angle, margins, norms)
-        yield float((found.detach() - others[0]).abs().max() / others[0].abs().max().clamp_min(1e-3))
+    loss = loss.with_state(loss.next_state(inputs))
+    arguments = angle, inputs.norms, loss.assign_draws(inputs)
+    actual, expected = (
+        loss.logit_with_derivatives(*arguments),
+        MarginLoss.logit_with_derivatives(loss, *arguments),
+    )
+    yield float(
+        (actual.by_cosine - expected.by_cosine).abs().max() / actual.by_cosine.abs().max().clamp_min(1)
+    )
+    if actual.by_norm is not None and expected.by_norm is not None:
+        yield float(
+            (actual.by_norm - expected.by_norm).abs().max() / expected.by_norm.abs().max().clamp_min(1e-3)
+        )
 
 
 def _off_one_rank(config: Config, ranks: Ranks, alone: ProcessGroup) -> float:
@@ -95,7 +95,7 @@ def _off_one_rank(config: Config, ranks: Ranks, alone: ProcessGroup) -> float:
     labels = torch.randint(_CLASSES, (len(everyones),), generator=draws)
     mine = slice(ranks.rank * share, (ranks.rank + 1) * share)
     settings = msgspec.structs.replace(
-        config.head, memory="device", folder=None, products="float32", kernels="torch", optim=None
+        config.head, memory="device", products="float32", kernels="torch", optim=None
     )
     found = []
     for group, images in ((ranks.group, mine), (alone, slice(None))):
@@ -121,8 +121,9 @@ def head(config: Config, ranks: Ranks) -> Finding:
     draws = torch.Generator().manual_seed(0)
     everyones = torch.randn(share * ranks.size, _WIDTH, generator=draws)
     labels = torch.randint(_CLASSES, (len(everyones),), generator=draws)
+    margin = CosFace(scale=_SCALE, margin=_MARGIN)
     tried = PartialFC(
-        _CLASSES, _WIDTH, CosFace(scale=_SCALE, margin=_MARGIN), config=HeadConfig(products="float32"), optim=Sgd(), device=ranks.device, group=ranks.group,
+        _CLASSES, _WIDTH, margin, config=HeadConfig(products="float32"), optim=Sgd(), device=ranks.device, group=ranks.group,
     )  # fmt: skip
     mine = slice(ranks.rank * share, (ranks.rank + 1) * share)
     local = everyones[mine].to(ranks.device).requires_grad_()
@@ -132,9 +133,7 @@ def head(config: Config, ranks: Ranks) -> Finding:
     own = dtensors.row_range(tried.state_dict()[CENTERS])[0].cpu().numpy()
     whole = torch.from_numpy(np.concatenate(comm.of_all_ranks(own, ranks.host))).double()
     dense = everyones.double().requires_grad_()
-    cosines = normalize(dense) @ normalize(whole).T
-    cosines[torch.arange(len(labels)), labels] -= _MARGIN
-    expected = cross_entropy(_SCALE * cosines, labels)
+    expected = dense_loss(dense, whole, labels, margin, active=torch.ones(_CLASSES, dtype=torch.bool))
     (gradient,) = torch.autograd.grad(expected, dense)
     off = abs(loss.item() - expected.item()) / expected.item()
     gradient_off = float((local.grad.cpu() - gradient[mine]).abs().max() / gradient.abs().max())
@@ -230,7 +229,7 @@ def _saved_and_read(run: Run, folder: Path) -> str:
     """Saves the run, verifies what was written, and reads it back."""
     checkpoints = Checkpoints(folder / "checkpoints", keep=1, ranks=run.ranks)
     began = time.perf_counter()
-    streamed = {f"head.{name}": rows for name, rows in run.head.freeze().items()}
+    streamed = {f"head.{name}": rows for name, rows in run.head.snapshot().items()}
     checkpoints.save(run.step, run.state(), {}, seconds=0.0, streamed=streamed)
     outcome = checkpoints.wait()
     comm.raise_first(outcome.problem if outcome else None, run.ranks)

@@ -1,193 +1,312 @@
-"""The class centres that a rank owns, and their optimizer rows, as one step after the other works on some of them.
+"""Class centers of a rank with their optimizer moments, and the active centers of a step.
 
-Legend: n classes of this rank, S of them active in a step, K centres of each in one row, D embedding width.
+Shapes:
+    n: classes of this rank
+    S: of them active in a step
+    c: in a chunk
+    K: centers of each class side by side in a row
+    D: components of a center
+    B: images in the global batch
 """
 
-from collections.abc import Mapping
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from partialfc.config import AnyMargin, HeadConfig, RowRule, SgdRule
-from partialfc.head.active import ActiveClasses
-from partialfc.head.active_rows import CENTERS, ActiveRows, Storage
-from partialfc.head.initial import draw_initial
-from partialfc.head.kernels import Operations
-from partialfc.head.products import Products
-from partialfc.head.rows import memory, rounding
-from partialfc.head.rows.catch_up import CatchUp
-from partialfc.head.rows.frozen import FrozenRows
-from partialfc.head.rows.optimizers import row_optimizer
-from partialfc.head.scratch import ScratchMemory
+from partialfc.head.buffers import BufferPool
+from partialfc.head.kernels import KernelBackend, torch_centers
+from partialfc.head.kernels.torch_centers import (
+    CENTERS,
+    NormalizedCenters,
+    RowFormat,
+    StoredRows,
+    TargetCenters,
+)
+from partialfc.head.optimizers import build_row_optimizer
+from partialfc.head.precision import MatmulPrecision
+from partialfc.head.sampling import ActiveClasses
+from partialfc.head.storage import host, rounding
+from partialfc.head.storage.catch_up import CatchUp
+from partialfc.head.storage.device import DeviceStorage
+from partialfc.head.storage.host import RowSnapshot
+from partialfc.head.storage.initial import init_centers
 
-_SETTLED = 1 << 14  # rows that are brought up to date at once
+_ROWS_PER_SETTLE = 1 << 14
 
 
-def rule_of(config: HeadConfig, optim: RowRule | None, margin: AnyMargin) -> RowRule:
-    """How the centres move. ValueError where that is said twice, or does not go with the settings."""
+def resolve_center_optimizer(config: HeadConfig, optim: RowRule | None, margin: AnyMargin) -> RowRule:
+    """Return the update rule of the centers.
+
+    Raises:
+        ValueError: Both `optim` and `config.optim` are given, or the rule does not fit the settings.
+    """
     if optim is not None and config.optim is not None:
-        raise ValueError("optim and config.optim: found both; wanted one of them")
+        raise ValueError("optim and config.optim: expected one of them, got both")
     rule = optim or config.optim or SgdRule()
     config.check_with(rule, margin)
     return rule
 
 
-def types_of(config: HeadConfig, moments: tuple[str, ...], computed: torch.dtype) -> dict[str, torch.dtype]:
-    """How the centres and their moments are stored; `computed`: what float32 stands for."""
+def storage_dtypes(
+    config: HeadConfig, moments: tuple[str, ...], computed: torch.dtype
+) -> dict[str, torch.dtype]:
+    """Return the storage dtype of centers and moments by name; `computed` replaces float32."""
     kept = torch.bfloat16 if config.moments == "bfloat16" else computed
     stored = torch.bfloat16 if config.centers == "bfloat16" else computed
     return {CENTERS: stored, **dict.fromkeys(moments, kept)}
 
 
-def caught_up(rows: Mapping[str, Tensor], factors: Tensor) -> dict[str, Tensor]:
-    """Return rows [S, K D] of centers, and of momentum where it is kept, after the steps they have missed.
+class ActiveCenters:
+    """Centers of one step, which are read and updated chunk by chunk.
 
-    factors: [S, 2, 2], see CatchUp.
-    """
-    names = [CENTERS, *(name for name in rows if name != CENTERS)]
-    factors = factors.to(rows[CENTERS].device)
-    stacked = torch.stack([rows[name].to(factors.dtype) for name in names], dim=1)  # [S, k, K D]
-    later = factors[:, : len(names), : len(names)] @ stacked
-    return {name: later[:, place] for place, name in enumerate(names)}
+    Args:
+        rows: Storage of the S rows.
+        classes: Active classes with tensors on the device.
+        row_format: Format of the rows.
+        kernels: Operations on the rows.
+        counts: Number of steps of each row of this rank, int32 `[n]`; None if the optimizer does not count.
 
-
-class Centers:
-    """Rows of this rank: centres and moments, [n, K D] each, in `config.memory`.
-
-    A step takes its rows by `activate`, and gives them back by `release` once they are updated, or by `drop`. Rows
-    that are not active stand still, or, with `unsampled: decay`, end up where a dense optimizer would have put them.
+    Attributes:
+        classes: Active classes with tensors on the device.
+        num_active: S.
     """
 
     def __init__(
         self,
-        owned: range,
+        rows: StoredRows,
+        classes: ActiveClasses,
+        row_format: RowFormat,
+        kernels: KernelBackend,
+        counts: Tensor | None,
+    ) -> None:
+        self.classes, self.num_active = classes, rows.size
+        self._rows, self._row_format, self._kernels, self._counts = rows, row_format, kernels, counts
+        self._ahead: NormalizedCenters | None = None
+
+    def normalize_ahead(self, chunk: slice, *, inverse_norms_: Tensor) -> None:
+        """Normalize the first chunk early; the next call of `normalized` returns it."""
+        self._ahead = self._kernels.normalize_centers(
+            self._chunk(chunk), self._row_format, inverse_norms_=inverse_norms_
+        )
+
+    def normalized(self, chunk: slice, *, inverse_norms_: Tensor) -> NormalizedCenters:
+        """Return the normalized centers of a chunk, `[c K, D]`, valid until the next call.
+
+        `inverse_norms_` `[c K, 1]` receives 1 / norms.
+        """
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and chunk.start == 0:
+            return ahead
+        return self._kernels.normalize_centers(
+            self._chunk(chunk), self._row_format, inverse_norms_=inverse_norms_
+        )
+
+    def targets(self, embeddings: Tensor) -> TargetCenters:
+        """Return the center of each image's class with its angle to the embedding, from embeddings `[B, D]`."""
+        return self._kernels.target_centers(
+            self._rows, self._row_format, self.classes.target_slots, embeddings
+        )
+
+    def read(self, chunk: slice) -> Tensor:
+        """Return the centers of a chunk for reading, `[c K, D]`, valid until the next call."""
+        return torch_centers.read_centers(self._chunk(chunk), self._row_format)
+
+    def gather(self, slots: Tensor) -> Tensor:
+        """Return a copy of the rows at active indices `[N]`, `[N, K D]`."""
+        return torch_centers.gather_rows(self._rows, self._row_format, slots)
+
+    def write(self, slots: Tensor, values: Tensor) -> None:
+        """Replace the rows at active indices `[N]`; equal indices have equal rows, and no row has missed a step."""
+        assert self._rows.factors is None
+        torch_centers.write_rows(self._rows, self._row_format, slots, values)
+
+    def update(
+        self, chunk: slice, d_unit_: Tensor, inverse_norms: Tensor, lr: Tensor, finite: Tensor
+    ) -> None:
+        """Take one optimizer step of a chunk with the gradient of its normalized centers, `[c K, D]`."""
+        count = None if self._counts is None else self._increment_counts(self._counts, chunk, finite)
+        self._kernels.step_centers(
+            self._chunk(chunk), self._row_format, d_unit_, inverse_norms, lr=lr, finite=finite, count=count
+        )
+
+    def _increment_counts(self, counts: Tensor, chunk: slice, finite: Tensor) -> Tensor:
+        """Increment and return the step counts of a chunk, `[c, 1]`."""
+        index = chunk if self.classes.rows is None else self.classes.rows[chunk]
+        count = counts[index] + finite.to(torch.int32)
+        counts[index] = count
+        return count.unsqueeze(1)
+
+    def _chunk(self, chunk: slice) -> StoredRows:
+        rows = self._rows
+        tensors = rows.tensors
+        if rows.index is None:
+            tensors = {name: tensor[chunk] for name, tensor in tensors.items()}
+        index, factors, noise = (
+            None if tensor is None else tensor[chunk] for tensor in (rows.index, rows.factors, rows.noise)
+        )
+        return StoredRows(tensors, index, factors, noise)
+
+
+class Centers:
+    """Centers and moments of this rank, `[n, K D]` each, in the memory that `config.memory` selects.
+
+    A step takes its rows with `activate` and returns them with `release` after an update, or with `discard`. Rows that
+    are not active do not change. With `unsampled: decay`, they become what a dense optimizer would have made of them.
+
+    Args:
+        local_classes: Classes of this rank.
+        width: D.
+        config: Number of centers per class, storage and sampling.
+        optim: Update rule.
+        on_sphere: Normalize centers.
+        seed: Seed of the initial centers.
+        device: Device of the steps.
+        dtype: Dtype of the steps.
+        precision: Matrix products.
+        kernels: Operations on rows.
+        scratch: Pool of temporary tensors.
+        drawn: Initialize the centers; otherwise they are 0.
+    """
+
+    def __init__(
+        self,
+        local_classes: range,
         width: int,
         config: HeadConfig,
         optim: RowRule,
         *,
+        on_sphere: bool,
         seed: int,
         device: torch.device,
         dtype: torch.dtype,
-        products: Products,
-        operations: Operations,
+        precision: MatmulPrecision,
+        kernels: KernelBackend,
+        scratch: BufferPool,
         drawn: bool = True,
     ) -> None:
-        self.owned, self.width, self.device, self.dtype = owned, width, device, dtype
-        self._optimizer = row_optimizer(optim, moments=config.moments != "none")
-        types = types_of(config, self._optimizer.moments, dtype)
+        self.local_classes, self.width, self.device, self.dtype = local_classes, width, device, dtype
+        self._optimizer = build_row_optimizer(optim, moments=config.moments != "none")
+        types = storage_dtypes(config, self._optimizer.moments, dtype)
         row = width * config.subcenters
-        self._memory = _memory(config, types, (len(owned), row), device, operations)
+        self._storage = _build_storage(config, types, (len(local_classes), row), device, kernels)
         if drawn:
-            draw_initial(self._memory.tensors[CENTERS], seed, owned, device)
+            init_centers(self._storage.tensors[CENTERS], seed, local_classes, device)
         rounded = [name for name, kind in types.items() if kind == torch.bfloat16]
-        self.noisy = bool(rounded)  # whether rows are rounded as they are written
-        self._storage = Storage(
+        self.uses_stochastic_rounding = bool(rounded)
+        self._row_format = RowFormat(
             optimizer=self._optimizer,
-            width=row,
             subcenters=config.subcenters,
+            width=width,
+            on_sphere=on_sphere,
             dtype=dtype,
-            counts=torch.zeros(len(owned) if self._optimizer.counts else 0, dtype=torch.int32, device=device),
             rounding_columns={name: rounding.column_noise(name, row).to(device) for name in rounded},
-            products=products,
-            scratch=ScratchMemory(device),
+            precision=precision,
+            scratch=scratch,
         )
-        self._operations = operations
+        counts = partial(torch.zeros, len(local_classes), dtype=torch.int32, device=device)
+        self._counts = counts() if self._optimizer.counts else None
+        self._kernels = kernels
         self._catch_up: CatchUp | None = None
         if config.unsampled == "decay" and config.samples:
-            self._catch_up = CatchUp(len(owned), self._optimizer, device, dtype)
+            self._catch_up = CatchUp(len(local_classes), self._optimizer, device, dtype)
 
     @property
-    def follow_teacher(self) -> bool:
-        """Whether rows move to a teacher's embeddings, and not by their gradient."""
+    def follows_teacher(self) -> bool:
+        """True if centers follow the embeddings of a teacher instead of gradients."""
         return not self._optimizer.by_gradient
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """Centres and moments, [n, K D] each, wherever they live, as the latest step left them."""
-        self._memory.wait_for_writeback()
-        return self._memory.tensors
+        """Centers and moments by name, `[n, K D]` each, after the latest step."""
+        self._storage.wait_for_writeback()
+        return self._storage.tensors
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """All that the next step depends on, sharing memory: what has a row for each class of this rank, and what is the
-        same on every rank. Shapes do not depend on how many steps were taken.
+        """Return the tensors to save, which share memory with the centers; their shapes never change.
+
+        Returns:
+            Tensors with a row for each class of this rank, and tensors that are equal on all ranks.
         """
         shards, shared = dict(self.tensors), {}
-        if self._optimizer.counts:
-            shards["counts"] = self._storage.counts
+        if self._counts is not None:
+            shards["counts"] = self._counts
         if self._catch_up is not None:
             shards["last_step"] = torch.from_numpy(self._catch_up.last_step)
             shared["learning_rates"] = self._catch_up.learning_rates
         return shards, shared
 
-    def freeze(self) -> dict[str, FrozenRows]:
-        """Of what `state()` gives, the rows that live in the host's memory or in files, as they are now, by name."""
-        return self._memory.freeze()
+    def snapshot(self) -> dict[str, RowSnapshot]:
+        """Return snapshots of those tensors of `state()` that are in host memory, by name."""
+        return self._storage.snapshot()
 
-    def loaded(self, steps: int) -> None:
-        """Take in that what `state()` gave was filled with that of `steps` steps."""
-        self._memory.forget()
+    def after_load(self, steps: int) -> None:
+        """Adapt to tensors of `state()` that were loaded and have taken `steps` steps."""
+        self._storage.drop_prefetched()
         if self._catch_up is not None:
-            self._catch_up.loaded(steps)
+            self._catch_up.after_load(steps)
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Bring all rows to where their skipped steps take them; nothing where rows hold still."""
+        """Apply the missed steps to all rows; do nothing with `unsampled: hold`."""
         if self._catch_up is None:
             return
-        self._memory.forget()
+        self._storage.drop_prefetched()
         tensors = self.tensors
-        for start in range(0, len(self.owned), _SETTLED):
-            rows = np.arange(start, min(start + _SETTLED, len(self.owned)))
+        for start in range(0, len(self.local_classes), _ROWS_PER_SETTLE):
+            rows = np.arange(start, min(start + _ROWS_PER_SETTLE, len(self.local_classes)))
             factors = self._catch_up.factors(rows)
-            settled = caught_up({name: it[start : rows[-1] + 1] for name, it in tensors.items()}, factors)
-            self._memory.before_write(rows)
+            settled = torch_centers.catch_up(
+                {name: tensor[start : rows[-1] + 1] for name, tensor in tensors.items()}, factors
+            )
+            self._storage.before_write(rows)
             for name, values in settled.items():
                 tensors[name][start : rows[-1] + 1] = values.to(tensors[name])
-        self._catch_up.settled()
+        self._catch_up.after_settle()
 
     def prefetch(self, classes: ActiveClasses) -> None:
-        """Take the hint that the rows of `classes` will be wanted in the next step but one at the latest."""
-        self._memory.prefetch(classes)
+        """Start to copy the rows of one of the next two steps to the device."""
+        self._storage.prefetch(classes)
 
-    def activate(self, classes: ActiveClasses) -> ActiveRows:
-        """The rows of `classes`, whose tensors are on the device, to be worked on."""
-        return self._rows(*self._memory.activate(classes), classes)
+    def activate(self, classes: ActiveClasses) -> ActiveCenters:
+        """Return the rows of `classes`, whose tensors are on the device, for a step."""
+        return self._active(*self._storage.activate(classes), classes)
 
-    def look_at(self, classes: ActiveClasses) -> ActiveRows:
-        """The rows of `classes`, whose tensors are on the device, to be read only, whatever step is under way."""
-        return self._rows(*self._memory.look_at(classes), classes)
+    def activate_read_only(self, classes: ActiveClasses) -> ActiveCenters:
+        """Return the rows of `classes`, whose tensors are on the device, for reading, also during another step."""
+        return self._active(*self._storage.activate_read_only(classes), classes)
 
     def release(self, classes: ActiveClasses, lr: Tensor, finite: Tensor) -> None:
-        """Take back rows that a step has updated. classes: as `activate` got them."""
+        """Finish a step that has updated the rows of `classes`, the argument of `activate`."""
         if self._catch_up is not None:
             assert classes.host_rows is not None
             self._catch_up.append(classes.host_rows, lr, finite)
-        self._memory.release(classes)
+        self._storage.release(classes)
 
-    def drop(self, classes: ActiveClasses) -> None:
-        """Take back rows that no step has updated, or will."""
-        self._memory.drop(classes)
+    def discard(self, classes: ActiveClasses) -> None:
+        """Finish a step that does not update its rows."""
+        self._storage.discard(classes)
 
-    def _rows(self, tensors: dict[str, Tensor], index: Tensor | None, classes: ActiveClasses) -> ActiveRows:
+    def _active(
+        self, tensors: dict[str, Tensor], index: Tensor | None, classes: ActiveClasses
+    ) -> ActiveCenters:
         factors = None
         if self._catch_up is not None:
             assert classes.host_rows is not None
             factors = self._catch_up.factors(classes.host_rows).to(self.dtype)
-        return self._operations.rows(tensors, index, classes, factors, self._storage)
+        rows = StoredRows(tensors, index, factors, classes.rounding_noise)
+        return ActiveCenters(rows, classes, self._row_format, self._kernels, self._counts)
 
 
-def _memory(
+def _build_storage(
     config: HeadConfig,
     types: dict[str, torch.dtype],
     shape: tuple[int, int],
     device: torch.device,
-    operations: Operations,
-) -> memory.InPlace | memory.Staged:
+    kernels: KernelBackend,
+) -> DeviceStorage | host.HostStorage:
     if config.memory == "device":
-        return memory.InPlace(types, shape, device)
-    if config.memory == "host":
-        return memory.in_host_memory(types, shape, device, operations.move_rows)
-    assert config.folder is not None
-    return memory.in_files(types, shape, device, Path(config.folder))
+        return DeviceStorage(types, shape, device)
+    return host.build_host_storage(types, shape, device, kernels.copy_rows)

@@ -1,12 +1,19 @@
-"""PartialFC: softmax over class centres that are split across ranks, on the classes a step works on.
+"""PartialFC: softmax over class centers that are sharded over ranks, on the active classes of a step.
 
-"Partial FC" (arXiv 2010.05222) and "Killing Two Birds with One Stone" (2203.15565).
-Legend: W ranks, B images in the global batch, b = B / W of them on this rank, C classes, n of them on this rank, S of
-those active in a step, D embedding width.
+Partial FC: arXiv 2010.05222 and arXiv 2203.15565.
+
+Shapes:
+    W: ranks
+    B: images in the global batch
+    b: = B / W of them on this rank
+    C: classes
+    n: of them on this rank
+    S: of those active in a step
+    D: components of an embedding
 """
 
-from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -16,48 +23,68 @@ from torch.distributed import ProcessGroup
 from torch.nn.functional import normalize
 
 from partialfc.config import AnyMargin, HeadConfig, RowRule
-from partialfc.head.active import Selection
-from partialfc.head.active_rows import CENTERS
-from partialfc.head.centers import Centers, rule_of
-from partialfc.head.checks import check_arguments, check_embeddings, check_labels
-from partialfc.head.distillation import check_teacher, follow_teacher
-from partialfc.head.kernels import operations_of
-from partialfc.head.kinds import kind_of
-from partialfc.head.losses import Loss
-from partialfc.head.losses.by_step import LossByStep
+from partialfc.head import backward
+from partialfc.head.arguments import (
+    check_arguments,
+    check_embeddings,
+    check_labels,
+    check_teacher,
+    read_scaling,
+)
+from partialfc.head.buffers import BufferPool, DeviceUploader
+from partialfc.head.centers import ActiveCenters, Centers, resolve_center_optimizer
+from partialfc.head.forward import FORWARDS, ForwardInputs, target_and_nearest_cosines
+from partialfc.head.kernels import build_kernels
+from partialfc.head.kernels.torch_centers import CENTERS
+from partialfc.head.losses import LossSchedule
 from partialfc.head.neighbors import Neighbors
-from partialfc.head.products import Products
-from partialfc.head.rows.frozen import FrozenRows
-from partialfc.head.saved import Saved, SavedModule
-from partialfc.head.scaling import scaling_of
-from partialfc.head.scratch import Sender
-from partialfc.head.seen import SeenClasses
-from partialfc.head.shard import class_range
-from partialfc.head.sharded import ShardedLoss
-from partialfc.head.step import HeadStep, Observation, check_step, loss_of_step
+from partialfc.head.precision import MatmulPrecision
+from partialfc.head.sampling import ClassSampler
+from partialfc.head.state import Saved, SavedModule, SeenClasses, class_range
+from partialfc.head.step import HeadStep, Observation, check_step, head_loss
+from partialfc.head.storage.host import RowSnapshot
+from partialfc.head.workspace import LogitGrads, StepShape, Workspace
 from partialfc.runtime import comm
 
 
 class PartialFC(SavedModule):
-    """The classification head of a training run, sharded over `group` (default: all ranks, or this process alone).
+    """Classification head of a training run, sharded by class over the ranks of `group`.
 
-        step = head.prepare(labels, number)  # labels of the global batch, on the host; may be done ahead of time
-        loss = head(embeddings, step)        # this rank's embeddings; the same scalar on every rank
-        loss.backward()                      # the embeddings' gradient; the centres are untouched
-        head.update(step, lr)                # the centres
+        step = head.prepare(labels, number)  # labels of the global batch, on the host; can run ahead of time
+        loss = head(embeddings, step)        # embeddings of this rank; the same scalar on all ranks
+        loss.backward()                      # gradient of the embeddings; the centers do not change
+        head.update(step, lr)                # update of the centers
 
-    The loss is the mean over the global batch. A rank's embeddings get the gradient of this loss, so that parameters
-    which every rank has a replica of *sum* their gradients over the ranks. DistributedDataParallel and FSDP take the
-    mean of the ranks' gradients instead: say `backbone_gradients="mean"`, and the embeddings' gradient is multiplied
-    by W, which makes that mean the same sum. Lightning's strategies of these names are the same two.
+    The loss is the mean over the global batch, and the embeddings of a rank get its gradient. Replicated parameters
+    therefore *sum* their gradients over the ranks. DistributedDataParallel, FSDP and Lightning's strategies of these names
+    average them instead. With `backbone_gradients="mean"`, the gradient of the embeddings is multiplied by the number of
+    ranks, so that their mean is the same sum.
 
-    A loss that is weighted before backward(), such as `0.1 * loss`, moves backbone and centres a tenth, as it would move
-    any parameter. A loss that was multiplied against the underflow of fp16 is told to `update`, as `loss_scale`.
+    A loss that is weighted before backward(), such as `0.1 * loss`, scales the update of backbone and centers like any
+    parameter's. `update` has to know the scale of a loss that was scaled for float16, see `scaler`.
 
-    The class centres are no parameters: `update` is their optimizer. They are in `state_dict()`, as DTensors where there
-    is a process group, which torch.distributed.checkpoint saves and loads at any number of ranks. optim: how they
-    step, which may also stand in `config`; without, SGD with its defaults; TeacherRule(): they follow a teacher, see
-    `update`. steps_per_epoch: wanted where settings have stages by epochs. drawn: False leaves the centres 0, to be loaded.
+    The class centers are not parameters: `update` is their optimizer. `state_dict()` contains them as DTensors if there is
+    a process group; torch.distributed.checkpoint saves and loads them at any number of ranks.
+
+    Args:
+        num_classes: Number of classes of all ranks.
+        embedding_size: Number of components of an embedding.
+        margin: Settings of the loss.
+        config: Sampling, storage and precision of the centers.
+        optim: Update rule of the centers, unless `config` contains it. Default: SGD with its defaults. With TeacherRule(),
+            the centers follow a teacher.
+        seed: Seed of the initial centers and of all random draws.
+        steps_per_epoch: Required if settings have stages that begin at epochs.
+        device: Device of the centers.
+        dtype: Dtype of the computation.
+        group: Process group; default: all ranks, or this process alone.
+        backbone_gradients: Reduction of the backbone's gradients over the ranks.
+        drawn: Initialize the centers; otherwise they are 0, to be loaded.
+
+    Raises:
+        InputError: The settings do not go together.
+        TypeError: `margin` is not the settings of a loss.
+        ValueError: An argument is out of range.
     """
 
     def __init__(
@@ -77,46 +104,78 @@ class PartialFC(SavedModule):
         drawn: bool = True,
     ) -> None:
         super().__init__(device, dtype)
+        check_arguments(num_classes, embedding_size, margin, backbone_gradients)
         self.group = group if group is not None else comm.default_group()
         self.num_classes, self.embedding_size = num_classes, embedding_size
         self.margin, self.config, self.seed = margin, config, seed
-        check_arguments(num_classes, embedding_size, margin, backbone_gradients)
         rank, self._world_size = comm.place_in(self.group)
         self._gradient_factor = self._world_size if backbone_gradients == "mean" else 1
-        device = self.like.device  # with its index, which other threads need
-        self._products = Products(config.products, device, dtype)
-        self._loss_of = LossByStep(margin, steps_per_epoch, num_classes * config.largest_rate, device, dtype)
-        kind = kind_of(self._loss_of(0), config.subcenters)
-        self._operations = operations_of(config.kernels, device, kind.rows)
+        device = self.like.device  # with an index, which other threads need
+        self._losses = LossSchedule(margin, steps_per_epoch, num_classes * config.largest_rate, device, dtype)
+        loss = self._losses(0)
+        precision, scratch = MatmulPrecision(config.products, device, dtype), BufferPool(device)
+        kernels = build_kernels(
+            config.kernels, device, one_direction=loss.on_sphere and config.subcenters == 1
+        )
         self.centers = Centers(
             class_range(num_classes, rank, self._world_size),
-            embedding_size + kind.beside,
+            embedding_size + loss.extra_columns,
             config,
-            rule_of(config, optim, margin),
+            resolve_center_optimizer(config, optim, margin),
+            on_sphere=loss.on_sphere,
             seed=seed,
             device=device,
             dtype=dtype,
-            products=self._products,
-            operations=self._operations,
+            precision=precision,
+            kernels=kernels,
+            scratch=scratch,
             drawn=drawn,
         )
-        self._neighbors = self._new_neighbors()
-        self._selection, self._sender = self._new_selection(steps_per_epoch), Sender(device)
-        self._sharded = self._new_sharded(kind.sharded)
-        self._seen, self._steps = SeenClasses(len(self.centers.owned)), np.zeros((), np.int64)
-        self._due: HeadStep | None = None  # the step whose update comes next
-        self._complete = True  # there is a state
+        self._work = Workspace(
+            width=self.centers.width,
+            subcenters=config.subcenters,
+            interclass_threshold=config.interclass_threshold,
+            logits_budget=0 if self.centers.follows_teacher else config.logits_budget << 20,
+            precision=precision,
+            kernels=kernels,
+            scratch=scratch,
+            group=self.group,
+            device=device,
+            dtype=dtype,
+        )
+        self._neighbors: Neighbors | None = None
+        if config.sampling == "hard":
+            self._neighbors = Neighbors(
+                num_classes, self.centers.local_classes, config, precision, self.group, device
+            )
+        self._sampler = ClassSampler(
+            num_classes,
+            self.centers.local_classes,
+            config,
+            steps_per_epoch=steps_per_epoch,
+            seed=seed,
+            uses_stochastic_rounding=self.centers.uses_stochastic_rounding,
+            dtype=dtype,
+            neighbors=self._neighbors,
+        )
+        self._uploader = DeviceUploader(device)
+        self._seen, self._steps = SeenClasses(len(self.centers.local_classes)), np.zeros((), np.int64)
+        self._due: HeadStep | None = None  # step whose update is due
+        self._complete = True  # `_saved` can be called
 
     @property
     def steps(self) -> int:
-        """How many steps the centres have taken, skipped ones included."""
+        """Number of updates, including skipped ones."""
         return int(self._steps)
 
     def gather_labels(self, local: Tensor) -> Tensor:
-        """The labels [B] of the global batch, int64 on the host, from this rank's [b]; the same b on every rank.
+        """Return the labels of the global batch, int64 `[B]` on the host, from those of this rank, `[b]`.
 
-        For loops that know their own rank's labels only. Two all-gathers; where the group is NCCL's, the host waits
-        for the device.
+        Collectives: two all-gathers, with a host sync if the group uses NCCL.
+
+        Raises:
+            TypeError: `local` is not a tensor.
+            ValueError: The labels are not integers `[b]`, or ranks have different numbers of them.
         """
         check_labels(local, "[b] of this rank")
         sizes = comm.gather_rows(torch.tensor([len(local)], device=self.centers.device), self.group).tolist()
@@ -125,30 +184,45 @@ class PartialFC(SavedModule):
                 f"labels: expected as many on every rank, got {sizes}; leave out the last batch (drop_last=True), or fill "
                 "it up with images labeled -1"
             )
-        everyones = comm.gather_rows(local.to(self.centers.device, torch.int64), self.group)
-        return everyones.cpu()
+        gathered = comm.gather_rows(local.to(self.centers.device, torch.int64), self.group)
+        return gathered.cpu()
 
     def prepare(self, labels: Tensor, number: int) -> HeadStep:
-        """Sample the classes of step `number`, and start to bring their rows to the device where they live elsewhere.
+        """Sample the classes of a step, and start to copy their rows to the device if they are in host memory.
 
-        labels: integers [B] of the global batch, on the host, equal on every rank; -1 is ignored. No communication, and
-        nothing that waits for the device; cost O(B + S). Best called while the step before computes; steps are to be
-        taken in the order in which they were prepared. Raises InputError on a label that is no class and not -1,
-        ValueError on labels of another kind, shape or device.
+        There is no communication and no host sync; the cost is O(B + S). Call it while the previous step computes. Steps
+        run in the order of their preparation.
+
+        Args:
+            labels: Labels of the global batch, integers `[B]` on the host, equal on all ranks; -1 is ignored.
+            number: Index of the step.
+
+        Raises:
+            InputError: A label is neither a class nor -1.
+            TypeError: `labels` is not a tensor.
+            ValueError: Labels have another dtype, shape or device.
         """
-        loss = self._loss_of(number)
-        classes = self._selection(labels, number, loss)
+        loss = self._losses(number)
+        classes = self._sampler(labels, number, loss)
         self.centers.prefetch(classes)
-        sending = self._sender.start(list(classes.tensors().values()))
-        return HeadStep(self, number, len(labels), loss, classes, sending)
+        upload = self._uploader.start(list(classes.tensors().values()))
+        return HeadStep(self, number, len(labels), loss, classes, upload)
 
     def forward(self, embeddings: Tensor, step: HeadStep) -> Tensor:
-        """Mean loss over the valid images of the global batch; the same scalar on every rank.
+        """Return the mean loss over the valid images of the global batch, the same scalar on all ranks.
 
-        embeddings: this rank's [b, D], not normalised, of any floating type; computed on in the centres' type. Without
-        gradient (under torch.no_grad(), or of embeddings that want none) `step` stays as it was, and may be forwarded
-        again. Raises RuntimeError where another step's update is due, ValueError on embeddings that are none. Collectives:
-        one all-gather and one all-reduce, one more where the loss needs all target cosines; backward: one reduce-scatter.
+        Without gradient, under torch.no_grad() or for embeddings that require none, `step` does not change and can be
+        used again. Collectives: an all-gather and an all-reduce, one more all-reduce if the loss needs the target cosines,
+        and a reduce-scatter in the backward.
+
+        Args:
+            embeddings: Embeddings of this rank, not normalized, `[b, D]` in any floating dtype.
+            step: Step from `prepare`.
+
+        Raises:
+            RuntimeError: The update of another step is due, or `step` was used already.
+            TypeError: `step` is not a HeadStep.
+            ValueError: Embeddings have a wrong dtype, shape or device.
         """
         check_step(step, "forward()")
         step.check_head(self, "forward()")
@@ -164,15 +238,14 @@ class PartialFC(SavedModule):
         if keep:
             step.check_open("forward()")
             self._check_nothing_due(f"forward() of step {step.number}")
-            rows = self.centers.activate(step.classes_on_device())
+            centers = self.centers.activate(step.classes_on_device())
         else:
-            rows = self.centers.look_at(step.classes_on_device())
+            centers = self.centers.activate_read_only(step.classes_on_device())
         with torch.autocast(embeddings.device.type, enabled=False):
-            begin = partial(self._sharded.begin, rows, step.batch, keep=keep)
-            everyones, norms = self._gathered(step.loss, embeddings.to(self.centers.dtype), begin)
+            inputs = self._gathered(step, embeddings.to(self.centers.dtype), centers, keep=keep)
             if not keep:
-                return self._sharded.forward(step.loss, everyones, norms, rows, keep=False).loss
-            loss = loss_of_step(everyones, norms, self._sharded, rows, step)
+                return FORWARDS[step.loss.objective](self._work, inputs).loss
+            loss = head_loss(self._work, inputs, step)
         self._due = step
         return loss
 
@@ -186,41 +259,52 @@ class PartialFC(SavedModule):
         teacher: Tensor | None = None,
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
-        """After backward(): take one optimizer step, at learning rate `lr`, of the active rows, and of no others.
+        """Take one optimizer step of the active rows, after backward().
 
-        finite: a bool scalar on the device; where false nothing changes. loss_scale: what the loss was multiplied by
-        against underflow; it is divided out of the rows' gradient. scaler: a GradScaler that says both, between its
-        step(optimizer) and its update().
-        teacher: its embeddings [b, D] of this rank's images, of any length and floating type, where the centres follow
-        a teacher: these have no learning rate; one all-gather. RuntimeError where forward() or backward() is still to come.
+        Args:
+            step: Step of the forward.
+            lr: Learning rate.
+            finite: Bool scalar on the device; if False, nothing changes.
+            loss_scale: Factor by which the loss was multiplied for float16; the gradient of the rows is divided by it.
+            teacher: Embeddings of the teacher for the images of this rank, `[b, D]`, if the centers follow a teacher. They
+                are gathered, and `lr` has no effect.
+            scaler: GradScaler that provides `finite` and `loss_scale`; call `update` between its step(optimizer) and its
+                update().
+
+        Raises:
+            RuntimeError: forward() or backward() of the step, or the scaler's step, is missing.
+            TypeError: `step` is not a HeadStep.
+            ValueError: Arguments do not go together.
         """
         check_step(step, "update()")
         step.check_head(self, "update()")
-        check_teacher(teacher, self.centers, step.batch // self._world_size)
-        finite, loss_scale = scaling_of(scaler, finite, loss_scale, self.centers.device)
+        shape = step.batch // self._world_size, self.centers.width
+        check_teacher(teacher, shape, self.centers.device, follow=self.centers.follows_teacher)
+        finite, loss_scale = read_scaling(scaler, finite, loss_scale, self.centers.device)
         flight, gradient = step.end("update()")
         self._due = None
         if finite is None:
             finite = torch.ones((), dtype=torch.bool, device=self.centers.device)
         masked_lr = finite.to(self.centers.dtype) * lr
         weight = gradient.to(self.centers.dtype) / loss_scale
+        by = {"weight": weight, "lr": masked_lr, "finite": finite}
         if teacher is not None:
-            everyones = comm.gather_rows(normalize(teacher.to(self.centers.dtype)), self.group)
-            follow_teacher(flight.rows, flight.forwarded.embeddings, everyones, finite)
+            gathered = comm.gather_rows(normalize(teacher.to(self.centers.dtype)), self.group)
+            backward.follow_teacher(flight.centers, flight.context.embeddings, gathered, finite)
         else:
-            self._sharded.update(flight.forwarded, flight.rows, weight, masked_lr, finite)
-        self._sharded.take_state(flight.forwarded, weight, masked_lr, finite)
+            backward.update_centers(self._work, flight.context, flight.centers, **by)
+        backward.update_loss_state(flight.context, **by)
         self.centers.release(step.classes, masked_lr, finite)
         if self._neighbors is not None:
             self._neighbors.refresh(step.number, self.centers.tensors[CENTERS])
-        self._seen.add(step.classes.target_rows)
+        self._seen.add(step.classes.host_target_rows)
         self._steps += 1
 
     def settle(self) -> None:
-        """Bring all rows up to date where unsampled rows decay: to where a dense optimizer has them now.
+        """Apply the missed steps to all rows with `unsampled: decay`, as a dense optimizer would have taken them.
 
-        Rows that were not sampled are behind until they are. Call it before `state_dict()` is used for anything but
-        resuming, such as exporting centers. Later steps change by rounding only.
+        Call it before `state_dict()` is used for another purpose than resuming, such as an export of the centers. It
+        changes later steps by rounding only.
         """
         self._check_nothing_due("settle()")
         self.centers.settle()
@@ -229,74 +313,39 @@ class PartialFC(SavedModule):
         """Return what `repr` shows of the head."""
         return (
             f"num_classes={self.num_classes}, embedding_size={self.embedding_size}, margin={self.margin!r}, "
-            f"classes {self.centers.owned.start} to {self.centers.owned.stop} of rank {comm.place_in(self.group)[0]}"
+            f"classes {self.centers.local_classes.start} to {self.centers.local_classes.stop} of rank {comm.place_in(self.group)[0]}"
         )
 
     def discard(self, step: HeadStep) -> None:
-        """Give up a step that was prepared or forwarded: no row changes, and its memory is free again."""
+        """Discard a step that was prepared or forwarded: no row changes, and its memory is released."""
         step.check_head(self, "discard()")
         step.discard()
-        self.centers.drop(step.classes)
+        self.centers.discard(step.classes)
         if self._due is step:
             self._due = None
 
     @torch.no_grad()
     def observe(self, step: HeadStep) -> Observation:
-        """A closer look at a step between its forward and its update; changes nothing.
+        """Return diagnostics of a step between its forward and its update.
 
-        One more pass over the active rows, and two small collectives; nothing waits for the device.
+        The cost is a pass over the active rows and two small collectives, without a host sync.
         """
         step.check_head(self, "observe()")
         flight = step.seen("observe()")
-        target, nearest = self._sharded.cosines(flight.forwarded, flight.rows)
-        never = self._seen.never(step.classes.target_rows)
-        everyones = comm.of_each_rank(never, self.group, self.centers.device)
-        return Observation(target, nearest, flight.rows.classes.drawn_margins, everyones)
+        target, nearest = target_and_nearest_cosines(self._work, flight.context, flight.centers)
+        never = self._seen.never(step.classes.host_target_rows)
+        gathered = comm.of_each_rank(never, self.group, self.centers.device)
+        return Observation(target, nearest, flight.centers.classes.drawn_margins, gathered)
 
-    def freeze(self) -> dict[str, FrozenRows]:
-        """The tensors of `state_dict()` that live in host memory or files, as they are now: see FrozenRows; none with
-        `memory: device`. Each is to be closed.
-        """
-        return self.centers.freeze()
-
-    def _new_neighbors(self) -> Neighbors | None:
-        if self.config.sampling == "uniform":
-            return None
-        centers = self.centers
-        return Neighbors(
-            self.num_classes, centers.owned, self.config, self._products, self.group, centers.device
-        )
-
-    def _new_selection(self, steps_per_epoch: int | None) -> Selection:
-        return Selection(
-            self.num_classes,
-            self.centers.owned,
-            self.config,
-            steps_per_epoch=steps_per_epoch,
-            seed=self.seed,
-            noisy=self.centers.noisy,
-            dtype=self.centers.dtype,
-            neighbors=self._neighbors,
-        )
-
-    def _new_sharded(self, kind: type[ShardedLoss]) -> ShardedLoss:
-        return kind(
-            width=self.centers.width,
-            subcenters=self.config.subcenters,
-            interclass_threshold=self.config.interclass_threshold,
-            logits_budget=0 if self.centers.follow_teacher else self.config.logits_budget << 20,
-            products=self._products,
-            operations=self._operations,
-            group=self.group,
-            device=self.centers.device,
-            dtype=self.centers.dtype,
-        )
+    def snapshot(self) -> dict[str, RowSnapshot]:
+        """Return snapshots of the tensors of `state_dict()` that are in host memory; the caller closes them."""
+        return self.centers.snapshot()
 
     def _saved(self) -> Saved:
         shards, replicated = self.centers.state()
         shards["seen_classes"] = torch.from_numpy(self._seen.flags)
         replicated["steps"] = torch.from_numpy(self._steps)
-        replicated |= {f"loss_{name}": value for name, value in self._loss_of.state.items()}
+        replicated |= {f"loss_{name}": value for name, value in self._losses.state.items()}
         if self._neighbors is not None:
             replicated |= self._neighbors.state()
         return Saved(shards, replicated, self.num_classes, self.group, self.centers.device)
@@ -305,24 +354,37 @@ class PartialFC(SavedModule):
         self._check_nothing_due("load_state_dict()")
 
     def _loaded(self) -> None:
-        self.centers.loaded(self.steps)
+        self.centers.after_load(self.steps)
 
     def _gathered(
-        self, loss: Loss, embeddings: Tensor, meanwhile: Callable[[], None]
-    ) -> tuple[Tensor, Tensor | None]:
-        """Everyone's embeddings [B, D], as the loss wants them; and the norms [B] that they had, where the loss needs them."""
-        return comm.gather_with_gradient(
-            loss.prepared(embeddings),
-            loss.norms_of(embeddings),
+        self, step: HeadStep, embeddings: Tensor, centers: ActiveCenters, *, keep: bool
+    ) -> ForwardInputs:
+        """Gather the features of all ranks, and return the inputs of the forward."""
+        loss, work = step.loss, self._work
+        shape = work.shape_of(centers.num_active, step.batch)
+        kept = work.kept_grads(shape) if keep else None
+        gathered, norms = comm.gather_with_gradient(
+            loss.features(embeddings),
+            loss.norms(embeddings),
             self.group,
             gradient_factor=self._gradient_factor,
-            sent_as=self._products.of_logits,
-            meanwhile=meanwhile,
+            sent_as=work.precision.logits_dtype,
+            meanwhile=partial(_normalize_first, work, centers, shape, kept),
         )
+        return ForwardInputs(loss, gathered, norms, centers, shape, kept)
 
     def _check_nothing_due(self, call: str) -> None:
         if self._due is not None:
             raise RuntimeError(
-                f"{call}: update() or discard() of step {self._due.number} comes first; where gradients of the backbone "
-                "are accumulated, the head is updated after each backward()"
+                f"{call}: call update() or discard() of step {self._due.number} first; with accumulated gradients of the "
+                "backbone, update the head after each backward()"
             )
+
+
+def _normalize_first(
+    work: Workspace, centers: ActiveCenters, shape: StepShape, kept: LogitGrads | None
+) -> None:
+    """Normalize the first chunk's centers, which needs no embeddings, while these are gathered."""
+    for chunk in islice(shape.chunks(), 1):
+        part = work.chunk_grads(shape, chunk, kept)
+        centers.normalize_ahead(chunk, inverse_norms_=part.inverse_norms)

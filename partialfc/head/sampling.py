@@ -1,37 +1,260 @@
-"""The classes a step works on: a stratified draw that is the same set for every number of ranks."""
+"""Active classes of a step: those of its batch, and a sampled fraction of the others.
+
+The stratified sample is a pure function of (seed, step), equal for any number of ranks, without communication. All
+functions run on the host, ahead of the device.
+
+Shapes:
+    B: images in the global batch
+    C: classes
+    n: of them on this rank
+    S: of those active in a step
+    N: images with a class of this rank
+    M: images of a chunk
+    c: classes of a chunk
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from partialfc.config import IGNORE, HeadConfig
+from partialfc.config.stages import value_at
+from partialfc.errors import InputError
+from partialfc.head.arguments import check_labels, describe_tensor
+from partialfc.head.losses import MarginLoss
+from partialfc.head.neighbors import Neighbors
+from partialfc.head.storage import rounding
 from partialfc.runtime import randomness
 
+Ints = NDArray[np.int64]
 
-def num_strata(num_classes: int, rate: float) -> int:
-    """How many classes a step draws, all ranks together: max(1, round(rate x classes))."""
+
+class ChunkTargets(NamedTuple):
+    """Positions of the targets in the logits `[c, B]` of a chunk."""
+
+    slots: Tensor  # [B], `ActiveClasses.target_slots`
+    start: int  # active index of the first class of the chunk
+    size: int  # c
+    images: (
+        Tensor  # [M] batch indices in order of class; any superset of the images with a target in the chunk
+    )
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """Return the row of each image's target in the chunk, and a mask of the targets that are in it, `[M]` each."""
+        rows = self.slots.index_select(0, self.images) - self.start
+        inside = (rows >= 0) & (rows < self.size)
+        return rows.clamp(0, self.size - 1), inside
+
+
+@dataclass(frozen=True)
+class ActiveClasses:
+    """Active classes of this rank in one step, and the images that belong to them.
+
+    Properties of images are masked tensors `[B]`: no shape depends on the images whose class is on this rank.
+    """
+
+    rows: Tensor | None  # [S] int64, local indices in ascending order; None: all classes
+    target_slots: Tensor  # [B] int64, active index of the image's class; -1: on another rank, or ignored
+    has_target: Tensor  # [B] bool, True if the class is on this rank
+    images_by_class: Tensor  # [B] int64, batch indices ordered by target slot, -1 first
+    valid: Tensor  # [B] bool, False for the label -1
+    num_valid: Tensor  # float64 scalar, at least 1
+    drawn_margins: Tensor | None  # [B], values of `MarginLoss.draw`
+    logit_correction: Tensor | None  # [S], added to the logits of negatives
+    rounding_noise: Tensor | None  # [S] int32, for rows in bfloat16
+    host_rows: Ints | None  # `rows` on the host
+    host_target_rows: Ints  # [N], local indices of the targets, on the host
+    host_sorted_slots: Ints  # [B], target slots of `images_by_class`, on the host
+
+    def in_chunk(self, chunk: slice) -> tuple[ChunkTargets, Tensor | None]:
+        """Return the targets of a chunk, and its logit correction `[c]`."""
+        correction = None if self.logit_correction is None else self.logit_correction[chunk]
+        first, last = np.searchsorted(self.host_sorted_slots, (chunk.start, chunk.stop)).tolist()
+        images = self.images_by_class[first:last]
+        return ChunkTargets(self.target_slots, chunk.start, chunk.stop - chunk.start, images), correction
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors that a step needs on the device, by field name."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: it for name, it in fields.items() if isinstance(it, Tensor)}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
+        """Return a copy with other tensors in place of those of `tensors()`."""
+        changes: dict[str, Any] = dict(tensors)
+        return dataclasses.replace(self, **changes)
+
+
+class _Sample(NamedTuple):
+    """Active rows of a step with a sample rate below 1."""
+
+    rows: Ints  # [S], ascending
+    always_active: Ints  # targets and hard negatives among them, ascending
+    fraction: float  # of all classes that is sampled uniformly
+
+
+class ClassSampler:
+    """Selection of the active classes of a step, a function of (seed, step, labels, stored neighbor lists).
+
+    Args:
+        num_classes: C.
+        local_classes: Classes of this rank.
+        config: Sample rate and kind of sampling.
+        steps_per_epoch: Required if the sample rate has stages that begin at epochs.
+        seed: Seed of all draws.
+        uses_stochastic_rounding: Generate rounding noise.
+        dtype: Dtype of draws and logit corrections.
+        neighbors: Neighbor lists of `sampling: hard`.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        local_classes: range,
+        config: HeadConfig,
+        *,
+        steps_per_epoch: int | None,
+        seed: int,
+        uses_stochastic_rounding: bool,
+        dtype: torch.dtype,
+        neighbors: Neighbors | None,
+    ) -> None:
+        self._num_classes, self._local_classes, self._correction = (
+            num_classes,
+            local_classes,
+            config.correction,
+        )
+        self._rate, self._steps_per_epoch = config.sample_rate, steps_per_epoch
+        self._seed, self._uses_stochastic_rounding, self._dtype, self._neighbors = (
+            seed,
+            uses_stochastic_rounding,
+            dtype,
+            neighbors,
+        )
+        # Rows that decay need indices, also in steps with all classes.
+        self._indexed = config.unsampled == "decay" and config.samples
+
+    def __call__(self, labels: Tensor, number: int, loss: MarginLoss) -> ActiveClasses:
+        """Return the active classes of a step.
+
+        Args:
+            labels: Labels of the global batch, `[B]`.
+            number: Index of the step.
+            loss: Loss of the step, which may draw random margins.
+
+        Raises:
+            InputError: A label is neither a class nor -1.
+        """
+        rate = value_at(self._rate, number, self._steps_per_epoch)
+        if self._neighbors is not None:
+            self._neighbors.commit_pending(number)
+        known = self._validate_labels(labels)
+        local_classes = self._local_classes
+        positions = np.flatnonzero((known >= local_classes.start) & (known < local_classes.stop))
+        targets = known[positions] - local_classes.start  # [N] rows
+        ordered = np.sort(targets)
+        sampled = None if rate == 1 else self._sampled(known, ordered, number, rate)
+        rows = self._all_rows() if sampled is None else sampled.rows
+        slots = np.full(len(known), -1)
+        slots[positions] = targets if rows is None else np.searchsorted(rows, targets)
+        by_class = np.argsort(slots, kind="stable")
+        drawn = loss.draw(self._seed, number, len(known))
+        valid = known != IGNORE
+        return ActiveClasses(
+            rows=None if rows is None else torch.from_numpy(rows),
+            target_slots=torch.from_numpy(slots),
+            has_target=torch.from_numpy(slots >= 0),
+            images_by_class=torch.from_numpy(by_class),
+            valid=torch.from_numpy(valid),
+            num_valid=torch.tensor(max(1, np.count_nonzero(valid)), dtype=torch.float64),
+            drawn_margins=None if drawn is None else torch.from_numpy(drawn).to(self._dtype),
+            logit_correction=self._logit_correction(sampled),
+            rounding_noise=self._noise(rows, number),
+            host_rows=rows,
+            host_target_rows=ordered,
+            host_sorted_slots=slots[by_class],
+        )
+
+    def _validate_labels(self, labels: Tensor) -> Ints:
+        expected = "[B] of the global batch, on cpu"
+        check_labels(labels, expected)
+        if labels.device.type != "cpu" or not len(labels):
+            raise ValueError(f"labels: expected integers {expected}, got {describe_tensor(labels)}")
+        known = labels.numpy().astype(np.int64)
+        wrong = np.flatnonzero((known < IGNORE) | (known >= self._num_classes))
+        if len(wrong):
+            raise InputError(
+                f"image {wrong[0]} of the batch: expected a label from 0 to {self._num_classes - 1}, or {IGNORE} to ignore it, "
+                f"got {known[wrong[0]]}"
+            )
+        return known
+
+    def _all_rows(self) -> Ints | None:
+        return np.arange(len(self._local_classes)) if self._indexed else None
+
+    def _sampled(self, known: Ints, targets: Ints, number: int, rate: float) -> _Sample:
+        local_classes, always_active = self._local_classes, targets
+        count = num_sampled_classes(self._num_classes, rate)
+        if self._neighbors is not None:
+            gathered = np.unique(known[known != IGNORE])
+            near, count = self._neighbors.select_hard_negatives(gathered, number, count)
+            mine = near[
+                np.searchsorted(near, local_classes.start) : np.searchsorted(near, local_classes.stop)
+            ]
+            always_active = union_sorted(mine - local_classes.start, targets)
+        drawn = (
+            sample_classes(self._num_classes, count, self._seed, number, local_classes) - local_classes.start
+        )
+        return _Sample(union_sorted(drawn, always_active), always_active, count / self._num_classes)
+
+    def _logit_correction(self, sample: _Sample | None) -> Tensor | None:
+        """Return log(1 / fraction) for sampled classes, which represent others, and 0 for those that are always active."""
+        if sample is None or self._correction == "none":
+            return None
+        correction = np.where(np.isin(sample.rows, sample.always_active), 0.0, -math.log(sample.fraction))
+        return torch.from_numpy(correction).to(self._dtype)
+
+    def _noise(self, rows: Ints | None, number: int) -> Tensor | None:
+        if not self._uses_stochastic_rounding:
+            return None
+        local_classes = self._local_classes
+        classes = (
+            np.arange(local_classes.start, local_classes.stop) if rows is None else rows + local_classes.start
+        )
+        return rounding.row_noise(classes, self._seed, number)
+
+
+def num_sampled_classes(num_classes: int, rate: float) -> int:
+    """Return the number of classes that all ranks sample in a step: max(1, round(rate * num_classes))."""
     return max(1, round(rate * num_classes))
 
 
-def sampled(num_classes: int, count: int, seed: int, step: int, owned: range) -> NDArray[np.int64]:
-    """Those of the step's `count` sampled classes that lie in `owned`: int64, ascending, without repeats.
+def sample_classes(num_classes: int, count: int, seed: int, step: int, local_classes: range) -> Ints:
+    """Return the classes of `local_classes` among the `count` sampled classes of a step, ascending, without repeats.
 
-    The circle of classes, turned by a random amount, is cut into `count` nearly equal arcs, and each
-    arc gives one class. Every class is drawn with the same probability. The set is a pure function of (seed,
-    step); cost and memory are those of the owned part alone.
+    The circle of classes is rotated by a random integer and cut into `count` nearly equal strata. Each stratum gives one
+    class, and all classes have the same probability. Cost and memory are proportional to the result.
     """
     key = randomness.key(seed, "sample", step)
-    turn = int(randomness.below(key, np.array([count]), np.array([num_classes]))[0])
+    rotation = int(randomness.below(key, np.array([count]), np.array([num_classes]))[0])
     pieces = []
-    for start, stop, first in _unturned(owned, turn, num_classes):
-        drawn = _in_arcs(num_classes, count, key, start, stop)
+    for start, stop, first in _rotated_intervals(local_classes, rotation, num_classes):
+        drawn = _sample_strata(num_classes, count, key, start, stop)
         drawn += first - start
         pieces.append(drawn)
     return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
 
 
-def with_targets(drawn: NDArray[np.int64], targets: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The union of two ascending lists, the first without repeats: ascending, without repeats.
+def union_sorted(drawn: Ints, targets: Ints) -> Ints:
+    """Return the union of two ascending arrays, the first without repeats, in ascending order without repeats.
 
-    (np.union1d hashes: 80 ms for 125 thousand, on the host that should run ahead of the device.)
+    np.union1d hashes, which takes 80 ms for 125,000 classes.
     """
     new = targets[np.flatnonzero(np.diff(targets, prepend=-1))]
     places = np.searchsorted(drawn, new)
@@ -41,26 +264,24 @@ def with_targets(drawn: NDArray[np.int64], targets: NDArray[np.int64]) -> NDArra
     return np.insert(drawn, places, new)
 
 
-def _unturned(owned: range, turn: int, num_classes: int) -> list[tuple[int, int, int]]:
-    """The positions [start, stop) on the unturned circle that `owned` covers, at most two intervals, each with the class
-    at its start; in the order of the classes.
-    """
-    if not owned:
+def _rotated_intervals(local_classes: range, rotation: int, num_classes: int) -> list[tuple[int, int, int]]:
+    """Return the intervals (start, stop, first class) of the circle before rotation that `local_classes` covers, at most two."""
+    if not local_classes:
         return []
-    start = (owned.start - turn) % num_classes
-    stop = start + len(owned)
+    start = (local_classes.start - rotation) % num_classes
+    stop = start + len(local_classes)
     if stop <= num_classes:
-        return [(start, stop, owned.start)]
-    return [(start, num_classes, owned.start), (0, stop - num_classes, turn)]
+        return [(start, stop, local_classes.start)]
+    return [(start, num_classes, local_classes.start), (0, stop - num_classes, rotation)]
 
 
-def _in_arcs(num_classes: int, count: int, key: int, start: int, stop: int) -> NDArray[np.int64]:
-    """The draws that fall on positions [start, stop), ascending; arc k is [k C // n, (k + 1) C // n)."""
+def _sample_strata(num_classes: int, count: int, key: int, start: int, stop: int) -> Ints:
+    """Return the samples in [start, stop), ascending; stratum k is [k C // n, (k + 1) C // n)."""
     first, last = (((position + 1) * count - 1) // num_classes for position in (start, stop - 1))
-    arcs = np.arange(first, last + 2)
-    edges = arcs * num_classes
+    strata = np.arange(first, last + 2)
+    edges = strata * num_classes
     edges //= count
-    drawn = randomness.below(key, arcs[:-1], np.diff(edges))
+    drawn = randomness.below(key, strata[:-1], np.diff(edges))
     drawn += edges[:-1]
-    # only the first arc and the last one reach beyond
+    # only the first and the last stratum extend beyond the interval
     return drawn[int(drawn[0] < start) : len(drawn) - int(drawn[-1] >= stop)]

@@ -1,4 +1,4 @@
-"""One step of the head: all that is in flight between its labels and the update of its rows, and where it stands."""
+"""State of one step of the head, from its labels to the update of the centers, and its autograd function."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -7,17 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from partialfc.head.active import ActiveClasses
-from partialfc.head.active_rows import ActiveRows
-from partialfc.head.checks import described
-from partialfc.head.losses import Loss
-from partialfc.head.results import Forwarded
-from partialfc.head.scratch import Sending
-from partialfc.head.sharded import ShardedLoss
+from partialfc.head.arguments import describe_tensor
+from partialfc.head.buffers import PendingUpload
+from partialfc.head.centers import ActiveCenters
+from partialfc.head.forward import FORWARDS, ForwardContext, ForwardInputs
+from partialfc.head.losses import MarginLoss
+from partialfc.head.sampling import ActiveClasses
+from partialfc.head.workspace import Workspace
 
 
-class Stage(Enum):
-    """How far a step has come."""
+class StepState(Enum):
+    """Progress of a step."""
 
     PREPARED = "prepared"
     FORWARD = "forward"
@@ -26,154 +26,166 @@ class Stage(Enum):
     DISCARDED = "discarded"
 
 
-@dataclass
+@dataclass(frozen=True)
 class InFlight:
-    """What a forward leaves for the backward and the update."""
+    """Values of a forward that the update needs."""
 
-    rows: ActiveRows
-    forwarded: Forwarded
-    gradient: Tensor | None = None  # of what backward() was called on by the loss: a scalar on the device
+    centers: ActiveCenters
+    context: ForwardContext
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What a closer look at a step finds in its global batch; on the device, the same on every rank."""
+    """Diagnostics of a step and its global batch, on the device and equal on all ranks."""
 
-    target: Tensor  # [B] cosine of an image with its own class's centre; -inf where it is ignored
-    nearest: Tensor  # [B] largest cosine with another active centre; -inf where there is none
-    margins: Tensor | None  # [B] drawn margins, in the order of their drawing
-    never_positive: Tensor  # [W] of each rank's classes, those that no batch has held so far
+    target: Tensor  # [B], cosines with the centers of the own classes; -inf for the label -1
+    nearest: Tensor  # [B], largest cosine with another active center; -inf if no such center is active
+    margins: Tensor | None  # [B], random margins in the order of their drawing
+    never_positive: Tensor  # [W], number of classes of each rank that no batch contained so far
 
 
 class HeadStep:
-    """One step of a PartialFC, made by its `prepare`; owns all that is in flight, and refuses a wrong order.
+    """One step of a PartialFC, created by `prepare`.
 
-    A RuntimeError says which call comes first. `number` is the step's number, which keys all that is drawn.
+    Calls in a wrong order raise a RuntimeError that names the missing call.
+
+    Attributes:
+        number: Index of the step, which keys all random draws.
+        batch: Number of images of all ranks, B.
+        loss: Loss of the step.
+        classes: Active classes, on the host.
     """
 
     def __init__(
-        self, head: object, number: int, batch: int, loss: Loss, classes: ActiveClasses, sending: Sending
+        self,
+        head: object,
+        number: int,
+        batch: int,
+        loss: MarginLoss,
+        classes: ActiveClasses,
+        upload: PendingUpload,
     ) -> None:
-        self._head = head  # that prepared it
-        self.number, self.batch, self.loss = number, batch, loss  # batch: B images, over all ranks
-        self.classes = classes  # on the host
-        self._sending = sending
-        self._stage = Stage.PREPARED
+        self._head = head
+        self.number, self.batch, self.loss = number, batch, loss
+        self.classes = classes
+        self._upload = upload
+        self._state = StepState.PREPARED
         self._in_flight: InFlight | None = None
+        self._gradient: Tensor | None = None  # scalar, derivative of the differentiated value by the loss
 
     def classes_on_device(self) -> ActiveClasses:
-        """The same, their tensors on the device."""
-        return self.classes.with_tensors(
-            dict(zip(self.classes.tensors(), self._sending.arrived(), strict=True))
-        )
+        """Return the active classes with tensors on the device."""
+        return self.classes.with_tensors(dict(zip(self.classes.tensors(), self._upload.wait(), strict=True)))
 
     @property
-    def stage(self) -> Stage:
-        """How far the step has come."""
-        return self._stage
+    def state(self) -> StepState:
+        """Progress of the step."""
+        return self._state
 
     def check_head(self, head: object, call: str) -> None:
-        """RuntimeError where another head has prepared the step."""
+        """Raise RuntimeError if another head has prepared the step."""
         if self._head is not head:
-            raise RuntimeError(f"{call} of step {self.number}, which another head has prepared")
+            raise RuntimeError(
+                f"{call}: expected a step of this head, got step {self.number} of another head"
+            )
 
-    def begin(self, rows: ActiveRows, forwarded: Forwarded) -> None:
-        """Take over what a forward with gradient has made."""
+    def begin(self, centers: ActiveCenters, context: ForwardContext) -> None:
+        """Store the values of a forward with gradient."""
         self.check_open("forward()")
-        self._in_flight, self._stage = InFlight(rows, forwarded), Stage.FORWARD
+        self._in_flight, self._state = InFlight(centers, context), StepState.FORWARD
 
     def add_gradient(self, gradient: Tensor) -> None:
-        """Note the gradient that reached the loss in a backward; more than one add up, as they do in `.grad`."""
-        flight = self._in_flight
-        if flight is not None:
-            flight.gradient = gradient if flight.gradient is None else flight.gradient + gradient
-            self._stage = Stage.BACKWARD
+        """Accumulate the gradient that reaches the loss in a backward, as `.grad` does."""
+        if self._in_flight is not None:
+            self._gradient = gradient if self._gradient is None else self._gradient + gradient
+            self._state = StepState.BACKWARD
 
     def check_open(self, call: str) -> None:
-        """RuntimeError unless the step is prepared and no more."""
-        if self._stage is Stage.FORWARD or self._stage is Stage.BACKWARD:
+        """Raise RuntimeError unless the step is prepared and has no forward with gradient."""
+        if self._state is StepState.FORWARD or self._state is StepState.BACKWARD:
             raise RuntimeError(
-                f"{call} of step {self.number} for the second time: update() or discard() comes first"
+                f"{call} of step {self.number} for the second time; call update() or discard() first"
             )
         self._check_alive(call)
 
     def seen(self, call: str) -> InFlight:
-        """What the forward left; RuntimeError where there was none."""
+        """Return the values of the forward; raise RuntimeError if there was none."""
         self._check_alive(call)
         if self._in_flight is None:
             raise RuntimeError(
-                f"{call} of step {self.number}: loss = head(embeddings, step) comes first, with embeddings that want "
-                "a gradient (embeddings.requires_grad_() where the backbone is frozen)"
+                f"{call} of step {self.number}: call loss = head(embeddings, step) first, with embeddings that require a "
+                "gradient (embeddings.requires_grad_() if the backbone is frozen)"
             )
         return self._in_flight
 
     def end(self, call: str) -> tuple[InFlight, Tensor]:
-        """Give up what is in flight, for the update: that, and the loss's gradient."""
+        """Return and release the values of the forward and the gradient of the loss, for the update."""
         flight = self.seen(call)
-        if flight.gradient is None:
-            raise RuntimeError(f"{call} of step {self.number}: loss.backward() comes first")
-        self._in_flight, self._stage = None, Stage.UPDATED
-        return flight, flight.gradient
+        if self._gradient is None:
+            raise RuntimeError(f"{call} of step {self.number}: call loss.backward() first")
+        self._in_flight, self._state = None, StepState.UPDATED
+        return flight, self._gradient
 
-    def discard(self) -> InFlight | None:
-        """Give up what is in flight, if there is any; the step cannot be used any more."""
+    def discard(self) -> None:
+        """Release the values of the forward; the step cannot be used any more."""
         self._check_alive("discard()")
-        flight, self._in_flight, self._stage = self._in_flight, None, Stage.DISCARDED
-        return flight
+        self._in_flight, self._state = None, StepState.DISCARDED
 
     def _check_alive(self, call: str) -> None:
-        if self._stage is Stage.UPDATED or self._stage is Stage.DISCARDED:
+        if self._state is StepState.UPDATED or self._state is StepState.DISCARDED:
             raise RuntimeError(
-                f"{call} of step {self.number}, which was {self._stage.value}: prepare() makes a new step"
+                f"{call} of step {self.number}, which was {self._state.value}; create a new step with prepare()"
             )
 
 
 def check_step(step: object, call: str) -> None:
-    """Raise TypeError if `step` is no step of a head, but labels, for example."""
+    """Raise TypeError if `step` is not a HeadStep but, for example, labels."""
     if not isinstance(step, HeadStep):
-        found = described(step) if isinstance(step, Tensor) else type(step).__name__
+        found = describe_tensor(step) if isinstance(step, Tensor) else type(step).__name__
         raise TypeError(
-            f"{call}: expected a step, got {found}; step = head.prepare(labels, number) makes one of labels"
+            f"{call}: expected a step, got {found}; create one with step = head.prepare(labels, number)"
         )
 
 
-def loss_of_step(
-    embeddings: Tensor, norms: Tensor | None, sharded: ShardedLoss, rows: ActiveRows, step: HeadStep
-) -> Tensor:
-    """The loss of everyone's embeddings [B, D], with gradient; `step` takes what its update will need."""
-    loss: Tensor = _Loss.apply(embeddings, norms, sharded, rows, step)
+def head_loss(work: Workspace, inputs: ForwardInputs, step: HeadStep) -> Tensor:
+    """Return the loss of the gathered embeddings, with gradient; `step` keeps what its update needs."""
+    loss: Tensor = _HeadLoss.apply(inputs.embeddings, inputs.norms, work, inputs, step)
     return loss
 
 
-class _Loss(torch.autograd.Function):
+class _HeadLoss(torch.autograd.Function):
+    """Autograd function whose forward computes the gradients; backward multiplies them by that of the loss."""
+
     @staticmethod
     def forward(
         ctx: Any,
         embeddings: Tensor,
         norms: Tensor | None,
-        sharded: ShardedLoss,
-        rows: ActiveRows,
+        work: Workspace,
+        inputs: ForwardInputs,
         step: HeadStep,
     ) -> Tensor:
-        found = sharded.forward(step.loss, embeddings, norms, rows, keep=True)
-        step.begin(rows, found.left)
-        ctx.step, ctx.by_norm = step, found.by_norm
-        ctx.save_for_backward(found.gradient, embeddings)
-        return found.loss
+        result = FORWARDS[step.loss.objective](work, inputs._replace(embeddings=embeddings, norms=norms))
+        step.begin(inputs.centers, result.context)
+        ctx.step, ctx.norm_gradients = step, result.norm_gradients
+        ctx.save_for_backward(result.embedding_gradients, embeddings)
+        return result.loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        gradient, embeddings = ctx.saved_tensors
+        gradients, embeddings = ctx.saved_tensors
         weight = grads[0].detach()
         ctx.step.add_gradient(weight)
-        by_norm = None if ctx.by_norm is None else _once(ctx.by_norm * weight, embeddings)
-        return _once(gradient * weight, embeddings), by_norm, None, None, None
+        norm_gradients = (
+            None if ctx.norm_gradients is None else _once(ctx.norm_gradients * weight, embeddings)
+        )
+        return _once(gradients * weight, embeddings), norm_gradients, None, None, None
 
 
 class _DifferentiatedOnce(torch.autograd.Function):
-    """A gradient that raises where it is differentiated by the embeddings, in a backward that creates a graph.
+    """Gradient that raises if it is differentiated by the embeddings, in a backward with create_graph=True.
 
-    To autograd it is a constant: without this, second derivatives would silently lack the head's part.
+    Autograd treats the gradient as a constant. Without this, second derivatives would silently lack the head's part.
     """
 
     @staticmethod
@@ -183,12 +195,12 @@ class _DifferentiatedOnce(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         raise RuntimeError(
-            "a PartialFC has no second derivatives: its loss cannot be differentiated twice (create_graph=True)"
+            "a PartialFC has no second derivatives; its loss cannot be differentiated twice (create_graph=True)"
         )
 
 
 def _once(gradient: Tensor, embeddings: Tensor) -> Tensor:
     if not torch.is_grad_enabled():  # no graph is created
         return gradient
-    found: Tensor = _DifferentiatedOnce.apply(gradient, embeddings)
-    return found
+    differentiated: Tensor = _DifferentiatedOnce.apply(gradient, embeddings)
+    return differentiated

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from partialfc.config.provenance import provenance_of
-from partialfc.head.active_rows import CENTERS
-from partialfc.head.centers import caught_up
-from partialfc.head.rows.catch_up import MAX_STEPS, CatchUp
-from partialfc.head.rows.optimizers import RowOptimizer, row_optimizer
+from partialfc.head.kernels.torch_centers import CENTERS, catch_up
+from partialfc.head.optimizers import RowOptimizer, build_row_optimizer
+from partialfc.head.storage.catch_up import MAX_STEPS, CatchUp
 from partialfc.runtime import checkpoint
 from partialfc.runtime.checkpoint import read_rows
 
@@ -31,16 +30,16 @@ def read_centers(path: Path, first: int, last: int) -> Tensor:
     if "head.last_step" not in manifest.tensors:
         return centers
     config = provenance_of(manifest.about, f"checkpoint {path}").config
-    optimizer = row_optimizer(config.rows_rule, moments=config.head.moments != "none")
-    catch_up = _catch_up(path, last - first, optimizer, manifest.step)
-    catch_up.last_step[:] = read_rows(path, "head.last_step", first, last).numpy()
+    optimizer = build_row_optimizer(config.rows_rule, moments=config.head.moments != "none")
+    missed = _catch_up(path, last - first, optimizer, manifest.step)
+    missed.last_step[:] = read_rows(path, "head.last_step", first, last).numpy()
     rows = {CENTERS: centers} | {
         name: read_rows(path, f"head.{name}", first, last) for name in optimizer.moments
     }
     for start in range(0, len(centers), _ROWS):
         part = slice(start, min(start + _ROWS, len(centers)))
-        factors = catch_up.factors(torch.arange(part.start, part.stop).numpy())
-        settled = caught_up({name: it[part].double() for name, it in rows.items()}, factors)
+        factors = missed.factors(torch.arange(part.start, part.stop).numpy())
+        settled = catch_up({name: it[part].double() for name, it in rows.items()}, factors)
         centers[part] = settled[CENTERS].to(centers.dtype)
     return centers
 
@@ -48,7 +47,7 @@ def read_centers(path: Path, first: int, last: int) -> Tensor:
 def _catch_up(path: Path, count: int, optimizer: RowOptimizer, steps: int) -> CatchUp:
     catch_up = CatchUp(count, optimizer, torch.device("cpu"), torch.float32)
     catch_up.learning_rates.copy_(_learning_rates(path, path.stat().st_mtime_ns))
-    catch_up.loaded(steps)
+    catch_up.after_load(steps)
     return catch_up
 
 

@@ -14,15 +14,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from partialfc.backbones import Backbone, build_backbone
 from partialfc.config import AnyBackbone, Config, Python, Timm
-from partialfc.head.active_rows import CENTERS
-from partialfc.head.centers import types_of
-from partialfc.head.chunking import chunk_of
-from partialfc.head.losses import loss_of
-from partialfc.head.neighbors import EVERY, block_of, rows_at_once
-from partialfc.head.rows.catch_up import MAX_STEPS
-from partialfc.head.rows.optimizers import RowOptimizer, row_optimizer
-from partialfc.head.sampling import num_strata
-from partialfc.head.shard import class_range
+from partialfc.head.centers import storage_dtypes
+from partialfc.head.kernels.torch_centers import CENTERS
+from partialfc.head.losses import build_loss
+from partialfc.head.neighbors import REFRESH_INTERVAL, refresh_block_size, rows_per_chunk
+from partialfc.head.optimizers import RowOptimizer, build_row_optimizer
+from partialfc.head.sampling import num_sampled_classes
+from partialfc.head.state import class_range
+from partialfc.head.storage.catch_up import MAX_STEPS
+from partialfc.head.workspace import classes_per_chunk
 from partialfc.runtime.precision import autocast
 from partialfc.training.optim import copies_of
 
@@ -56,19 +56,19 @@ class Job:
         rate, batch = self.config.head.largest_rate, self.config.train.batch
         if rate == 1:
             return self.owned
-        drawn = num_strata(self.num_classes, rate) / self.ranks
+        drawn = num_sampled_classes(self.num_classes, rate) / self.ranks
         return min(self.owned, round(drawn + (1 - rate) * min(batch, self.num_classes) / self.ranks))
 
     @property
     def optimizer(self) -> RowOptimizer:
         """How rows step."""
-        return row_optimizer(self.config.rows_rule, moments=self.config.head.moments != "none")
+        return build_row_optimizer(self.config.rows_rule, moments=self.config.head.moments != "none")
 
     @property
     def stored(self) -> dict[str, torch.dtype]:
         """Types of the centres and of each of their moments."""
         head = self.config.head
-        return types_of(head, self.optimizer.moments, torch.float32)
+        return storage_dtypes(head, self.optimizer.moments, torch.float32)
 
     @property
     def products(self) -> str:
@@ -86,7 +86,7 @@ class Job:
         """On the device of a rank."""
         width, batch, kept = self.config.backbone.embedding, self.config.train.batch, self.stored
         each = self.config.head.subcenters
-        chunk = min(self.sampled, chunk_of(width, batch, self.device, _FLOAT, each))
+        chunk = min(self.sampled, classes_per_chunk(width, batch, self.device, _FLOAT, each))
         row = sum(dtype.itemsize for dtype in kept.values()) * self._row_width
         on_device = self.config.head.memory == "device"
         parts: Bytes = {}
@@ -117,12 +117,11 @@ class Job:
         return parts
 
     def host_memory(self) -> Bytes:
-        """In the host's memory, or in files, for each rank, beside the process itself."""
-        width, place = self._row_width, self.config.head.memory
-        row = sum(dtype.itemsize for dtype in self.stored.values()) * width
+        """In the host's memory, for each rank, beside the process itself."""
+        row = sum(dtype.itemsize for dtype in self.stored.values()) * self._row_width
         parts: Bytes = {}
-        if place != "device":
-            parts[f"rows ({'in head.folder' if place == 'file' else 'pinned'})"] = self.owned * row
+        if self.config.head.memory == "host":
+            parts["rows (pinned)"] = self.owned * row
         if self._decays:
             parts["steps of each row"] = self.owned * _COUNT
         if self._hard:
@@ -157,7 +156,7 @@ class Job:
         """By a rank in a step, in rings."""
         batch, width = self.config.train.batch, self.config.backbone.embedding
         others = (self.ranks - 1) / self.ranks
-        loss = loss_of(self.config.margin, steps_per_epoch=1)
+        loss = build_loss(self.config.margin, steps_per_epoch=1)
         teacher = 0 if self.optimizer.by_gradient else round(others * batch * width * _FLOAT)
         return {
             "embeddings, gathered": round(
@@ -180,7 +179,7 @@ class Job:
         Rows that follow a teacher have no gradient.
         """
         products = (3 if self.keeps_logits else 4) if self.optimizer.by_gradient else 2
-        search = self._hard * 2 * self._block * self.owned * self._row_width // EVERY
+        search = self._hard * 2 * self._block * self.owned * self._row_width // REFRESH_INTERVAL
         return products * 2 * self.config.train.batch * self.sampled * self._row_width + search
 
     def traffic(self) -> int:
@@ -192,12 +191,12 @@ class Job:
         rows = self.sampled * width * ((3 if updated else 1) * centers + 2 * moments)
         # logits written and read; exponentials written, and read for the embeddings and for the rows
         logits = 2 * _FLOAT + (3 if updated else 2) * self._factor
-        search = self._hard * self.owned * width * centers // EVERY
+        search = self._hard * self.owned * width * centers // REFRESH_INTERVAL
         return rows + logits * self.sampled * self.config.train.batch + search
 
     def _search_memory(self) -> int:
         """Of a block's centres, rows compared with them, and the best so far: cosines, and classes."""
-        width, rows = self._row_width, min(self.owned, rows_at_once(self._block))
+        width, rows = self._row_width, min(self.owned, rows_per_chunk(self._block))
         compared = rows * (width * (_FLOAT + self._factor) + self._block * _FLOAT)
         best = self._block * self.config.head.hard_neighbors * (_FLOAT + _DOUBLE) * (2 + 2 * self.ranks)
         return self._block * width * (_FLOAT + self._factor) + compared + best
@@ -207,7 +206,7 @@ class Job:
         others = self.ranks - 1
         directions = 2 * others / self.ranks * self._block * self._row_width * _FLOAT
         lists = others * self._block * self.config.head.hard_neighbors * (_FLOAT + _DOUBLE)
-        return round((directions + lists) / EVERY)
+        return round((directions + lists) / REFRESH_INTERVAL)
 
     @property
     def _hard(self) -> bool:
@@ -215,7 +214,7 @@ class Job:
 
     @property
     def _block(self) -> int:
-        return block_of(self.num_classes, self.config.head)
+        return refresh_block_size(self.num_classes, self.config.head)
 
     @property
     def _neighbors_size(self) -> int:
@@ -235,8 +234,8 @@ class Job:
     @property
     def _row_width(self) -> int:
         """Components of a class's centres."""
-        beside = loss_of(self.config.margin, steps_per_epoch=1).beside
-        return (self.config.backbone.embedding + beside) * self.config.head.subcenters
+        extra = build_loss(self.config.margin, steps_per_epoch=1).extra_columns
+        return (self.config.backbone.embedding + extra) * self.config.head.subcenters
 
     @property
     def _decays(self) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from partialfc.config import InitialCenters
 from partialfc.errors import InputError
 from partialfc.head import PartialFC
-from partialfc.head.active_rows import CENTERS
+from partialfc.head.kernels.torch_centers import CENTERS
 from partialfc.inference.stored_centers import read_centers
 from partialfc.inference.weights import newest, read_weights
 from partialfc.runtime import checkpoint
@@ -33,7 +33,7 @@ def take_known(head: PartialFC, settings: InitialCenters) -> None:
     if settings.source is None:
         return
     source = _opened(Path(settings.source))
-    centers, owned = head.centers.tensors[CENTERS], head.centers.owned
+    centers, owned = head.centers.tensors[CENTERS], head.centers.local_classes
     if source.width != centers.shape[1]:
         raise InputError(
             f"init.centers: those of {settings.source} are of {source.width} components; wanted {centers.shape[1]}"

@@ -13,7 +13,7 @@ from partialfc.data import RecordDataset, images
 from partialfc.data.images import Pixels
 from partialfc.errors import InputError
 from partialfc.evaluation.verify import embed_sets
-from partialfc.head.active_rows import CENTERS
+from partialfc.head.kernels.torch_centers import CENTERS
 from partialfc.runtime import comm
 from partialfc.runtime.progress import tracked
 from partialfc.training.known_centers import new_identities
@@ -45,7 +45,7 @@ def take_means(run: Run) -> None:
 
     CollectiveInputError where an image cannot be read, or its embedding is not finite.
     """
-    config, centers, owned = run.config, run.head.centers.tensors[CENTERS], run.head.centers.owned
+    config, centers, owned = run.config, run.head.centers.tensors[CENTERS], run.head.centers.local_classes
     with comm.fail_on_all_ranks(run.ranks):
         dataset, samples, labels = _images_of_new(config)
     sums = torch.zeros(len(owned), centers.shape[1], dtype=torch.float64)

@@ -181,10 +181,10 @@ def _scales(backbone: nn.Module, parameters: list[nn.Parameter], decay: float) -
     blocks = getattr(backbone, "blocks", None)
     if blocks is None:
         raise InputError("optim.layer_decay: not for networks of others, which have no blocks that are known")
-    block_of = {id(it): place for place, block in enumerate(blocks) for it in block.parameters()}
+    refresh_block_size = {id(it): place for place, block in enumerate(blocks) for it in block.parameters()}
     depths, last = [], -1  # -1: before the first block
     for parameter in parameters:
-        known = block_of.get(id(parameter))
+        known = refresh_block_size.get(id(parameter))
         last = known if known is not None else len(blocks) if last >= 0 else -1
         depths.append(last)
     return [decay ** (len(blocks) - depth) for depth in depths]

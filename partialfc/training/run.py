@@ -23,8 +23,8 @@ from partialfc.evaluation.loading import load_sets, paths_of
 from partialfc.evaluation.sets import EvaluationSet
 from partialfc.evaluation.verify import Embeddings, Progress, embed_faces, embed_sets
 from partialfc.head import HeadStep, PartialFC
-from partialfc.head.rows.catch_up import MAX_STEPS
-from partialfc.head.saved import CLASS_IDS
+from partialfc.head.state import CLASS_IDS
+from partialfc.head.storage.catch_up import MAX_STEPS
 from partialfc.inference.weights import AVERAGE, BACKBONE, load_weights, read_weights
 from partialfc.monitoring.diagnostics import StepDiagnostics
 from partialfc.runtime import comm, dtensors

@@ -10,7 +10,7 @@ from partialfc.config import CheckpointConfig
 from partialfc.config.durations import in_seconds, in_steps
 from partialfc.errors import InputError
 from partialfc.evaluation.sets import Scores
-from partialfc.head.rows.frozen import FrozenRows
+from partialfc.head.storage.host import RowSnapshot
 from partialfc.runtime import comm
 from partialfc.runtime.checkpoint import Checkpoints, Outcome
 from partialfc.training import schedule
@@ -97,8 +97,8 @@ class Saving:
         self._tell(before)
         self._since, self._saved, self._due = time.monotonic(), run.step, False
 
-    def _streamed(self) -> dict[str, FrozenRows]:
-        return {f"head.{name}": rows for name, rows in self.run.head.freeze().items()}
+    def _streamed(self) -> dict[str, RowSnapshot]:
+        return {f"head.{name}": rows for name, rows in self.run.head.snapshot().items()}
 
     def _tell(self, outcome: Outcome | None) -> None:
         if outcome is not None:

@@ -87,4 +87,4 @@ def not_missing(name: str) -> bool:
 def test_a_loss_without_implementation_is_named(monkeypatch):
     monkeypatch.setattr(losses, "_LOSSES", {})
     with pytest.raises(InputError, match=r"margin\.name: ArcFace has settings, but no implementation"):
-        losses.loss_of(ArcFace())
+        losses.build_loss(ArcFace())

@@ -34,7 +34,8 @@ from partialfc.config import (
     UniFace,
 )  # fmt: skip
 from partialfc.doctor import examination, trial
-from partialfc.head.losses.cosine import Cosine
+from partialfc.head.losses import TargetLogit
+from partialfc.head.losses.cosface import CosFaceLoss
 from partialfc.runtime import comm, versions
 from partialfc.runtime.process import occupancy
 
@@ -45,16 +46,16 @@ def examined(config: Config, planted: str = "") -> tuple[list[str], str]:
     places = {
         "version": mock.patch.object(versions, "_digest", return_value=f"code{ranks.rank}"),
         "head": mock.patch.object(trial, "_CLOSE", 0.0),
-        "derivative": mock.patch.object(Cosine, "targets", doubled),
+        "derivative": mock.patch.object(CosFaceLoss, "logit_with_derivatives", doubled),
         "": mock.patch.object(trial, "_PATIENCE", 0.0),
     }
     with redirect_stdout(StringIO()) as printed, places[planted]:
         return examination.examined(config, ranks), printed.getvalue()
 
 
-def doubled(loss: Cosine, angle: torch.Tensor, margins: torch.Tensor | None):
-    """A loss whose derivative is twice what its logit has."""
-    return angle.cos() - 0.2, torch.full_like(angle, 2.0)
+def doubled(loss: CosFaceLoss, angle: torch.Tensor, norm: None, draws: None) -> TargetLogit:
+    """A loss whose derivative is twice that of its logit."""
+    return TargetLogit(angle.cos() - 0.2, torch.full_like(angle, 2.0), None)
 
 
 @pytest.fixture

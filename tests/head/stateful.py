@@ -10,7 +10,7 @@ from torch import Tensor
 
 from partialfc.config import AnyMargin, HeadConfig, Sgd
 from partialfc.head import PartialFC
-from partialfc.head.initial import draw_initial
+from partialfc.head.storage.initial import init_centers
 
 CLASSES, WIDTH, BATCH, SEED, LR = 11, 5, 6, 7, 0.3
 SKIPPED = 2
@@ -36,7 +36,7 @@ def images(number: int) -> Tensor:
 
 def dense(formula: Formula, state: State, sample_rate: float, device: str, width: int = WIDTH) -> Steps:
     weight = torch.empty(CLASSES, width, dtype=torch.float64)
-    draw_initial(weight, SEED, range(CLASSES), torch.device(device))
+    init_centers(weight, SEED, range(CLASSES), torch.device(device))
     losses, gradients = [], []
     for number, labels in enumerate(map(torch.tensor, LABELS)):
         embeddings = images(number).requires_grad_()

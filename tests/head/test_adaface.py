@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from partialfc.config import AdaFace
-from partialfc.head.losses import loss_of
+from partialfc.head.losses import build_loss
 
 MARGIN = AdaFace(scale=8.0, rate=0.3)
 
@@ -50,12 +50,16 @@ def test_the_slope_is_the_derivative_and_0_where_the_angle_is_clipped():
         cosine = angle.cos().requires_grad_()
         moved = cosine.acos() - MARGIN.margin * z
         expected = moved.clamp(1e-3, math.pi - 1e-3).cos() - MARGIN.margin * (1 + z)
-        logit, slope = loss_of(MARGIN).targets(angle, torch.full_like(angle, z))
+        loss = build_loss(MARGIN).with_state(
+            {"norm_mean": torch.tensor(50.0), "norm_std": torch.tensor(10.0)}
+        )
+        norm = torch.full_like(angle, 50 + z * (10 + 1e-3) / MARGIN.h)
+        logit, slope, _ = loss.logit_with_derivatives(angle, norm, None)
         torch.testing.assert_close(logit, expected.detach())
         torch.testing.assert_close(
             slope, torch.autograd.grad(expected.sum(), cosine)[0], rtol=1e-6, atol=1e-6
         )
-        assert logit.max() <= loss_of(MARGIN).max_logit / MARGIN.scale
+        assert logit.max() <= loss.max_logit / MARGIN.scale
 
 
 def test_a_run_resumes_to_the_bit_and_goes_on_at_another_world_size(ranks, pack, tmp_path):

@@ -12,7 +12,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from partialfc.config import ArcFace, CurricularFace, HeadConfig, TeacherRule
 from partialfc.head import PartialFC
-from partialfc.head.initial import draw_initial
+from partialfc.head.storage.initial import init_centers
 from partialfc.runtime import dtensors
 
 MARGIN = ArcFace(margin=0.45, scale=16.0)
@@ -38,7 +38,7 @@ def taught(number: int) -> Tensor:
 
 def dense(sample_rate: float) -> Moved:
     weight = torch.empty(CLASSES, WIDTH, dtype=torch.float64)
-    draw_initial(weight, SEED, range(CLASSES), torch.device("cpu"))
+    init_centers(weight, SEED, range(CLASSES), torch.device("cpu"))
     losses = []
     for number, labels in enumerate(map(torch.tensor, LABELS)):
         student, teacher = images(number), taught(number)
@@ -109,14 +109,14 @@ def test_a_centre_comes_to_its_teacher_and_stays_where_the_student_agrees(device
 @pytest.mark.parametrize(
     ("optim", "teacher", "message"),
     [
-        (TeacherRule(), None, "teacher: found none; wanted its embeddings"),
+        (TeacherRule(), None, "teacher: expected embeddings"),
         (
             TeacherRule(),
             torch.ones(2, 5),
-            r"teacher: found float32 \[2, 5\] on cpu; wanted floats \[2, 4\] on cpu",
+            r"teacher: expected floats \[2, 4\] on cpu, got float32 \[2, 5\] on cpu",
         ),
-        (TeacherRule(), torch.ones(2, 4, dtype=torch.int64), r"teacher: found int64 \[2, 4\]"),
-        (None, torch.ones(2, 4), r"teacher: found embeddings; wanted none, but with optim=TeacherRule\(\)"),
+        (TeacherRule(), torch.ones(2, 4, dtype=torch.int64), r"got int64 \[2, 4\]"),
+        (None, torch.ones(2, 4), r"teacher: expected None without optim=TeacherRule\(\), got embeddings"),
     ],
 )
 def test_what_is_no_teacher_is_refused_and_may_be_mended(optim, teacher, message):

@@ -1,6 +1,5 @@
 """A step of the head on CUDA tensors that hold no numbers: the host waits for nothing, and sends nothing but pinned memory."""
 
-import tempfile
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -39,7 +38,6 @@ OPTIONS: list[dict[str, Any]] = [
     SAMPLED | {"centers": "bfloat16", "moments": "bfloat16"},
     SAMPLED | {"optim": AdamWRule()},
     SAMPLED | {"memory": "host"},
-    SAMPLED | {"memory": "file"},
     SAMPLED | {"subcenters": 3, "products": "half"},
     SAMPLED | {"memory": "host", "centers": "bfloat16", "optim": AdamWRule()},
     SAMPLED | {"sampling": "hard", "hard_refresh": 100, "products": "half", "centers": "bfloat16"},
@@ -57,10 +55,7 @@ def stepped(
     """What a step launches."""
     classes, width, batch = shape
     labels = torch.arange(batch) * 37 % classes
-    folder = tempfile.TemporaryDirectory()
-    if options.get("memory") == "file":
-        options = options | {"folder": folder.name}
-    with folder, fake_cuda(world_size) as fake, mock.patch.object(centers, "draw_initial"):
+    with fake_cuda(world_size) as fake, mock.patch.object(centers, "init_centers"):
         with fake:
             config, optim = HeadConfig(**options), TeacherRule() if distilled else None
             head = PartialFC(classes, width, margin or CosFace(), config=config, optim=optim, device=DEVICE)

@@ -1,6 +1,7 @@
 """Margins against their formulas in double precision, and at the ends of the angle's range."""
 
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,17 +12,23 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from partialfc.config import (
+    AdaFace,
     AnyMargin,
     ArcFace,
     Combined,
     CosFace,
+    CurricularFace,
     ElasticArcFace,
     ElasticCosFace,
+    MagFace,
     SoftMax,
+    SphereFace2,
+    UniFace,
 )
-from partialfc.head.chunk import angles
-from partialfc.head.losses import loss_of
-from partialfc.head.losses.elastic import assign
+from partialfc.head import PartialFC, losses
+from partialfc.head.kernels.torch_centers import angles
+from partialfc.head.losses import MarginLoss, build_loss
+from partialfc.head.losses.elasticface import assign_margins
 
 EXACT = [
     SoftMax(),
@@ -37,7 +44,7 @@ EXACT = [
 
 def of_angle(margin: AnyMargin, angle: Tensor) -> tuple[Tensor, Tensor]:
     drawn = torch.full_like(angle, 0.4) if "Elastic" in type(margin).__name__ else None
-    return loss_of(margin).targets(angle, drawn)
+    return build_loss(margin).logit_with_derivatives(angle, None, drawn)[:2]
 
 
 @pytest.mark.parametrize("margin", EXACT, ids=repr)
@@ -77,7 +84,7 @@ def embedding_gradient(margin: AnyMargin, image: Tensor, center: Tensor) -> Tens
     """The gradient of the target logit by the raw embedding, through the angle as the head computes it."""
     image = image.requires_grad_()
     unit, center = normalize(image), normalize(center)
-    _, slope = loss_of(margin).targets(angles(unit.detach(), center), None)
+    _, slope = of_angle(margin, angles(unit.detach(), center))
     return torch.autograd.grad(unit, image, slope[:, None] * center)[0]
 
 
@@ -121,20 +128,77 @@ def test_embedding_gradient_is_finite_and_small_at_the_ends(margin, opposite):
 @pytest.mark.parametrize("kind", [ElasticArcFace, ElasticCosFace])
 def test_draws_are_normal_and_keyed_by_seed_and_step(kind):
     margin = kind(margin=0.4, sigma=0.02)
-    drawn = loss_of(margin).draw(3, 5, 20_000)
+    drawn = build_loss(margin).draw(3, 5, 20_000)
     assert stats.kstest((drawn - 0.4) / 0.02, "norm").pvalue > 1e-3
-    assert np.array_equal(drawn[:8], loss_of(margin).draw(3, 5, 8))
-    assert not np.isin(drawn, loss_of(margin).draw(3, 6, 20_000)).any()
-    assert not np.isin(drawn, loss_of(margin).draw(4, 5, 20_000)).any()
-    assert loss_of(ArcFace()).draw(3, 5, 8) is None
+    assert np.array_equal(drawn[:8], build_loss(margin).draw(3, 5, 8))
+    assert not np.isin(drawn, build_loss(margin).draw(3, 6, 20_000)).any()
+    assert not np.isin(drawn, build_loss(margin).draw(4, 5, 20_000)).any()
+    assert build_loss(ArcFace()).draw(3, 5, 8) is None
 
 
 def test_paper_gives_the_farthest_sample_the_largest_margin_and_released_does_not():
     generator = torch.Generator().manual_seed(0)
     cosine, drawn = torch.rand(2, 512, dtype=torch.float64, generator=generator)
-    paper, released = (assign(drawn, cosine, order) for order in ("paper", "released"))
+    every = torch.ones(512, dtype=torch.bool)
+    paper, released = (assign_margins(drawn, cosine, every, order) for order in ("paper", "released"))
     assert torch.equal(paper[cosine.argsort()], drawn.sort(descending=True).values)
     assert abs(np.corrcoef(released, cosine)[0, 1]) < 0.15  # in effect shuffled
-    assert torch.equal(assign(drawn, cosine, "none"), drawn)
+    assert torch.equal(assign_margins(drawn, cosine, every, "none"), drawn)
     for order, found in (("paper", paper), ("released", released)):
         assert torch.equal(found, ordered(ElasticArcFace(order=order), cosine, drawn))
+
+
+EVERY_LOSS: list[AnyMargin] = [
+    SoftMax(), *EXACT, AdaFace(), CurricularFace(), MagFace(), MagFace(beyond_pi="wrap"), UniFace(), SphereFace2(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("margin", EVERY_LOSS, ids=repr)
+def test_formulas_of_derivatives_equal_autograd(margin):
+    loss = build_loss(margin).with_state({"norm_mean": torch.tensor(40.0), "norm_std": torch.tensor(20.0)})
+    angle = torch.linspace(0.01, math.pi - 0.01, 997, dtype=torch.float64)
+    norm = torch.linspace(1.0, 150.0, 997, dtype=torch.float64) if loss.needs_norms else None
+    draws = torch.linspace(0.2, 0.7, 997, dtype=torch.float64)
+    actual = loss.logit_with_derivatives(angle, norm, draws)
+    expected = MarginLoss.logit_with_derivatives(loss, angle, norm, draws)
+    assert not any(tensor is not None and tensor.requires_grad for tensor in (*actual, *expected))
+    torch.testing.assert_close(actual.logit, loss.logit(angle, norm, draws))
+    torch.testing.assert_close(actual.by_cosine, expected.by_cosine)
+    assert (actual.by_norm is None) == (expected.by_norm is None) == (not loss.has_norm_gradient)
+    if expected.by_norm is not None:
+        torch.testing.assert_close(actual.by_norm, expected.by_norm)
+
+
+def test_the_base_class_clamps_near_0_and_pi():
+    angle = torch.tensor([0.0, 1e-6, math.pi])
+    assert (
+        MarginLoss.logit_with_derivatives(build_loss(ArcFace()), angle, None, None).by_cosine.isfinite().all()
+    )
+
+
+class OnlyLogit(MarginLoss):
+    """CosFace without formulas of its derivatives."""
+
+    def logit(self, angle: Tensor, norm: Tensor | None, draws: Tensor | None) -> Tensor:
+        return angle.cos() - 0.35
+
+
+def stepped_by(loss: type[MarginLoss] | None) -> list[Tensor]:
+    """Two steps of a head with CosFace, computed by `loss` instead."""
+    with mock.patch.dict(losses._LOSSES, {CosFace: lambda _, value: loss(64.0)} if loss else {}):
+        head = PartialFC(50, 8, CosFace(), seed=1)
+        results = []
+        for step in range(2):
+            generator = torch.Generator().manual_seed(step)
+            embeddings = torch.randn(12, 8, generator=generator).requires_grad_()
+            head_step = head.prepare(torch.randint(50, (12,), generator=generator), step)
+            loss_value = head(embeddings, head_step)
+            loss_value.backward()
+            head.update(head_step, 0.1)
+            results += [loss_value.detach(), embeddings.grad, head.state_dict()["centers"].clone()]
+    return results
+
+
+def test_a_loss_needs_its_logit_only():
+    for actual, expected in zip(stepped_by(OnlyLogit), stepped_by(None), strict=True):
+        torch.testing.assert_close(actual, expected)

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from partialfc.config import ElasticArcFace, MagFace
 from partialfc.errors import InputError
-from partialfc.head.losses import loss_of
+from partialfc.head.losses import build_loss
 
 OPTIONS = [{}, {"sample_rate": 0.4}, {"sample_rate": 0.4, "kernels": "triton"}]
 MARGINS = [
@@ -50,20 +50,18 @@ def test_sharded_is_dense(ranks, device, margin, options, world_size):
 @pytest.mark.parametrize("beyond_pi", ["linear", "wrap"])
 def test_derivatives_by_the_norm_are_those_of_autograd(beyond_pi):
     settings = MagFace(beyond_pi=beyond_pi, margins=(0.1, 3.0))
-    loss = loss_of(settings)
+    loss = build_loss(settings)
     norms = torch.linspace(1.0, 150.0, 97, dtype=torch.float64).requires_grad_()
     angle = torch.linspace(0.01, math.pi - 0.01, 97, dtype=torch.float64).flip(0)
-    lower, upper = settings.norms
-    margins = 0.1 + 2.9 / (upper - lower) * (norms.clamp(lower, upper) - lower)
-    logit, _ = loss.targets(angle, margins)
-    (expected,) = torch.autograd.grad(logit.sum(), norms)
-    torch.testing.assert_close(loss.by_norm(angle, margins.detach(), norms.detach()), expected)
-    value, slope = loss.penalty(norms)
+    (expected,) = torch.autograd.grad(loss.logit(angle, norms, None).sum(), norms)
+    by_norm = loss.logit_with_derivatives(angle, norms.detach(), None).by_norm
+    torch.testing.assert_close(by_norm, expected)
+    value, slope = loss.norm_penalty(norms)
     torch.testing.assert_close(slope.detach(), torch.autograd.grad(value.sum(), norms)[0])
 
 
 def test_penalty_draws_norms_to_the_upper_bound():
-    _, slope = loss_of(MagFace()).penalty(torch.tensor([5.0, 10.0, 60.0, 109.9, 110.0, 200.0]))
+    _, slope = build_loss(MagFace()).norm_penalty(torch.tensor([5.0, 10.0, 60.0, 109.9, 110.0, 200.0]))
     assert (slope[1:4] < 0).all() and slope[0] == slope[-1] == 0 and abs(slope[4]) < 1e-8
 
 

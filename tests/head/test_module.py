@@ -110,7 +110,7 @@ def test_as_part_of_a_model_it_is_saved_under_its_name():
     with pytest.raises(RuntimeError, match=r'(?s)Missing.*"head.momentum".*Unexpected.*"head.other"'):
         model.load_state_dict(state)
     state = model.state_dict() | {"head.centers": torch.zeros(CLASSES + 1, WIDTH)}
-    with pytest.raises(RuntimeError, match=r"centers: found \[32, 5\]; wanted \[31, 5\]"):
+    with pytest.raises(RuntimeError, match=r"centers: expected \[31, 5\], got \[32, 5\]"):
         model.load_state_dict(state)
 
 
@@ -136,8 +136,8 @@ def mine_rows(whole: Tensor) -> Tensor:
 def test_local_labels_are_refused_and_gathered(ranks):
     for message, shape, labels, same in ranks.run(2, of_two_ranks):
         assert re.fullmatch(
-            r"embeddings: found float32 \[2, 5\] on cpu; wanted floats \[1, 5\] on cpu, since step 0 was prepared with "
-            r"2 labels for 2 rank\(s\); labels are those of the global batch, see gather_labels\(\)",
+            r"embeddings: expected floats \[1, 5\] on cpu, got float32 \[2, 5\] on cpu; step 0 was prepared with 2 labels "
+            r"for 2 rank\(s\), and labels are those of the global batch \(see gather_labels\(\)\)",
             message,
         )
         assert shape == [CLASSES, WIDTH] and labels == [0, 5, 10, 5] and same
@@ -157,7 +157,9 @@ def test_where_backbones_take_the_mean_over_ranks_the_gradient_is_w_times_as_lar
 
 @pytest.mark.parametrize("move", [nn.Module.double, nn.Module.half, lambda it: it.to("meta")])
 def test_it_is_not_moved_or_converted(move):
-    message = r"a PartialFC stays as it was made, torch.float32 on cpu; found .*: make it with PartialFC\("
+    message = (
+        r"a PartialFC cannot be converted from torch.float32 on cpu to .*; create another with PartialFC\("
+    )
     with pytest.raises(RuntimeError, match=message):
         move(new_head())
     with pytest.raises(RuntimeError, match=message):
@@ -167,7 +169,9 @@ def test_it_is_not_moved_or_converted(move):
 
 def test_it_is_not_copied_or_pickled():
     for attempt in (copy.deepcopy, copy.copy, lambda it: torch.save(it, io.BytesIO())):
-        with pytest.raises(RuntimeError, match="is not copied or pickled: make another, and load_state_dict"):
+        with pytest.raises(
+            RuntimeError, match="cannot be copied or pickled; create another and use load_state_dict"
+        ):
             attempt(new_head())
 
 
@@ -183,7 +187,7 @@ def test_it_is_not_copied_or_pickled():
 )
 def test_labels_of_another_kind_are_refused(labels, found):
     with pytest.raises(
-        ValueError, match=f"labels: found {found}; wanted integers \\[B\\] of the global batch, on cpu"
+        ValueError, match=f"labels: expected integers \\[B\\] of the global batch, on cpu, got {found}"
     ):
         new_head().prepare(labels, 0)
 
@@ -200,7 +204,7 @@ def test_labels_of_another_kind_are_refused(labels, found):
 )
 def test_one_label_takes_one_embedding(embeddings, found):
     head = new_head()
-    with pytest.raises(ValueError, match=f"embeddings: found {found}; wanted floats \\[1, 5\\] on cpu"):
+    with pytest.raises(ValueError, match=f"embeddings: expected floats \\[1, 5\\] on cpu, got {found}"):
         head(embeddings, head.prepare(torch.tensor([3]), 0))
 
 
@@ -210,7 +214,7 @@ def test_it_is_not_loaded_while_an_update_is_due():
     step = head.prepare(torch.tensor([3]), 4)
     head(torch.ones(1, WIDTH, requires_grad=True), step)
     with pytest.raises(
-        RuntimeError, match=r"load_state_dict\(\): update\(\) or discard\(\) of step 4 comes first"
+        RuntimeError, match=r"load_state_dict\(\): call update\(\) or discard\(\) of step 4 first"
     ):
         head.load_state_dict(state)
 
@@ -218,9 +222,12 @@ def test_it_is_not_loaded_while_an_update_is_due():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_classes": 0}, "found 0 classes, .*; wanted numbers above 0"),
-        ({"backbone_gradients": "max"}, "backbone_gradients 'max'; wanted .* 'sum' or 'mean'"),
-        ({"optim": Sgd(), "config": HeadConfig(optim=SgdRule())}, "optim and config.optim: found both"),
+        ({"num_classes": 0}, "got 0 classes, .*; expected positive numbers"),
+        ({"backbone_gradients": "max"}, "backbone_gradients 'max'; expected .* 'sum' or 'mean'"),
+        (
+            {"optim": Sgd(), "config": HeadConfig(optim=SgdRule())},
+            "optim and config.optim: expected one of them, got both",
+        ),
         ({"optim": AdamW(), "config": HeadConfig(unsampled="decay")}, "head.unsampled: decay needs .*sgd"),
         ({"optim": AdamW(), "config": HeadConfig(moments="none")}, "head.moments: none needs .*sgd"),
         (

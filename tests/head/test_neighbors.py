@@ -14,9 +14,9 @@ from torch.nn.functional import normalize
 from partialfc.config import AnyMargin, CosFace, HeadConfig, Linear, SgdRule
 from partialfc.errors import InputError
 from partialfc.head import PartialFC, sampling
-from partialfc.head.initial import draw_initial
-from partialfc.head.neighbors import EVERY, Neighbors
-from partialfc.head.products import Products
+from partialfc.head.neighbors import REFRESH_INTERVAL, Neighbors
+from partialfc.head.precision import MatmulPrecision
+from partialfc.head.storage.initial import init_centers
 
 CLASSES, WIDTH, BATCH, SEED, LR, STEPS = 23, 5, 6, 7, 0.5, 45
 MARGIN = CosFace(scale=16.0)
@@ -25,7 +25,7 @@ HARD: dict[str, Any] = {
     "sampling": "hard",
     "sample_rate": 0.4,
     "hard_neighbors": 3,
-    "hard_refresh": 2 * EVERY,
+    "hard_refresh": 2 * REFRESH_INTERVAL,
 }
 CASES: dict[str, dict[str, Any]] = {
     "half of them": HARD,
@@ -67,10 +67,10 @@ def near(lists: np.ndarray, number: int, allowed: int) -> set[int]:
 def dense(options: dict[str, Any]) -> Steps:
     config = HeadConfig(**options)
     weight = torch.empty(CLASSES, WIDTH, dtype=torch.float64)
-    draw_initial(weight, SEED, range(CLASSES), torch.device("cpu"))
+    init_centers(weight, SEED, range(CLASSES), torch.device("cpu"))
     lists = torch.full((CLASSES, min(config.hard_neighbors, CLASSES - 1)), -1)
     made: dict[int, tuple[slice, Tensor]] = {}
-    block = -(-CLASSES // max(1, config.hard_refresh // EVERY))
+    block = -(-CLASSES // max(1, config.hard_refresh // REFRESH_INTERVAL))
     losses, gradients = [], []
     for number in range(STEPS):
         embeddings, labels = batch(number)
@@ -83,11 +83,11 @@ def dense(options: dict[str, Any]) -> Steps:
         if isinstance(config.sample_rate, dict) and number >= 30:
             active[:] = True
         else:
-            count = sampling.num_strata(CLASSES, 0.4)
+            count = sampling.num_sampled_classes(CLASSES, 0.4)
             listed = [target for target in sorted(set(labels[labels >= 0].tolist())) if lists[target, 0] >= 0]
             allowed = min(int(config.hard_share * count), lists.shape[1] * len(listed))
             certain = sorted(near(lists[listed].numpy(), number, allowed))
-            active[sampling.sampled(CLASSES, count - allowed, SEED, number, range(CLASSES))] = True
+            active[sampling.sample_classes(CLASSES, count - allowed, SEED, number, range(CLASSES))] = True
             correction[active] = -math.log((count - allowed) / CLASSES)
             active[certain], correction[certain] = True, 0.0
             active[labels[labels >= 0]] = True
@@ -99,8 +99,8 @@ def dense(options: dict[str, Any]) -> Steps:
         losses.append(loss.detach())
         gradients.append(d_embeddings)
         weight = weight.detach() - LR * d_weight
-        if number % EVERY == 0:
-            turn = number // EVERY % -(-CLASSES // block) * block
+        if number % REFRESH_INTERVAL == 0:
+            turn = number // REFRESH_INTERVAL % -(-CLASSES // block) * block
             where = slice(turn, turn + block)
             made[number] = where, lists_of(weight, config)[where]
     return Steps(losses, gradients, weight, lists)
@@ -155,7 +155,7 @@ def test_sharded_is_dense(ranks, name, world_size, device):
     )
 
 
-@pytest.mark.parametrize("stop", [*range(EVERY, EVERY + LATER + 2)])
+@pytest.mark.parametrize("stop", [*range(REFRESH_INTERVAL, REFRESH_INTERVAL + LATER + 2)])
 def test_a_head_that_is_saved_goes_on_the_same(stop, device):
     """Also while lists are on their way."""
     whole = head_of(HARD, device)
@@ -177,12 +177,14 @@ def sum_(steps: tuple[list[Tensor], list[Tensor]]) -> list[Tensor]:
 def test_centers_are_compared_in_parts(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     centers = torch.randn(101, 8, generator=generator)
-    config = HeadConfig(sampling="hard", sample_rate=0.5, hard_neighbors=7, hard_refresh=3 * EVERY)
-    monkeypatch.setattr("partialfc.head.neighbors._COSINES", 200)
+    config = HeadConfig(sampling="hard", sample_rate=0.5, hard_neighbors=7, hard_refresh=3 * REFRESH_INTERVAL)
+    monkeypatch.setattr("partialfc.head.neighbors._MAX_COSINES_PER_BLOCK", 200)
     device = torch.device("cpu")
-    found = Neighbors(101, range(101), config, Products("float32", device, torch.float32), None, device)
-    for number in range(0, 3 * EVERY + LATER, LATER):
-        found.take_in(number)
+    found = Neighbors(
+        101, range(101), config, MatmulPrecision("float32", device, torch.float32), None, device
+    )
+    for number in range(0, 3 * REFRESH_INTERVAL + LATER, LATER):
+        found.commit_pending(number)
         found.refresh(number, centers)
     assert torch.equal(found.state()["neighbors"].long(), lists_of(centers, config))
 

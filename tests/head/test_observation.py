@@ -41,13 +41,13 @@ def steps(options: dict[str, Any], device: str, look: bool) -> list[dict[str, An
         device=device,
     )
     found = []
-    with mock.patch("partialfc.head.sharded.chunk_of", return_value=2):  # classes at once
+    with mock.patch("partialfc.head.workspace.classes_per_chunk", return_value=2):  # classes at once
         for number, labels in enumerate(LABELS):
             step = head.prepare(torch.tensor(labels), number)
             loss = head(mine(images(number)).to(device).requires_grad_(), step)
             loss.backward()
-            rows = step.seen("test").rows
-            seen = {"centers": rows.gather_targets(torch.arange(rows.num_active, device=device)).cpu()}
+            rows = step.seen("test").centers
+            seen = {"centers": rows.gather(torch.arange(rows.num_active, device=device)).cpu()}
             if look:
                 observed = head.observe(step)
                 seen |= {"target": observed.target.cpu(), "nearest": observed.nearest.cpu()}

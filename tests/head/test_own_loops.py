@@ -278,7 +278,7 @@ def accumulated() -> None:
 
 MISTAKES = [
     (lambda: new_head()(torch.ones(2, WIDTH), torch.tensor([1, 2])), TypeError,
-     r"forward\(\): expected a step, got int64 \[2\] on cpu; step = head.prepare\(labels, number\) makes one of labels"),
+     r"forward\(\): expected a step, got int64 \[2\] on cpu; create one with step = head.prepare\(labels, number\)"),
     (lambda: new_head().update(torch.tensor([1, 2]), 0.1), TypeError, r"update\(\): expected a step, got int64"),
     (lambda: new_head().prepare([1, 2], 0), TypeError,
      r"labels: expected a tensor of integers \[B\] of the global batch, on cpu, got list"),
@@ -286,10 +286,10 @@ MISTAKES = [
     (lambda: PartialFC(100, 32, "arcface"), TypeError,
      r"margin: expected the settings of a loss, such as partialfc.config.ArcFace\(\), got 'arcface'"),
     (lambda: PartialFC(100, 32, ArcFace), TypeError, "margin: expected the settings of a loss"),
-    (lambda: PartialFC(100, 32, ArcFace(), optim=AdamW(), config=HeadConfig(optim=SgdRule())), ValueError, "found both"),
+    (lambda: PartialFC(100, 32, ArcFace(), optim=AdamW(), config=HeadConfig(optim=SgdRule())), ValueError, "expected one of them, got both"),
     (accumulated, RuntimeError,
-     r"forward\(\) of step 1: update\(\) or discard\(\) of step 0 comes first; where gradients of the backbone are "
-     r"accumulated, the head is updated after each backward\(\)"),
+     r"forward\(\) of step 1: call update\(\) or discard\(\) of step 0 first; with accumulated gradients of the "
+     r"backbone, update the head after each backward\(\)"),
 ]  # fmt: skip
 
 

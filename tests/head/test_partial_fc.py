@@ -29,9 +29,9 @@ from partialfc.config import (
     SoftMax,
 )
 from partialfc.head import PartialFC
-from partialfc.head.chunking import chunk_of
-from partialfc.head.initial import draw_initial
-from partialfc.head.losses import loss_of
+from partialfc.head.losses import build_loss
+from partialfc.head.storage.initial import init_centers
+from partialfc.head.workspace import classes_per_chunk
 from partialfc.runtime import comm
 
 WIDTH, RATE, MOMENTUM, DECAY, SEED = 5, 0.3, 0.9, 5e-3, 7
@@ -99,14 +99,14 @@ BATCHES = {
 def dense(case: Case, device: str) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
     """Losses, embedding gradients, and the centres and momentum after the steps."""
     weight = torch.empty(case.num_classes, WIDTH, dtype=torch.float64)
-    draw_initial(weight, SEED, range(case.num_classes), torch.device(device))
+    init_centers(weight, SEED, range(case.num_classes), torch.device(device))
     weight.requires_grad_()
     momentum = torch.zeros_like(weight)
     losses, gradients = [], []
     for step, labels in enumerate(map(torch.tensor, case.labels)):
         embeddings = case.embeddings()[step].requires_grad_()
         active, logit_correction = sampled(case, labels, step)
-        drawn = loss_of(case.margin).draw(SEED, step, len(labels))
+        drawn = build_loss(case.margin).draw(SEED, step, len(labels))
         drawn = None if drawn is None else torch.from_numpy(drawn)
         loss = dense_loss(
             embeddings,
@@ -156,7 +156,7 @@ def sharded(
     losses, gradients = [], []
     for number, (embeddings, labels) in enumerate(zip(case.embeddings(), case.labels, strict=True)):
         local = mine(embeddings).to(device).requires_grad_()
-        with mock.patch("partialfc.head.sharded.chunk_of", return_value=case.chunk):
+        with mock.patch("partialfc.head.workspace.classes_per_chunk", return_value=case.chunk):
             step = head.prepare(torch.tensor(labels), number)
             loss = head(local, step)
             (loss * loss_scale).backward()
@@ -224,9 +224,12 @@ def test_a_loss_scale_changes_neither_loss_nor_rows(ranks, device):
     assert_same(ranks, Case(ArcFace(), options={"sample_rate": 0.5}), 2, device, loss_scale=1024.0)
 
 
-@pytest.mark.parametrize(("label", "found"), [(7, "label 7"), (-2, "label -2")])
+@pytest.mark.parametrize(("label", "found"), [(7, "got 7"), (-2, "got -2")])
 def test_a_label_that_is_no_class_is_refused(ranks, label, found):
-    with pytest.raises(AssertionError, match=f"image 1 of the batch has {found}; wanted 0 to 6, or -1"):
+    with pytest.raises(
+        AssertionError,
+        match=f"image 1 of the batch: expected a label from 0 to 6, or -1 to ignore it, {found}",
+    ):
         ranks.run(1, prepare_only, [0, label])
 
 
@@ -292,7 +295,7 @@ def test_collectives_of_a_step(ranks, margin):
 
 
 def test_a_chunk_is_bounded_by_its_rows_and_by_its_logits():
-    assert chunk_of(512, 128, "cpu", 4) == 512
-    assert chunk_of(512, 1 << 20, "cpu", 4) == 16
-    assert chunk_of(512, 65536, "cuda", 4) == 2048
-    assert chunk_of(1 << 30, 1 << 30, "cuda", 4) == 1
+    assert classes_per_chunk(512, 128, "cpu", 4) == 512
+    assert classes_per_chunk(512, 1 << 20, "cpu", 4) == 16
+    assert classes_per_chunk(512, 65536, "cuda", 4) == 2048
+    assert classes_per_chunk(1 << 30, 1 << 30, "cuda", 4) == 1

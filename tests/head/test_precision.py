@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from partialfc.config import CosFace, HeadConfig, Sgd
 from partialfc.head import PartialFC
-from partialfc.head.products import Products
+from partialfc.head.precision import MatmulPrecision
 
 
 def in_float32(scale: float, near: float, device: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -19,10 +19,10 @@ def in_float32(scale: float, near: float, device: str) -> tuple[Tensor, Tensor, 
     embeddings, weight, labels = float32_batch(near)
     config, optim = HeadConfig(products="float32"), Sgd(momentum=0.0, weight_decay=0.0)
     head = PartialFC(50, 32, CosFace(scale=scale), config=config, optim=optim, device=device)
-    owned = head.centers.owned
+    owned = head.centers.local_classes
     centers = head.centers.tensors["centers"].copy_(weight[owned.start : owned.stop])
     local = mine(embeddings).to(device).requires_grad_()
-    with mock.patch("partialfc.head.sharded.chunk_of", return_value=7):
+    with mock.patch("partialfc.head.workspace.classes_per_chunk", return_value=7):
         step = head.prepare(labels, 0)
         loss = head(local, step)
         loss.backward()
@@ -94,8 +94,10 @@ def test_float16_logits_are_as_exact_as_tf32(near):
     embeddings, weight, _ = float32_batch(near)
     unit, scaled = normalize(weight), 64 * normalize(embeddings)
     exact = unit.double() @ scaled.double().T
-    products = Products("half", torch.device("cpu"), torch.float32)
-    found = products.into(torch.empty(50, 12), unit.to(products.of_logits), scaled.to(products.of_logits).T)
+    products = MatmulPrecision("half", torch.device("cpu"), torch.float32)
+    found = products.mm(
+        torch.empty(50, 12), unit.to(products.logits_dtype), scaled.to(products.logits_dtype).T
+    )
     tf32 = in_tf32(unit).double() @ in_tf32(scaled).double().T
     bfloat16 = unit.bfloat16().double() @ scaled.bfloat16().double().T
     error, of_tf32, of_bfloat16 = ((it - exact).square().mean().sqrt() for it in (found, tf32, bfloat16))

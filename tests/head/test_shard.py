@@ -4,7 +4,7 @@ from itertools import chain
 
 import pytest
 
-from partialfc.head.shard import class_range
+from partialfc.head.state import class_range
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])

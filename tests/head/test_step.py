@@ -39,7 +39,7 @@ def test_update_before_forward_is_refused(device):
     head = new_head(device)
     _, step = prepared(head, 3, device)
     with pytest.raises(
-        RuntimeError, match=r"update\(\) of step 3: loss = head\(embeddings, step\) comes first"
+        RuntimeError, match=r"update\(\) of step 3: call loss = head\(embeddings, step\) first"
     ):
         head.update(step, 0.1)
 
@@ -49,7 +49,7 @@ def test_update_before_backward_is_refused_and_changes_nothing(device):
     before = head.centers.tensors["centers"].clone()
     embeddings, step = prepared(head, 3, device)
     loss = head(embeddings, step)
-    with pytest.raises(RuntimeError, match=r"update\(\) of step 3: loss.backward\(\) comes first"):
+    with pytest.raises(RuntimeError, match=r"update\(\) of step 3: call loss.backward\(\) first"):
         head.update(step, 0.1)
     assert torch.equal(head.centers.tensors["centers"], before)
     loss.backward()
@@ -63,11 +63,11 @@ def test_a_second_forward_is_refused_while_an_update_is_due(device):
     others, other = prepared(head, 1, device)
     loss = head(embeddings, step)
     with pytest.raises(
-        RuntimeError, match=r"forward\(\) of step 1: update\(\) or discard\(\) of step 0 comes first"
+        RuntimeError, match=r"forward\(\) of step 1: call update\(\) or discard\(\) of step 0 first"
     ):
         head(others, other)
     with pytest.raises(
-        RuntimeError, match=r"forward\(\) of step 0 for the second time: update\(\) or discard"
+        RuntimeError, match=r"forward\(\) of step 0 for the second time; call update\(\) or discard"
     ):
         head(embeddings, step)
     loss.backward()
@@ -92,7 +92,7 @@ def test_a_step_that_is_over_is_refused(device, call, end):
         "discard": lambda: head.discard(step),
     }
     with pytest.raises(
-        RuntimeError, match=rf"{call}\(\) of step 7, which was {end}: prepare\(\) makes a new"
+        RuntimeError, match=rf"{call}\(\) of step 7, which was {end}; create a new step with prepare\(\)"
     ):
         calls[call]()
 
@@ -103,7 +103,9 @@ def test_a_step_of_another_head_is_refused(device, call):
     head = new_head(device)
     calls = {"update": lambda: head.update(step, 0.1), "forward": lambda: head(embeddings, step)}
     calls |= {"observe": lambda: head.observe(step), "discard": lambda: head.discard(step)}
-    with pytest.raises(RuntimeError, match=rf"{call}\(\) of step 7, which another head has prepared"):
+    with pytest.raises(
+        RuntimeError, match=rf"{call}\(\): expected a step of this head, got step 7 of another head"
+    ):
         calls[call]()
 
 
@@ -112,7 +114,7 @@ def test_embeddings_without_gradient_do_not_begin_a_step(device):
     embeddings, step = prepared(head, 0, device)
     assert not head(embeddings.detach(), step).requires_grad
     with pytest.raises(
-        RuntimeError, match=r"embeddings that want a gradient \(embeddings.requires_grad_\(\) where"
+        RuntimeError, match=r"embeddings that require a gradient \(embeddings.requires_grad_\(\) if"
     ):
         head.update(step, 0.1)
 

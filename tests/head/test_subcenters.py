@@ -23,8 +23,8 @@ from partialfc.config import (
 )
 from partialfc.errors import InputError
 from partialfc.head import PartialFC
-from partialfc.head.initial import draw_initial
-from partialfc.head.losses import loss_of
+from partialfc.head.losses import build_loss
+from partialfc.head.storage.initial import init_centers
 from partialfc.runtime import dtensors
 
 K, LR = 3, 0.3
@@ -44,7 +44,7 @@ Steps = tuple[list[Tensor], list[Tensor], Tensor]  # losses, gradients by the em
 
 def dense(margin: AnyMargin, options: dict[str, Any]) -> Steps:
     weight = torch.empty(CLASSES, K * WIDTH, dtype=torch.float64)
-    draw_initial(weight, SEED, range(CLASSES), torch.device("cpu"))
+    init_centers(weight, SEED, range(CLASSES), torch.device("cpu"))
     momentum = torch.zeros_like(weight)
     losses, gradients = [], []
     for number, labels in enumerate(map(torch.tensor, LABELS)):
@@ -70,7 +70,7 @@ def formula(
     unit, chosen = normalize(embeddings), labels[valid]
     cosine = torch.einsum("bd,ckd->bck", unit, normalize(centers, dim=2)).amax(dim=2)[valid]
     own = cosine.gather(1, chosen[:, None])[:, 0]
-    drawn = loss_of(margin).draw(SEED, number, BATCH)
+    drawn = build_loss(margin).draw(SEED, number, BATCH)
     margins = ordered(margin, own, None if drawn is None else torch.from_numpy(drawn)[valid])
     target = target_logit(margin, own, margins)
     in_batch = torch.zeros_like(active).index_fill_(0, chosen, True)

@@ -49,7 +49,7 @@ def measure(config: Config, num_classes: int, pipe: Connection) -> None:
 def step_head(config: Config, num_classes: int) -> None:
     width, batch = config.backbone.embedding, config.train.batch
     head = PartialFC(num_classes, width, config.margin, config=config.head, optim=config.rows_rule)
-    follows = head.centers.follow_teacher
+    follows = head.centers.follows_teacher
     ahead = head.prepare(torch.randperm(num_classes)[:batch], 0)
     for number in range(1, 4):
         step, ahead = ahead, head.prepare(torch.randperm(num_classes)[:batch], number)

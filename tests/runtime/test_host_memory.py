@@ -13,9 +13,9 @@ import torch
 from fake_cuda import DEVICE, fake_cuda
 from torch import Tensor
 
-from partialfc.head.active import ActiveClasses
-from partialfc.head.rows.memory import Staged
-from partialfc.head.scratch import ScratchMemory
+from partialfc.head.buffers import BufferPool
+from partialfc.head.sampling import ActiveClasses
+from partialfc.head.storage.host import HostStorage
 from partialfc.runtime import host_memory
 from partialfc.runtime.checkpoint import snapshot, writer
 from partialfc.runtime.process import limits
@@ -40,18 +40,18 @@ class Streams:
 def staged(monkeypatch):
     """Rows in host memory for a GPU, the stream of each allocation, and tensors that were recorded on another stream."""
     streams, allocated, recorded = Streams(), [], []
-    get = ScratchMemory.get
+    get = BufferPool.get
 
-    def noted(memory: ScratchMemory, *arguments):
+    def noted(memory: BufferPool, *arguments):
         if memory._device.type == "cuda":
             allocated.append(streams.current)
         return get(memory, *arguments)
 
     with fake_cuda(1) as fake, fake:
         monkeypatch.setattr(torch.cuda, "stream", streams.entered)
-        monkeypatch.setattr(ScratchMemory, "get", noted)
+        monkeypatch.setattr(BufferPool, "get", noted)
         monkeypatch.setattr(Tensor, "record_stream", lambda tensor, stream: recorded.append(streams.current))
-        yield Staged({"centers": torch.zeros(50, 4)}, torch.device(DEVICE)), allocated, recorded
+        yield HostStorage({"centers": torch.zeros(50, 4)}, torch.device(DEVICE)), allocated, recorded
 
 
 def active(first: int) -> ActiveClasses:
@@ -68,7 +68,7 @@ def test_rows_are_fetched_into_memory_of_the_copy_stream(staged):
     rows.prefetch(second)
     rows.release(first)
     assert allocated == ["copies"] * 2 and not recorded
-    rows.look_at(active(20))
+    rows.activate_read_only(active(20))
     assert allocated == ["copies"] * 3 and recorded == ["default"]
 
 
@@ -79,7 +79,7 @@ def test_memory_of_dropped_rows_is_not_fetched_into_while_it_is_read(staged):
     rows.prefetch(active(0))
     rows.activate(active(5))  # another step than was prefetched
     assert waits.call_count == 1
-    rows.forget()
+    rows.drop_prefetched()
     assert waits.call_count == 2
 
 
@@ -87,7 +87,7 @@ def test_the_thread_of_the_rows_uses_the_ranks_gpu(monkeypatch):
     devices = []
     monkeypatch.setattr(torch.cuda, "set_device", lambda it: devices.append((it, threading.current_thread())))
     monkeypatch.setattr(torch.cuda, "Stream", mock.Mock())
-    rows = Staged({"centers": torch.zeros(4, 2)}, torch.device("cuda:3"))
+    rows = HostStorage({"centers": torch.zeros(4, 2)}, torch.device("cuda:3"))
     assert rows._thread.submit(lambda: 1).result() == 1
     ((device, thread),) = devices
     assert device == torch.device("cuda:3") and thread.name.startswith("rows")
@@ -111,7 +111,7 @@ THREADS = {  # where a thread begins, and why it needs no device, or where it ge
     "runtime/progress.py": "reads and decodes files",
     "runtime/checkpoint/writer.py": "bind_thread",
     "evaluation/verify.py": "decodes images",
-    "head/rows/memory.py": "bind_thread",
+    "head/storage/host.py": "bind_thread",
 }
 
 

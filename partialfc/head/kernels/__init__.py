@@ -1,85 +1,98 @@
-"""Triton kernels for what stands in a step's way on a GPU: passes over the memory around the products.
+"""Operations of a step apart from its matrix products: in plain torch, or with Triton kernels on a GPU.
 
-The functions of `chunk.py`, `images.py` and `active_rows.py` are the reference: they decide what is right, and are what runs where
-there is no Triton, or no GPU.
+`torch_ops` and `torch_centers` are the reference. They also run without Triton, without a GPU, with several centers per
+class, and with centers that are not normalized.
 """
 
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from types import ModuleType
 from typing import Literal
 
-import torch
-from torch import Tensor
+from torch import Tensor, device
 
 from partialfc.errors import InputError
-from partialfc.head import chunk, images
-from partialfc.head.active_rows import ActiveRows
-from partialfc.head.images import Derivatives
+from partialfc.head.kernels import torch_centers, torch_ops
+from partialfc.head.kernels.torch_centers import NormalizedCenters, TargetCenters
+from partialfc.head.kernels.torch_ops import SoftmaxGradient
 
-Choice = Literal["auto", "torch", "triton"]
+Choice = Literal["auto", "torch", "triton"]  # `head.kernels` of a recipe
 
 
 @dataclass(frozen=True)
-class Operations:
-    """What a step's passes over the memory are done by."""
+class KernelBackend:
+    """Operations of a step, with the signatures of the functions in `torch_ops` and `torch_centers`."""
 
-    rows: type[ActiveRows]
-    exponentials: Callable[..., None]  # as `chunk.exponentials`
-    # as those of `images`
-    totals: Callable[..., Tensor]
-    derivatives: Callable[..., Derivatives]
-    embedding_gradients: Callable[..., Tensor]
-    add_targets: Callable[..., None]
-    # the device's own way to rows of the host's memory; None: it has none
-    move_rows: Callable[..., None] | None
+    normalize_centers: Callable[..., NormalizedCenters]
+    target_centers: Callable[..., TargetCenters]
+    exp_logits: Callable[..., None]
+    softmax_totals: Callable[..., Tensor]
+    softmax_gradient: Callable[..., SoftmaxGradient]
+    embedding_gradients_: Callable[..., Tensor]
+    add_target_gradients_: Callable[..., None]
+    step_centers: Callable[..., None]
+    copy_rows: (
+        Callable[..., None] | None
+    )  # copies between GPU and pinned host memory; None without such a kernel
 
 
-def operations_of(choice: Choice, device: torch.device, rows: type[ActiveRows] | None = None) -> Operations:
-    """What a recipe's `head.kernels` means on a device. auto: Triton's on a GPU, where Triton is installed.
-    rows: those that are worked on without kernels, where there are such.
+def build_kernels(choice: Choice, device: device, *, one_direction: bool) -> KernelBackend:
+    """Return the operations that `head.kernels` selects; "auto" selects Triton on a GPU if it is installed.
 
-    InputError where they are asked for and cannot be had.
+    Args:
+        choice: Value of the recipe.
+        device: Device of the head.
+        one_direction: A class has one normalized center, as all Triton kernels require.
+
+    Raises:
+        InputError: "triton" is selected and not available.
     """
     runs = device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
     there = find_spec("triton") is not None
     if choice == "triton" and not (runs and there):
         found = f"device {device.type}" if there else "no package triton"
-        raise InputError(
-            f"head.kernels: triton wants a GPU and Triton; found {found}; wanted head.kernels: auto"
-        )
+        raise InputError(f"head.kernels: triton requires a GPU and Triton, got {found}; set it to auto")
     if choice == "torch" or not there or (choice == "auto" and device.type != "cuda"):
-        return _operations(rows or ActiveRows, chunk.exponentials, images, move_rows=None)
-    if rows is None:
-        return in_triton()
-    return replace(in_triton(), rows=rows, add_targets=images.add_targets)
+        return torch_backend()
+    if one_direction:
+        return triton_backend()
+    return replace(
+        triton_backend(),
+        normalize_centers=torch_centers.normalize_centers,
+        target_centers=torch_centers.target_centers,
+        step_centers=torch_centers.step_centers,
+        add_target_gradients_=torch_ops.add_target_gradients_,
+    )
 
 
-def in_triton() -> Operations:
-    """Those of Triton's kernels; it is imported only where it is used."""
-    from partialfc.head.kernels import per_image
-    from partialfc.head.kernels.fused_rows import FusedRows
-    from partialfc.head.kernels.logits import exponentials
-    from partialfc.head.kernels.moving import move_rows
+def torch_backend() -> KernelBackend:
+    """Return the reference operations."""
+    return KernelBackend(
+        normalize_centers=torch_centers.normalize_centers,
+        target_centers=torch_centers.target_centers,
+        exp_logits=torch_ops.exp_logits,
+        softmax_totals=torch_ops.softmax_totals,
+        softmax_gradient=torch_ops.softmax_gradient,
+        embedding_gradients_=torch_ops.embedding_gradients_,
+        add_target_gradients_=torch_ops.add_target_gradients_,
+        step_centers=torch_centers.step_centers,
+        copy_rows=None,
+    )
 
-    return _operations(FusedRows, exponentials, per_image, move_rows=move_rows)
 
+def triton_backend() -> KernelBackend:
+    """Return the operations with Triton kernels; Triton is imported here only."""
+    from partialfc.head.kernels import triton_centers, triton_images, triton_logits, triton_rows
 
-def _operations(
-    rows: type[ActiveRows],
-    exponentials: Callable[..., None],
-    per_image: ModuleType,
-    *,
-    move_rows: Callable[..., None] | None,
-) -> Operations:
-    return Operations(
-        rows=rows,
-        exponentials=exponentials,
-        totals=per_image.totals,
-        derivatives=per_image.derivatives,
-        embedding_gradients=per_image.embedding_gradients,
-        add_targets=per_image.add_targets,
-        move_rows=move_rows,
+    return KernelBackend(
+        normalize_centers=triton_centers.normalize_centers,
+        target_centers=triton_centers.target_centers,
+        exp_logits=triton_logits.exp_logits,
+        softmax_totals=triton_images.softmax_totals,
+        softmax_gradient=triton_images.softmax_gradient,
+        embedding_gradients_=triton_images.embedding_gradients_,
+        add_target_gradients_=triton_images.add_target_gradients_,
+        step_centers=triton_centers.step_centers,
+        copy_rows=triton_rows.copy_rows,
     )

@@ -1,8 +1,10 @@
-"""Losses: each is a module of its own, made from its settings here."""
+"""Losses, one module for each paper, and how they are built from a recipe."""
 
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+
+import torch
 
 from partialfc.config import (
     AdaFace,
@@ -19,44 +21,97 @@ from partialfc.config import (
     SphereFace2,
     UniFace,
 )
-from partialfc.config.stages import Staged, value_at
+from partialfc.config.stages import Staged, stages_at, value_at
 from partialfc.errors import InputError
-from partialfc.head.losses.adaface import NormAdaptive
-from partialfc.head.losses.angular import Angular
-from partialfc.head.losses.base import Batch, HardNegatives, Loss, State, TrainsNorms
-from partialfc.head.losses.binary import Binary, Spherical, Unified
-from partialfc.head.losses.cosine import Cosine
-from partialfc.head.losses.curricular import Curricular
-from partialfc.head.losses.elastic import ElasticAngular, ElasticCosine
-from partialfc.head.losses.linear import LinearLayer
-from partialfc.head.losses.magface import Magnitude
+from partialfc.head.losses.adaface import AdaFaceLoss
+from partialfc.head.losses.arcface import ArcFaceLoss, CombinedMarginLoss
+from partialfc.head.losses.base import HardNegativeRule, LossInputs, LossState, MarginLoss, TargetLogit
+from partialfc.head.losses.cosface import CosFaceLoss
+from partialfc.head.losses.curricularface import CurricularFaceLoss
+from partialfc.head.losses.elasticface import ElasticArcFaceLoss, ElasticCosFaceLoss
+from partialfc.head.losses.linear import LinearSoftmaxLoss
+from partialfc.head.losses.magface import MagFaceLoss
+from partialfc.head.losses.sigmoid import SigmoidLoss
+from partialfc.head.losses.sphereface2 import SphereFace2Loss
+from partialfc.head.losses.uniface import UniFaceLoss
 
-__all__ = ["Batch", "Binary", "HardNegatives", "LinearLayer", "Loss", "State", "TrainsNorms", "loss_of"]
+__all__ = [
+    "HardNegativeRule", "LossInputs", "LossSchedule", "LossState", "MarginLoss", "SigmoidLoss", "TargetLogit", "build_loss"
+]  # fmt: skip
 
 
-Now = Callable[[Staged[float]], float]  # what a setting is in the step that a loss is made for
+ValueOf = Callable[[Staged[float]], float]  # value of a setting at the step of the loss
 
-_LOSSES: dict[type[AnyMargin], Callable[[Any, Now], Loss]] = {
-    Linear: lambda it, now: LinearLayer(),
-    SoftMax: lambda it, now: Cosine(now(it.scale), margin=0.0),
-    CosFace: lambda it, now: Cosine(now(it.scale), now(it.margin)),
-    ArcFace: lambda it, now: Angular(it, now(it.scale), m1=1.0, m2=now(it.margin), m3=0.0),
-    Combined: lambda it, now: Angular(it, now(it.scale), m1=now(it.m1), m2=now(it.m2), m3=now(it.m3)),
-    CurricularFace: lambda it, now: Curricular(it, now(it.scale), now(it.margin)),
-    ElasticArcFace: lambda it, now: ElasticAngular(it, now(it.scale), now(it.margin)),
-    ElasticCosFace: lambda it, now: ElasticCosine(it, now(it.scale), now(it.margin)),
-    AdaFace: lambda it, now: NormAdaptive(it, now(it.scale), now(it.margin)),
-    MagFace: lambda it, now: Magnitude(it, now(it.scale)),
-    UniFace: lambda it, now: Unified(it, now(it.scale), now(it.margin)),
-    SphereFace2: lambda it, now: Spherical(it, now(it.scale), now(it.margin)),
+_LOSSES: dict[type[AnyMargin], Callable[[Any, ValueOf], MarginLoss]] = {
+    Linear: lambda loss, value: LinearSoftmaxLoss(),
+    SoftMax: lambda loss, value: CosFaceLoss(value(loss.scale), margin=0.0),
+    CosFace: lambda loss, value: CosFaceLoss(value(loss.scale), value(loss.margin)),
+    ArcFace: lambda loss, value: ArcFaceLoss(loss, value(loss.scale), value(loss.margin)),
+    Combined: lambda loss, value: CombinedMarginLoss(
+        loss, value(loss.scale), m1=value(loss.m1), m2=value(loss.m2), m3=value(loss.m3)
+    ),
+    CurricularFace: lambda loss, value: CurricularFaceLoss(loss, value(loss.scale), value(loss.margin)),
+    ElasticArcFace: lambda loss, value: ElasticArcFaceLoss(loss, value(loss.scale), value(loss.margin)),
+    ElasticCosFace: lambda loss, value: ElasticCosFaceLoss(loss, value(loss.scale), value(loss.margin)),
+    AdaFace: lambda loss, value: AdaFaceLoss(loss, value(loss.scale), value(loss.margin)),
+    MagFace: lambda loss, value: MagFaceLoss(loss, value(loss.scale)),
+    UniFace: lambda loss, value: UniFaceLoss(loss, value(loss.scale), value(loss.margin)),
+    SphereFace2: lambda loss, value: SphereFace2Loss(loss, value(loss.scale), value(loss.margin)),
 }
 
 
-def loss_of(settings: AnyMargin, step: int = 0, steps_per_epoch: int | None = None) -> Loss:
-    """The loss that a recipe's `margin` means in a step. ValueError where stages begin at epochs of unknown length."""
-    now = partial(value_at, step=step, steps_per_epoch=steps_per_epoch)
+def build_loss(settings: AnyMargin, step: int = 0, steps_per_epoch: int | None = None) -> MarginLoss:
+    """Return the loss of a recipe at a step.
+
+    Raises:
+        InputError: The settings have no implementation.
+        ValueError: Stages begin at epochs, but `steps_per_epoch` is unknown.
+    """
+    value = partial(value_at, step=step, steps_per_epoch=steps_per_epoch)
     if type(settings) not in _LOSSES:
         raise InputError(
             f"margin.name: {type(settings).__name__} has settings, but no implementation in head/losses"
         )
-    return _LOSSES[type(settings)](settings, now)
+    return _LOSSES[type(settings)](settings, value)
+
+
+class LossSchedule:
+    """Losses of all steps: settings of the step, with one state.
+
+    Args:
+        settings: Section of the recipe.
+        steps_per_epoch: Required if stages of the settings begin at epochs.
+        num_classes: Number of active classes of a step.
+        device: Device of the state.
+        dtype: Type of the state.
+
+    Raises:
+        ValueError: Stages begin at epochs, but `steps_per_epoch` is unknown.
+    """
+
+    def __init__(
+        self,
+        settings: AnyMargin,
+        steps_per_epoch: int | None,
+        num_classes: float,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self._settings, self._steps_per_epoch = settings, steps_per_epoch
+        self._has_stages = bool(stages_at({"margin": settings}, 0, steps_per_epoch))
+        self._first = build_loss(settings, 0, steps_per_epoch)
+        self._first.init_state(num_classes)
+        self._first.state = {name: value.to(device, dtype) for name, value in self._first.state.items()}
+
+    @property
+    def state(self) -> LossState:
+        """State after the steps so far; steps and `load_state_dict` write into its tensors."""
+        return self._first.state
+
+    def __call__(self, step: int) -> MarginLoss:
+        """Return the loss of a step; the same object for all steps if no setting has stages."""
+        if not self._has_stages:
+            return self._first
+        loss = build_loss(self._settings, step, self._steps_per_epoch)
+        loss.state = self._first.state
+        return loss

@@ -1,8 +1,16 @@
-"""What every loss is: a margin that lowers the target's logit, so that its class has to be learnt by more."""
+"""The contract of a loss: a margin that lowers the logit of each image's own class.
 
+Shapes:
+    B: images in the global batch
+    b: of them on this rank
+    c: classes in a chunk
+    D: components of an embedding
+"""
+
+import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -10,94 +18,136 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-State = dict[str, Tensor]
+MIN_SINE = 2.0**-14  # smallest sin t in a derivative by cos t; embedding gradients are exact down to t = 1e-4
+
+LossState = dict[str, Tensor]
+Objective = Literal["softmax", "linear", "sigmoid"]  # function of `head.forward` that computes the loss
 
 
 @dataclass(frozen=True)
-class Batch:
-    """What a loss may know of the global batch of B images, V of them valid; on the device, the same on every rank."""
+class LossInputs:
+    """Properties of the global batch that a loss may use, on the device and equal on all ranks."""
 
-    valid_positions: Tensor  # [V] int64
-    drawn: Tensor | None  # [B] what `draw` gave
-    cosines: Tensor | None  # [B] of the images with their own classes' centres; for a loss that needs them
-    norms: Tensor | None  # [B] of the embeddings; for a loss that needs them
+    valid: Tensor  # [B] bool, False for images with the label -1
+    num_valid: Tensor  # float64 scalar, at least 1
+    draws: Tensor | None  # [B], the values of `MarginLoss.draw`
+    cosines: Tensor | None  # [B], cosines with the centers of the own classes; None without `needs_cosines`
+    norms: Tensor | None  # [B], norms of the embeddings; None without `needs_norms`
 
 
-class HardNegatives(NamedTuple):
-    """Which logits of negatives a loss raises: a logit z = s c above `above` becomes s c (level + c)."""
+class TargetLogit(NamedTuple):
+    """Logit of the target class divided by `scale`, and its derivatives, `[B]` each."""
 
-    above: Tensor  # [B] of each image
+    logit: Tensor
+    by_cosine: Tensor
+    by_norm: Tensor | None  # None without `has_norm_gradient`
+
+
+class HardNegativeRule(NamedTuple):
+    """Rule that raises the logits of hard negatives: `s c` above `logit_threshold` becomes `s c (level + c)`."""
+
+    logit_threshold: Tensor  # [B]
     level: Tensor  # scalar
     scale: float  # s
 
 
-class Loss(ABC):
-    """A softmax loss with a margin: what becomes of the target's cosine. Nothing else asks which loss it is.
+class MarginLoss(ABC):
+    """Loss of one step, with a margin on the target logit.
 
-    scale: s, of every logit. Where a loss has a state, `state` holds it: tensors that are the same on every rank, and
-    are saved. A loss with another target overrides `targets`, and what else it needs.
+    A subclass implements `logit`. The head reads the attributes and calls the methods below; it never asks which
+    subclass it has.
+
+    Derivatives: `logit_with_derivatives` differentiates `logit` by the angle and divides by `sin t`, which it clamps
+    to `MIN_SINE`. A subclass therefore need not treat angles near 0 and pi, as long as its derivative by the angle is
+    finite there. A subclass that overrides the method with a formula clamps in the same way.
+
+    Attributes:
+        scale: Factor s of every cosine.
+        max_logit: Upper bound of the logits of targets and negatives. The softmax subtracts no maximum up to 64, so
+            that a logit above this bound may overflow.
+        state: Tensors that a step changes. They are saved and equal on all ranks.
+        objective: Objective function that the loss belongs to.
+        needs_cosines: Request `LossInputs.cosines`, at the cost of an all-reduce of `[B]`.
+        needs_norms: Request `LossInputs.norms`, which are gathered with the embeddings.
+        has_norm_gradient: Propagate gradients to the norms of the embeddings.
+        on_sphere: Normalize embeddings and centers.
+        extra_columns: Number of columns that `features` appends to the embeddings.
     """
 
-    needs_cosines = False  # whether Batch.cosines is filled: one more collective, of [B]
-    needs_norms = False  # whether Batch.norms is filled: they travel with the embeddings
-    beside = 0  # components that `prepared` puts beside those of an embedding
+    objective: ClassVar[Objective] = "softmax"
+    needs_cosines: bool = False
+    needs_norms: ClassVar[bool] = False
+    has_norm_gradient: ClassVar[bool] = False
+    on_sphere: ClassVar[bool] = True
+    extra_columns: ClassVar[int] = 0
 
     def __init__(self, scale: float) -> None:
         self.scale = scale
-        self.max_logit = scale  # no logit is above it; decides whether exp(logit) fits as it is
-        self.state: State = {}
+        self.max_logit = scale
+        self.state: LossState = {}
 
-    def begin(self, classes: float) -> None:
-        """A run begins, whose steps work on so many classes: for a loss whose state depends on that."""
+    @abstractmethod
+    def logit(self, angle: Tensor, norm: Tensor | None, draws: Tensor | None) -> Tensor:
+        """Return the logit of the target class divided by `scale`, `[B]`.
+
+        Args:
+            angle: Angle between an embedding and the center of its class, in radians, `[B]`.
+            norm: Norm of the embedding, `[B]`; None without `needs_norms`.
+            draws: Values of `assign_draws`, `[B]`.
+        """
+
+    def logit_with_derivatives(self, angle: Tensor, norm: Tensor | None, draws: Tensor | None) -> TargetLogit:
+        """Return `logit` with its derivatives by the cosine and by the norm, computed by autograd."""
+        with torch.enable_grad():
+            inputs = [angle.detach().requires_grad_()]
+            if norm is not None:
+                norm = norm.detach().requires_grad_(self.has_norm_gradient)
+                inputs += [norm] * self.has_norm_gradient
+            logit = self.logit(inputs[0], norm, draws)
+            by_angle, *by_norm = torch.autograd.grad(logit.sum(), inputs, materialize_grads=True)
+        by_cosine = -by_angle / angle.sin().clamp_min(MIN_SINE)
+        return TargetLogit(logit.detach(), by_cosine, by_norm[0] if by_norm else None)
+
+    def init_state(self, num_classes: float) -> None:
+        """Initialize the state for steps with `num_classes` active classes."""
         return
 
     def draw(self, seed: int, step: int, batch: int) -> NDArray[np.float64] | None:
-        """What is drawn for the global batch, float64 [B], keyed by (seed, step, position); None: nothing."""
+        """Return random numbers `[B]` for the global batch, keyed by (seed, step, position), or None."""
         return None
 
-    def prepared(self, embeddings: Tensor) -> Tensor:
-        """What of embeddings [b, D] takes part: they, at length 1."""
+    def assign_draws(self, inputs: LossInputs) -> Tensor | None:
+        """Return the draw of each image, `[B]`."""
+        return inputs.draws
+
+    def features(self, embeddings: Tensor) -> Tensor:
+        """Return the vectors that are multiplied by the centers, from embeddings `[b, D]`."""
         return normalize(embeddings)
 
-    def norms_of(self, embeddings: Tensor) -> Tensor | None:
-        """The norms [b] of this rank's embeddings [b, D], without gradient; None where the loss does not need them."""
-        return torch.linalg.vector_norm(embeddings.detach(), dim=1) if self.needs_norms else None
+    def directions(self, vectors: Tensor) -> Tensor:
+        """Return normalized features or centers, for cosines."""
+        return normalize(vectors)
 
-    def next_state(self, batch: Batch) -> State:
-        """The state with this batch seen; it is what `margins` works with, and is kept when the step is taken."""
+    def norms(self, embeddings: Tensor) -> Tensor | None:
+        """Return the norms of embeddings `[b, D]`, or None without `needs_norms`."""
+        if not self.needs_norms:
+            return None
+        return torch.linalg.vector_norm(embeddings if self.has_norm_gradient else embeddings.detach(), dim=1)
+
+    def next_state(self, inputs: LossInputs) -> LossState:
+        """Return the entries of the state that the batch changes."""
         return {}
 
-    def margins(self, batch: Batch, state: State) -> Tensor | None:
-        """What each image's target works with, [B]; None where it is the same for all images."""
+    def with_state(self, state: LossState) -> Self:
+        """Return a copy whose state has the entries of `state`."""
+        loss = copy.copy(self)
+        loss.state = self.state | state
+        return loss
+
+    def hard_negative_rule(self, inputs: LossInputs) -> HardNegativeRule | None:
+        """Return the rule for hard negatives, or None if all logits of negatives are `s cos t`."""
         return None
 
-    def hard_negatives(self, batch: Batch, state: State) -> HardNegatives | None:
-        """Which negatives count as hard; None: a negative's logit is s times its cosine."""
+    def norm_penalty(self, norms: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return a term of the loss for each image and its derivative by the norm, `[B]` each, or None."""
         return None
-
-    @abstractmethod
-    def targets(self, angle: Tensor, margins: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The target's logit / s, and its derivative by the cosine, both [N].
-
-        angle [N]: in radians, between an embedding and its own class's centre; margins [N]: of the same images.
-        """
-
-
-class TrainsNorms(Loss):
-    """A loss in which the norms of embeddings have gradient, too."""
-
-    needs_norms = True
-
-    def norms_of(self, embeddings: Tensor) -> Tensor:
-        """The norms [b] of this rank's embeddings [b, D], with gradient."""
-        return torch.linalg.vector_norm(embeddings, dim=1)
-
-    @abstractmethod
-    def by_norm(self, angle: Tensor, margins: Tensor | None, norms: Tensor) -> Tensor:
-        """The derivative of the target's logit / s by the embedding's norm, [N]. angle, margins, norms: [N] of the same
-        images.
-        """
-
-    @abstractmethod
-    def penalty(self, norms: Tensor) -> tuple[Tensor, Tensor]:
-        """What is added to an image's loss, and its derivative by the norm, in the shape of `norms`."""

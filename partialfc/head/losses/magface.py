@@ -1,59 +1,61 @@
-"""MagFace (arXiv 2103.06627): an angular margin that grows with the embedding's norm, which is trained to tell the image's
-quality.
-"""
+"""MagFace (arXiv 2103.06627): an angular margin that grows with the norm, which is trained to measure quality."""
 
 import math
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from partialfc.config import MagFace
-from partialfc.head.losses.angular import angular_targets
-from partialfc.head.losses.base import Batch, State, TrainsNorms
+from partialfc.head.losses.arcface import combined_margin
+from partialfc.head.losses.base import MarginLoss, TargetLogit
 
 
-class Magnitude(TrainsNorms):
-    """The target's logit / s is cos(t + m(a)), with a the embedding's norm, clipped to its bounds, and m linear in it.
+class MagFaceLoss(MarginLoss):
+    """Target logit `s cos(t + m(a))`, where a is the norm clipped to its bounds and m is linear in a.
 
-    Each image's loss has weight * g(a) beside the cross-entropy, with g(a) = a / upper^2 + 1 / a, which draws norms to the
-    upper bound. Norms have gradient by both; beyond the bounds they have none, as in the authors' code.
+    The loss of an image includes `weight * g(a)` with `g(a) = a / upper^2 + 1 / a`, which weighted_embeddings norms to the upper
+    bound. Both terms have a gradient by the norm inside of the bounds and none outside, as in the authors' code.
     """
+
+    needs_norms = True
+    has_norm_gradient = True
 
     def __init__(self, settings: MagFace, scale: float) -> None:
         super().__init__(scale)
         self._settings = settings
         norms, margins = settings.norms, settings.margins
-        self._growth = (margins[1] - margins[0]) / (norms[1] - norms[0])  # of the margin by the norm
+        self._growth = (margins[1] - margins[0]) / (norms[1] - norms[0])  # derivative of m by a
 
-    def margins(self, batch: Batch, state: State) -> Tensor | None:
-        """See Loss: each image's margin."""
-        assert batch.norms is not None
-        lower, _ = self._settings.norms
-        return self._settings.margins[0] + self._growth * (self._clipped(batch.norms) - lower)
+    def margin(self, norm: Tensor) -> Tensor:
+        """Return the margin of images with these norms, `[B]`."""
+        return self._settings.margins[0] + self._growth * (self._clipped(norm) - self._settings.norms[0])
 
-    def targets(self, angle: Tensor, margins: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See Loss."""
-        assert margins is not None
-        return angular_targets(self._settings, angle, m1=1.0, m2=margins, m3=0.0)
+    @override
+    def logit(self, angle: Tensor, norm: Tensor | None, draws: Tensor | None) -> Tensor:
+        assert norm is not None
+        return combined_margin(self._settings, angle, m1=1.0, m2=self.margin(norm), m3=0.0).logit
 
-    def by_norm(self, angle: Tensor, margins: Tensor | None, norms: Tensor) -> Tensor:
-        """See Loss."""
-        assert margins is not None
-        moved = angle + margins
+    @override
+    def logit_with_derivatives(self, angle: Tensor, norm: Tensor | None, draws: Tensor | None) -> TargetLogit:
+        assert norm is not None
+        margin = self.margin(norm)
+        target = combined_margin(self._settings, angle, m1=1.0, m2=margin, m3=0.0)
+        moved = angle + margin
         by_margin = -moved.sin()
         if self._settings.beyond_pi == "linear":
-            by_margin = torch.where(moved > math.pi, -margins.sin(), by_margin)
-        return by_margin * self._growth * self._inside(norms)
+            by_margin = torch.where(moved > math.pi, -margin.sin(), by_margin)
+        return target._replace(by_norm=by_margin * self._growth * self._inside(norm))
 
-    def penalty(self, norms: Tensor) -> tuple[Tensor, Tensor]:
-        """See Loss."""
+    @override
+    def norm_penalty(self, norms: Tensor) -> tuple[Tensor, Tensor]:
         _, upper = self._settings.norms
         clipped, weight = self._clipped(norms), self._settings.weight
         slope = (upper**-2 - clipped**-2) * self._inside(norms)
         return weight * (clipped / upper**2 + 1 / clipped), weight * slope
 
     def _inside(self, norms: Tensor) -> Tensor:
-        """1 within the bounds, 0 beyond."""
+        """Return 1 for norms inside of the bounds and 0 for others."""
         return (norms == self._clipped(norms)).to(norms.dtype)
 
     def _clipped(self, norms: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from triton.compiler import ASTSource
 
 from partialfc.config import AdamWRule, AnyMargin, CosFace, CurricularFace, HeadConfig, MagFace
 from partialfc.head import PartialFC, partial_fc
-from partialfc.head.kernels import in_triton, logits, moving, per_image, rows, targets
+from partialfc.head.kernels import triton_backend, triton_centers, triton_images, triton_logits, triton_rows
 
 POINTERS = {
     torch.float64: "*fp64", torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16",
@@ -53,9 +53,9 @@ def compiled_in(folder: Path, capability: int) -> None:
         (folder / f"{kernel.fn.__name__}.{next(count)}.ptx").write_text(result.asm["ptx"])
 
     with ExitStack() as stack:
-        for module in (logits, moving, per_image, rows, targets):
+        for module in (triton_logits, triton_rows, triton_images, triton_centers):
             stack.enter_context(mock.patch.object(module, "launch", compile_))
-        stack.enter_context(mock.patch.object(partial_fc, "operations_of", return_value=in_triton()))
+        stack.enter_context(mock.patch.object(partial_fc, "build_kernels", return_value=triton_backend()))
         for settings in SETTINGS:
             step(**settings)
 

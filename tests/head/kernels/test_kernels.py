@@ -57,7 +57,7 @@ def stepped(
         embeddings = torch.randn(BATCH, WIDTH, dtype=dtype, generator=generator).to(device).requires_grad_()
         labels = torch.randint(-1, CLASSES, (BATCH,), generator=generator)
         labels[3] = labels[2]
-        with mock.patch("partialfc.head.sharded.chunk_of", return_value=70):
+        with mock.patch("partialfc.head.workspace.classes_per_chunk", return_value=70):
             step = head.prepare(labels, number)
             loss = head(embeddings, step)
             loss.backward()
@@ -111,14 +111,14 @@ def test_kernels_compile_for_gpus(capability, tmp_path):
     assert process.exitcode == 0
     kernels = {path.name.split(".")[0]: path.read_text() for path in Path(tmp_path).glob("*.ptx")}
     assert kernels.keys() == {
-        "_unit_rows", "_exponentials", "_step_rows", "_move_rows", "_target_distances", "_totals", "_derivatives",
-        "_embedding_gradients", "_add_targets",
+        "_normalize_centers", "_exp_logits", "_step_centers", "_copy_rows", "_target_distances", "_softmax_totals", "_softmax_gradient",
+        "_embedding_gradients", "_add_target_gradients",
     }  # fmt: skip
-    by_image = "_totals", "_derivatives"  # which read and write [B]
+    by_image = "_softmax_totals", "_softmax_gradient"  # which read and write [B]
     assert all(".v4" in text for name, text in kernels.items() if name not in by_image)
 
 
 def test_kernels_that_cannot_run_are_refused(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(InputError, match=r"head\.kernels: triton wants a GPU and Triton; found device cpu"):
+    with pytest.raises(InputError, match=r"head\.kernels: triton requires a GPU and Triton, got device cpu"):
         PartialFC(7, 4, CosFace(), config=HeadConfig(kernels="triton"))

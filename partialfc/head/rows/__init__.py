@@ -1,1 +1,0 @@
-"""Rows of class centres and of their moments: where they live, how they are stored, and how they step."""

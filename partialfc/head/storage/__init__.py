@@ -1,0 +1,1 @@
+"""Storage of the rows of class centers and their moments."""
