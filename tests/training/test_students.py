@@ -100,13 +100,16 @@ def test_an_embedding_that_is_not_finite_is_refused_with_its_place(source, pack,
 
 
 def test_a_student_learns_the_same_at_any_world_size_and_after_a_stop(ranks, pack, teacher, tmp_path):
-    states = {}
+    states, low = (
+        {},
+        {"lr": 0.005},
+    )  # at higher rates the kinks of PReLU amplify rounding beyond the tolerance
     for world_size in (1, 3):
-        config = student(pack, teacher, tmp_path / f"W{world_size}")
+        config = student(pack, teacher, tmp_path / f"W{world_size}", optim=low)
         states[world_size] = whole(ranks.run(world_size, trained, config))
     np.testing.assert_allclose(curve(tmp_path / "W1"), curve(tmp_path / "W3"), rtol=1e-4)
     assert set(states[1]).isdisjoint({"momentum", "first_moment"})
-    stopped = student(pack, teacher, tmp_path / "stopped", checkpoint={"every": 5})
+    stopped = student(pack, teacher, tmp_path / "stopped", checkpoint={"every": 5}, optim=low)
     ranks.run(1, trained, stopped, 8)
     assert_same_bits(whole(ranks.run(1, trained, stopped)), states[1])
     assert curve(tmp_path / "stopped") == curve(tmp_path / "W1")
