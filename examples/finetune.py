@@ -13,7 +13,7 @@ from partialfc.runtime import comm
 from partialfc.training.loop import train
 
 # A tenth of the rate that training from nothing takes, and a short warm-up: the centres begin at random.
-GENTLE = ["optim.lr=0.01", "schedule.warmup=100", "train.length=5 epochs", "margin.name=elastic_arcface"]
+GENTLE = ["optim.lr=0.01", "schedule.warmup=100", "train.length=5 epochs", "loss.name=elastic_arcface"]
 
 
 def main() -> None:

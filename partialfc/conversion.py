@@ -10,6 +10,7 @@ import msgspec
 from msgspec import inspect
 
 from partialfc.errors import InputError
+from partialfc.renamed import renamed_key, renamed_value
 from partialfc.words import KEYS, NAMES
 
 _WRONG_KEY = "key` in `"  # of msgspec's messages
@@ -63,6 +64,8 @@ def _explained(message: str, tree: Any, kind: Any) -> str:
     if unknown := re.search(r"unknown field `(.*)`", problem):
         return _unknown(keys, unknown[1], tree, inspect.type_info(kind))
     found = _value(tree, keys)
+    if old := renamed_value(_recipe_key(keys), found):
+        return old
     if allowed := sorted(_choices(inspect.type_info(kind), keys)):
         meant = [NAMES[str(found)]] if NAMES.get(str(found)) in allowed else []
         nearest = _suggestion(meant or difflib.get_close_matches(str(found), allowed, 1))
@@ -100,6 +103,10 @@ def _unknown(keys: list[str], name: str, tree: Any, kind: inspect.Type) -> str:
     """Says which keys the section has, and what was meant: in other trainers' words, else the nearest key there, else of that
     name elsewhere, else alike elsewhere.
     """
+    section = _value(tree, [*keys, name])
+    first_key = str(next(iter(section), "")) if isinstance(section, dict) else None
+    if old := renamed_key(_recipe_key([*keys, name]), first_key):
+        return old
     structs = _structs(_at(kind, keys))
     if len(structs) > 1:  # of the variant that the section names
         structs = [struct for struct in structs if struct.tag == _value(tree, [*keys, VARIANT])]
@@ -109,8 +116,13 @@ def _unknown(keys: list[str], name: str, tree: Any, kind: inspect.Type) -> str:
     near = near or difflib.get_close_matches(name, here, 1)
     near = near or sorted((key for key in everywhere if key.rpartition(".")[2] == name), key=_depth)
     near = near or difflib.get_close_matches(".".join([*keys, name]), everywhere, 1)
-    section = f"section {'.'.join(keys)}" if keys else "recipe"
-    return f"{'.'.join([*keys, name])}: unknown key; the {section} has {', '.join(here)}{_suggestion(near)}"
+    where = f"section {'.'.join(keys)}" if keys else "recipe"
+    return f"{'.'.join([*keys, name])}: unknown key; the {where} has {', '.join(here)}{_suggestion(near)}"
+
+
+def _recipe_key(keys: list[str]) -> str:
+    """Return a dotted key of a recipe, also for a checkpoint, which has the recipe in `config`."""
+    return ".".join(keys).removeprefix("config.")
 
 
 def _depth(key: str) -> int:

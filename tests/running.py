@@ -12,11 +12,11 @@ from pathlib import Path
 from faces import write_pack, write_pairs
 
 RECIPE = """
-data: {path: PACK, workers: 1}
-backbone: {width: 4, depths: [1, 1], input_size: 32, embedding: 16}
-train: {length: 100000, batch: 12}
+data: {path: PACK, num_workers: 1}
+backbone: {width: 4, depths: [1, 1], input_size: 32, embedding_size: 16}
+train: {length: 100000, global_batch_size: 12}
 head: {sample_rate: 0.5}
-report: {every: 5}
+log: {every: 5}
 device: cpu
 output: OUTPUT
 """

@@ -25,18 +25,18 @@ CLASSES, IMAGES, SIZE = 23, 5, 32  # 115 images: the last batch of an epoch is f
 
 def config_of(pack: Path, output: Path, **sections: dict[str, Any]) -> Config:
     tree: dict[str, dict[str, Any]] = {
-        "data": {"path": str(pack), "workers": 0},
+        "data": {"path": str(pack), "num_workers": 0},
         "backbone": {
-            "name": "iresnet_tiny", "width": 4, "depths": [1, 1], "input_size": SIZE, "embedding": 16,
+            "name": "iresnet_tiny", "width": 4, "depths": [1, 1], "input_size": SIZE, "embedding_size": 16,
             "dropout": 0.2,
         },
-        "margin": {"name": "elastic_arcface", "margin": 0.3, "scale": 16.0, "order": "paper"},
+        "loss": {"name": "elastic_arcface", "margin": 0.3, "scale": 16.0, "order": "paper"},
         "head": {"sample_rate": 0.3},
         "optim": {"name": "sgd", "lr": 0.02},
         "schedule": {"name": "polynomial", "warmup": "1 epochs"},
-        "train": {"batch": 24, "length": 30},
-        "report": {"every": 1},
-        "evaluation": {"batch": 16},  # the last one is filled up
+        "train": {"global_batch_size": 24, "length": 30},
+        "log": {"every": 1},
+        "evaluation": {"batch_size": 16},  # the last one is filled up
     }  # fmt: skip
     for name, section in sections.items():
         tree[name] = {**tree.get(name, {}), **section}

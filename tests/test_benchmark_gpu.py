@@ -28,7 +28,7 @@ def test_every_section_has_rows(tmp_path):
     for name, rows in report.items():
         assert rows[-1].keys() == {"seconds"}, rows  # it was through
         assert f"## {name}" in done.stdout and len(rows) > 1
-    errors = [row["loss_error"] for row in report["agreement"] if "products" in row]
+    errors = [row["loss_error"] for row in report["agreement"] if "matmul_precision" in row]
     assert len(errors) == 24 and max(errors) < 1e-3
     assert all(row["ms"] > 0 for name in ("heads", "steps", "many") for row in report[name][:-1])
 

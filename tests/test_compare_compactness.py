@@ -78,7 +78,9 @@ def test_the_people_with_most_images_are_taken_as_many_of_each(tool, tmp_path):
 def test_runs_are_drawn_and_told(tool, ranks, pack, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     for case in tool.CASES:
-        config = config_of(pack, tool.folder_of(out, case, 1), backbone={"embedding": 2}, train={"length": 2})
+        config = config_of(
+            pack, tool.folder_of(out, case, 1), backbone={"embedding_size": 2}, train={"length": 2}
+        )
         ranks.run(1, trained, config)
     write_faces(tmp_path / "faces", [1] * 8)
     arguments = [str(tmp_path / "faces"), str(out), "--seeds", "1", "--json", str(tmp_path / "rows.json")]

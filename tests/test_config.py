@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from partialfc import recipe
+from partialfc import conversion, recipe, renamed
 from partialfc.backbones import build_backbone
 from partialfc.config import (
     AdamW,
@@ -28,9 +28,9 @@ from partialfc.errors import InputError
 RECIPES = sorted(Path(__file__).parents[1].glob("recipes/*.yaml"))
 MINIMAL = """
 data: {path: faces}
-margin: {name: elastic_arcface, margin: 0.4, order: paper}
+loss: {name: elastic_arcface, margin: 0.4, order: paper}
 optim: {lr: 1e-1}
-schedule: {name: step, at: [3, 5 epochs]}
+schedule: {name: multistep, milestones: [3, 5 epochs]}
 train: {length: 26 epochs}
 """
 
@@ -58,7 +58,7 @@ def test_every_recipe_builds_its_backbone(path):
     with FakeTensorMode():  # shapes without memory
         backbone = build_backbone(config.backbone)
         embeddings = backbone(torch.empty(2, 3, backbone.input_size, backbone.input_size))
-    assert embeddings.shape == (2, config.backbone.embedding)
+    assert embeddings.shape == (2, config.backbone.embedding_size)
     on_a_laptop = path.stem in (
         "quickstart",
         "faces_small",
@@ -79,8 +79,8 @@ def sections(node):
 def test_values_and_defaults(minimal):
     config = load_config(minimal)
     assert config.optim.lr == 0.1 and config.optim.momentum == 0.9
-    assert config.margin == ElasticArcFace(margin=0.4, order="paper")
-    assert config.schedule == Step(at=(3, "5 epochs"))
+    assert config.loss == ElasticArcFace(margin=0.4, order="paper")
+    assert config.schedule == Step(milestones=(3, "5 epochs"))
 
 
 def test_overrides(minimal):
@@ -96,11 +96,11 @@ def test_overrides(minimal):
 
 
 def test_no_value_of_the_old_variant_survives_a_new_name(minimal):
-    assert load_config(minimal, ["margin.name=cosface"]).margin == CosFace()
-    assert load_config(minimal, ["margin.name=arcface"]).margin == ArcFace()
-    for order in (["margin.margin=0.3", "margin.name=arcface"], ["margin.name=arcface", "margin.margin=0.3"]):
-        assert load_config(minimal, order).margin == ArcFace(margin=0.3)
-    assert load_config(minimal, ["margin.name=elastic_arcface"]).margin == load_config(minimal).margin
+    assert load_config(minimal, ["loss.name=cosface"]).loss == CosFace()
+    assert load_config(minimal, ["loss.name=arcface"]).loss == ArcFace()
+    for order in (["loss.margin=0.3", "loss.name=arcface"], ["loss.name=arcface", "loss.margin=0.3"]):
+        assert load_config(minimal, order).loss == ArcFace(margin=0.3)
+    assert load_config(minimal, ["loss.name=elastic_arcface"]).loss == load_config(minimal).loss
 
 
 def test_what_is_dumped_loads_as_the_same(minimal, tmp_path):
@@ -118,17 +118,17 @@ def test_what_is_dumped_loads_as_the_same(minimal, tmp_path):
             "optim.momentun: unknown key; the section optim has lr, .*; did you mean momentum",
         ),
         ("momentum=1", "momentum: unknown key; the recipe has data, .*; did you mean optim.momentum"),
-        ("margin.margn=1", "margin.margn: unknown key; .*order; did you mean margin"),
+        ("loss.margn=1", "loss.margn: unknown key; .*order; did you mean margin"),
         ("optim.lr=fast", "optim.lr: expected float, got str; found 'fast'"),
-        ("train.batch=3.5", "train.batch: expected int, got float; found 3.5"),
+        ("train.global_batch_size=3.5", "train.global_batch_size: expected int, got float; found 3.5"),
         ("head.sample_rate=2", "head.sample_rate: expected float <= 1.0; found 2"),
         (
-            "margin.name=acrface",
-            "margin.name: 'acrface', wanted one of adaface, arcface, .*; did you mean arcface",
+            "loss.name=acrface",
+            "loss.name: 'acrface', wanted one of adaface, arcface, .*; did you mean arcface",
         ),
         (
-            "margin.order=papr",
-            "margin.order: 'papr', wanted one of none, paper, released; did you mean paper",
+            "loss.order=papr",
+            "loss.order: 'papr', wanted one of none, paper, released; did you mean paper",
         ),
         ("backbone.depths=[1, a]", "backbone.depths.1: expected int, got str; found 'a'"),
         ("backbone=null", "backbone: expected object, got null"),
@@ -140,26 +140,35 @@ def test_what_is_dumped_loads_as_the_same(minimal, tmp_path):
             "optim={name: adamw, momentum: 0.9}",
             "optim.momentum: unknown key; the section optim has lr, .*betas",
         ),
-        ("optim.ema=1", "optim.ema: expected float < 1.0; found 1"),
+        ("optim.ema_decay=1", "optim.ema_decay: expected float < 1.0; found 1"),
         ("head.optim.name=lion", "head.optim.name: 'lion', wanted one of adamw, sgd"),
-        ("head.products=bfloat16", "head.products: 'bfloat16', wanted one of auto, float32, half, tf32"),
+        (
+            "head.matmul_precision=bfloat16",
+            "head.matmul_precision: 'bfloat16', wanted one of auto, float32, half, tf32",
+        ),
         ("head.kernels=cuda", "head.kernels: 'cuda', wanted one of auto, torch, triton"),
         ("optim.reduce_dtype=fp16", "optim.reduce_dtype: 'fp16', wanted one of bfloat16, float32"),
         ("deterministic=2", "deterministic: expected bool, got int; found 2"),
         (
-            "head.optim={name: sgd, clip: 1}",
-            "head.optim.clip: unknown key; the section head.optim has lr, .*; did you mean",
+            "head.optim={name: sgd, max_grad_norm: 1}",
+            "head.optim.max_grad_norm: unknown key; the section head.optim has lr, .*; did you mean",
         ),
-        ("optim={name: torch}", "optim: object missing required field kind"),
-        ("optim={name: torch, kind: NAdam}", "wanted a head.optim, sgd or adamw, for the class centres"),
-        ("optim={name: torch, kind: NAdam, options: {betas: no numbers}}", "optim.options.*: expected"),
-        ("margin={name: adaface, h: -1}", "margin.h: expected float >= 0.0; found -1"),
-        ("margin={name: adaface, rate: 0}", "margin.rate: expected float > 0.0; found 0"),
+        ("optim={name: torch}", "optim: object missing required field optimizer_class"),
+        (
+            "optim={name: torch, optimizer_class: NAdam}",
+            "wanted a head.optim, sgd or adamw, for the class centres",
+        ),
+        (
+            "optim={name: torch, optimizer_class: NAdam, kwargs: {betas: no numbers}}",
+            "optim.kwargs.*: expected",
+        ),
+        ("loss={name: adaface, h: -1}", "loss.h: expected float >= 0.0; found -1"),
+        ("loss={name: adaface, ema_rate: 0}", "loss.ema_rate: expected float > 0.0; found 0"),
         ('output="a\\0b"', r"output: 'a.+x00b'; expected text without zero bytes"),
-        ("optim.ema=-0.5", "optim.ema: expected float >= 0.0; found -0.5"),
-        ("report.histograms=0", "report.histograms: expected int >= 1; found 0"),
+        ("optim.ema_decay=-0.5", "optim.ema_decay: expected float >= 0.0; found -0.5"),
+        ("log.histograms_every=0", "log.histograms_every: expected int >= 1; found 0"),
         ("optim={nesterov: true, momentum: 0}", "optim.nesterov: wants a momentum above 0"),
-        ("train={batch: 4}", "train: object missing required field length"),
+        ("train={global_batch_size: 4}", "train: object missing required field length"),
         (
             "train.length=3 weeks",
             "train.length: '3 weeks', wanted a number of steps, or text such as 26 epochs",
@@ -175,13 +184,16 @@ def test_what_is_dumped_loads_as_the_same(minimal, tmp_path):
         ),
         ("checkpoint.every=-1", "checkpoint.every: -1, wanted a number of steps"),
         ("checkpoint.keep_best=lfw", "checkpoint.keep_best: 'lfw', wanted SET/score, such as lfw/accuracy"),
-        ("checkpoint.changes=maybe", "checkpoint.changes: 'maybe', wanted one of allow, refuse"),
-        ("launch.timeout=5", "launch.timeout: 5, wanted a time above 0, such as 15 minutes"),
-        ("augment.crop_area=0", "augment.crop_area: expected float > 0.0; found 0"),
-        ("launch.timeout=0.0 seconds", "launch.timeout: '0.0 seconds', wanted a time above 0"),
-        ("launch.restarts=-1", "launch.restarts: expected int >= 0; found -1"),
-        ("launch.requeues=many", "launch.requeues: expected int, got str; found 'many'"),
-        ("train.max_skipped=0", "train.max_skipped: expected int >= 1; found 0"),
+        (
+            "checkpoint.on_config_change=maybe",
+            "checkpoint.on_config_change: 'maybe', wanted one of allow, fail",
+        ),
+        ("launch.step_timeout=5", "launch.step_timeout: 5, wanted a time above 0, such as 15 minutes"),
+        ("augment.min_crop_area=0", "augment.min_crop_area: expected float > 0.0; found 0"),
+        ("launch.step_timeout=0.0 seconds", "launch.step_timeout: '0.0 seconds', wanted a time above 0"),
+        ("launch.max_restarts=-1", "launch.max_restarts: expected int >= 0; found -1"),
+        ("launch.max_requeues=many", "launch.max_requeues: expected int, got str; found 'many'"),
+        ("train.max_skipped_steps=0", "train.max_skipped_steps: expected int >= 1; found 0"),
         ("optim.lr", "override 'optim.lr': wanted section.key=value"),
         ("optim.lr.x=1", "override optim.lr.x: optim.lr is no section"),
         ("optim={lr: 1, lr: 2}", "lr given twice"),
@@ -222,9 +234,9 @@ def test_a_missing_recipe(tmp_path):
 
 
 def test_a_section_that_names_no_variant_is_of_the_default_one(minimal):
-    config = load_config(minimal, ["optim.lr=0.5", "schedule={warmup: 7}", "margin={scale: 32}"])
+    config = load_config(minimal, ["optim.lr=0.5", "schedule={warmup: 7}", "loss={scale: 32}"])
     assert config.optim == Sgd(lr=0.5)
-    assert config.schedule == Polynomial(warmup=7) and config.margin == CosFace(scale=32.0)
+    assert config.schedule == Polynomial(warmup=7) and config.loss == CosFace(scale=32.0)
     assert load_config(minimal, ["optim.lr=0.5", "optim.name=sgd"]).optim == Sgd(lr=0.5)
     assert load_config(minimal, ["optim.name=adamw"]).optim == AdamW()
 
@@ -233,7 +245,7 @@ def test_a_section_that_names_no_variant_is_of_the_default_one(minimal):
     ("head", "message"),
     [
         ("{unsampled: decay, sample_rate: 0.5}", "head.unsampled: decay needs optim.name: sgd"),
-        ("{moments: none}", "head.moments: none needs optim.name: sgd"),
+        ("{optim_state_dtype: none}", "head.optim_state_dtype: none needs optim.name: sgd"),
     ],
 )
 def test_what_adamw_cannot_do_is_refused(minimal, head, message):
@@ -244,15 +256,15 @@ def test_what_adamw_cannot_do_is_refused(minimal, head, message):
 def test_a_recipe_may_say_what_differs_from_another(minimal, tmp_path):
     (tmp_path / "sub").mkdir()
     first = tmp_path / "sub/first.yaml"
-    first.write_text("base: ../minimal.yaml\nmargin: {margin: 0.3}\noptim: {momentum: 0.5}\noutput: first\n")
+    first.write_text("base: ../minimal.yaml\nloss: {margin: 0.3}\noptim: {momentum: 0.5}\noutput: first\n")
     second = tmp_path / "sub/second.yaml"
-    second.write_text("base: first.yaml\nmargin: {name: cosface}\noptim: {name: adamw}\n")
+    second.write_text("base: first.yaml\nloss: {name: cosface}\noptim: {name: adamw}\n")
     config = load_config(first)
-    assert config.margin == ElasticArcFace(margin=0.3, order="paper") and config.output == "first"
+    assert config.loss == ElasticArcFace(margin=0.3, order="paper") and config.output == "first"
     assert config.optim == Sgd(lr=0.1, momentum=0.5) and config.schedule == load_config(minimal).schedule
-    config = load_config(second, ["train.batch=8"])
-    assert config.margin == CosFace() and config.optim == AdamW() and config.output == "first"
-    assert config.train.batch == 8 and config.train.length == "26 epochs"
+    config = load_config(second, ["train.global_batch_size=8"])
+    assert config.loss == CosFace() and config.optim == AdamW() and config.output == "first"
+    assert config.train.global_batch_size == 8 and config.train.length == "26 epochs"
 
 
 @pytest.mark.parametrize(
@@ -280,7 +292,7 @@ def test_a_base_that_is_none_is_refused(tmp_path, content, message):
         (lambda: CosFace(margin=-3), r"CosFace.margin: expected float >= 0.0; found -3"),
         (lambda: CosFace(scale=math.nan), r"CosFace.scale: .*; found nan"),
         (lambda: CosFace(margin=math.inf), r"CosFace.margin: expected a finite number; found inf"),
-        (lambda: HeadConfig(centers="float16"), "HeadConfig.centers: wanted one of float32, bfloat16; found 'float16'"),
+        (lambda: HeadConfig(centers_dtype="float16"), "HeadConfig.centers_dtype: wanted one of float32, bfloat16; found 'float16'"),
         (lambda: Sgd(momentum="0.9"), "Sgd.momentum: expected float, got str; found '0.9'"),
         (lambda: Sgd(momentum=0, nesterov=True), "optim.nesterov: wants a momentum above 0"),
         (lambda: HeadConfig(memory="host"), "head.memory: host brings the sampled rows"),
@@ -290,3 +302,36 @@ def test_a_base_that_is_none_is_refused(tmp_path, content, message):
 def test_settings_made_in_python_are_checked_as_those_of_a_recipe(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+RENAMED = [
+    ("margin.scale=32", "margin.scale: unknown key; since 0.3 it is loss.scale"),
+    ("margin.rate=0.1", "margin.rate: unknown key; since 0.3 it is loss.ema_rate"),
+    ("margin={name: arcface}", "margin.name: unknown key; since 0.3 it is loss.name"),
+    ("report.every=5", "report.every: unknown key; since 0.3 it is log.every"),
+    ("report.histograms=5", "report.histograms: unknown key; since 0.3 it is log.histograms_every"),
+    ("train.batch=64", "train.batch: unknown key; since 0.3 it is train.global_batch_size"),
+    ("head.folder=rows", "head.folder: removed with head.memory: file; use head.memory: host"),
+    ("head.memory=file", "head.memory: unknown value file; since 0.3 it is host"),
+    ("optim.precision=bf16", "optim.precision: unknown value bf16; since 0.3 it is bfloat16"),
+    (
+        "checkpoint.on_config_change=refuse",
+        "checkpoint.on_config_change: unknown value refuse; since 0.3 it is fail",
+    ),
+    ("schedule={name: step}", "schedule.name: unknown value step; since 0.3 it is multistep"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), RENAMED)
+def test_a_renamed_key_or_value_is_refused_with_its_new_name(minimal, override, message):
+    with pytest.raises(InputError) as raised:
+        load_config(minimal, [override])
+    assert str(raised.value) == f"{minimal}: {message}"
+
+
+def test_new_names_of_keys_exist():
+    existing = set(conversion._known(msgspec.inspect.type_info(Config)))
+    assert {key for key in renamed.KEYS.values() if " " not in key} <= existing
+    assert not renamed.KEYS.keys() & existing
+    assert set(renamed.SECTIONS.values()) <= existing
+    assert renamed.VALUES.keys() - {"schedule.name"} <= existing

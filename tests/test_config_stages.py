@@ -47,11 +47,11 @@ def test_stages_that_say_too_little_are_refused(stages, message):
 def test_stages_are_one_value_that_another_recipe_replaces_whole(minimal, tmp_path):
     first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
     first.write_text(
-        "base: minimal.yaml\nhead: {sample_rate: {0: 0.1, 30 epochs: 1}, correction: log_rate}\n"
+        "base: minimal.yaml\nhead: {sample_rate: {0: 0.1, 30 epochs: 1}, logit_correction: log_q}\n"
     )
     second.write_text("base: first.yaml\nhead: {sample_rate: {0: [0.2, 0.5], 500: 0.5}}\n")
     assert load_config(first).head == HeadConfig(
-        sample_rate={0: 0.1, "30 epochs": 1.0}, correction="log_rate"
+        sample_rate={0: 0.1, "30 epochs": 1.0}, logit_correction="log_q"
     )
     assert load_config(second).head.sample_rate == {0: (0.2, 0.5), 500: 0.5}
     assert load_config(second, ["head.sample_rate={0: 0.3}"]).head.sample_rate == {0: 0.3}

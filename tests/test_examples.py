@@ -88,12 +88,12 @@ def new_network(_: object) -> torch.nn.Module:
 
 def by_our_trainer(folder: Path, output: Path) -> None:
     config = msgspec.structs.replace(
-        config_of(folder, output, train={"batch": train_ddp.BATCH, "length": STEPS}),
-        backbone=IResNetTiny(input_size=train_ddp.SIZE, embedding=train_ddp.WIDTH),
-        margin=ElasticArcFace(scale=16),
+        config_of(folder, output, train={"global_batch_size": train_ddp.BATCH, "length": STEPS}),
+        backbone=IResNetTiny(input_size=train_ddp.SIZE, embedding_size=train_ddp.WIDTH),
+        loss=ElasticArcFace(scale=16),
         head=HeadConfig(sample_rate=0.5),
-        optim=AdamW(lr=train_ddp.LR, clip=0),
-        schedule=Step(at=(1000,)),
+        optim=AdamW(lr=train_ddp.LR, max_grad_norm=0),
+        schedule=Step(milestones=(1000,)),
         seed=0,
     )
     with (
@@ -156,12 +156,12 @@ def test_a_network_of_others_is_trained_on_and_used(drawn, tmp_path):
     )
     few = [
         "train.length=2",
-        "train.batch=8",
-        "train.micro_batch=8",
-        "data.workers=0",
+        "train.global_batch_size=8",
+        "train.micro_batch_size=8",
+        "data.num_workers=0",
         "schedule.warmup=1",
         "device=cpu",
-        "evaluation.batch=16",
+        "evaluation.batch_size=16",
     ]
     printed = script(
         "finetune.py", tmp_path / "weights.pth", "mobilefacenet", drawn, tmp_path / "tuned", *few

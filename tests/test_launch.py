@@ -24,9 +24,9 @@ from partialfc.launching.launcher import num_ranks
 from partialfc.launching.ranks import _numa_options, _Processes
 
 RECIPE = """
-data: {path: PACK, workers: 0}
-backbone: {width: 4, depths: [1, 1], input_size: 32, embedding: 16}
-train: {length: 3, batch: 12}
+data: {path: PACK, num_workers: 0}
+backbone: {width: 4, depths: [1, 1], input_size: 32, embedding_size: 16}
+train: {length: 3, global_batch_size: 12}
 head: {sample_rate: 0.5}
 device: cpu
 output: OUTPUT
@@ -51,7 +51,7 @@ def launched(*arguments: object, path: Path | None = None) -> subprocess.Complet
 def test_two_ranks_train(recipe, tmp_path, monkeypatch):
     (tmp_path / "temporary").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
-    done = launched(recipe, "report.every=1")
+    done = launched(recipe, "log.every=1")
     assert done.returncode == 0, done.stderr
     assert "on 2 rank(s)" in done.stdout and "step 3/3" in done.stdout and not done.stderr
     assert json.loads((recipe.parent / "output/summary.json").read_text())["steps"] == 3
@@ -59,12 +59,14 @@ def test_two_ranks_train(recipe, tmp_path, monkeypatch):
 
 
 def test_a_plan_starts_nothing_and_takes_overrides_before_and_after(recipe):
-    done = launched(recipe, "train.batch=128", "--plan", "--gpus", 8, "--gpu", "a100", "head.sample_rate=0.1")
+    done = launched(
+        recipe, "train.global_batch_size=128", "--plan", "--gpus", 8, "--gpu", "a100", "head.sample_rate=0.1"
+    )
     assert done.returncode == 0, done.stderr
     assert "5 identities on 8 ranks: 1 on a rank" in done.stdout and "fit 80 GiB" in done.stdout
     assert not (recipe.parent / "output").exists()
     done = launched(recipe, "--plan", "--gpus", 5)
-    assert done.returncode == 2 and "train.batch 12 cannot be dealt out to 5 ranks" in done.stderr
+    assert done.returncode == 2 and "train.global_batch_size 12 cannot be dealt out to 5 ranks" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -102,7 +104,7 @@ def test_a_killed_data_worker_ends_all_ranks_with_the_reason(recipe):
         "partialfc",
         "train",
         str(recipe),
-        "data.workers=1",
+        "data.num_workers=1",
         "train.length=1000000",
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -159,12 +161,18 @@ def test_a_broadcast_error_on_one_rank_keeps_its_traceback(recipe):
             ["optim.momentun=0.9"],
             "optim.momentun: unknown key; the section optim has .*; did you mean momentum?",
         ),
-        (["train.batch=many"], "train.batch: expected int, got str; found 'many'"),
+        (["train.global_batch_size=many"], "train.global_batch_size: expected int, got str; found 'many'"),
         (["head.sample_rate=1.5"], "head.sample_rate: expected float <= 1.0; found 1.5"),
-        (["margin.name=acrface"], "wanted one of adaface, arcface, .*; did you mean arcface?"),
-        (["--ranks", "5"], "train.batch 12 cannot be dealt out to 5 ranks; wanted one of 1, 2, 3, 4, 6"),
+        (["loss.name=acrface"], "wanted one of adaface, arcface, .*; did you mean arcface?"),
+        (
+            ["--ranks", "5"],
+            "train.global_batch_size 12 cannot be dealt out to 5 ranks; wanted one of 1, 2, 3, 4, 6",
+        ),
         (["--ranks", "0"], "cannot be dealt out to 0 ranks"),
-        (["train.batch=1"], "train.batch 1 cannot be dealt out to 2 ranks; wanted one of none"),
+        (
+            ["train.global_batch_size=1"],
+            "train.global_batch_size 1 cannot be dealt out to 2 ranks; wanted one of none",
+        ),
     ],
 )
 def test_a_recipe_is_refused_before_any_rank_starts(recipe, capfd, arguments, message):
@@ -177,7 +185,7 @@ def test_a_recipe_is_refused_before_any_rank_starts(recipe, capfd, arguments, me
 
 
 def config_of(batch: int, device: str = "auto") -> Config:
-    tree = {"data": {"path": "x"}, "train": {"length": 1, "batch": batch}, "device": device}
+    tree = {"data": {"path": "x"}, "train": {"length": 1, "global_batch_size": batch}, "device": device}
     return msgspec.convert(tree, Config)
 
 

@@ -37,7 +37,7 @@ def test_ranks_end_with_their_launcher(recipe):
 
 def test_all_ranks_are_started_again_where_one_dies(recipe):
     """From the last checkpoint; not after a signal that asks for the end."""
-    with started(recipe, "--ranks", 2, "launch.restarts=1", "checkpoint.every=5") as running:
+    with started(recipe, "--ranks", 2, "launch.max_restarts=1", "checkpoint.every=5") as running:
         os.kill(running.ranks[1], signal.SIGKILL)
         going_on = 0
         for line in running.process.stdout:
@@ -51,7 +51,7 @@ def test_all_ranks_are_started_again_where_one_dies(recipe):
 
 
 def test_a_rank_that_stands_still_is_named_and_ends_all(recipe):
-    with started(recipe, "--ranks", 2, "launch.timeout=2 seconds") as running:
+    with started(recipe, "--ranks", 2, "launch.step_timeout=2 seconds") as running:
         os.kill(running.ranks[1], signal.SIGSTOP)
         code, _, err = running.ended()
     assert code == 4

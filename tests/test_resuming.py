@@ -27,32 +27,36 @@ from runs import (
 from partialfc.config import Config
 from partialfc.runtime.checkpoint import Manifest, folder, read_manifest
 from partialfc.runtime.checkpoint.folder import CheckpointFolder
+from partialfc.runtime.checkpoint.manifest import write_manifest
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (
-            {"train": {"batch": 48}},
-            "train.batch 24 -> 48; wanted the same, another `output`, or checkpoint.ch",
+            {"train": {"global_batch_size": 48}},
+            "train.global_batch_size 24 -> 48; wanted the same, another `output`, or checkpoint.on",
         ),
         ({"backbone": {"width": 8}}, "made with other settings: backbone.width 4 -> 8"),
         ({"optim": {"name": "adamw"}}, "optim.name sgd -> adamw; .*optim.betas .none. -> "),
-        ({"margin": {"margin": 0.5}}, "other settings: margin.margin 0.3 -> 0.5; wanted"),
-        ({"optim": {"lr": 0.1, "precision": "bf16"}}, "optim.lr 0.02 -> 0.1; optim.precision fp32 -> bf16; "),
-        ({"head": {"centers": "bfloat16"}}, "head.centers float32 -> bfloat16; wanted"),
+        ({"loss": {"margin": 0.5}}, "other settings: loss.margin 0.3 -> 0.5; wanted"),
+        (
+            {"optim": {"lr": 0.1, "precision": "bfloat16"}},
+            "optim.lr 0.02 -> 0.1; optim.precision float32 -> bfloat16; ",
+        ),
+        ({"head": {"centers_dtype": "bfloat16"}}, "head.centers_dtype float32 -> bfloat16; wanted"),
         ({"train": {"length": 20}}, "train.length 30 -> 20"),
         (
-            {"train": {"length": 20}, "checkpoint": {"changes": "allow"}},
+            {"train": {"length": 20}, "checkpoint": {"on_config_change": "allow"}},
             "20 steps, but .* has taken 30; wanted",
         ),
-        ({"train": {"micro_batch": 4}}, "train.micro_batch 8 -> 4"),
+        ({"train": {"micro_batch_size": 4}}, "train.micro_batch_size 8 -> 4"),
         (
-            {"head": {"centers": "bfloat16"}, "checkpoint": {"changes": "allow"}},
+            {"head": {"centers_dtype": "bfloat16"}, "checkpoint": {"on_config_change": "allow"}},
             "centers is F32 .* makes it BF16",
         ),
         (
-            {"backbone": {"width": 8}, "checkpoint": {"changes": "allow"}},
+            {"backbone": {"width": 8}, "checkpoint": {"on_config_change": "allow"}},
             "conv1.weight is F32 .4, 3, 3, 3., the recipe makes it F32 .8, ",
         ),
         ({"checkpoint": {"resume": "never"}}, "never, but .*step_00000030 is there; name another `output`"),
@@ -66,10 +70,20 @@ def test_a_checkpoint_of_another_run_is_refused(ranks, pack, undisturbed, change
     assert_refused(ranks, 3, config_of(pack, undisturbed[3][2], **change), message)
 
 
+def test_a_checkpoint_with_old_keys_is_refused_with_the_new_ones(ranks, pack, tmp_path, undisturbed):
+    shutil.copytree(undisturbed[1][2], tmp_path, symlinks=True, dirs_exist_ok=True)
+    saved = (tmp_path / "checkpoints/latest").resolve()
+    manifest = read_manifest(saved)
+    manifest.about["config"]["margin"] = manifest.about["config"].pop("loss")
+    write_manifest(saved, manifest)
+    message = "margin.name: unknown key; since 0.3 it is loss.name"
+    assert_refused(ranks, 1, config_of(pack, tmp_path), message)
+
+
 def test_a_change_that_is_allowed_is_written_down(ranks, pack, tmp_path, undisturbed):
     shutil.copytree(undisturbed[1][2], tmp_path, symlinks=True, dirs_exist_ok=True)
-    sections = {"train": {"length": 34}, "optim": {"lr": 0.01}, "report": {"every": 2}}
-    changed = config_of(pack, tmp_path, checkpoint={"changes": "allow"}, **sections)
+    sections = {"train": {"length": 34}, "optim": {"lr": 0.01}, "log": {"every": 2}}
+    changed = config_of(pack, tmp_path, checkpoint={"on_config_change": "allow"}, **sections)
     ranks.run(1, trained, changed)
     told = ["train.length 30 -> 34", "optim.lr 0.02 -> 0.01"]
     text = (tmp_path / "recipe.yaml").read_text()
@@ -88,7 +102,7 @@ def test_a_change_that_is_allowed_is_written_down(ranks, pack, tmp_path, undistu
         ({"head": {"sampling": "hard", "hard_neighbors": 4}}, ["neighbors", "neighbors_made", "neighbors_made_in"]),
         ({"head": {"unsampled": "decay"}}, ["last_step", "learning_rates"]),
         ({"optim": {"name": "adamw", "lr": 1e-3}}, ["first_moment", "second_moment", "counts"]),
-        ({"optim": {"ema": 0.9}}, []),
+        ({"optim": {"ema_decay": 0.9}}, []),
     ],
 )  # fmt: skip
 def test_what_a_changed_setting_brings_in_begins_there(
@@ -96,7 +110,7 @@ def test_what_a_changed_setting_brings_in_begins_there(
 ):
     """And is saved, and gone on with; at another number of ranks, too."""
     shutil.copytree(undisturbed[3][2], tmp_path, symlinks=True, dirs_exist_ok=True)
-    allowed = {"checkpoint": {"changes": "allow"}, **brought_in}
+    allowed = {"checkpoint": {"on_config_change": "allow"}, **brought_in}
     ranks.run(1, trained, config_of(pack, tmp_path, train={"length": 32}, **allowed))
     ranks.run(3, trained, config_of(pack, tmp_path, train={"length": 34}, **allowed))
     log = (tmp_path / "log.txt").read_text()
@@ -106,7 +120,11 @@ def test_what_a_changed_setting_brings_in_begins_there(
 
 def test_a_moving_average_that_begins_late_begins_as_the_network(ranks, pack, tmp_path, undisturbed):
     shutil.copytree(undisturbed[1][2], tmp_path, symlinks=True, dirs_exist_ok=True)
-    late = {"train": {"length": 31}, "checkpoint": {"changes": "allow"}, "optim": {"lr": 0.02, "ema": 0.999}}
+    late = {
+        "train": {"length": 31},
+        "checkpoint": {"on_config_change": "allow"},
+        "optim": {"lr": 0.02, "ema_decay": 0.999},
+    }
     before = undisturbed[1][1]
     (state,) = ranks.run(1, trained, config_of(pack, tmp_path, **late))
     share = 1 - 31 / 40  # of the network in an average that begins at step 30
@@ -123,7 +141,7 @@ def test_another_pack_of_the_same_size_is_noticed(ranks, pack, tmp_path):
 
 
 def test_what_is_normalised_together_stays_at_another_world_size(ranks, pack, tmp_path):
-    """Without train.micro_batch it is a rank's share when the run begins: 8 of 24 at three ranks."""
+    """Without train.micro_batch_size it is a rank's share when the run begins: 8 of 24 at three ranks."""
     expected, config = (
         config_of(pack, tmp_path / name, checkpoint={"every": 8}) for name in ("three", "run")
     )
@@ -131,7 +149,7 @@ def test_what_is_normalised_together_stays_at_another_world_size(ranks, pack, tm
     ranks.run(3, trained, config, 10)
     ranks.run(1, trained, config)
     np.testing.assert_allclose(curve(tmp_path / "run"), curve(tmp_path / "three"), rtol=5e-3)
-    assert "micro_batch: 8" in (tmp_path / "run/recipe.yaml").read_text()
+    assert "micro_batch_size: 8" in (tmp_path / "run/recipe.yaml").read_text()
 
 
 def test_a_checkpoint_of_an_earlier_version_is_refused(ranks, pack, tmp_path):

@@ -48,12 +48,12 @@ def test_resumed_from_a_named_checkpoint_is_the_same_too(ranks, pack, tmp_path, 
 
 ROWS = {
     "decay in host memory": (
-        {"unsampled": "decay", "moments": "bfloat16", "memory": "host"},
+        {"unsampled": "decay", "optim_state_dtype": "bfloat16", "memory": "host"},
         {"name": "sgd", "nesterov": True, "lr": 0.02},
     ),
     "adamw in host memory": (
-        {"centers": "bfloat16", "moments": "bfloat16", "memory": "host"},
-        {"name": "adamw", "lr": 0.002, "ema": 0.9},
+        {"centers_dtype": "bfloat16", "optim_state_dtype": "bfloat16", "memory": "host"},
+        {"name": "adamw", "lr": 0.002, "ema_decay": 0.9},
     ),
 }
 
@@ -124,11 +124,13 @@ def test_verification_does_not_depend_on_the_world_size(ranks, pack, tmp_path):
 
 
 def test_a_world_size_that_does_not_divide_the_batch_is_refused(ranks, pack, tmp_path):
-    config = config_of(pack, tmp_path, train={"batch": 25})
-    assert_refused(ranks, 2, config, "train.batch 25 cannot be dealt out to 2 ranks; wanted one of 1, 5$")
+    config = config_of(pack, tmp_path, train={"global_batch_size": 25})
+    assert_refused(
+        ranks, 2, config, "train.global_batch_size 25 cannot be dealt out to 2 ranks; wanted one of 1, 5$"
+    )
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_lower_precision_trains(ranks, pack, tmp_path, precision):
     config = config_of(pack, tmp_path, optim={"precision": precision, "lr": 0.05})
     state = whole(ranks.run(2, trained, config))
@@ -146,13 +148,13 @@ def step_without_waiting(config: Config) -> None:
 
 
 @pytest.mark.parametrize("micro_batch", [None, 4])
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_a_step_never_waits_for_the_device(ranks, pack, tmp_path, precision, micro_batch):
-    train_section = {"batch": 24, "length": 2, "micro_batch": micro_batch}
+    train_section = {"global_batch_size": 24, "length": 2, "micro_batch_size": micro_batch}
     ranks.run(
         2,
         step_without_waiting,
-        config_of(pack, tmp_path, train=train_section, optim={"precision": precision, "ema": 0.9}),
+        config_of(pack, tmp_path, train=train_section, optim={"precision": precision, "ema_decay": 0.9}),
     )
 
 
@@ -177,11 +179,11 @@ def state_of(run: Run) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in (state | momenta).items() if "num_batches" not in name}
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_an_overflow_on_one_rank_skips_the_step_on_all(ranks, pack, tmp_path, precision):
     config = config_of(pack, tmp_path, optim={"precision": precision, "lr": 0.01})
     for taken, scale, before, after in ranks.run(2, overflow_on_one_rank, config):
-        assert not taken and (scale == 1 if precision == "fp32" else scale < 2**16)
+        assert not taken and (scale == 1 if precision == "float32" else scale < 2**16)
         assert_same_bits(after, before)
 
 

@@ -44,10 +44,10 @@ def test_values_that_are_none_are_told(text):
 
 
 def test_a_grid_is_every_combination():
-    grid = grid_of("faces_small", ["margin.margin=0.4,0.5", "train.length=5", "seed=0..2"])
+    grid = grid_of("faces_small", ["loss.margin=0.4,0.5", "train.length=5", "seed=0..2"])
     assert grid.fixed == ("train.length=5",) and len(grid.points) == 6
-    assert grid.overrides(grid.points[1]) == ["train.length=5", "margin.margin=0.4", "seed=1"]
-    assert grid.points[1].row() == (("margin.margin", "0.4"),)
+    assert grid.overrides(grid.points[1]) == ["train.length=5", "loss.margin=0.4", "seed=1"]
+    assert grid.points[1].row() == (("loss.margin", "0.4"),)
     assert len({it.name for it in grid.points}) == 6
     assert grid_of("faces_small", []).points == (Point(()),)
 
@@ -55,10 +55,10 @@ def test_a_grid_is_every_combination():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["margin.margin"], "wanted section.key=value, or section.key=one,other"),
+        (["loss.margin"], "wanted section.key=value, or section.key=one,other"),
         (["output=a,b"], "each run has a folder of its own; wanted --out FOLDER"),
         (["seed=1", "seed=2,3"], "seed is given twice"),
-        (["margin.scale=8,900"], "margin.scale"),
+        (["loss.scale=8,900"], "loss.scale"),
         (["margin.margn=0.4,0.5"], "margn"),
     ],
 )
@@ -68,7 +68,7 @@ def test_a_grid_that_cannot_be_run_is_told_before_it_is(arguments, message):
 
 
 def test_a_folders_name_is_that_of_the_settings_and_safe():
-    assert Point((("margin.margin", "0.4"), ("seed", "1"))).name == "margin.margin=0.4,seed=1"
+    assert Point((("loss.margin", "0.4"), ("seed", "1"))).name == "loss.margin=0.4,seed=1"
     paths = [Point((("data.path", it),)).name for it in ("/a/b", "/a_b", "../a/b", "x" * 500)]
     assert len(set(paths)) == 4 and all("/" not in it and len(it) < 140 for it in paths)
 
@@ -103,7 +103,7 @@ def finished(out: Path, point: Point, one: float, other: float) -> None:
 
 
 def test_rows_are_means_over_seeds_and_the_best_by_rank_stands_first(tmp_path):
-    grid = grid_of("faces_small", ["margin.margin=0.4,0.5,0.6", "seed=0..1"])
+    grid = grid_of("faces_small", ["loss.margin=0.4,0.5,0.6", "seed=0..1"])
     for point, one, other in zip(
         grid.points, (0.8, 0.9, 0.7, 0.8, 0.95), (0.6, 0.6, 0.9, 0.7, 0.6), strict=False
     ):
@@ -112,7 +112,7 @@ def test_rows_are_means_over_seeds_and_the_best_by_rank_stands_first(tmp_path):
     assert results.missing == 1 and len(results.runs) == 5 and results.sets == ["one", "other"]
     # means: 0.4 -> 85, 60; 0.5 -> 75, 80; 0.6 -> 95, 60
     header, *lines = cells(results)
-    assert header == ["margin.margin", "runs", "one", "other", "rank sum"]
+    assert header == ["loss.margin", "runs", "one", "other", "rank sum"]
     assert [(it[0], it[1], it[-1]) for it in lines] == [
         ("0.6", "1", "3.5"),
         ("0.5", "2", "4"),
@@ -121,7 +121,7 @@ def test_rows_are_means_over_seeds_and_the_best_by_rank_stands_first(tmp_path):
     write(results, tmp_path)
     assert (tmp_path / "results.md").read_text().splitlines()[2].startswith("| 0.6 | 1 | 95.0% | 60.0% |")
     assert json.loads((tmp_path / "results.json").read_text())[0]["settings"] == {
-        "margin.margin": "0.4",
+        "loss.margin": "0.4",
         "seed": "0",
     }
 
@@ -140,19 +140,24 @@ def swept(pack, tmp_path):
 
 
 def test_each_run_is_run_once_and_what_fails_does_not_keep_the_others(swept, tmp_path):
-    first = called(*swept, "train.batch=23,24", "train.micro_batch=4")
-    assert first.returncode == 2 and "train.batch=23: exit code 2, see" in first.stdout
-    assert "23" in (tmp_path / "out/logs/train.batch=23.log").read_text()
-    assert (tmp_path / "out/train.batch=24/summary.json").exists()
+    first = called(*swept, "train.global_batch_size=23,24", "train.micro_batch_size=4")
+    assert first.returncode == 2 and "train.global_batch_size=23: exit code 2, see" in first.stdout
+    assert "23" in (tmp_path / "out/logs/train.global_batch_size=23.log").read_text()
+    assert (tmp_path / "out/train.global_batch_size=24/summary.json").exists()
     assert (
         "1 of 2 runs have not finished" in first.stdout
-        and "train.batch" in (tmp_path / "out/results.md").read_text()
+        and "train.global_batch_size" in (tmp_path / "out/results.md").read_text()
     )
-    again = called(*swept, "train.batch=24,12", "train.micro_batch=4", "--task", "0/2")
-    assert again.returncode == 0 and "1 of 2: train.batch=24: finished before" in again.stdout
-    assert "train.batch=12" not in again.stdout.partition("\n")[0]
-    other = called(*swept, "train.batch=24,12", "train.micro_batch=4", "optim.lr=0.5", "--table")
-    assert other.returncode == 2 and "train.batch=24: made with other settings: optim.lr" in other.stderr
+    again = called(*swept, "train.global_batch_size=24,12", "train.micro_batch_size=4", "--task", "0/2")
+    assert again.returncode == 0 and "1 of 2: train.global_batch_size=24: finished before" in again.stdout
+    assert "train.global_batch_size=12" not in again.stdout.partition("\n")[0]
+    other = called(
+        *swept, "train.global_batch_size=24,12", "train.micro_batch_size=4", "optim.lr=0.5", "--table"
+    )
+    assert (
+        other.returncode == 2
+        and "train.global_batch_size=24: made with other settings: optim.lr" in other.stderr
+    )
     assert other.stderr.endswith("wanted another --out\n")
 
 

@@ -38,7 +38,7 @@ def test_without_mxnet_its_reader_is_refused(ranks, pack, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_cannot_be_read_stops_all_ranks(ranks, pack, tmp_path, workers):
-    config = config_of(damaged(pack, tmp_path / "pack"), tmp_path, data={"workers": workers})
+    config = config_of(damaged(pack, tmp_path / "pack"), tmp_path, data={"num_workers": workers})
     assert_refused(ranks, 2, config, r"train.rec, key \d+: 8 bytes that are no image OpenCV can read")
 
 
@@ -49,11 +49,11 @@ def test_images_that_cannot_be_read_are_replaced_alike_in_every_run_and_counted(
     for world_size, workers in ((1, 0), (2, 0), (2, 2)):
         output = tmp_path / f"{world_size}{workers}"
         sections = {
-            "data": {"workers": workers, "on_corrupt": "skip"},
-            "train": {"length": 10, "micro_batch": 12},
+            "data": {"num_workers": workers, "on_corrupt": "skip"},
+            "train": {"length": 10, "micro_batch_size": 12},
             "optim": {"lr": 0.0005},
         }
-        config = config_of(folder, output, report={"every": 5}, **sections)
+        config = config_of(folder, output, log={"every": 5}, **sections)
         states[world_size, workers] = whole(ranks.run(world_size, trained, config))
         lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
         assert all(20 <= line["replaced"] <= 25 for line in lines if "loss" in line)
@@ -86,7 +86,7 @@ def test_an_image_of_a_verification_set_that_cannot_be_read_stops_all_ranks(rank
 def test_records_named_before_a_resume_are_not_named_again(ranks, pack, tmp_path):
     folder = damaged(pack, tmp_path / "pack", 11, 30)
     sections = {"data": {"on_corrupt": "skip"}, "train": {"length": 10}, "checkpoint": {"every": 5}}
-    config = config_of(folder, tmp_path / "run", report={"every": 5}, **sections)
+    config = config_of(folder, tmp_path / "run", log={"every": 5}, **sections)
     ranks.run(2, trained, config, 7)
     ranks.run(2, trained, config)
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
@@ -102,7 +102,7 @@ def test_records_of_which_the_jpeg_library_warns_are_counted(ranks, tmp_path, ca
             yield image // 4, encoded[: len(encoded) * 2 // 3] + b"\xff\xd9" if image in (5, 17) else encoded
 
     write_samples(tmp_path / "pack", samples(), num_classes=12, size=32)
-    config = config_of(tmp_path / "pack", tmp_path / "run", data={"workers": 1}, train={"length": 4})
+    config = config_of(tmp_path / "pack", tmp_path / "run", data={"num_workers": 1}, train={"length": 4})
     ranks.run(2, trained, config)
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["corrupt"] == {"records": 2, "keys": [6, 18]} and "unreadable" not in summary
@@ -128,7 +128,7 @@ def test_classes_without_images_are_not_counted_as_identities(ranks, tmp_path, o
         tmp_path / "pack", ((it, face(it, n)) for n, it in enumerate(labels)), num_classes=None, size=32
     )
     assert RecordDataset(tmp_path / "pack").classes_with_images() == 4
-    config = config_of(tmp_path / "pack", tmp_path / "run", train={"length": 1, "batch": 12})
+    config = config_of(tmp_path / "pack", tmp_path / "run", train={"length": 1, "global_batch_size": 12})
     ranks.run(1, trained, config)
     log = (tmp_path / "run/log.txt").read_text()
     assert "24 images of 4 identities (147 classes without images), batch 12" in log

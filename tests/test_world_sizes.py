@@ -18,9 +18,9 @@ def config(pack: Path, output: Path, **sections):
     """
     settings = {
         "backbone": {"dropout": 0.4},
-        "augment": {"crop": 0.2, "low_resolution": 0.2, "blur": 0.2, "photometric": 0.2, "grey": 0.1},
+        "augment": {"crop": 0.2, "low_resolution": 0.2, "blur": 0.2, "photometric": 0.2, "gray": 0.1},
         "optim": {"lr": 0.0005},
-        "train": {"batch": 48, "micro_batch": 4, "length": STEPS},
+        "train": {"global_batch_size": 48, "micro_batch_size": 4, "length": STEPS},
         "checkpoint": {"every": 5, "keep": 10},
     }
     return config_of(pack, output, **{**settings, **sections})
@@ -61,7 +61,7 @@ def test_in_lanes_too_at_any_world_size_workers_and_after_any_stop(
 ):
     losses, expected = in_lanes
     assert ranks.run(2, trained, config(pack, tmp_path, data=LANES), 8) == [None] * 2
-    data = {**LANES, "workers": min(2, 4 // world_size)}  # at most four of all ranks together
+    data = {**LANES, "num_workers": min(2, 4 // world_size)}  # at most four of all ranks together
     found = whole(ranks.run(world_size, trained, config(pack, tmp_path, data=data)))
     assert curve(tmp_path) == pytest.approx(losses, rel=1e-4)
     if world_size == 2:
@@ -70,7 +70,7 @@ def test_in_lanes_too_at_any_world_size_workers_and_after_any_stop(
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_the_number_of_workers_changes_nothing(ranks, pack, tmp_path, undisturbed, workers):
-    found = whole(ranks.run(1, trained, config(pack, tmp_path, data={"workers": workers})))
+    found = whole(ranks.run(1, trained, config(pack, tmp_path, data={"num_workers": workers})))
     assert_same_bits(found, undisturbed[1][1])
     assert curve(tmp_path) == undisturbed[1][0]
 
@@ -111,12 +111,14 @@ def test_a_chain_of_world_sizes_has_the_same_curve(ranks, pack, tmp_path, undist
 
 
 def test_a_world_size_that_does_not_fit_is_refused_with_those_that_do(ranks, pack, tmp_path):
-    other = config(pack, tmp_path, train={"batch": 48, "micro_batch": 16, "length": 3})
+    other = config(pack, tmp_path, train={"global_batch_size": 48, "micro_batch_size": 16, "length": 3})
     assert_refused(
         ranks, 2, other, "48 in micro-batches of 16 cannot be dealt out to 2 ranks; wanted one of 1, 3$"
     )
 
 
 def test_another_micro_batch_is_another_run(ranks, pack, undisturbed):
-    other = config(pack, undisturbed[2][2], train={"batch": 48, "micro_batch": 8, "length": STEPS})
-    assert_refused(ranks, 2, other, "made with other settings: train.micro_batch 4 -> 8; wanted")
+    other = config(
+        pack, undisturbed[2][2], train={"global_batch_size": 48, "micro_batch_size": 8, "length": STEPS}
+    )
+    assert_refused(ranks, 2, other, "made with other settings: train.micro_batch_size 4 -> 8; wanted")

@@ -122,10 +122,7 @@ def row_of(case: Case, row: Row, times: dict[str, list[float]], bare: dict[str, 
     row = {
         "case": f"{case.num_classes:,} ids, r = {case.head.sample_rate:g}",
         **shape,
-        **{
-            field: getattr(case.head, field)
-            for field in ("sample_rate", "centers", "moments", "memory", "unsampled")
-        },
+        **{field: getattr(case.head, field) for field in ("sample_rate", *KEPT)},
         **row,
         "ours_ms": median,
         "host_ms": statistics.median(times["host"]),
@@ -148,10 +145,10 @@ def row_of(case: Case, row: Row, times: dict[str, list[float]], bare: dict[str, 
 def job_of(case: Case) -> Job:
     config = Config(
         data=DataConfig(path=""),
-        train=TrainConfig(length=1, batch=case.batch * case.world_size),
-        backbone=IResNetTiny(embedding=case.width),
+        train=TrainConfig(length=1, global_batch_size=case.batch * case.world_size),
+        backbone=IResNetTiny(embedding_size=case.width),
         head=case.head,
-        margin=MARGIN,
+        loss=MARGIN,
         optim=OPTIM,
     )
     return Job(config, case.num_classes, case.world_size, device=case.device)
@@ -191,7 +188,7 @@ def run(case: Case) -> Row:
     return max(rows, key=lambda row: row["resident_bytes"])
 
 
-KEPT = ("centers", "moments", "memory", "unsampled")
+KEPT = ("centers_dtype", "optim_state_dtype", "memory", "unsampled")
 COLUMNS = {
     "case": 1, "textbook_ms": 1, "ours_ms": 1, "host_ms": 1, "ratio": 1, "ours_spread_ms": 1, "first_step_ms": 1, "products_ms": 1,
     "traffic_ms": 1, "over_floor": 1, "gflops": 1, "resident_bytes": 1e-6, "planned_bytes": 1e-6, "extra_bytes": 1e-6,
@@ -230,7 +227,7 @@ def options_of() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=7, help="timed steps of each head")
     parser.add_argument("--no-textbook", action="store_true", help="time ours alone, in half the memory")
     for name in KEPT:
-        parser.add_argument(f"--{name}", help=f"as head.{name} of a recipe")
+        parser.add_argument(f"--{name.replace('_', '-')}", help=f"as head.{name} of a recipe")
     parser.add_argument("--json", type=Path, help="write the rows there, too")
     return parser.parse_args()
 

@@ -46,7 +46,7 @@ def rate(function: Callable[[Any], Any], items: Sequence[Any]) -> float:
 def loader_rate(dataset: RecordDataset, workers: int, batches: int, lanes: int | None = None) -> float:
     """The rate of the loader as training uses it, after its first batches, in which its workers start."""
     with comm.join("cpu") as ranks:
-        config = DataConfig(path=str(dataset.path.parent), workers=workers)
+        config = DataConfig(path=str(dataset.path.parent), num_workers=workers)
         loader = Loader(dataset, Order(0, BATCH, len(dataset), lanes), config, AugmentConfig(), ranks)
         stream, warm = loader.batches(0, batches + 8), 8
         for _ in range(warm):

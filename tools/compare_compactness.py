@@ -48,12 +48,12 @@ _LISTING = "people.lst"  # beside the pack: of whom it is
 _RIGHT = 0.98  # of the training images, else a run has collapsed
 _STAGES = "scale: {0: 8, 20 epochs: [8, 64], 80 epochs: 64}, margin: {0: 0.0, 20 epochs: [0.0, 0.5], 80 epochs: 0.5}"
 CASES = {
-    "ArcFace": f"margin={{name: arcface, {_STAGES}}}",
-    "ElasticFace-Arc": f"margin={{name: elastic_arcface, {_STAGES}, sigma: 0.05}}",
-    "ElasticFace-Arc+": f"margin={{name: elastic_arcface, {_STAGES}, sigma: 0.0175, order: paper}}",
+    "ArcFace": f"loss={{name: arcface, {_STAGES}}}",
+    "ElasticFace-Arc": f"loss={{name: elastic_arcface, {_STAGES}, sigma: 0.05}}",
+    "ElasticFace-Arc+": f"loss={{name: elastic_arcface, {_STAGES}, sigma: 0.0175, order: paper}}",
 }
 _SETTINGS = [
-    "backbone={name: iresnet_tiny, width: 16, input_size: 32, embedding: 2}",
+    "backbone={name: iresnet_tiny, width: 16, input_size: 32, embedding_size: 2}",
     "optim={name: adamw, lr: 0.002}",
     "train.length=120 epochs",
 ]

@@ -24,14 +24,14 @@ from partialfc.sweep.running import share_of
 
 _EPOCHS = 6  # of faces_tiny, and of finetune
 _TINY = [  # what finetune else has from faces_small, as faces_tiny has it
-    "backbone.input_size=48", "backbone.width=12", "backbone.embedding=128", "backbone.dropout=0.2", "augment={}",
-    "margin={name: elastic_cosface, scale: 32, margin: 0.25, sigma: 0.025, order: paper}", "optim.ema=0", "evaluation.every=0",
+    "backbone.input_size=48", "backbone.width=12", "backbone.embedding_size=128", "backbone.dropout=0.2", "augment={}",
+    "loss={name: elastic_cosface, scale: 32, margin: 0.25, sigma: 0.025, order: paper}", "optim.ema_decay=0", "evaluation.every=0",
 ]  # fmt: skip
 _SCRATCH, _LONG, _BEFORE = "from scratch", "from scratch, as many images as both", "on FIRST alone"
 _TUNED = {
     "fine-tuned": [],
     "fine-tuned, centres as drawn": ["init.centers=null"],
-    "fine-tuned, never frozen": ["init.freeze=0"],
+    "fine-tuned, never frozen": ["init.freeze_backbone=0"],
     "fine-tuned, at the full rate": ["optim.lr=0.1"],
 }  # fmt: skip
 

@@ -41,7 +41,7 @@ def heads(here: Machine) -> list[Row]:
         with _ranks(here, world_size):
             for kernels in ("triton", "torch") if not here.rehearsed else ("torch",):
                 for products in ("half", "tf32", "float32"):
-                    config = msgspec.structs.replace(case.head, kernels=kernels, products=products)
+                    config = msgspec.structs.replace(case.head, kernels=kernels, matmul_precision=products)
                     rows.append(tried({"case": name}, _ours, here, replace(case, head=config)))
             title = {"case": name, "head": "textbook"}
             rows.append(tried(title, _other, here, case, partial(TextbookHead, case, 0)))
@@ -66,12 +66,12 @@ def _ours(here: Machine, case: Case) -> Row:
     step = stepping(here, head, case)
     taken, on_host = here.milliseconds(step, 50)
     config = Config(
-        data=DataConfig(path=""), train=TrainConfig(length=1, batch=here.batch), backbone=IResNetTiny(embedding=here.width),
-        head=case.head, margin=MARGIN, optim=OPTIM,
+        data=DataConfig(path=""), train=TrainConfig(length=1, global_batch_size=here.batch), backbone=IResNetTiny(embedding_size=here.width),
+        head=case.head, loss=MARGIN, optim=OPTIM,
     )  # fmt: skip
     job = Job(config, case.num_classes, case.world_size, device=here.device.type)
     return {
-        "head": "ours", "kernels": case.head.kernels, "products": case.head.products, "ms": taken, "host_ms": on_host,
+        "head": "ours", "kernels": case.head.kernels, "products": case.head.matmul_precision, "ms": taken, "host_ms": on_host,
         "gpu_ms": here.busy(step, 5)[0] / 5, "launches": launches_of(here, step), "peak_bytes": here.peak(), "planned_bytes": sum(job.head_memory().values()),
         "teraflops": job.operations() / taken / 1e9, "gigabytes_per_second": job.traffic() / taken / 1e6,
     }  # fmt: skip

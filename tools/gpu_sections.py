@@ -148,14 +148,14 @@ def agreement(here: Machine) -> list[Row]:
     settings: list[Row] = [
         {},
         {"unsampled": "decay"},
-        {"centers": "bfloat16", "moments": "bfloat16"},
+        {"centers_dtype": "bfloat16", "optim_state_dtype": "bfloat16"},
         {"logits_budget": 0},
     ]
     for options in settings:
-        exact = _stepped(here, kernels="torch", products="float32", **options)
+        exact = _stepped(here, kernels="torch", matmul_precision="float32", **options)
         for kernels in ("torch", "triton"):
             for products in ("float32", "tf32", "half"):
-                title = {**options, "kernels": kernels, "products": products}
+                title = {**options, "kernels": kernels, "matmul_precision": products}
                 rows.append(tried(title, _agreement, here, exact, title))
     return rows
 

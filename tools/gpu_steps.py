@@ -39,7 +39,7 @@ def steps(here: Machine) -> list[Row]:
         for network, batch in NETWORKS:
             for graphs in (False, True):
                 config = _config(here, Path(folder), network, batch, graphs=graphs)
-                title = {"network": network, "batch": config.train.batch, "cuda_graphs": graphs}
+                title = {"network": network, "batch": config.train.global_batch_size, "cuda_graphs": graphs}
                 rows.append(tried(title, _trained, here, config, ranks))
         for deterministic in (False, True):
             title = {"network": "iresnet50", "deterministic": deterministic}
@@ -54,7 +54,7 @@ def _trained(here: Machine, config: Config, ranks: comm.Ranks) -> Row:
     taken, on_host = here.milliseconds(step, 30)
     alone, _ = here.milliseconds(_backbone_alone(run), 15)
     return {
-        "ms": taken, "host_ms": on_host, "images_per_second": 1000 * config.train.batch / taken,
+        "ms": taken, "host_ms": on_host, "images_per_second": 1000 * config.train.global_batch_size / taken,
         "backbone_ms": alone, "over_backbone": taken / alone, "idle": idle(here, step), "waits": waits(here, step),
         "peak_bytes": here.peak(),
     }  # fmt: skip
@@ -64,8 +64,8 @@ def many(here: Machine) -> list[Row]:
     """Steps of a head of as many identities as fit: bfloat16 rows without moments, and float32 rows with momentum."""
     rows = []
     for classes, options in (
-        (1_000_000, {"centers": "bfloat16", "moments": "none"}),
-        (100_000_000, {"centers": "bfloat16", "moments": "none"}),
+        (1_000_000, {"centers_dtype": "bfloat16", "optim_state_dtype": "none"}),
+        (100_000_000, {"centers_dtype": "bfloat16", "optim_state_dtype": "none"}),
         (30_000_000, {}),
     ):
         job = Job(_head_config(here, options), here.sized(classes), 1, device=here.device.type)
@@ -107,11 +107,11 @@ def _config(
 ) -> Config:
     name = "iresnet_tiny" if here.rehearsed else network
     tree = {
-        "data": {"path": str(folder), "workers": 0},
-        "backbone": {"name": name, "embedding": here.width, "cuda_graphs": graphs},
-        "head": {"sample_rate": 0.1, "products": "half"},
-        "optim": {"name": "sgd", "precision": "bf16", "ema": 0.999},
-        "train": {"length": 100_000, "batch": 4 if here.rehearsed else batch},
+        "data": {"path": str(folder), "num_workers": 0},
+        "backbone": {"name": name, "embedding_size": here.width, "cuda_graphs": graphs},
+        "head": {"sample_rate": 0.1, "matmul_precision": "half"},
+        "optim": {"name": "sgd", "precision": "bfloat16", "ema_decay": 0.999},
+        "train": {"length": 100_000, "global_batch_size": 4 if here.rehearsed else batch},
         "device": here.device.type, "output": str(folder / "output"),
     }  # fmt: skip
     return msgspec.convert(tree | more, Config)
@@ -133,16 +133,16 @@ def _steps_of(run: Run) -> Callable[[], None]:
 def _batch(run: Run, number: int) -> Batch:
     generator, size = torch.Generator().manual_seed(number), run.backbone.input_size
     images = torch.randint(
-        255, (run.config.train.batch, size, size, 3), dtype=torch.uint8, generator=generator
+        255, (run.config.train.global_batch_size, size, size, 3), dtype=torch.uint8, generator=generator
     )
     labels = torch.randint(run.head.num_classes, (len(images),), generator=generator)
     return Batch(images.to(run.ranks.device), labels, waited=0.0, replaced=0, notices=Notices())
 
 
 def _backbone_alone(run: Run) -> Callable[[], None]:
-    size, batch = run.backbone.input_size, run.config.train.batch
+    size, batch = run.backbone.input_size, run.config.train.global_batch_size
     images = torch.randint(0, 255, (batch, size, size, 3), dtype=torch.uint8, device=run.ranks.device)
-    gradient = torch.randn(batch, run.config.backbone.embedding, device=run.ranks.device)
+    gradient = torch.randn(batch, run.config.backbone.embedding_size, device=run.ranks.device)
     loss = torch.ones((), device=run.ranks.device)
 
     def step() -> None:
@@ -195,16 +195,16 @@ def _bits(here: Machine, folder: Path, ranks: comm.Ranks, deterministic: bool) -
     torch.use_deterministic_algorithms(False)
     same, of_graphs = (all(map(torch.equal, found[0], it)) for it in found[1:])
     return {
-        "batch": config.train.batch, "same_bits": same, "same_bits_by_graphs": of_graphs, "ms": times[1],
+        "batch": config.train.global_batch_size, "same_bits": same, "same_bits_by_graphs": of_graphs, "ms": times[1],
         "ms_by_graphs": times[2],
     }  # fmt: skip
 
 
 def _head_config(here: Machine, options: dict[str, str]) -> Config:
-    head = msgspec.convert({"sample_rate": 0.01, "products": "half", **options}, HeadConfig)
+    head = msgspec.convert({"sample_rate": 0.01, "matmul_precision": "half", **options}, HeadConfig)
     return Config(
-        data=DataConfig(path=""), train=TrainConfig(length=1, batch=here.batch), backbone=IResNetTiny(embedding=here.width),
-        head=head, margin=MARGIN, optim=OPTIM,
+        data=DataConfig(path=""), train=TrainConfig(length=1, global_batch_size=here.batch), backbone=IResNetTiny(embedding_size=here.width),
+        head=head, loss=MARGIN, optim=OPTIM,
     )  # fmt: skip
 
 

@@ -42,10 +42,10 @@ def build_backbone(settings: config.AnyBackbone) -> Backbone:
     (checkpointing, channels_last, compile).
     """
     backbone = _network(settings)
-    if settings.checkpointing:
+    if settings.gradient_checkpointing:
         if isinstance(settings, config.Python | config.Timm):
             raise InputError(
-                "backbone.checkpointing: not for networks of others, which have no blocks that are known"
+                "backbone.gradient_checkpointing: not for networks of others, which have no blocks that are known"
             )
         assert not isinstance(backbone, External)
         for block in backbone.blocks:
@@ -66,7 +66,9 @@ def for_inference(settings: config.AnyBackbone) -> config.AnyBackbone:
 
     timm downloads nothing: weights are loaded afterwards.
     """
-    settings = msgspec.structs.replace(settings, checkpointing=False, compile=False, cuda_graphs=False)
+    settings = msgspec.structs.replace(
+        settings, gradient_checkpointing=False, compile=False, cuda_graphs=False
+    )
     if isinstance(settings, config.Timm):
         return msgspec.structs.replace(settings, pretrained=False)
     return settings
@@ -86,15 +88,15 @@ def move_to_device(network: nn.Module, device: torch.device, *, channels_last: b
 def _network(settings: config.AnyBackbone) -> Backbone:
     match settings:
         case config.Python():
-            network = python_network(settings.target, settings.arguments)
+            network = python_network(settings.target, settings.kwargs)
             place = f"backbone.target: {settings.target}"
-            return checked(network, settings.input_size, settings.embedding, place)
+            return checked(network, settings.input_size, settings.embedding_size, place)
         case config.Timm():
             network = timm_network(
-                settings.model, settings.arguments, pretrained=settings.pretrained, **_shared(settings)
+                settings.model, settings.kwargs, pretrained=settings.pretrained, **_shared(settings)
             )
             return checked(
-                network, settings.input_size, settings.embedding, f"backbone.model: {settings.model}"
+                network, settings.input_size, settings.embedding_size, f"backbone.model: {settings.model}"
             )
         case config.MobileFaceNet():
             return MobileFaceNet(**_shared(settings))
@@ -105,9 +107,9 @@ def _network(settings: config.AnyBackbone) -> Backbone:
             return VisionTransformer(
                 width=width,
                 depth=depth,
-                patch=settings.patch,
-                drop_path=settings.drop_path,
-                mask=settings.mask,
+                patch=settings.patch_size,
+                drop_path=settings.drop_path_rate,
+                mask=settings.mask_ratio,
                 **_shared(settings),
             )
         case config.IResNetTiny():
@@ -123,7 +125,9 @@ class _Shared(TypedDict):
 
 
 def _shared(settings: config.Backbone) -> _Shared:
-    return _Shared(input_size=settings.input_size, embedding=settings.embedding, dropout=settings.dropout)
+    return _Shared(
+        input_size=settings.input_size, embedding=settings.embedding_size, dropout=settings.dropout
+    )
 
 
 def _contiguous(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:

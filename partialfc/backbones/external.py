@@ -42,7 +42,7 @@ def python_network(target: str, arguments: dict[str, Any]) -> nn.Module:
     try:
         return found(**arguments)
     except TypeError as error:
-        raise InputError(f"backbone.arguments: {error}") from error
+        raise InputError(f"backbone.kwargs: {error}") from error
 
 
 def _add_current_folder() -> None:
@@ -87,7 +87,7 @@ def timm_network(
         try:
             trunk = timm.create_model(model, pretrained=pretrained, num_classes=0, **arguments)
         except TypeError as error:
-            raise InputError(f"backbone.arguments: {one_line(error)}") from None
+            raise InputError(f"backbone.kwargs: {one_line(error)}") from None
     width: Any = (
         getattr(trunk, "head_hidden_size", None) or trunk.num_features
     )  # of what a classifier would get

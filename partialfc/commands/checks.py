@@ -73,7 +73,7 @@ def _check_recipe(recipe: str, overrides: list[str]) -> None:
     fitting = world_sizes(config)
     if not fitting:
         raise InputError(
-            f"{recipe}: train.batch {config.train.batch} cannot be dealt out to any number of ranks"
+            f"{recipe}: train.global_batch_size {config.train.global_batch_size} cannot be dealt out to any number of ranks"
         )
     folder = Path(config.data.path)
     if config.data.synthetic is None or (folder / "property").exists():
@@ -88,7 +88,7 @@ def _check_recipe(recipe: str, overrides: list[str]) -> None:
             print(f"{path}: {len(load_pairs(path).images) // 2} pairs")
     else:
         print(f"{folder}: {config.data.synthetic.identities} identities will be drawn")
-    build_loss(config.margin, steps_per_epoch=1)
+    build_loss(config.loss, steps_per_epoch=1)
     backbone = build_backbone(
         config.backbone if config.init.backbone is None else for_inference(config.backbone)
     )

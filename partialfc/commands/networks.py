@@ -165,7 +165,7 @@ def embed(
     ```
 
     Of a pack the folder holds embeddings.npy, [n, D] in the order of its images, for training with
-    `distillation.embeddings`.
+    `distillation.teacher_embeddings`.
     """
     from partialfc.data.dataset import is_pack
     from partialfc.inference.folder import embed_folder

@@ -53,7 +53,7 @@ TrustCode = Annotated[
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="What computes.")]
 Precision = Annotated[
     optimizers.Precision | None,
-    typer.Option(help="In which it computes; default: as the run did, else fp32."),
+    typer.Option(help="In which it computes; default: as the run did, else float32."),
 ]
 Batch = Annotated[
     int | None, typer.Option(min=1, help="Images that go through at once; default: as in the run, else 64.")

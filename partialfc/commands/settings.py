@@ -7,7 +7,8 @@ import typer
 
 def settings(
     section: Annotated[
-        str | None, typer.Argument(metavar="SECTION", help="Such as head, or a key, such as train.batch.")
+        str | None,
+        typer.Argument(metavar="SECTION", help="Such as head, or a key, such as train.global_batch_size."),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print them all as a document.")] = False,
 ) -> None:

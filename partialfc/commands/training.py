@@ -129,8 +129,8 @@ def sweep(
     """Run a recipe with every combination of some settings, and tabulate the scores: mean and interval over seeds.
 
     ```
-    partialfc sweep faces_small margin.margin=0.45,0.5,0.55 seed=0..4 --out output/margins
-    sbatch --array=0-14 --wrap "exec partialfc sweep mine.yaml margin.sigma=0.0125,0.025,0.05 seed=0..4 --requeue"
+    partialfc sweep faces_small loss.margin=0.45,0.5,0.55 seed=0..4 --out output/margins
+    sbatch --array=0-14 --wrap "exec partialfc sweep mine.yaml loss.sigma=0.0125,0.025,0.05 seed=0..4 --requeue"
     ```
 
     The same call goes on where it was stopped, and adds what is new in it; runs that have finished are left as they are. In
@@ -147,7 +147,7 @@ def sweep(
     running.check_finished(grid, out)
     code = 0 if table else running.run_all(grid, out, share, ranks, lambda line: print(line, flush=True))
     if requeue and code == STOPPED:
-        slurm.requeue(load_config(recipe).launch.requeues)
+        slurm.requeue(load_config(recipe).launch.max_requeues)
     results = tables.results_of(grid, out)
     if results.rows:
         tables.write(results, out)

@@ -148,52 +148,52 @@ __all__ = [
 
 
 class Config(Settings, frozen=True):
-    """A recipe, whole."""
+    """A complete recipe."""
 
     data: DataConfig
     train: TrainConfig
     backbone: AnyBackbone = IResNetTiny()
     head: HeadConfig = HeadConfig()
-    margin: AnyMargin = CosFace()
+    loss: AnyMargin = CosFace()
     augment: AugmentConfig = AugmentConfig()
     optim: AnyOptimizer = Sgd()
     schedule: AnySchedule = Polynomial()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
-    report: ReportConfig = ReportConfig()
+    log: ReportConfig = ReportConfig()
     init: InitConfig = InitConfig()
     distillation: DistillationConfig = DistillationConfig()
     launch: LaunchConfig = LaunchConfig()
     output: str = "output"
-    """The run's folder."""
+    """Output folder of the run."""
     seed: Seed = 0
-    """Decides everything that is drawn."""
+    """Seed of all random numbers."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where there is one."""
+    """Device. auto: cuda if available."""
     deterministic: bool = False
-    """On a GPU: the same bits in every run, at the cost of algorithms that are faster, and of looking for them."""
+    """Deterministic algorithms on a GPU: the same bits in every run, slower."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.data.order == "blocks" and self.train.batch % self.data.lanes:
+        if self.data.order == "blocks" and self.train.global_batch_size % self.data.lanes:
             raise InputError(
                 f"data.lanes: {self.data.lanes}, which take equal parts of a batch; "
-                f"wanted a divisor of train.batch, {self.train.batch}"
+                f"wanted a divisor of train.global_batch_size, {self.train.global_batch_size}"
             )
-        if self.distillation.embeddings is not None and self.head.optim is not None:
+        if self.distillation.teacher_embeddings is not None and self.head.optim is not None:
             raise InputError(
-                "head.optim: found beside distillation.embeddings, with which class centres follow the teacher"
+                "head.optim: found beside distillation.teacher_embeddings, with which class centres follow the teacher"
             )
-        if self.init.means and (self.head.subcenters > 1 or not self.margin.on_sphere):
+        if self.init.means and (self.head.subcenters > 1 or not self.loss.on_sphere):
             raise InputError(
                 "init.centers.new: mean, of which a class has one; wanted head.subcenters: 1, and a margin that compares directions"
             )
-        self.head.check_with(self.rows_rule, self.margin)
+        self.head.check_with(self.rows_rule, self.loss)
 
     @property
     def rows_rule(self) -> RowRule:
         """How the class centres move. InputError where that is not said."""
-        if self.distillation.embeddings is not None:
+        if self.distillation.teacher_embeddings is not None:
             return TeacherRule()
         if self.head.optim is not None:
             return self.head.optim

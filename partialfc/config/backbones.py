@@ -26,41 +26,41 @@ _Target = Annotated[
 
 class Backbone(Settings, frozen=True):
     input_size: Annotated[Pixels, Meta(ge=16, le=512)] = 112
-    """Height and width of what goes in; images of another size are resized."""
-    embedding: _Embedding = 512
-    """Components of the embedding."""
+    """Height and width of the input; other images are resized."""
+    embedding_size: _Embedding = 512
+    """Components of an embedding."""
     dropout: Probability = 0.0
-    """Share that is dropped before the embedding."""
-    checkpointing: bool = False
-    """A block's activations are computed again in the backward, not kept."""
+    """Dropout rate before the embedding layer."""
+    gradient_checkpointing: bool = False
+    """Gradient checkpointing: the backward computes the activations of each block again."""
     channels_last: bool = True
-    """How activations lie in memory."""
+    """Memory format of the activations."""
     compile: bool = False
-    """torch.compile, which wants a C++ compiler."""
+    """Use torch.compile, which requires a C++ compiler."""
     cuda_graphs: bool = False
-    """On a GPU, forward and backward are recorded once and then launched as one each: the same bits, sooner where the host
-    launches kernels more slowly than the GPU takes them. Not with checkpointing, compile or micro-batches."""
+    """On a GPU, record forward and backward as CUDA graphs: the same bits, faster if the host limits the speed. Not with
+    gradient_checkpointing, compile or micro-batches."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("checkpointing", "compile"):
+        for name in ("gradient_checkpointing", "compile"):
             if self.cuda_graphs and getattr(self, name):
                 raise InputError(f"backbone.cuda_graphs: not with backbone.{name}: true")
 
 
 class IResNetTiny(Backbone, frozen=True, tag="iresnet_tiny", tag_field="name"):
-    """For CPUs: the iresnet block, `width` channels in the first stage and twice as many in each later one."""
+    """Small network of iresnet blocks for CPUs; each stage has twice the channels of the previous one."""
 
     width: Annotated[int, Meta(ge=4, le=4096)] = 16
     """Channels of the first stage."""
     depths: Annotated[tuple[_Depth, ...], Meta(min_length=2, max_length=5)] = (1, 1, 1, 1)
     """Blocks of each stage."""
     input_size: Annotated[Pixels, Meta(ge=16, le=512)] = 48
-    embedding: _Embedding = 128
+    embedding_size: _Embedding = 128
 
 
 class IResNet(Backbone, frozen=True):
-    """The field's networks: 64 channels in the first stage, and blocks as their number of layers says."""
+    """Networks of the common checkpoints: 64 channels in the first stage."""
 
 
 class IResNet18(IResNet, frozen=True, tag="iresnet18", tag_field="name"):
@@ -84,69 +84,69 @@ class IResNet200(IResNet, frozen=True, tag="iresnet200", tag_field="name"):
 
 
 class IResNet2060(IResNet, frozen=True, tag="iresnet2060", tag_field="name"):
-    """iresnet2060 of the ArcFace checkpoints; wants checkpointing."""
+    """iresnet2060 of the ArcFace checkpoints; requires gradient_checkpointing."""
 
 
 class MobileFaceNet(Backbone, frozen=True, tag="mobilefacenet", tag_field="name"):
-    """MobileFaceNet, arXiv 1804.07573, as insightface builds it."""
+    """MobileFaceNet, arXiv 1804.07573, as in insightface."""
 
 
 class MobileFaceNetLarge(Backbone, frozen=True, tag="mobilefacenet_large", tag_field="name"):
-    """insightface's mbf_large: twice the channels and blocks of their mbf."""
+    """mbf_large of insightface: twice the channels and blocks of mbf."""
 
 
 class ViT(Backbone, frozen=True):
-    """As insightface and LVFace train them."""
+    """ViT as in insightface and LVFace."""
 
-    patch: Annotated[Pixels, Meta(ge=4, le=16)] = 9
-    """Side of a patch."""
-    drop_path: Probability = 0.1
-    """Probability that the last block is left out; of the first it is 0, in between it grows."""
-    mask: Probability = 0.1
-    """Share of the patches that training leaves out."""
+    patch_size: Annotated[Pixels, Meta(ge=4, le=16)] = 9
+    """Height and width of a patch."""
+    drop_path_rate: Probability = 0.1
+    """Probability of skipping the last block; it increases linearly from 0 at the first block."""
+    mask_ratio: Probability = 0.1
+    """Fraction of the patches that training drops."""
 
 
 class ViTTiny(ViT, frozen=True, tag="vit_t", tag_field="name"):
-    """ViT-T, as insightface and LVFace train it."""
+    """ViT-T of insightface and LVFace."""
 
 
 class ViTSmall(ViT, frozen=True, tag="vit_s", tag_field="name"):
-    """ViT-S, as insightface and LVFace train it."""
+    """ViT-S of insightface and LVFace."""
 
 
 class ViTBase(ViT, frozen=True, tag="vit_b", tag_field="name"):
-    """ViT-B, as insightface and LVFace train it."""
+    """ViT-B of insightface and LVFace."""
 
 
 class ViTLarge(ViT, frozen=True, tag="vit_l", tag_field="name"):
-    """ViT-L, as insightface and LVFace train it."""
+    """ViT-L of insightface and LVFace."""
 
 
 class Python(Backbone, frozen=True, kw_only=True, tag="python", tag_field="name"):
-    """A network of one's own: images [b, 3, H, H] in [-1, 1] to embeddings [b, D]. dropout and checkpointing are its own
-    affair.
+    """User-defined network: images [b, 3, H, H] in [-1, 1] to embeddings [b, D]. It handles dropout and gradient
+    checkpointing itself.
     """
 
     target: _Target
-    """module:Class, a torch.nn.Module that can be imported from the current folder or the environment."""
-    arguments: dict[str, bool | int | float | str | list[int]] = field(default_factory=dict)
-    """What it is made with, by name."""
+    """module:Class, a torch.nn.Module in the current folder or the environment."""
+    kwargs: dict[str, bool | int | float | str | list[int]] = field(default_factory=dict)
+    """Keyword arguments of the class."""
 
 
 class Timm(Backbone, frozen=True, kw_only=True, tag="timm", tag_field="name"):
-    """Any model of timm, where that is installed, with an embedding layer: dropout, projection, BatchNorm."""
+    """Any timm model, if timm is installed, with an embedding layer: dropout, projection, BatchNorm."""
 
     model: str
-    """Its name, such as convnext_tiny."""
+    """Model name, such as convnext_tiny."""
     pretrained: bool = False
-    """Whether it begins with timm's weights, which it downloads."""
-    arguments: dict[str, bool | _Size | float | str | list[_Size]] = field(default_factory=dict)
-    """Arguments of the model, by name, such as `drop_path_rate`."""
+    """Start from the weights of timm, which are downloaded."""
+    kwargs: dict[str, bool | _Size | float | str | list[_Size]] = field(default_factory=dict)
+    """Keyword arguments of the model, such as `drop_path_rate`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if taken := sorted(_OF_TIMM & self.arguments.keys()):
-            raise InputError(f"backbone.arguments: expected arguments of the model, got {', '.join(taken)}")
+        if taken := sorted(_OF_TIMM & self.kwargs.keys()):
+            raise InputError(f"backbone.kwargs: expected arguments of the model, got {', '.join(taken)}")
 
 
 AnyBackbone = (

@@ -12,40 +12,40 @@ from partialfc.errors import InputError
 
 
 class HeadConfig(Settings, frozen=True):
-    """The class centres, split across all ranks."""
+    """Class centers, sharded over all ranks."""
 
     sample_rate: Staged[Fraction] = 1.0
-    """Share of all classes that a step draws, besides the batch's own (Partial FC)."""
+    """Fraction of all classes that a step samples in addition to those of the batch (Partial FC)."""
     sampling: Literal["uniform", "hard"] = "uniform"
-    """hard: some of those that a step draws are the classes whose centres are nearest to those of the batch's."""
-    hard_share: Probability = 0.5
-    """Of `sampling: hard`: the share of a step's draw that is near, at most."""
+    """Sampling of negatives. hard (experimental): some of them are the classes with the centers nearest to those of the batch."""
+    hard_fraction: Probability = 0.5
+    """Largest fraction of hard negatives among the sampled classes, with `sampling: hard`."""
     hard_neighbors: Annotated[int, Meta(ge=1, le=1024)] = 16
-    """Of `sampling: hard`: how many classes near each one are known; 4 bytes for each of them on every rank."""
-    hard_refresh: Annotated[int, Meta(ge=1), unit("steps")] = 1000
-    """Of `sampling: hard`: within so many, which are near each class is found out anew."""
-    correction: Literal["none", "log_rate"] = "none"
-    """log_rate: the negatives that were drawn stand for all, so that losses compare across sample rates."""
+    """Neighbors stored per class, with `sampling: hard`; each takes 4 bytes on every rank."""
+    hard_refresh_steps: Annotated[int, Meta(ge=1), unit("steps")] = 1000
+    """Period in which all neighbor lists are updated, with `sampling: hard`."""
+    logit_correction: Literal["none", "log_q"] = "none"
+    """Correction of sampled negatives. log_q: add log(1 / rate), so that losses are comparable across sample rates."""
     subcenters: Annotated[int, Meta(ge=1, le=255)] = 1
-    """Centres of each class, of which an image's nearest counts, so that wrong labels gather apart (Sub-center ArcFace)."""
+    """Centers per class; the nearest one counts for an image, which separates wrong labels (Sub-center ArcFace)."""
     interclass_threshold: Annotated[float, Meta(ge=0, le=1), unit("cosine")] = 0.0
-    """Negatives nearer than this are left out, as noisy labels; 0: none."""
+    """Cosine above which negatives are ignored as noisy labels; 0: no limit."""
     unsampled: Literal["hold", "decay"] = "hold"
-    """decay: momentum and weight decay go on, as if every centre took part in every step."""
-    centers: Literal["float32", "bfloat16"] = "float32"
-    """What centres are stored as."""
-    moments: Literal["float32", "bfloat16", "none"] = "float32"
-    """What the moments of the centres' optimizer are stored as; none: no momentum."""
+    """Centers that are not sampled. hold: no change; decay: momentum and weight decay apply as in a dense optimizer."""
+    centers_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Storage dtype of the centers."""
+    optim_state_dtype: Literal["float32", "bfloat16", "none"] = "float32"
+    """Storage dtype of the optimizer state of the centers; none: no momentum."""
     memory: Literal["device", "host"] = "device"
     """Memory of the centers and their moments. host: rows of a step are copied to the device and back."""
     logits_budget: Annotated[Natural, unit("MiB a rank")] = 4096
-    """Logits that do not fit are computed twice."""
-    products: Literal["auto", "float32", "tf32", "half"] = "auto"
-    """Factors of the products, whose sums are in float32. auto: tf32 on a GPU; half: float16 and bfloat16."""
+    """Memory for logit gradients; if they do not fit, logits are computed twice."""
+    matmul_precision: Literal["auto", "float32", "tf32", "half"] = "auto"
+    """Factors of matrix products; sums are in float32. auto: tf32 on a GPU; half: float16 for logits, bfloat16 for their gradients."""
     kernels: Literal["auto", "torch", "triton"] = "auto"
-    """auto: Triton's on a GPU, where it is installed."""
+    """Implementation of the kernels. auto: triton on a GPU if it is installed, otherwise torch."""
     optim: AnyRule | None = None
-    """The optimizer of the class centres; unset: the rule and rate of the top level's optim."""
+    """Optimizer of the class centers; unset: optimizer and learning rate of the section `optim`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,12 +60,12 @@ class HeadConfig(Settings, frozen=True):
 
     @property
     def largest_rate(self) -> float:
-        """Of all stages of `sample_rate`."""
+        """Largest sample rate of all stages."""
         return max(values_of(self.sample_rate))
 
     @property
     def samples(self) -> bool:
-        """Whether there are steps that do not work on all classes."""
+        """True if some steps sample classes."""
         return min(values_of(self.sample_rate)) < 1
 
     def _check_hard(self) -> None:
@@ -80,7 +80,7 @@ class HeadConfig(Settings, frozen=True):
                 )
 
     def check_with(self, rule: RowRule, margin: AnyMargin) -> None:
-        """InputError where class centres that move by `rule` cannot be treated so, or those of `margin`."""
+        """Raise InputError if the settings do not fit the update rule of the centers or the loss."""
         if self.unsampled == "decay" and not isinstance(rule, SgdRule):
             raise InputError(
                 "head.unsampled: decay needs optim.name: sgd, whose skipped steps are one product; "
@@ -92,19 +92,19 @@ class HeadConfig(Settings, frozen=True):
             )
         if not margin.on_sphere:
             self._check_linear(rule)
-        if self.moments == "none" and isinstance(rule, AdamWRule):
-            raise InputError("head.moments: none needs optim.name: sgd; AdamW is its moments")
+        if self.optim_state_dtype == "none" and isinstance(rule, AdamWRule):
+            raise InputError("head.optim_state_dtype: none needs optim.name: sgd; AdamW is its moments")
 
     def _check_linear(self, rule: RowRule) -> None:
-        """Where rows are no directions."""
+        """Raise InputError for settings that need normalized centers."""
         for name, found, wanted in (
             ("head.subcenters", self.subcenters, 1),
             ("head.interclass_threshold", self.interclass_threshold, 0),
             ("head.sampling", self.sampling, "uniform"),
         ):
             if found != wanted:
-                raise InputError(f"{name}: {found}; wanted {wanted}, as margin.name: linear has no cosines")
+                raise InputError(f"{name}: {found}; wanted {wanted}, as loss.name: linear has no cosines")
         if isinstance(rule, TeacherRule):
             raise InputError(
-                "margin.name: linear has no cosines, which class centres that follow a teacher need"
+                "loss.name: linear has no cosines, which class centres that follow a teacher need"
             )

@@ -13,28 +13,28 @@ class Margin(Settings, frozen=True):
     on_sphere: ClassVar[bool] = True  # embeddings and centres count by their direction alone
 
     scale: Staged[Scale] = 64.0
-    """Factor of every logit."""
+    """Factor of all logits, s."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_stages("margin", self)
+        check_stages("loss", self)
 
 
 class AngularMargin(Margin, frozen=True):
-    """A margin on the angle, where the slope and the far end are questions."""
+    """Margin on the angle."""
 
     gradient: Literal["exact", "detached"] = "exact"
-    """detached: the target logit's derivative taken as `scale`, as the widely used ArcFace code has it."""
+    """Derivative of the target logit by the cosine. detached: `scale`, as in the widely used ArcFace code."""
     beyond_pi: Literal["linear", "wrap"] = "linear"
-    """wrap: the plain cosine, which rises again."""
+    """Target logit for angles beyond pi. linear: monotone continuation; wrap: plain cosine, which increases again."""
 
 
 class SoftMax(Margin, frozen=True, tag="softmax", tag_field="name"):
-    """cos t: normalised softmax without a margin."""
+    """cos t: softmax of normalized embeddings and centers, without a margin."""
 
 
 class Linear(Settings, frozen=True, tag="linear", tag_field="name"):
-    """w x + b, the softmax of a linear layer: nothing is normalised, and there is no margin."""
+    """w x + b: softmax of a linear layer, without normalization and margin."""
 
     on_sphere: ClassVar[bool] = False
 
@@ -43,110 +43,110 @@ class ArcFace(AngularMargin, frozen=True, tag="arcface", tag_field="name"):
     """cos(t + margin), arXiv 1801.07698."""
 
     margin: Staged[Angle] = 0.5
-    """Added to the angle."""
+    """Margin added to the angle."""
 
 
 class CosFace(Margin, frozen=True, tag="cosface", tag_field="name"):
     """cos t - margin, arXiv 1801.09414."""
 
     margin: Staged[Cosine] = 0.35
-    """Taken from the cosine."""
+    """Margin subtracted from the cosine."""
 
 
 class Combined(AngularMargin, frozen=True, tag="combined", tag_field="name"):
-    """cos(m1 t + m2) - m3, as in arXiv 1801.07698; m1 alone is SphereFace's."""
+    """cos(m1 t + m2) - m3, arXiv 1801.07698; m1 alone is SphereFace."""
 
     m1: Staged[Annotated[float, Meta(ge=1)]] = 1.0
     """Factor of the angle."""
     m2: Staged[Angle] = 0.0
-    """Added to the angle."""
+    """Margin added to the angle."""
     m3: Staged[Cosine] = 0.0
-    """Taken from the cosine."""
+    """Margin subtracted from the cosine."""
 
 
 Order = Literal["none", "paper", "released"]  # which sample of a batch gets which draw
 
 
 class ElasticArcFace(AngularMargin, frozen=True, tag="elastic_arcface", tag_field="name"):
-    """cos(t + e), e drawn for each sample, ElasticFace, arXiv 2109.09416."""
+    """cos(t + e) with a random margin e for each image, ElasticFace, arXiv 2109.09416."""
 
     margin: Staged[Angle] = 0.5
-    """Mean of the draws."""
+    """Mean of the random margins."""
     sigma: Annotated[NonNegative, unit("radians")] = 0.05
-    """Deviation of the draws."""
+    """Standard deviation of the random margins."""
     order: Order = "none"
-    """paper: the hardest samples get the largest draws (ElasticFace+); released: as its authors' code deals them out."""
+    """Assignment of the margins. paper: the hardest images get the largest margins (ElasticFace+); released: as in the authors' code."""
 
 
 class ElasticCosFace(Margin, frozen=True, tag="elastic_cosface", tag_field="name"):
-    """cos t - e, e drawn for each sample, ElasticFace, arXiv 2109.09416."""
+    """cos t - e with a random margin e for each image, ElasticFace, arXiv 2109.09416."""
 
     margin: Staged[Cosine] = 0.35
-    """Mean of the draws."""
+    """Mean of the random margins."""
     sigma: Cosine = 0.05
-    """Deviation of the draws."""
+    """Standard deviation of the random margins."""
     order: Order = "none"
-    """paper: the hardest samples get the largest draws (ElasticFace+); released: as its authors' code deals them out."""
+    """Assignment of the margins. paper: the hardest images get the largest margins (ElasticFace+); released: as in the authors' code."""
 
 
 class AdaFace(Margin, frozen=True, tag="adaface", tag_field="name"):
-    """A margin that grows with the embedding's norm, arXiv 2204.00964."""
+    """Margin that depends on the norm of the embedding, arXiv 2204.00964."""
 
     margin: Staged[Angle] = 0.4
-    """Largest margin, on the angle and on the cosine."""
+    """Largest margin of angle and cosine."""
     h: NonNegative = 0.333
-    """How much of the norms' deviation the margin follows."""
-    rate: Fraction = 0.01
-    """Share of a step in the running mean and deviation of the norms."""
+    """Factor of the normalized norm, h in the paper."""
+    ema_rate: Fraction = 0.01
+    """Weight of a step in the running mean and deviation of the norms."""
 
 
 class CurricularFace(AngularMargin, frozen=True, tag="curricularface", tag_field="name"):
-    """ArcFace whose hard negatives weigh more as training goes on, arXiv 2004.00288."""
+    """ArcFace with weights of hard negatives that grow during training, arXiv 2004.00288."""
 
     margin: Staged[Angle] = 0.5
-    """Added to the angle."""
-    rate: Fraction = 0.01
-    """Share of a step in the running mean of the target cosines, by which hard negatives weigh more."""
+    """Margin added to the angle."""
+    ema_rate: Fraction = 0.01
+    """Weight of a step in the running mean of the target cosines, which determines the weight of hard negatives."""
 
 
 class MagFace(AngularMargin, frozen=True, tag="magface", tag_field="name"):
-    """cos(t + m), m growing with the embedding's norm, which tells the image's quality, arXiv 2103.06627."""
+    """cos(t + m) with a margin m that grows with the norm of the embedding, arXiv 2103.06627."""
 
-    norms: tuple[Positive, Positive] = (10.0, 110.0)
-    """Least and largest norm that counts."""
-    margins: tuple[Angle, Angle] = (0.45, 0.8)
-    """Margins of images of these norms."""
-    weight: NonNegative = 35.0
-    """Of the term that draws norms to the largest."""
+    norm_range: tuple[Positive, Positive] = (10.0, 110.0)
+    """Smallest and largest norm; others are clipped."""
+    margin_range: tuple[Angle, Angle] = (0.45, 0.8)
+    """Margins at the smallest and at the largest norm."""
+    norm_penalty_weight: NonNegative = 35.0
+    """Weight of the term that increases the norms."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.norms[0] >= self.norms[1]:
-            raise InputError(f"margin.norms: found {list(self.norms)}; wanted the smaller one first")
+        if self.norm_range[0] >= self.norm_range[1]:
+            raise InputError(f"loss.norm_range: found {list(self.norm_range)}; wanted the smaller one first")
 
 
 class UniFace(Margin, frozen=True, tag="uniface", tag_field="name"):
-    """Each class by itself, softplus(b - s (cos t - margin)) and softplus(s cos t_j - b), b learnt; UniFace, ICCV 2023."""
+    """softplus(b - s (cos t - margin)) and softplus(s cos t_j - b) of each negative, with a learned b; UniFace, ICCV 2023."""
 
     margin: Staged[Cosine] = 0.4
-    """Taken from the cosine."""
-    weight: Positive = 1.0
-    """Of the negatives."""
+    """Margin subtracted from the cosine."""
+    negative_weight: Positive = 1.0
+    """Weight of the negatives."""
 
 
 class SphereFace2(Margin, frozen=True, tag="sphereface2", tag_field="name"):
-    """Each class by itself, with a margin on either side, b learnt; SphereFace2-C, arXiv 2108.01513."""
+    """Binary classification for each class, with a margin on both sides of a learned b; SphereFace2-C, arXiv 2108.01513."""
 
     scale: Staged[Scale] = 40.0
-    """Factor of every logit."""
+    """Factor of all logits, s."""
     margin: Staged[Cosine] = 0.4
-    """Taken from the cosine of the own class, and added to those of the others."""
-    own: Annotated[float, Meta(gt=0, lt=1)] = 0.7
-    """Weight of the own class; that of each other one is 1 less it."""
+    """Margin subtracted from the target cosine and added to those of negatives."""
+    positive_weight: Annotated[float, Meta(gt=0, lt=1)] = 0.7
+    """Weight of the target; each negative has 1 - positive_weight."""
     power: Annotated[float, Meta(ge=1)] = 3.0
-    """Of the cosines, brought to 0 to 1: the higher, the farther apart they are asked to be."""
-    weight: Positive = 50.0
-    """Of the whole loss, times 1 / scale."""
+    """Exponent of the cosines, which are mapped to 0 to 1; larger values demand larger differences."""
+    loss_weight: Positive = 50.0
+    """Weight of the loss, times 1 / scale."""
 
 
 AnyMargin = (

@@ -9,16 +9,16 @@ from partialfc.errors import InputError
 
 
 class SgdRule(Settings, frozen=True, tag="sgd", tag_field="name"):
-    """As torch.optim.SGD."""
+    """torch.optim.SGD."""
 
     lr: Positive = 0.1
-    """Learning rate, used as it is, whatever the batch."""
+    """Learning rate; it is not scaled with the batch size."""
     momentum: Probability = 0.9
-    """Share of the last step's direction that is kept."""
+    """Momentum factor."""
     nesterov: bool = False
-    """Nesterov's momentum."""
+    """Nesterov momentum."""
     weight_decay: NonNegative = 5e-4
-    """Added to the gradient, times the weight."""
+    """Weight decay, added to the gradient."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -27,76 +27,76 @@ class SgdRule(Settings, frozen=True, tag="sgd", tag_field="name"):
 
 
 class AdamWRule(Settings, frozen=True, tag="adamw", tag_field="name"):
-    """As torch.optim.AdamW; a class centre counts its own steps."""
+    """torch.optim.AdamW; a class center counts its own steps."""
 
     lr: Positive = 1e-3
-    """Learning rate, used as it is, whatever the batch."""
+    """Learning rate; it is not scaled with the batch size."""
     betas: tuple[Probability, Probability] = (0.9, 0.999)
-    """Shares of the running means of the gradient and of its square that are kept."""
+    """Decay rates of the running averages of the gradient and its square."""
     eps: Positive = 1e-8
-    """Added to the divisor."""
+    """Term added to the denominator."""
     weight_decay: NonNegative = 1e-2
-    """Share of the weight, times the rate, that is taken off."""
+    """Decoupled weight decay."""
 
 
 AnyRule = SgdRule | AdamWRule  # how a step is taken; `head.optim` is one
 
 
 class TeacherRule(Settings, frozen=True, tag="teacher", tag_field="name"):
-    """Class centres follow a teacher's embeddings of their images, and have no gradient (AdaDistill, arXiv 2407.01332)."""
+    """Centers follow the embeddings of a teacher instead of gradients (AdaDistill, arXiv 2407.01332)."""
 
 
 RowRule = AnyRule | TeacherRule  # how class centres move
 
 Decayed = Literal["all", "matrices"]  # matrices: not norms, biases and slopes of the backbone
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["float32", "bfloat16", "float16"]
 Reduce = Literal["float32", "bfloat16"]
 
 
 class Sgd(SgdRule, frozen=True, tag="sgd", tag_field="name"):
-    """torch.optim.SGD for the backbone; and for the class centres, unless `head.optim` is another."""
+    """torch.optim.SGD for the backbone, and for the class centers unless `head.optim` is set."""
 
-    decayed: Decayed = "all"
-    """matrices: no weight decay for norms, biases and slopes."""
-    clip: NonNegative = 5.0
-    """Largest norm of the backbone's gradient; 0: any."""
-    precision: Precision = "fp32"
-    """What the backbone computes in."""
+    weight_decay_on: Decayed = "all"
+    """Parameters with weight decay. matrices: not normalization weights, biases and PReLU slopes."""
+    max_grad_norm: NonNegative = 5.0
+    """Largest gradient norm of the backbone; 0: no clipping."""
+    precision: Precision = "float32"
+    """Dtype of the computation in the backbone."""
     reduce_dtype: Reduce = "float32"
-    """What the backbone's gradients are summed over ranks in; bfloat16: half of what is sent."""
-    ema: Probability = 0.0
-    """Decay of a moving average of the backbone, which then is what is evaluated and used; 0: none."""
+    """Dtype of the gradients of the backbone in the sum over ranks; bfloat16 halves the traffic."""
+    ema_decay: Probability = 0.0
+    """Decay of a moving average of the backbone, which is then evaluated and exported; 0: none."""
     layer_decay: Fraction = 1.0
-    """Factor of the rate from each block of the backbone to the one before it, for fine-tuning; 1: one rate for all."""
+    """Factor of the learning rate from each block to the previous one, for fine-tuning; 1: the same rate for all."""
 
 
 # What these have in common with Sgd is said there.
 class AdamW(AdamWRule, frozen=True, tag="adamw", tag_field="name"):
-    """torch.optim.AdamW for the backbone; and for the class centres, unless `head.optim` is another."""
+    """torch.optim.AdamW for the backbone, and for the class centers unless `head.optim` is set."""
 
-    decayed: Decayed = "all"
-    clip: NonNegative = 5.0
-    precision: Precision = "fp32"
+    weight_decay_on: Decayed = "all"
+    max_grad_norm: NonNegative = 5.0
+    precision: Precision = "float32"
     reduce_dtype: Reduce = "float32"
-    ema: Probability = 0.0
+    ema_decay: Probability = 0.0
     layer_decay: Fraction = 1.0
 
 
 class TorchOptimizer(Settings, frozen=True, tag="torch", tag_field="name"):
-    """Any class of torch.optim, for the backbone; the class centres then want a `head.optim` of their own."""
+    """Any class of torch.optim for the backbone; the class centers then require `head.optim`."""
 
-    kind: str
-    """Its name, such as NAdam, RAdam or Adafactor."""
+    optimizer_class: str
+    """Class name, such as NAdam, RAdam or Adafactor."""
     lr: Positive = 1e-3
     weight_decay: NonNegative = 0.0
-    """As the class has it."""
-    options: dict[str, bool | int | float | tuple[float, ...]] = field(default_factory=dict)
-    """Its other arguments, by name."""
-    decayed: Decayed = "all"
-    clip: NonNegative = 5.0
-    precision: Precision = "fp32"
+    """Weight decay of the class."""
+    kwargs: dict[str, bool | int | float | tuple[float, ...]] = field(default_factory=dict)
+    """Other arguments of the class by name."""
+    weight_decay_on: Decayed = "all"
+    max_grad_norm: NonNegative = 5.0
+    precision: Precision = "float32"
     reduce_dtype: Reduce = "float32"
-    ema: Probability = 0.0
+    ema_decay: Probability = 0.0
     layer_decay: Fraction = 1.0
 
 
@@ -104,30 +104,30 @@ AnyOptimizer = Sgd | AdamW | TorchOptimizer
 
 
 class Polynomial(Settings, frozen=True, tag="polynomial", tag_field="name"):
-    """(1 - progress) ** power, down to 0 at the end."""
+    """(1 - progress) ** power, which reaches 0 at the end."""
 
     warmup: Duration = 0
-    """Linear, from 0 to the full rate."""
+    """Length of the linear warmup from 0 to the full rate."""
     power: Positive = 2.0
-    """Exponent of what is left of the run."""
+    """Exponent of the remaining fraction of the run."""
 
 
 class Cosine(Settings, frozen=True, tag="cosine", tag_field="name"):
-    """Half a cosine, down to 0 at the end."""
+    """Half a cosine, which reaches 0 at the end."""
 
     warmup: Duration = 0
-    """Linear, from 0 to the full rate."""
+    """Length of the linear warmup from 0 to the full rate."""
 
 
-class Step(Settings, frozen=True, tag="step", tag_field="name"):
-    """Multiplied by `factor` at each of `at`."""
+class Step(Settings, frozen=True, tag="multistep", tag_field="name"):
+    """Multiplication by `gamma` at each milestone."""
 
-    at: tuple[Duration, ...]
-    """When the rate falls."""
-    factor: Fraction = 0.1
-    """What it is multiplied by each time."""
+    milestones: tuple[Duration, ...]
+    """Steps or epochs at which the rate decreases."""
+    gamma: Fraction = 0.1
+    """Factor of the rate at each milestone."""
     warmup: Duration = 0
-    """Linear, from 0 to the full rate."""
+    """Length of the linear warmup from 0 to the full rate."""
 
 
 AnySchedule = Polynomial | Cosine | Step

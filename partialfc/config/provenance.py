@@ -16,14 +16,14 @@ _LAYOUT = 3  # of a checkpoint's tensors: their names and shapes
 # Settings by which no step of a run depends: how it is computed and reported, where it begins and lies.
 _FREE = (
     "backbone.channels_last",
-    "backbone.checkpointing",
+    "backbone.gradient_checkpointing",
     "backbone.compile",
     "backbone.cuda_graphs",
     "checkpoint",
     "data.path",  # the pack is compared by its content
     "data.reader",
     "data.synthetic",
-    "data.workers",
+    "data.num_workers",
     "deterministic",
     "device",
     "evaluation",
@@ -34,15 +34,15 @@ _FREE = (
     "init.centers",
     "launch",
     "output",
-    "report",
-    "train.max_skipped",
+    "log",
+    "train.max_skipped_steps",
 )
 
 
 class Provenance(Struct, frozen=True):
     """What a checkpoint says of its run."""
 
-    config: Config  # resolved: train.micro_batch is that of the run
+    config: Config  # resolved: train.micro_batch_size is that of the run
     num_classes: int
     num_samples: int
     pack: str  # fingerprint
@@ -99,7 +99,7 @@ def checked_changes(found: Path, before: Provenance, now: Provenance, *, allowed
     if changed and not allowed:
         raise InputError(
             f"checkpoint {found}: made with other settings: {'; '.join(changed)}; wanted the same, "
-            "another `output`, or checkpoint.changes=allow"
+            "another `output`, or checkpoint.on_config_change=allow"
         )
     return changed
 

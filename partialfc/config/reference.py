@@ -190,7 +190,7 @@ def selected(place: str | None) -> list[Section]:
     if not found:
         names = sorted({it.name for it in everything if it.name})
         raise InputError(
-            f"settings {place}: wanted a section or a key, such as train.batch; there are {', '.join(names)}"
+            f"settings {place}: wanted a section or a key, such as train.global_batch_size; there are {', '.join(names)}"
         )
     return found
 

@@ -23,69 +23,69 @@ Steps = Annotated[Count, unit("steps")]
 
 
 class TrainConfig(Settings, frozen=True):
-    """How long, and by how many images a step."""
+    """Length and batch sizes of a run."""
 
     length: Duration
     """Length of the run."""
-    batch: Images = 512
-    """Images of a step, over all ranks."""
-    micro_batch: Annotated[int, Meta(ge=2), unit("images")] | None = None
-    """Images normalised together; unset: a rank's share of the batch when the run began."""
-    max_skipped: Steps = 100
-    """Steps in a row that are not finite, after which the run has diverged."""
+    global_batch_size: Images = 512
+    """Images of a step on all ranks."""
+    micro_batch_size: Annotated[int, Meta(ge=2), unit("images")] | None = None
+    """Images that BatchNorm normalizes together; unset: the local batch of a rank at the start of the run."""
+    max_skipped_steps: Steps = 100
+    """Consecutive steps with non-finite gradients after which the run counts as diverged."""
 
 
 class EvaluationConfig(Settings, frozen=True):
-    """Verification on every .bin of `data.path`, and on other sets."""
+    """Verification on each .bin set of `data.path` and on other sets."""
 
     every: Duration = 0
-    """0: only before training and at the end."""
-    batch: Images = 64
-    """Images embedded at once on a rank."""
+    """Interval of evaluations. 0: before training and at the end only."""
+    batch_size: Images = 64
+    """Images per forward on a rank."""
     sets: tuple[str, ...] = ()
-    """Paths of further sets: .bin files, folders of them, of IJB, of a gallery and probes."""
+    """Paths of other sets: .bin files, folders of them, IJB, or a gallery with probes."""
 
 
 class CheckpointConfig(Settings, frozen=True):
-    """What is saved, and where a run goes on."""
+    """Saving and resuming."""
 
     every: Interval = "15 minutes"
-    """0: only at the end, and when the run is stopped."""
+    """Interval of checkpoints. 0: only at the end and when the run is stopped."""
     keep: Count = 2
-    """How many of the newest stay."""
+    """Number of newest checkpoints to keep."""
     keep_best: SetScore | None = None
-    """The checkpoint of the evaluation with the best such score stays, too."""
+    """Score whose best checkpoint is kept in addition."""
     resume: str = "auto"
-    """auto: from the newest under `output`; never; or the path of a checkpoint."""
-    changes: Literal["refuse", "allow"] = "refuse"
-    """Whether a run goes on where its settings, or its pack, are not those it was made with."""
+    """Checkpoint to resume from. auto: the newest in `output`; never: none; or a path."""
+    on_config_change: Literal["fail", "allow"] = "fail"
+    """Resuming with other settings or another pack. fail: refuse; allow: continue and record the changes."""
 
 
 class InitialCenters(Settings, frozen=True, kw_only=True):
-    """Class centres of another run, for the identities that both know, and those of new ones."""
+    """Class centers from another run for identities that both have, and centers of new identities."""
 
     source: str | None = msgspec.field(name="from", default=None)
-    """A run, a checkpoint of one, or the file of a head: ElasticFace's `header.pth`, or `weight` [C, D]. Unset: all are new."""
+    """Run, checkpoint, or head file: `header.pth` of ElasticFace, or `weight` [C, D]. Unset: all identities are new."""
     map: str | None = None
-    """A file with a line for each identity of the pack: its label in that run, or `new`. Unset: the same identities."""
-    new: Literal["drawn", "mean"] = "drawn"
-    """mean: of the embeddings of an identity's images, by `init.backbone`."""
+    """File with a line per identity of the pack: its label in the other run, or `new`. Unset: the same identities."""
+    new: Literal["random", "mean"] = "random"
+    """Centers of new identities. mean: mean embedding of their images by `init.backbone`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.source is None and (self.map is not None or self.new == "drawn"):
+        if self.source is None and (self.map is not None or self.new == "random"):
             raise InputError("init.centers: without `from` all identities are new; wanted `new: mean` alone")
 
 
 class InitConfig(Settings, frozen=True):
-    """Where a run begins that goes on from no checkpoint."""
+    """Initial weights of a run without a checkpoint."""
 
     backbone: str | None = None
-    """Weights: a run, a checkpoint, a .pth, .pt or .safetensors."""
+    """Backbone weights: run, checkpoint, .pth, .pt or .safetensors."""
     centers: InitialCenters | None = None
-    """Class centres: `{from: RUN, map: FILE, new: mean}`."""
-    freeze: Duration = 0
-    """How long the backbone then stands still, its running statistics too, while the class centres are learnt."""
+    """Class centers: `{from: RUN, map: FILE, new: mean}`."""
+    freeze_backbone: Duration = 0
+    """Length of the initial phase in which the backbone and its running statistics are frozen."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,47 +94,49 @@ class InitConfig(Settings, frozen=True):
 
     @property
     def means(self) -> bool:
-        """Whether centres of new identities begin as the mean of their embeddings."""
+        """True if centers of new identities start as the mean of their embeddings."""
         return self.centers is not None and self.centers.new == "mean"
 
 
 class DistillationConfig(Settings, frozen=True):
-    """Learning from a teacher: class centres follow its embeddings of their images (AdaDistill, arXiv 2407.01332)."""
+    """Distillation: class centers follow the embeddings of a teacher (AdaDistill, arXiv 2407.01332)."""
 
-    embeddings: str | None = None
-    """The teacher's, of the pack in `data.path`: the folder that `partialfc embed` wrote. Unset: no teacher."""
-    regression: NonNegative = 0.0
-    """Weight of 1 - cos(student, teacher), the mean over a batch's images, which is added to the loss."""
+    teacher_embeddings: str | None = None
+    """Embeddings of the pack by the teacher: a folder of `partialfc embed`. Unset: no teacher."""
+    cosine_weight: NonNegative = 0.0
+    """Weight of the mean of 1 - cos(student, teacher) over the batch, added to the loss."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.regression and self.embeddings is None:
-            raise InputError("distillation.regression: wants a teacher; wanted distillation.embeddings, too")
+        if self.cosine_weight and self.teacher_embeddings is None:
+            raise InputError(
+                "distillation.cosine_weight: wants a teacher; wanted distillation.teacher_embeddings, too"
+            )
 
 
 class ReportConfig(Settings, frozen=True):
-    """What the log and TensorBoard get."""
+    """Log lines and loggers."""
 
     every: Steps = 20
-    """Between log lines."""
-    histograms: Steps = 200
-    """Between looks at cosines, margins and memory, each one more pass over the active rows."""
+    """Interval of log lines."""
+    histograms_every: Steps = 200
+    """Interval of histograms, memory and cosines; each needs another pass over the active rows."""
     loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
-    """Where the run is shown; of none, no pictures are drawn."""
+    """Loggers of the run; without any, no pictures are drawn."""
     pictures: Literal["local", "remote", "off"] = "local"
     """Loggers that get pictures of faces, and embeddings with them. local: those that keep them on this machine (TensorBoard);
     remote: all, so that training faces leave the machine with wandb or mlflow; off: none."""
 
 
 class LaunchConfig(Settings, frozen=True):
-    """How the ranks are started and watched."""
+    """Start and supervision of the ranks."""
 
-    restarts: Natural = 0
-    """Times that all ranks are started again when one has died."""
-    requeues: Natural = 100
-    """Times that a SLURM job that was stopped queues itself again."""
-    timeout: Time = "10 minutes"
-    """Time that a rank may stand still in a step before all end."""
+    max_restarts: Natural = 0
+    """Number of restarts of all ranks after one has died."""
+    max_requeues: Natural = 100
+    """Number of times that a stopped SLURM job requeues itself."""
+    step_timeout: Time = "10 minutes"
+    """Time without progress in a step after which all ranks end."""
     flight_recorder: bool = False
     """Record the collectives of each rank, and write them to `flight_recorder/` in the output if the run hangs."""
     numa: bool = False

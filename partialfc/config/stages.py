@@ -2,7 +2,7 @@
 
 In a recipe:
     head.sample_rate: {0: 0.1, "30 epochs": 1.0}            0.1, and from epoch 30 on 1
-    margin.margin: {0: [0.0, 0.5], "5 epochs": 0.5}         evenly from 0 to 0.5 over five epochs, and then 0.5
+    loss.margin: {0: [0.0, 0.5], "5 epochs": 0.5}         evenly from 0 to 0.5 over five epochs, and then 0.5
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,7 @@
 """What happens to pixels between a pack and a network. Everything random is keyed by (seed, epoch, sample).
 
 The strong changes are those of AdaFace (arXiv 2204.00964, section 4: crop, low resolution, photometric) and of the
-DALI pipeline of insightface (blur, grey). OpenCV makes them: of the augmentation libraries, albumentations is no longer
+DALI pipeline of insightface (blur, gray). OpenCV makes them: of the augmentation libraries, albumentations is no longer
 maintained, and torchvision's draws belong to the process and not to the sample.
 """
 
@@ -75,23 +75,23 @@ def _blurred(pixels: MatLike, strength: float) -> MatLike:
 
 
 def _lit(pixels: MatLike, brightness: float, contrast: float, saturation: float) -> MatLike:
-    """Each times 0.5 to 1.5: contrast around the image's mean, saturation around each pixel's grey."""
-    grey = _greyed(pixels)
-    mean = grey.mean() * (0.5 + brightness)
+    """Each times 0.5 to 1.5: contrast around the image's mean, saturation around each pixel's gray."""
+    gray = _grayed(pixels)
+    mean = gray.mean() * (0.5 + brightness)
     values = (np.arange(256) * (0.5 + brightness) - mean) * (0.5 + contrast) + mean
-    more_or_less = cv2.addWeighted(pixels, 0.5 + saturation, grey, 0.5 - saturation, 0)
+    more_or_less = cv2.addWeighted(pixels, 0.5 + saturation, gray, 0.5 - saturation, 0)
     return cv2.LUT(more_or_less, values.clip(0, 255).astype(np.uint8))
 
 
-def _greyed(pixels: MatLike) -> MatLike:
+def _grayed(pixels: MatLike) -> MatLike:
     return cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
 # The key of `augment` that gives its probability, what it does, by which other keys, and by how many draws.
 _CHANGES = (
-    ("crop", _cropped, ("crop_area",), 4),
+    ("crop", _cropped, ("min_crop_area",), 4),
     ("low_resolution", _shrunk, (), 3),
     ("blur", _blurred, (), 1),
     ("photometric", _lit, (), 3),
-    ("grey", _greyed, (), 0),
+    ("gray", _grayed, (), 0),
 )

@@ -104,7 +104,7 @@ class Loader:
     ) -> None:
         self.dataset, self.teacher, skip = dataset, teacher, config.on_corrupt == "skip"
         self._samples = _Augmented(dataset, augmentation, order.seed, skip=skip, teacher=teacher)
-        self._order, self._ranks, self._workers = order, ranks, config.workers
+        self._order, self._ranks, self._workers = order, ranks, config.num_workers
         self._copies = torch.cuda.Stream(ranks.device) if ranks.device.type == "cuda" else None
         self._named: set[int] = set()  # damaged records of all ranks, which all know
         self._to_name: dict[int, None] = {}  # those of this rank, in their order

@@ -24,26 +24,26 @@ class Place(NamedTuple):
 
 
 def check_world_size(config: Config, world_size: int) -> None:
-    """InputError where W x k x micro_batch = batch has no solution for this number W of ranks, or W does not divide the
+    """InputError where W x k x micro_batch_size = global_batch_size has no solution for this number W of ranks, or W does not divide the
     lanes; names those numbers that fit.
     """
     train, fitting = config.train, world_sizes(config)
     if world_size not in fitting:
-        parts = "" if train.micro_batch is None else f" in micro-batches of {train.micro_batch}"
+        parts = "" if train.micro_batch_size is None else f" in micro-batches of {train.micro_batch_size}"
         lanes = "" if config.data.order == "shuffle" else f" and data.lanes {config.data.lanes}"
         raise InputError(
-            f"train.batch {train.batch}{parts}{lanes} cannot be dealt out to {world_size} ranks; "
+            f"train.global_batch_size {train.global_batch_size}{parts}{lanes} cannot be dealt out to {world_size} ranks; "
             f"wanted one of {', '.join(map(str, fitting)) or 'none'}"
         )
 
 
 def world_sizes(config: Config) -> list[int]:
-    """The numbers W of ranks for which W x k x micro_batch = batch has a solution, ascending; maybe none. With
+    """The numbers W of ranks for which W x k x micro_batch_size = global_batch_size has a solution, ascending; maybe none. With
     `data.order: blocks` they divide the lanes, too.
 
-    Without micro_batch a rank's whole block is one: two images at least, as BatchNorm needs.
+    Without micro_batch_size a rank's whole block is one: two images at least, as BatchNorm needs.
     """
-    batch, micro_batch = config.train.batch, config.train.micro_batch
+    batch, micro_batch = config.train.global_batch_size, config.train.micro_batch_size
     parts, rest = divmod(batch, micro_batch or 1)
     most = parts if micro_batch else batch // 2
     dealt_out = math.gcd(parts, config.data.lanes) if config.data.order == "blocks" else parts

@@ -26,7 +26,7 @@ def network(config: Config, ranks: Ranks) -> Finding:
         return Finding(["one rank: nothing is sent"])
     cards = dict(comm.of_all_ranks((socket.gethostname(), _card()), ranks.host))
     lines = [f"{host} by {card}" for host, card in cards.items()]
-    batch, width = config.train.batch, config.backbone.embedding
+    batch, width = config.train.global_batch_size, config.backbone.embedding_size
     share, others = batch // ranks.size, (ranks.size - 1) / ranks.size
     local = torch.zeros(share, width, device=ranks.device, requires_grad=True)
     sums = torch.zeros(2 * batch, dtype=torch.float64, device=ranks.device)

@@ -40,11 +40,11 @@ _FEW, _MOST, _PATIENCE = (
 
 def loss(config: Config, ranks: Ranks) -> Finding:
     """Compare derivatives of the recipe's loss with autograd of its logit, and its head over all ranks with itself on one."""
-    settings = config.margin
+    settings = config.loss
     lines: list[str] = []
     problems: list[str] = []
     if getattr(settings, "gradient", "exact") == "detached":
-        lines.append("the derivative of the logit is taken as 1, as margin.gradient: detached says")
+        lines.append("the derivative of the logit is taken as 1, as loss.gradient: detached says")
     else:
         worst = max(_off_derivatives(settings))
         told = f"derivatives of the target's logit are autograd's to {worst:.0e}"
@@ -95,12 +95,12 @@ def _off_one_rank(config: Config, ranks: Ranks, alone: ProcessGroup) -> float:
     labels = torch.randint(_CLASSES, (len(everyones),), generator=draws)
     mine = slice(ranks.rank * share, (ranks.rank + 1) * share)
     settings = msgspec.structs.replace(
-        config.head, memory="device", products="float32", kernels="torch", optim=None
+        config.head, memory="device", matmul_precision="float32", kernels="torch", optim=None
     )
     found = []
     for group, images in ((ranks.group, mine), (alone, slice(None))):
         tried = PartialFC(
-            _CLASSES, _WIDTH, config.margin, config=settings, optim=config.rows_rule, device=ranks.device, group=group,
+            _CLASSES, _WIDTH, config.loss, config=settings, optim=config.rows_rule, device=ranks.device, group=group,
             steps_per_epoch=1,
         )  # fmt: skip
         local = everyones[images].to(ranks.device).requires_grad_()
@@ -123,7 +123,7 @@ def head(config: Config, ranks: Ranks) -> Finding:
     labels = torch.randint(_CLASSES, (len(everyones),), generator=draws)
     margin = CosFace(scale=_SCALE, margin=_MARGIN)
     tried = PartialFC(
-        _CLASSES, _WIDTH, margin, config=HeadConfig(products="float32"), optim=Sgd(), device=ranks.device, group=ranks.group,
+        _CLASSES, _WIDTH, margin, config=HeadConfig(matmul_precision="float32"), optim=Sgd(), device=ranks.device, group=ranks.group,
     )  # fmt: skip
     mine = slice(ranks.rank * share, (ranks.rank + 1) * share)
     local = everyones[mine].to(ranks.device).requires_grad_()
@@ -202,7 +202,7 @@ def _speed(run: Run) -> str:
     taken, seconds = _taken(run)
     if not taken:
         return "train.length: no steps to be tried"
-    speed = taken * run.config.train.batch / seconds
+    speed = taken * run.config.train.global_batch_size / seconds
     whole = timedelta(seconds=round(seconds / taken * run.last_step))
     return f"{taken} steps: {speed:.0f} images/s; the run's {run.last_step} steps take {whole}, evaluations apart"
 

@@ -54,8 +54,8 @@ def storage_dtypes(
     config: HeadConfig, moments: tuple[str, ...], computed: torch.dtype
 ) -> dict[str, torch.dtype]:
     """Return the storage dtype of centers and moments by name; `computed` replaces float32."""
-    kept = torch.bfloat16 if config.moments == "bfloat16" else computed
-    stored = torch.bfloat16 if config.centers == "bfloat16" else computed
+    kept = torch.bfloat16 if config.optim_state_dtype == "bfloat16" else computed
+    stored = torch.bfloat16 if config.centers_dtype == "bfloat16" else computed
     return {CENTERS: stored, **dict.fromkeys(moments, kept)}
 
 
@@ -188,7 +188,7 @@ class Centers:
         drawn: bool = True,
     ) -> None:
         self.local_classes, self.width, self.device, self.dtype = local_classes, width, device, dtype
-        self._optimizer = build_row_optimizer(optim, moments=config.moments != "none")
+        self._optimizer = build_row_optimizer(optim, moments=config.optim_state_dtype != "none")
         types = storage_dtypes(config, self._optimizer.moments, dtype)
         row = width * config.subcenters
         self._storage = _build_storage(config, types, (len(local_classes), row), device, kernels)

@@ -27,8 +27,8 @@ _MAX_COSINES_PER_BLOCK = 1 << 24  # at a time
 
 
 def refresh_block_size(num_classes: int, config: HeadConfig) -> int:
-    """Return Q, the number of classes updated at once, such that `hard_refresh` steps update all classes."""
-    return -(-num_classes // max(1, config.hard_refresh // REFRESH_INTERVAL))
+    """Return Q, the number of classes updated at once, such that `hard_refresh_steps` update all classes."""
+    return -(-num_classes // max(1, config.hard_refresh_steps // REFRESH_INTERVAL))
 
 
 def rows_per_chunk(block: int) -> int:
@@ -52,7 +52,7 @@ class Neighbors:
         group: Group,
         device: torch.device,
     ) -> None:
-        self._num_classes, self._owned, self._hard_fraction = num_classes, owned, config.hard_share
+        self._num_classes, self._owned, self._hard_fraction = num_classes, owned, config.hard_fraction
         self._precision, self._group = precision, group
         self._block = refresh_block_size(num_classes, config)
         self._num_neighbors = min(config.hard_neighbors, num_classes - 1)

@@ -113,7 +113,7 @@ class PartialFC(SavedModule):
         device = self.like.device  # with an index, which other threads need
         self._losses = LossSchedule(margin, steps_per_epoch, num_classes * config.largest_rate, device, dtype)
         loss = self._losses(0)
-        precision, scratch = MatmulPrecision(config.products, device, dtype), BufferPool(device)
+        precision, scratch = MatmulPrecision(config.matmul_precision, device, dtype), BufferPool(device)
         kernels = build_kernels(
             config.kernels, device, one_direction=loss.on_sphere and config.subcenters == 1
         )

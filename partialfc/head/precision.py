@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Products = Literal["auto", "float32", "tf32", "half"]  # `head.products` of a recipe
+Products = Literal["auto", "float32", "tf32", "half"]  # `head.matmul_precision` of a recipe
 
 _FLOAT32: dict[Products, Literal["tf32", "ieee"]] = {"auto": "tf32", "tf32": "tf32", "float32": "ieee"}
 

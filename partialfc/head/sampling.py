@@ -128,7 +128,7 @@ class ClassSampler:
         self._num_classes, self._local_classes, self._correction = (
             num_classes,
             local_classes,
-            config.correction,
+            config.logit_correction,
         )
         self._rate, self._steps_per_epoch = config.sample_rate, steps_per_epoch
         self._seed, self._uses_stochastic_rounding, self._dtype, self._neighbors = (

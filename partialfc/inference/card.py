@@ -71,7 +71,7 @@ def card_of(
             "face-verification",
             "onnx",
             name,
-            msgspec.to_builtins(config.margin)["name"],
+            msgspec.to_builtins(config.loss)["name"],
         ],
         metrics=["accuracy"],
         model_name=f"{name}-{pack}",
@@ -80,7 +80,7 @@ def card_of(
     threshold = next(iter(scores.values()), {}).get("threshold", math.nan)
     text = _CARD.format(
         name=name,
-        width=settings.embedding,
+        width=settings.embedding_size,
         size=settings.input_size,
         steps=steps,
         images=provenance.num_samples,
@@ -107,7 +107,7 @@ def description_of(provenance: Provenance, steps: int, scores: dict[str, Scores]
         "revision": revision(),
         "backbone": msgspec.to_builtins(settings),
         "input": {"size": settings.input_size, "channels": "RGB", "mean": 127.5, "std": 127.5},
-        "embedding": settings.embedding,
+        "embedding": settings.embedding_size,
         "trained": {
             "steps": steps,
             "images": provenance.num_samples,

@@ -40,7 +40,7 @@ class Recognizer:
     network: Backbone | OnnxNetwork
     device: torch.device
     provenance: Provenance | None = None  # where it comes from a run
-    precision: Precision | None = None  # in which it computes; None: as the run does, else fp32
+    precision: Precision | None = None  # in which it computes; None: as the run does, else float32
     images_at_once: int | None = None  # None: as many as the run verifies at once, else 64
 
     @property
@@ -51,11 +51,11 @@ class Recognizer:
     @property
     def batch(self) -> int:
         """Images that go through at once."""
-        return self.images_at_once or (self.config.evaluation.batch if self.config else 64)
+        return self.images_at_once or (self.config.evaluation.batch_size if self.config else 64)
 
     def autocast(self) -> AbstractContextManager[object]:
         """Around the network: computes in the precision that is wanted."""
-        usual = self.config.optim.precision if self.config else "fp32"
+        usual = self.config.optim.precision if self.config else "float32"
         return autocast(self.precision or usual, self.device)
 
     def fingerprint(self, weights: Path) -> str:
@@ -128,7 +128,7 @@ def load(
         backbone_target: `module:Class` to construct where the file describes a Python network.
         trust_code: Import the `module:Class` that the file itself names.
         device: `auto`, `cpu` or `cuda`.
-        precision: `fp32`, `bf16` or `fp16`; None: the run's, else `fp32`.
+        precision: `float32`, `bfloat16` or `float16`; None: the run's, else `float32`.
         batch: Images per forward; None: as in the run's evaluation, else 64.
 
     Raises:

@@ -30,7 +30,7 @@ def read_centers(path: Path, first: int, last: int) -> Tensor:
     if "head.last_step" not in manifest.tensors:
         return centers
     config = provenance_of(manifest.about, f"checkpoint {path}").config
-    optimizer = build_row_optimizer(config.rows_rule, moments=config.head.moments != "none")
+    optimizer = build_row_optimizer(config.rows_rule, moments=config.head.optim_state_dtype != "none")
     missed = _catch_up(path, last - first, optimizer, manifest.step)
     missed.last_step[:] = read_rows(path, "head.last_step", first, last).numpy()
     rows = {CENTERS: centers} | {

@@ -68,5 +68,5 @@ def launch(asked: Launch) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
     machines = Machines(asked.nodes, asked.endpoint, asked.name, ranks)
     command = ["-m", f"partialfc.{asked.command}", asked.recipe, *asked.overrides]
-    restarts = config.launch.restarts if asked.command == "train" else 0
+    restarts = config.launch.max_restarts if asked.command == "train" else 0
     return run_ranks(command, machines, restarts, numa=config.launch.numa)

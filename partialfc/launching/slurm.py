@@ -68,7 +68,7 @@ def run_job(asked: Launch) -> int:
         _say("a launcher was killed before the run had ended")  # srun says 0 then
         code = 1
     if code == STOPPED and asked.requeue:
-        requeue(config.launch.requeues)
+        requeue(config.launch.max_requeues)
     return code
 
 
@@ -124,7 +124,7 @@ def requeue(limit: int) -> None:
     if _shown("job", job, "JobState") != "RUNNING":
         return
     if restarts >= limit:
-        _say(f"not queued again: launch.requeues is {limit}")
+        _say(f"not queued again: launch.max_requeues is {limit}")
         return
     _say(f"queued again, {restarts + 1} of {limit} times at most")
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which SLURM ends this process

@@ -65,7 +65,7 @@ def head_seconds(job: Job, device: Device) -> dict[str, float]:
 def report(job: Job, gpu: str, memory: int | None) -> str:
     """For people. gpu: a name of DEVICES; memory: bytes of a GPU, where another than this one's."""
     device = DEVICES[gpu]
-    batch, available = job.config.train.batch, memory or device.memory
+    batch, available = job.config.train.global_batch_size, memory or device.memory
     lines = [
         f"{job.num_classes:,} identities on {job.ranks} ranks: {job.owned:,} on a rank, {job.sampled:,} of them "
         f"active in a step; batch {batch}, {batch // job.ranks} images on a rank",

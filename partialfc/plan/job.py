@@ -53,7 +53,7 @@ class Job:
         """S, on average, where the sample rate is at its largest: the draw's share, and what of the batch's own classes was not
         drawn.
         """
-        rate, batch = self.config.head.largest_rate, self.config.train.batch
+        rate, batch = self.config.head.largest_rate, self.config.train.global_batch_size
         if rate == 1:
             return self.owned
         drawn = num_sampled_classes(self.num_classes, rate) / self.ranks
@@ -62,7 +62,9 @@ class Job:
     @property
     def optimizer(self) -> RowOptimizer:
         """How rows step."""
-        return build_row_optimizer(self.config.rows_rule, moments=self.config.head.moments != "none")
+        return build_row_optimizer(
+            self.config.rows_rule, moments=self.config.head.optim_state_dtype != "none"
+        )
 
     @property
     def stored(self) -> dict[str, torch.dtype]:
@@ -73,18 +75,22 @@ class Job:
     @property
     def products(self) -> str:
         """float32, tf32 or half, as a GPU multiplies."""
-        chosen = self.config.head.products
+        chosen = self.config.head.matmul_precision
         return "tf32" if chosen == "auto" else chosen
 
     @property
     def keeps_logits(self) -> bool:
         """Whether their exponentials fit the budget."""
-        wanted = self.sampled * self.config.train.batch * (self._factor + self._winners)
+        wanted = self.sampled * self.config.train.global_batch_size * (self._factor + self._winners)
         return self.optimizer.by_gradient and wanted <= self.config.head.logits_budget << 20
 
     def head_memory(self) -> Bytes:
         """On the device of a rank."""
-        width, batch, kept = self.config.backbone.embedding, self.config.train.batch, self.stored
+        width, batch, kept = (
+            self.config.backbone.embedding_size,
+            self.config.train.global_batch_size,
+            self.stored,
+        )
         each = self.config.head.subcenters
         chunk = min(self.sampled, classes_per_chunk(width, batch, self.device, _FLOAT, each))
         row = sum(dtype.itemsize for dtype in kept.values()) * self._row_width
@@ -134,7 +140,7 @@ class Job:
         """
         config = self.config
         parameters, _, _ = _traced(config.backbone, config.optim.precision, _FEWEST)
-        size = (1 + copies_of(config.optim) + bool(config.optim.ema)) * parameters // self.ranks
+        size = (1 + copies_of(config.optim) + bool(config.optim.ema_decay)) * parameters // self.ranks
         if config.head.memory == "device":
             size += self.owned * sum(dtype.itemsize for dtype in self.stored.values()) * self._row_width
         return {"a checkpoint being written": size + self._hard * self._neighbors_size}
@@ -142,21 +148,23 @@ class Job:
     def backbone_memory(self) -> Bytes:
         """On the device of a rank."""
         config = self.config
-        images = config.train.micro_batch or config.train.batch // self.ranks
+        images = config.train.micro_batch_size or config.train.global_batch_size // self.ranks
         parameters, saved, largest = _traced(config.backbone, config.optim.precision, images)
         return {
             "backbone: parameters": parameters,
             "backbone: gradients": parameters,
             "backbone: moments": copies_of(config.optim) * parameters,
-            **({"backbone: moving average, and its change": 2 * parameters} if config.optim.ema else {}),
+            **(
+                {"backbone: moving average, and its change": 2 * parameters} if config.optim.ema_decay else {}
+            ),
             "backbone: activations, estimated": saved + _TRANSIENT * largest,
         }
 
     def sent_by_head(self) -> Bytes:
         """By a rank in a step, in rings."""
-        batch, width = self.config.train.batch, self.config.backbone.embedding
+        batch, width = self.config.train.global_batch_size, self.config.backbone.embedding_size
         others = (self.ranks - 1) / self.ranks
-        loss = build_loss(self.config.margin, steps_per_epoch=1)
+        loss = build_loss(self.config.loss, steps_per_epoch=1)
         teacher = 0 if self.optimizer.by_gradient else round(others * batch * width * _FLOAT)
         return {
             "embeddings, gathered": round(
@@ -180,7 +188,7 @@ class Job:
         """
         products = (3 if self.keeps_logits else 4) if self.optimizer.by_gradient else 2
         search = self._hard * 2 * self._block * self.owned * self._row_width // REFRESH_INTERVAL
-        return products * 2 * self.config.train.batch * self.sampled * self._row_width + search
+        return products * 2 * self.config.train.global_batch_size * self.sampled * self._row_width + search
 
     def traffic(self) -> int:
         """Bytes between the device and its memory in a step of the head: rows, and passes over the logits."""
@@ -192,7 +200,7 @@ class Job:
         # logits written and read; exponentials written, and read for the embeddings and for the rows
         logits = 2 * _FLOAT + (3 if updated else 2) * self._factor
         search = self._hard * self.owned * width * centers // REFRESH_INTERVAL
-        return rows + logits * self.sampled * self.config.train.batch + search
+        return rows + logits * self.sampled * self.config.train.global_batch_size + search
 
     def _search_memory(self) -> int:
         """Of a block's centres, rows compared with them, and the best so far: cosines, and classes."""
@@ -234,8 +242,8 @@ class Job:
     @property
     def _row_width(self) -> int:
         """Components of a class's centres."""
-        extra = build_loss(self.config.margin, steps_per_epoch=1).extra_columns
-        return (self.config.backbone.embedding + extra) * self.config.head.subcenters
+        extra = build_loss(self.config.loss, steps_per_epoch=1).extra_columns
+        return (self.config.backbone.embedding_size + extra) * self.config.head.subcenters
 
     @property
     def _decays(self) -> bool:

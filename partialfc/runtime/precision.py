@@ -5,11 +5,11 @@ from contextlib import AbstractContextManager
 
 import torch
 
-_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Around a network: it computes in fp32, bf16 or fp16."""
+    """Around a network: it computes in float32, bfloat16 or float16."""
     dtype = _TYPES.get(precision)
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 

@@ -55,8 +55,8 @@ def check_finished(grid: Grid, out: Path) -> None:
         if not (folder / SUMMARY).exists():
             continue
         before, now = load_config(folder / "recipe.yaml"), load_config(grid.recipe, grid.overrides(point))
-        if now.train.micro_batch is None:  # which the run has chosen
-            train = msgspec.structs.replace(now.train, micro_batch=before.train.micro_batch)
+        if now.train.micro_batch_size is None:  # which the run has chosen
+            train = msgspec.structs.replace(now.train, micro_batch_size=before.train.micro_batch_size)
             now = msgspec.structs.replace(now, train=train)
         if changed := setting_changes(before, now):
             raise InputError(

@@ -1,7 +1,7 @@
 """A run of insightface's arcface_torch as one that goes on here, at any number of ranks.
 
 Its train_v2.py leaves checkpoint_gpu_0.pt, checkpoint_gpu_1.pt, ... of as many GPUs: the backbone and what its optimizer keeps
-in each, of the class centres what each rank has, the first C mod W ranks one more. The loss scale of fp16 is not among it.
+in each, of the class centres what each rank has, the first C mod W ranks one more. The loss scale of float16 is not among it.
 Nothing in a file is executed.
 """
 
@@ -63,8 +63,10 @@ def import_run(folder: Path, config: Config, ranks: Ranks) -> tuple[Path, int]:
     output = Path(config.output)
     with comm.fail_on_all_ranks(ranks):
         paths = _files(folder)
-        if config.train.micro_batch is None:  # what BatchNorm saw: the images of one of their ranks
-            train = msgspec.structs.replace(config.train, micro_batch=config.train.batch // len(paths))
+        if config.train.micro_batch_size is None:  # what BatchNorm saw: the images of one of their ranks
+            train = msgspec.structs.replace(
+                config.train, micro_batch_size=config.train.global_batch_size // len(paths)
+            )
             config = msgspec.structs.replace(config, train=train)
     with occupied(output, ranks):
         checkpoints = Checkpoints(output / "checkpoints", keep=config.checkpoint.keep, ranks=ranks)
@@ -122,7 +124,7 @@ def _fill_rows(
     if not isinstance(weight, Tensor) or weight.shape != wanted:
         found = list(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
         raise InputError(
-            f"{path}: class centres {found}; wanted {list(wanted)}, of the recipe's backbone.embedding and the pack's "
+            f"{path}: class centres {found}; wanted {list(wanted)}, of the recipe's backbone.embedding_size and the pack's "
             f"{len(head['centers'])} identities"
         )
     steps = {"step": torch.Size()} if "counts" in head else {}
@@ -143,8 +145,7 @@ def _kind(run: Run) -> str:
         f"optim.name: {kind}; wanted sgd or adamw": kind not in _KINDS,
         "head.optim: of its own; there both have one optimizer": config.head.optim is not None,
         "head.subcenters: there a class has one centre": config.head.subcenters > 1,
-        "margin.name: linear; there rows are normalised": msgspec.to_builtins(config.margin)["name"]
-        == "linear",
+        "loss.name: linear; there rows are normalised": msgspec.to_builtins(config.loss)["name"] == "linear",
         "optim.momentum: wanted 0.9, as their code has it": isinstance(config.optim, Sgd)
         and not config.optim.momentum,
     }

@@ -82,7 +82,7 @@ def _steps(run: Run, report: Report, saving: Saving, stop: StopRequest) -> None:
     def notices() -> Notices:
         return Notices(stop.received, int(saving.notice), int(report.diverged))
 
-    limit = seconds_of(run.config.launch.timeout)
+    limit = seconds_of(run.config.launch.step_timeout)
     with watching(run.ranks, limit, partial(_record_hang, run)) as watchdog:
         for batch, metrics, heard in _taken(run, notices, watchdog):
             if run.step == start:
@@ -148,7 +148,7 @@ def _end(run: Run, report: Report, saving: Saving) -> None:
         return
     if problem := saving.finish():
         raise CollectiveInputError(f"step {run.step} is not saved: {problem}")
-    if run.ranks.first and run.config.report.loggers and run.config.report.pictures != "off":
+    if run.ranks.first and run.config.log.loggers and run.config.log.pictures != "off":
         _show_identities(run, report)
     report.summary(run.step, settings_of(run.config))
 
@@ -193,13 +193,15 @@ def train_step(run: Run, batch: Batch, step: HeadStep) -> Metrics:
     )
     lr, rows_lr = rate(peak=config.optim.lr), rate(peak=config.rows_lr)
     statistics, loss_scale = run.statistics.kept(), run.optimizer.loss_scale.value.clone()
-    frozen = number < in_steps(config.init.freeze, run.steps_per_epoch)
+    frozen = number < in_steps(config.init.freeze_backbone, run.steps_per_epoch)
     with section("backbone"):  # [b, D]: of this rank's images
         embeddings = run.micro_batches.forward(batch.images, number, frozen=frozen)
     with section("head"):
         loss = run.head(embeddings, step)  # over all B images, the same on every rank
-        if batch.teacher is not None and (weight := config.distillation.regression):
-            loss = loss + weight * regression(embeddings, batch.teacher, config.train.batch, run.ranks.group)
+        if batch.teacher is not None and (weight := config.distillation.cosine_weight):
+            loss = loss + weight * regression(
+                embeddings, batch.teacher, config.train.global_batch_size, run.ranks.group
+            )
         (loss * loss_scale).backward()
     assert embeddings.grad is not None
     if not frozen:
@@ -224,7 +226,7 @@ def train_step(run: Run, batch: Batch, step: HeadStep) -> Metrics:
         waited=batch.waited,
         replaced=batch.replaced,
         diagnostics=diagnostics,
-        settings=stages_at({"head": config.head, "margin": config.margin}, number, run.steps_per_epoch),
+        settings=stages_at({"head": config.head, "loss": config.loss}, number, run.steps_per_epoch),
         unreadable=batch.unreadable,
         corrupt=batch.corrupt,
     )
@@ -232,13 +234,13 @@ def train_step(run: Run, batch: Batch, step: HeadStep) -> Metrics:
 
 def _problem(run: Run) -> str | None:
     """What is wrong with the run, if it is to end for it; waits for the device. Equal on all ranks."""
-    return run.health.problem(run.step, run.config.train.max_skipped)
+    return run.health.problem(run.step, run.config.train.max_skipped_steps)
 
 
 def _diagnostics_due(run: Run) -> bool:
     """Whether the step under way is looked at more closely."""
     done = run.step + 1
-    return done % run.config.report.histograms == 0 or done == run.last_step
+    return done % run.config.log.histograms_every == 0 or done == run.last_step
 
 
 def _evaluation_due(run: Run) -> bool:
@@ -252,17 +254,19 @@ def _report(run: Run, provenance: Provenance) -> Report:
         (output / SUMMARY).unlink(missing_ok=True)
         with atomic_write(output / "recipe.yaml") as temporary:
             temporary.write_text(provenance.in_words(), encoding="utf-8")
-    progress = RunProgress(run.step, run.last_step, run.steps_per_epoch, run.config.train.batch, run.seconds)
+    progress = RunProgress(
+        run.step, run.last_step, run.steps_per_epoch, run.config.train.global_batch_size, run.seconds
+    )
     return Report(
         output,
         progress,
-        every=run.config.report.every,
+        every=run.config.log.every,
         device=run.ranks.device,
         enabled=run.ranks.first,
-        loggers=run.config.report.loggers,
-        pictures=run.config.report.pictures,
+        loggers=run.config.log.loggers,
+        pictures=run.config.log.pictures,
         health=run.health.numbers,
-        problem=lambda numbers, step: problem_of(numbers, step, run.config.train.max_skipped),
+        problem=lambda numbers, step: problem_of(numbers, step, run.config.train.max_skipped_steps),
     )
 
 
@@ -273,7 +277,7 @@ def _introduce(run: Run, report: Report, found: Found | None, provenance: Proven
     if present is not None and present < run.head.num_classes:
         identities = f"{present} identities ({run.head.num_classes - present} classes without images)"
     report.say(
-        f"{run.order.num_samples} images of {identities}, batch {run.config.train.batch} on "
+        f"{run.order.num_samples} images of {identities}, batch {run.config.train.global_batch_size} on "
         f"{run.ranks.size} rank(s) of {', '.join(comm.hosts(run.ranks))}, {run.ranks.device.type}, {torch.get_num_threads()} thread(s) each; "
         f"backbone with {parameters / 1e6:.2f} M parameters"
     )

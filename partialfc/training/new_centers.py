@@ -53,7 +53,11 @@ def take_means(run: Run) -> None:
     for start in tracked(starts, "means of new identities", shown=run.ranks.first):
         part = _Some("new", dataset, samples[start : start + _IMAGES])
         embeddings = embed_sets(
-            run.backbone, [part], run.ranks, batch=config.evaluation.batch, autocast=run.optimizer.autocast()
+            run.backbone,
+            [part],
+            run.ranks,
+            batch=config.evaluation.batch_size,
+            autocast=run.optimizer.autocast(),
         )[part.name]
         unit = normalize(embeddings.cpu().double())
         own = labels[start : start + _IMAGES] - owned.start

@@ -20,7 +20,7 @@ _GROWTH_INTERVAL = 2000  # steps without an overflow after which the loss scale 
 
 
 class LossScale:
-    """What a loss is multiplied by before backward so that fp16 gradients do not vanish; lives on the device.
+    """What a loss is multiplied by before backward so that float16 gradients do not vanish; lives on the device.
 
     Halved after an overflow, doubled after 2000 steps without one, as torch.amp.GradScaler does, but without
     asking the device. Where not enabled it stays 1.
@@ -53,7 +53,7 @@ class BackboneOptimizer:
         self._named = {name: it for name, it in backbone.named_parameters() if it.requires_grad}
         sent_as = torch.bfloat16 if config.reduce_dtype == "bfloat16" else None
         self.gradients = ReplicatedGradients(self._named.values(), ranks.group, sent_as=sent_as)
-        self.loss_scale = LossScale(enabled=config.precision == "fp16", device=ranks.device)
+        self.loss_scale = LossScale(enabled=config.precision == "float16", device=ranks.device)
         self._fused = not isinstance(config, TorchOptimizer)
         # Any: torch does not declare found_inf, which its fused optimizers read.
         self._scales = _scales(backbone, list(self._named.values()), config.layer_decay)
@@ -98,7 +98,7 @@ class BackboneOptimizer:
         """
         norm = self.gradients.norm() / self.loss_scale.value
         finite = norm.isfinite() & loss.isfinite()
-        clip = self._config.clip
+        clip = self._config.max_grad_norm
         excess = (norm / clip).clamp_min(1.0) if clip else torch.ones_like(norm)
         self.gradients.divide(self.loss_scale.value * excess)
         for group in self._torchs.param_groups:
@@ -147,16 +147,22 @@ def _optimizer(
 def _of_torch(
     config: TorchOptimizer, groups: list[dict[str, Any]], shared: dict[str, Any]
 ) -> torch.optim.Optimizer:
-    kind = getattr(torch.optim, config.kind, None)
-    if not isinstance(kind, type) or not issubclass(kind, torch.optim.Optimizer) or config.kind in _CLOSURES:
-        raise InputError(f"optim.kind: {config.kind!r}, wanted a class of torch.optim, such as NAdam")
+    kind = getattr(torch.optim, config.optimizer_class, None)
+    if (
+        not isinstance(kind, type)
+        or not issubclass(kind, torch.optim.Optimizer)
+        or config.optimizer_class in _CLOSURES
+    ):
+        raise InputError(
+            f"optim.optimizer_class: {config.optimizer_class!r}, wanted a class of torch.optim, such as NAdam"
+        )
     try:
-        arguments: dict[str, Any] = shared | config.options
+        arguments: dict[str, Any] = shared | config.kwargs
         if groups[0]["params"][0].is_cuda and "capturable" in inspect.signature(kind).parameters:
             arguments.setdefault("capturable", True)  # what it keeps lies on the device, too
         optimizer: torch.optim.Optimizer = kind(groups, **arguments)
     except (TypeError, ValueError) as error:  # of its arguments, which are the recipe's
-        raise InputError(f"optim: torch.optim.{config.kind}: {error}") from None
+        raise InputError(f"optim: torch.optim.{config.optimizer_class}: {error}") from None
     return optimizer
 
 
@@ -197,7 +203,7 @@ def _groups(
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for parameter, scale in zip(parameters, scales, strict=True):
         # not a ViT's positions, which are [1, N, width]
-        decayed = config.decayed == "all" or (parameter.ndim > 1 and len(parameter) > 1)
+        decayed = config.weight_decay_on == "all" or (parameter.ndim > 1 and len(parameter) > 1)
         new: dict[str, Any] = {"params": [], _SCALE: scale} | ({} if decayed else {"weight_decay": 0.0})
         groups.setdefault((scale, decayed), new)["params"].append(parameter)
     return list(groups.values())

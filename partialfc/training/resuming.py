@@ -67,14 +67,16 @@ def _with_micro_batch(config: Config, before: Provenance | None, ranks: Ranks) -
     """What is normalised together belongs to the run, at any number of ranks: where the recipe does not say, it is what
     it was when the run began.
     """
-    size = config.train.micro_batch or (before and before.config.train.micro_batch)
-    train = msgspec.structs.replace(config.train, micro_batch=size or config.train.batch // ranks.size)
+    size = config.train.micro_batch_size or (before and before.config.train.micro_batch_size)
+    train = msgspec.structs.replace(
+        config.train, micro_batch_size=size or config.train.global_batch_size // ranks.size
+    )
     return msgspec.structs.replace(config, train=train)
 
 
 def _changed(run: Run, found: Found, before: Provenance, now: Provenance) -> list[str]:
     step = found.manifest.step
-    allowed = run.config.checkpoint.changes == "allow"
+    allowed = run.config.checkpoint.on_config_change == "allow"
     changed = checked_changes(found.path, before, now, allowed=allowed)
     if step > run.last_step:
         raise InputError(

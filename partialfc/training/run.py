@@ -75,7 +75,7 @@ class Run:
         """The embeddings of every evaluation set's images, the same on every rank. stop, progress: see `embed_sets` of
         evaluation.
         """
-        batch = self.config.evaluation.batch
+        batch = self.config.evaluation.batch_size
         used = self.average.network if self.average else self.backbone
         autocast = self.optimizer.autocast()
         return embed_sets(
@@ -86,7 +86,7 @@ class Run:
         """Unit embeddings [n, D] of images of the backbone's size, by this rank alone, once the run has ended."""
         used = self.average.network if self.average else self.backbone
         used.eval()
-        batch, autocast = self.config.evaluation.batch, self.optimizer.autocast()
+        batch, autocast = self.config.evaluation.batch_size, self.optimizer.autocast()
         return embed_faces(used, faces, self.ranks.device, batch=batch, autocast=autocast)
 
     def observe(self, step: HeadStep) -> StepDiagnostics:
@@ -168,7 +168,7 @@ def build_run(config: Config, ranks: Ranks, *, drawn: bool = True) -> Run:
     optimizer = BackboneOptimizer(backbone, config.optim, ranks)
     dataset = RecordDataset(Path(config.data.path), image_size=backbone.input_size, reader=config.data.reader)
     lanes = config.data.lanes if config.data.order == "blocks" else None
-    order = Order(config.seed, config.train.batch, len(dataset), lanes)
+    order = Order(config.seed, config.train.global_batch_size, len(dataset), lanes)
     if config.head.unsampled == "decay" and in_steps(config.train.length, order.steps_per_epoch) > MAX_STEPS:
         raise InputError(f"head.unsampled: decay takes runs of up to {MAX_STEPS:,} steps; wanted hold")
     teacher = _teacher(config)
@@ -193,23 +193,26 @@ def build_run(config: Config, ranks: Ranks, *, drawn: bool = True) -> Run:
 
 def _teacher(config: Config) -> PackEmbeddings | None:
     """InputError where its embeddings are not the student's to be."""
-    if config.distillation.embeddings is None:
+    if config.distillation.teacher_embeddings is None:
         return None
-    found, wanted = PackEmbeddings(Path(config.distillation.embeddings)), config.backbone.embedding
+    found, wanted = (
+        PackEmbeddings(Path(config.distillation.teacher_embeddings)),
+        config.backbone.embedding_size,
+    )
     if found.width != wanted:
         raise InputError(
-            f"backbone.embedding: {wanted}; wanted {found.width}, as distillation.embeddings has it"
+            f"backbone.embedding_size: {wanted}; wanted {found.width}, as distillation.teacher_embeddings has it"
         )
     return found
 
 
 def _average(config: Config, backbone: Backbone, ranks: Ranks) -> MovingAverage[Backbone] | None:
-    if not config.optim.ema:
+    if not config.optim.ema_decay:
         return None
     with torch.random.fork_rng(devices=[]):  # its initial weights are not used
         network = build_backbone(for_inference(config.backbone))
     move_to_device(network, ranks.device, channels_last=config.backbone.channels_last)
-    return MovingAverage(backbone, network, config.optim.ema)
+    return MovingAverage(backbone, network, config.optim.ema_decay)
 
 
 def _micro_batches(
@@ -224,7 +227,7 @@ def _micro_batches(
         backbone,
         forward,
         optimizer.gradients,
-        size=config.train.micro_batch,
+        size=config.train.micro_batch_size,
         seed=config.seed,
         rank=ranks.rank,
         recorded=_recorded(config, ranks),
@@ -235,10 +238,10 @@ def _recorded(config: Config, ranks: Ranks) -> bool:
     """Whether the backbone's steps are CUDA graphs; InputError where they cannot be."""
     if not config.backbone.cuda_graphs or ranks.device.type != "cuda":
         return False
-    images, size = config.train.batch // ranks.size, config.train.micro_batch
+    images, size = config.train.global_batch_size // ranks.size, config.train.micro_batch_size
     if size is not None and size < images:
         raise InputError(
-            f"backbone.cuda_graphs: wants a rank's {images} images in one micro-batch; found train.micro_batch: {size}"
+            f"backbone.cuda_graphs: wants a rank's {images} images in one micro-batch; found train.micro_batch_size: {size}"
         )
     return True
 
@@ -246,8 +249,8 @@ def _recorded(config: Config, ranks: Ranks) -> bool:
 def _head(config: Config, num_classes: int, steps_per_epoch: int, ranks: Ranks, *, drawn: bool) -> PartialFC:
     return PartialFC(
         num_classes,
-        config.backbone.embedding,
-        config.margin,
+        config.backbone.embedding_size,
+        config.loss,
         config=config.head,
         optim=None if config.head.optim else config.rows_rule,
         seed=config.seed,

@@ -110,7 +110,7 @@ class Saving:
         """
         health, step = self.run.health, self.run.step
         if last:
-            return health.problem(step, self.run.config.train.max_skipped) is None
+            return health.problem(step, self.run.config.train.max_skipped_steps) is None
         return health.skipped == 0
 
     def _scored(self, scores: dict[str, Scores] | None) -> tuple[float | None, bool]:

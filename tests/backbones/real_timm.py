@@ -49,7 +49,7 @@ def stand_in_for_torchvision() -> None:
 
 
 def try_model(model: str, folder: Path) -> None:
-    settings = Timm(model=model, embedding=24, input_size=64, arguments={"drop_rate": 0.1})
+    settings = Timm(model=model, embedding_size=24, input_size=64, kwargs={"drop_rate": 0.1})
     network = build_backbone(settings).eval()
     assert network(torch.zeros(2, 3, 64, 64)).shape == (2, 24)
     about = {"backbone": json.dumps(msgspec.to_builtins(settings))}

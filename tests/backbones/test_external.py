@@ -52,10 +52,10 @@ def by_their_network(folder: str, config) -> dict:
 
 
 def test_a_class_of_ones_own_is_trained_saved_and_used(ranks, pack, tmp_path, module):
-    backbone = Python(target=f"{module}:Small", arguments={"channels": 8}, embedding=16, input_size=32)
+    backbone = Python(target=f"{module}:Small", kwargs={"channels": 8}, embedding_size=16, input_size=32)
 
     def config_in(output: Path) -> Config:
-        small = {"length": 6, "micro_batch": 12}
+        small = {"length": 6, "micro_batch_size": 12}
         return msgspec.structs.replace(config_of(pack, output, train=small), backbone=backbone)
 
     config = config_in(tmp_path / "run")
@@ -74,20 +74,20 @@ def test_a_class_of_ones_own_is_trained_saved_and_used(ranks, pack, tmp_path, mo
         ("nowhere_at_all:Net", {}, "backbone.target: nowhere_at_all:Net: No module named .*; expected a module of the environment"),
         ("their_networks:Large", {}, "no class of their_networks that is a torch.nn.Module"),
         ("their_networks:function", {}, "no class of their_networks that is a torch.nn.Module"),
-        ("os:system", {"arguments": {"command": "touch HERE"}}, "no class of os that is a torch.nn.Module"),
+        ("os:system", {"kwargs": {"command": "touch HERE"}}, "no class of os that is a torch.nn.Module"),
         ("their_networks", {}, "expected|wanted module:Class"),
         (":x", {}, "wanted module:Class"),
         ("..x:y", {}, "wanted module:Class"),
-        ("their_networks:Small", {"arguments": {"width": 3}}, "backbone.arguments: .*unexpected keyword argument 'width'"),
-        ("their_networks:Small", {"embedding": 17}, r"gives \[2, 16\] for images \[2, 3, 32, 32\], wanted \[2, 17\]"),
+        ("their_networks:Small", {"kwargs": {"width": 3}}, "backbone.kwargs: .*unexpected keyword argument 'width'"),
+        ("their_networks:Small", {"embedding_size": 17}, r"gives \[2, 16\] for images \[2, 3, 32, 32\], wanted \[2, 17\]"),
         ("their_networks:Small", {"input_size": 48}, r"takes no images \[2, 3, 48, 48\]: mat1 and mat2"),
-        ("their_networks:Small", {"checkpointing": True}, "backbone.checkpointing: not for networks of others"),
+        ("their_networks:Small", {"gradient_checkpointing": True}, "backbone.gradient_checkpointing: not for networks of others"),
     ],
 )  # fmt: skip
 def test_what_is_no_network_is_refused(module, tmp_path, monkeypatch, target, more, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=message):
-        build_backbone(Python(**{"target": target, "embedding": 16, "input_size": 32} | more))
+        build_backbone(Python(**{"target": target, "embedding_size": 16, "input_size": 32} | more))
     assert not Path("HERE").exists()
 
 
@@ -131,7 +131,7 @@ def timm(monkeypatch) -> None:
 
 def test_a_network_of_timm_gets_an_embedding_layer(timm, tmp_path):
     (tmp_path / "recipe.yaml").write_text(
-        "base: quickstart\nbackbone: {name: timm, model: convnext_tiny, embedding: 24, input_size: 64}\n"
+        "base: quickstart\nbackbone: {name: timm, model: convnext_tiny, embedding_size: 24, input_size: 64}\n"
     )
     network = build_backbone(load_config(tmp_path / "recipe.yaml").backbone)
     assert network.input_size == 64 and network(torch.zeros(3, 3, 64, 64)).shape == (3, 24)
@@ -151,17 +151,17 @@ def test_without_timm(monkeypatch):
 
 def test_arguments_reach_a_model_of_timm_whose_head_may_be_wider(timm):
     network = build_backbone(
-        Timm(model="convnext_tiny", arguments={"wide": True}, embedding=7, input_size=32)
+        Timm(model="convnext_tiny", kwargs={"wide": True}, embedding_size=7, input_size=32)
     )
     assert network.state_dict()["2.weight"].shape == (7, 24)
-    with pytest.raises(InputError, match=r"backbone\.arguments: unexpected keyword argument 'depth'"):
-        build_backbone(Timm(model="convnext_tiny", arguments={"depth": 3}))
+    with pytest.raises(InputError, match=r"backbone\.kwargs: unexpected keyword argument 'depth'"):
+        build_backbone(Timm(model="convnext_tiny", kwargs={"depth": 3}))
 
 
 @pytest.mark.parametrize("name", ["checkpoint_path", "pretrained", "pretrained_cfg_overlay", "num_classes"])
 def test_arguments_that_are_timms_own_are_refused(name):
-    with pytest.raises(InputError, match=f"backbone.arguments: expected arguments of the model, got {name}"):
-        Timm(model="convnext_tiny", arguments={name: "/somewhere"})
+    with pytest.raises(InputError, match=f"backbone.kwargs: expected arguments of the model, got {name}"):
+        Timm(model="convnext_tiny", kwargs={name: "/somewhere"})
 
 
 MODELS = ("mobilenetv3_large_100", "ghostnet_100", "convnext_tiny", "vit_tiny_patch16_224")

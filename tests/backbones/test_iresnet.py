@@ -11,7 +11,7 @@ from partialfc.config import IResNet18, IResNet34, IResNet50, IResNet100, IResNe
     ("width", "size", "depths"), [(8, 32, (1, 1)), (4, 48, (1, 2, 1, 1)), (4, 50, (1, 1, 1))]
 )
 def test_embeddings_of_any_width_and_input_size(width, size, depths):
-    backbone = build_backbone(IResNetTiny(width=width, input_size=size, depths=depths, embedding=24))
+    backbone = build_backbone(IResNetTiny(width=width, input_size=size, depths=depths, embedding_size=24))
     embeddings = backbone(torch.randn(3, 3, size, size))
     assert embeddings.shape == (3, 24) and embeddings.dtype == torch.float32
     assert backbone.input_size == size

@@ -111,10 +111,10 @@ def test_names_and_shapes_are_the_published_ones(settings, shapes):
 
 
 SMALL = [
-    IResNetTiny(width=4, depths=(1, 2), input_size=32, embedding=8, dropout=0.3),
-    MobileFaceNet(input_size=32, embedding=8, dropout=0.3),
-    MobileFaceNetLarge(input_size=32, embedding=8, dropout=0.3),
-    ViTTiny(input_size=32, embedding=8, patch=8, dropout=0.3, drop_path=0.3, mask=0.3),
+    IResNetTiny(width=4, depths=(1, 2), input_size=32, embedding_size=8, dropout=0.3),
+    MobileFaceNet(input_size=32, embedding_size=8, dropout=0.3),
+    MobileFaceNetLarge(input_size=32, embedding_size=8, dropout=0.3),
+    ViTTiny(input_size=32, embedding_size=8, patch_size=8, dropout=0.3, drop_path_rate=0.3, mask_ratio=0.3),
 ]
 
 
@@ -131,7 +131,7 @@ def gradients(settings) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("settings", SMALL, ids=lambda it: type(it).__name__)
-@pytest.mark.parametrize("how", [{"checkpointing": True}, {"channels_last": False}], ids=str)
+@pytest.mark.parametrize("how", [{"gradient_checkpointing": True}, {"channels_last": False}], ids=str)
 def test_how_it_is_computed_changes_nothing(settings, how):
     if "channels_last" in how:
         settings = msgspec.structs.replace(settings, dropout=0.0)  # which is drawn in the order of memory
@@ -150,7 +150,7 @@ def test_what_is_random_acts_in_training_only(settings):
 
 
 def test_masked_patches_do_not_reach_the_blocks():
-    backbone = build_backbone(ViTTiny(input_size=32, embedding=8, patch=8, mask=0.25))
+    backbone = build_backbone(ViTTiny(input_size=32, embedding_size=8, patch_size=8, mask_ratio=0.25))
     seen = []
     backbone.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
     backbone(torch.randn(2, 3, 32, 32))

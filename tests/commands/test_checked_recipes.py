@@ -32,14 +32,14 @@ def recipe(tmp_path, monkeypatch):
     backbone = {
         "name": "python",
         "target": "my_net:Net",
-        "arguments": {"width": 4},
-        "embedding": 16,
+        "kwargs": {"width": 4},
+        "embedding_size": 16,
         "input_size": 32,
     }
     sections = {
-        "data": {"path": "pack", "workers": 0},
+        "data": {"path": "pack", "num_workers": 0},
         "backbone": backbone,
-        "train": {"length": 2, "batch": 8},
+        "train": {"length": 2, "global_batch_size": 8},
         "output": "out",
     }
     (tmp_path / "recipe.yaml").write_text(json.dumps(sections))
@@ -63,8 +63,8 @@ def test_a_network_in_the_current_folder_is_found_by_every_command(recipe):
     ("change", "message"),
     [
         ("backbone.target=nowhere:Net", "backbone.target: nowhere:Net: No module named 'nowhere'"),
-        ("backbone.arguments={depth: 3}", "backbone.arguments: .*unexpected keyword argument 'depth'"),
-        ("backbone.embedding=17", r"gives \[2, 16\] for images .*, wanted \[2, 17\]"),
+        ("backbone.kwargs={depth: 3}", "backbone.kwargs: .*unexpected keyword argument 'depth'"),
+        ("backbone.embedding_size=17", r"gives \[2, 16\] for images .*, wanted \[2, 17\]"),
         ("backbone={name: timm, model: convnext_tiny}", "timm, which is not installed"),
     ],
 )
@@ -86,5 +86,5 @@ def not_missing(name: str) -> bool:
 
 def test_a_loss_without_implementation_is_named(monkeypatch):
     monkeypatch.setattr(losses, "_LOSSES", {})
-    with pytest.raises(InputError, match=r"margin\.name: ArcFace has settings, but no implementation"):
+    with pytest.raises(InputError, match=r"loss\.name: ArcFace has settings, but no implementation"):
         losses.build_loss(ArcFace())

@@ -127,7 +127,7 @@ def recipe(tmp_path: Path) -> Path:
     write_pack(tmp_path / "pack", 5, 4)
     write_pairs(tmp_path / "pack/some.bin")
     (tmp_path / "recipe.yaml").write_text(
-        f"data: {{path: {tmp_path / 'pack'}}}\ntrain: {{length: 3, batch: 12}}\n"
+        f"data: {{path: {tmp_path / 'pack'}}}\ntrain: {{length: 3, global_batch_size: 12}}\n"
     )
     return tmp_path / "recipe.yaml"
 
@@ -149,11 +149,17 @@ def test_a_recipe_that_could_run_is_ok(called, recipe):
     ("arguments", "message"),
     [
         (["RECIPE", "data.path=nowhere"], "nowhere: no such folder; wanted train.rec"),
-        (["RECIPE", "train.batch=0"], "train.batch: expected int >= 1; found 0"),
-        (["RECIPE", "train.batch=1"], "train.batch 1 cannot be dealt out to any number of ranks"),
+        (["RECIPE", "train.global_batch_size=0"], "train.global_batch_size: expected int >= 1; found 0"),
+        (
+            ["RECIPE", "train.global_batch_size=1"],
+            "train.global_batch_size 1 cannot be dealt out to any number of ranks",
+        ),
         (["RECIPE", "init.backbone=none.pth"], "none.pth: not there; wanted weights"),
         (["RECIPE", "--repair", "out"], "--repair and --against are for packs; wanted a folder"),
-        (["PACK", "train.batch=8"], "train.batch=8: settings are a recipe's, and .*pack is a folder"),
+        (
+            ["PACK", "train.global_batch_size=8"],
+            "train.global_batch_size=8: settings are a recipe's, and .*pack is a folder",
+        ),
     ],
 )
 def test_a_recipe_that_could_not_run_is_refused(called, recipe, arguments, message):

@@ -81,7 +81,7 @@ def test_the_file_of_results_says_what_they_are_of(run, pack, exported, tmp_path
         if model == run:
             about = found["model"]["run"]
             assert (about["step"], about["images"], about["identities"]) == (30, 115, 23)
-            assert about["pack"] == fingerprint(pack) and about["recipe"]["train"]["batch"] == 24
+            assert about["pack"] == fingerprint(pack) and about["recipe"]["train"]["global_batch_size"] == 24
         else:
             assert found["model"]["run"] is None
 
@@ -112,7 +112,7 @@ def test_results_into_no_folder_are_refused_before_anything_is_done(run, tmp_pat
 
 
 def test_an_embedding_in_another_precision_is_begun_anew(run, folder, pack, tmp_path):
-    usual, half = load(run), load(run, precision="bf16")
+    usual, half = load(run), load(run, precision="bfloat16")
     assert usual.fingerprint(run) != half.fingerprint(run)
     embed_pack(usual, run, pack, tmp_path)
     before = PackEmbeddings(tmp_path)[np.arange(5)]
@@ -122,20 +122,20 @@ def test_an_embedding_in_another_precision_is_begun_anew(run, folder, pack, tmp_
 
 def test_evaluate_takes_a_precision_and_a_batch(run, exported, tmp_path):
     given = ["evaluate", run, "--json", tmp_path / "scores.json", "--overwrite"]
-    for options in (["--batch", "7"], ["--precision", "bf16", "--batch", "64"]):
+    for options in (["--batch", "7"], ["--precision", "bfloat16", "--batch", "64"]):
         done = called(*given, *options)
         assert done.returncode == 0, done.stderr
         assert scores_in(tmp_path / "scores.json")["unseen"]["accuracy"] == 1
     faces = [np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)]
-    usual, half = (load(run, precision=it).embed(faces) for it in (None, "bf16"))
+    usual, half = (load(run, precision=it).embed(faces) for it in (None, "bfloat16"))
     assert not np.array_equal(usual, half) and (usual * half).sum() > 0.99
-    done = called("evaluate", exported / "model.onnx", "--precision", "fp16")
+    done = called("evaluate", exported / "model.onnx", "--precision", "float16")
     assert done.returncode == 2
     assert "model.onnx: computes as it was exported; --precision is for other weights" in done.stderr
 
 
 def test_of_a_run_with_a_moving_average_that_is_used(ranks, pack, tmp_path):
-    config = config_of(pack, tmp_path / "run", optim={"ema": 0.9}, train={"length": 12})
+    config = config_of(pack, tmp_path / "run", optim={"ema_decay": 0.9}, train={"length": 12})
     (state,) = ranks.run(1, trained, config)
     used = load(tmp_path / "run").network.state_dict()
     assert all(torch.equal(tensor, state[f"average {name}"]) for name, tensor in used.items())
@@ -144,7 +144,7 @@ def test_of_a_run_with_a_moving_average_that_is_used(ranks, pack, tmp_path):
     assert done.returncode == 0, done.stderr
     assert scores_in(tmp_path / "scores.json") == verification_of(tmp_path / "run", 12)
     other = config_of(pack, tmp_path / "run", train={"length": 12})
-    assert_refused(ranks, 1, other, "made with other settings: optim.ema 0.9 -> 0.0; wanted")
+    assert_refused(ranks, 1, other, "made with other settings: optim.ema_decay 0.9 -> 0.0; wanted")
 
 
 def test_a_folder_is_embedded_and_compared(run, folder, tmp_path):

@@ -36,12 +36,12 @@ def test_every_key_says_what_it_is_for():
 @pytest.mark.parametrize(
     ("place", "titles", "keys"),
     [
-        ("margin", 12, ["scale", "margin", "h", "rate"]),
-        ("train", 1, ["length", "batch", "micro_batch", "max_skipped"]),
+        ("loss", 12, ["scale", "margin", "h", "ema_rate"]),
+        ("train", 1, ["length", "global_batch_size", "micro_batch_size", "max_skipped_steps"]),
         ("head.optim", 2, ["lr", "momentum", "nesterov", "weight_decay"]),
-        ("train.batch", 1, ["batch"]),
+        ("train.global_batch_size", 1, ["global_batch_size"]),
         ("seed", 1, ["seed"]),
-        ("optim.ema", 3, ["ema"]),
+        ("optim.ema_decay", 3, ["ema_decay"]),
     ],
 )
 def test_a_part_of_them(place, titles, keys):
@@ -52,7 +52,7 @@ def test_a_part_of_them(place, titles, keys):
 def test_bounds_units_and_defaults():
     (batch,) = selected("head.logits_budget")[0].keys
     assert (batch.values, batch.default) == ("integer, 0 or more, MiB a rank", "4096")
-    (timeout,) = selected("launch.timeout")[0].keys
+    (timeout,) = selected("launch.step_timeout")[0].keys
     assert (timeout.values, timeout.default) == ("a time above 0, such as 15 minutes", "10 minutes")
     (depths,) = selected("backbone.depths")[0].keys
     assert (depths.values, depths.default) == ("list of integer, 1 to 1000", "[1, 1, 1, 1]")
@@ -91,19 +91,19 @@ def test_no_regular_expression_reaches_a_user():
     [
         ("train.epochs=3", "train.length: 3 epochs"),
         ("epochs=3", "train.length: 3 epochs"),
-        ("train.batch_size=64", "train.batch, over all ranks"),
+        ("train.batch_size=64", "train.global_batch_size, over all ranks"),
         ("optim.learning_rate=0.1", "optim.lr"),
-        ("fp16=true", "optim.precision: fp16"),
-        ("margin.m=0.5", "margin.margin"),
+        ("fp16=true", "optim.precision: float16"),
+        ("loss.m=0.5", "loss.margin"),
         ("lr=0.1", "optim.lr"),
         ("backbone.name=r50", "iresnet50"),
         ("backbone.name=ir_100", "iresnet100"),
         ("backbone.name=mbf", "mobilefacenet"),
-        ("margin.name=elasticface", "elastic_arcface"),
-        ("optim.precision=bfloat16", "bf16"),
-        ("head.centers=bf16", "bfloat16"),
+        ("loss.name=elasticface", "elastic_arcface"),
+        ("optim.precision=half", "float16"),
+        ("head.centers_dtype=bf16", "bfloat16"),
         ("head.sampel_rate=0.1", "sample_rate"),
-        ("margin.name=acrface", "arcface"),
+        ("loss.name=acrface", "arcface"),
     ],
 )
 def test_what_was_meant(override, hint):

@@ -8,7 +8,7 @@ from partialfc.config import AugmentConfig
 from partialfc.data.augment import augment, augmentation_draws
 from partialfc.data.images import decode
 
-NAMES = ("crop", "low_resolution", "blur", "photometric", "grey")
+NAMES = ("crop", "low_resolution", "blur", "photometric", "gray")
 FACE = decode(face(3, 4, 112))
 
 
@@ -25,7 +25,7 @@ def test_each_change_happens_as_often_as_the_recipe_says_and_differs_each_time(n
     assert all(it.shape == FACE.shape and it.dtype == np.uint8 for it in made)
     different = [it.tobytes() for it in made if not np.array_equal(it, FACE)]
     assert 90 < len(different) < 150
-    assert len(set(different)) == 1 if name == "grey" else len(set(different)) > 40
+    assert len(set(different)) == 1 if name == "gray" else len(set(different)) > 40
 
 
 def test_the_draws_are_those_of_seed_epoch_and_sample():
@@ -47,9 +47,9 @@ def test_what_each_change_does():
     shrunk = [detail(it) for it in versions(AugmentConfig(low_resolution=1.0), 50)]
     assert min(shrunk) < 0.3 * detail(FACE) < max(shrunk)
     smallest = np.zeros_like(augmentation_draws(np.arange(1), seed=5, epoch=0)[0])
-    pixel = augment(FACE, smallest, AugmentConfig(crop=1.0, crop_area=1e-9))
+    pixel = augment(FACE, smallest, AugmentConfig(crop=1.0, min_crop_area=1e-9))
     assert pixel.shape == FACE.shape and (pixel == FACE[0, 0]).all()
-    grey = versions(AugmentConfig(grey=1.0), 1)[0]
+    grey = versions(AugmentConfig(gray=1.0), 1)[0]
     assert np.array_equal(grey[..., 0], grey[..., 1]) and np.array_equal(grey[..., 0], grey[..., 2])
     means = [it.mean() / FACE.mean() for it in versions(AugmentConfig(photometric=1.0), 200)]
     assert 0.45 < min(means) < 0.7 and 1.3 < max(means) < 1.6
@@ -61,7 +61,7 @@ def test_a_crop_is_a_part_of_the_image_enlarged(least):
     grid = np.stack([rows, columns, rows], -1)  # each pixel says where it comes from
     shares = []
     for draws in augmentation_draws(np.arange(200), seed=5, epoch=0):
-        made = augment(grid, draws, AugmentConfig(crop=1.0, crop_area=least)).astype(int)
+        made = augment(grid, draws, AugmentConfig(crop=1.0, min_crop_area=least)).astype(int)
         spans = [made[..., axis].max() - made[..., axis].min() + 1 for axis in (0, 1)]
         shares.append(spans[0] * spans[1] / 112**2)
         assert (np.diff(made[..., 0], axis=0) >= 0).all() and (np.diff(made[..., 1], axis=1) >= 0).all()

@@ -70,7 +70,7 @@ def epochs(device: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Images and labels of two epochs of one batch each."""
     ranks = comm.ranks_of(torch.device(device))
     loader = Loader(
-        Gradient(), Order(5, 64, 64), DataConfig(path="", workers=0), AugmentConfig(flip=0.5), ranks
+        Gradient(), Order(5, 64, 64), DataConfig(path="", num_workers=0), AugmentConfig(flip=0.5), ranks
     )
     return [(batch.images.cpu(), batch.labels) for batch in loader.batches(0, 2)]
 

@@ -123,13 +123,13 @@ def test_mxnet_reads_the_packs_that_we_make(tmp_path):
 def losses(folder: Path, reader: str) -> list[float]:
     """Of a run in mxnet's environment, with a data worker."""
     settings = [
-        f"data={{path: {folder}, workers: 1, reader: {reader}}}",
+        f"data={{path: {folder}, num_workers: 1, reader: {reader}}}",
         "device=cpu",
         f"output={folder / reader}",
     ]
-    backbone = "backbone={width: 4, depths: [1, 1], input_size: 32, embedding: 16}"
+    backbone = "backbone={width: 4, depths: [1, 1], input_size: 32, embedding_size: 16}"
     recipe = folder / "recipe.yaml"
-    recipe.write_text("data: {path: x}\ntrain: {length: 4, batch: 8}\nreport: {every: 1}\n")
+    recipe.write_text("data: {path: x}\ntrain: {length: 4, global_batch_size: 8}\nlog: {every: 1}\n")
     command = [PYTHON, "-m", "partialfc.train", recipe, *settings, backbone]
     done = subprocess.run(
         command,

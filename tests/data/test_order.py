@@ -73,7 +73,7 @@ def test_a_rank_is_told_of_what_its_lanes_will_take_before_they_do(first):
 
 
 def config(batch: int, micro_batch: int | None, **data):
-    train = {"batch": batch, "micro_batch": micro_batch}
+    train = {"global_batch_size": batch, "micro_batch_size": micro_batch}
     return config_of(Path("pack"), Path("output"), train=train, data=data)
 
 
@@ -88,7 +88,7 @@ def test_world_sizes():
 
 def test_lanes_that_do_not_divide_the_batch_are_refused():
     with pytest.raises(
-        msgspec.ValidationError, match=r"data.lanes: 64, .* wanted a divisor of train.batch, 96"
+        msgspec.ValidationError, match=r"data.lanes: 64, .* wanted a divisor of train.global_batch_size, 96"
     ):
         config(96, None, order="blocks")
 
@@ -104,7 +104,13 @@ def test_lanes_that_do_not_divide_the_batch_are_refused():
             "512 in micro-batches of 64 cannot be dealt out to 3 ranks; wanted one of 1, 2, 4, 8",
         ),
         (100, 64, {}, 1, "wanted one of none"),
-        (12, None, {}, 5, "train.batch 12 cannot be dealt out to 5 ranks; wanted one of 1, 2, 3, 4, 6"),
+        (
+            12,
+            None,
+            {},
+            5,
+            "train.global_batch_size 12 cannot be dealt out to 5 ranks; wanted one of 1, 2, 3, 4, 6",
+        ),
         (
             12,
             None,

@@ -97,7 +97,7 @@ def test_a_head_that_is_not_the_formulas_is_a_problem(ranks, config):
 
 def test_a_wrong_derivative_of_the_recipes_loss_is_a_problem(ranks, config):
     """Sharded equals dense even so, where both use it."""
-    planted = msgspec.structs.replace(config, margin=SoftMax(scale=16.0))
+    planted = msgspec.structs.replace(config, loss=SoftMax(scale=16.0))
     problems, told = ranks.run(2, examined, planted, "derivative")[0]
     assert "loss: derivatives of the target's logit are autograd's to 5e-01" in problems and "loss " in told
 
@@ -110,11 +110,11 @@ MARGINS = [
 
 def losses(config: Config) -> list[list[str]]:
     ranks = comm.ranks_of(torch.device("cpu"))
-    options = [{"sample_rate": 0.3}, {"sample_rate": 0.3, "correction": "log_rate", "subcenters": 2}]
+    options = [{"sample_rate": 0.3}, {"sample_rate": 0.3, "logit_correction": "log_q", "subcenters": 2}]
     found = []
     for margin in MARGINS:
         for option in options[: 1 if isinstance(margin, UniFace | SphereFace2 | Linear) else 2]:
-            tried = msgspec.structs.replace(config, margin=margin, head=HeadConfig(**option))
+            tried = msgspec.structs.replace(config, loss=margin, head=HeadConfig(**option))
             found.append(trial.loss(tried, ranks).problems)
     return found
 
@@ -163,10 +163,10 @@ def test_a_run_without_steps(ranks, config):
     ("arguments", "message"),
     [
         (["quikstart"], "recipe quikstart: no file, and none that ships; .*; did you mean quickstart?"),
-        (["quickstart", "train.batch=0"], "train.batch: expected int >= 1; found 0"),
+        (["quickstart", "train.global_batch_size=0"], "train.global_batch_size: expected int >= 1; found 0"),
         (
             ["quickstart", "--ranks", "5"],
-            "train.batch 64 in micro-batches of 32 cannot be dealt out to 5 ranks",
+            "train.global_batch_size 64 in micro-batches of 32 cannot be dealt out to 5 ranks",
         ),
     ],
 )

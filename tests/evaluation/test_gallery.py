@@ -123,7 +123,7 @@ def test_sets_that_belong_together_are_scored_each_and_by_their_deviation(tmp_pa
 
 
 def test_a_run_is_evaluated_on_them_and_evaluate_says_the_same(ranks, pack, folder, tmp_path):
-    sets = {"sets": [str(folder)], "batch": 16}
+    sets = {"sets": [str(folder)], "batch_size": 16}
     config = config_of(pack, tmp_path / "run", evaluation=sets, train={"length": 4})
     ranks.run(2, trained, config)
     scores = verification_of(tmp_path / "run", 4)

@@ -152,7 +152,7 @@ def test_a_face_is_aligned_by_its_points(ijb):
 
 def test_the_command_says_it_on_any_number_of_ranks(ijb, tmp_path):
     torch.manual_seed(0)
-    settings = IResNetTiny(width=4, depths=(1, 1), input_size=32, embedding=16)
+    settings = IResNetTiny(width=4, depths=(1, 1), input_size=32, embedding_size=16)
     about = {SETTINGS: json.dumps(msgspec.to_builtins(settings))}
     save_file(build_backbone(settings).state_dict(), tmp_path / "a.safetensors", about)
     arguments = [

@@ -29,7 +29,7 @@ def test_a_run_on_a_set_of_one_kind_says_so_and_goes_on(ranks, pack, one_kind, t
     evaluation = {
         "sets": [str(one_kind / "one_kind.bin"), str(one_kind / "both.bin")],
         "every": 2,
-        "batch": 16,
+        "batch_size": 16,
     }
     sections = {
         "evaluation": evaluation,
@@ -90,7 +90,7 @@ def test_a_network_with_statistics_that_are_not_finite_is_an_error(ranks, pack, 
     import safetensors.torch
 
     settings = json.dumps(
-        {"name": "iresnet_tiny", "width": 4, "depths": [1, 1], "input_size": 32, "embedding": 16}
+        {"name": "iresnet_tiny", "width": 4, "depths": [1, 1], "input_size": 32, "embedding_size": 16}
     )
     path = tmp_path / "spoilt.safetensors"
     safetensors.torch.save_file(weights, path, {"backbone": settings})

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, normalize
 from partialfc.config import AdaFace
 from partialfc.head.losses import build_loss
 
-MARGIN = AdaFace(scale=8.0, rate=0.3)
+MARGIN = AdaFace(scale=8.0, ema_rate=0.3)
 
 
 def formula(
@@ -23,7 +23,9 @@ def formula(
     norms = embeddings.detach().norm(dim=1)[valid].clamp(0.001, 100)
     if len(norms) > 1:
         seen = {"norm_mean": norms.mean(), "norm_std": norms.std()}
-        state = {name: (1 - MARGIN.rate) * old + MARGIN.rate * seen[name] for name, old in state.items()}
+        state = {
+            name: (1 - MARGIN.ema_rate) * old + MARGIN.ema_rate * seen[name] for name, old in state.items()
+        }
     z = (MARGIN.h * (norms - state["norm_mean"]) / (state["norm_std"] + 1e-3)).clamp(-1, 1)
     cosine = normalize(embeddings)[valid] @ normalize(weight).T
     angle = cosine.gather(1, labels[valid][:, None])[:, 0].acos()
@@ -64,14 +66,12 @@ def test_the_slope_is_the_derivative_and_0_where_the_angle_is_clipped():
 
 def test_a_run_resumes_to_the_bit_and_goes_on_at_another_world_size(ranks, pack, tmp_path):
     sections = {
-        "train": {"batch": 24, "length": 14, "micro_batch": 4},
+        "train": {"global_batch_size": 24, "length": 14, "micro_batch_size": 4},
         "checkpoint": {"every": 5},
         "optim": {"name": "sgd", "lr": 0.002},
     }
     config = {
-        name: msgspec.structs.replace(
-            config_of(pack, tmp_path / name, **sections), margin=AdaFace(scale=16.0)
-        )
+        name: msgspec.structs.replace(config_of(pack, tmp_path / name, **sections), loss=AdaFace(scale=16.0))
         for name in ("straight", "resumed", "moved")
     }
     straight = whole(ranks.run(2, trained, config["straight"]))

@@ -23,7 +23,7 @@ def formula_of(margin: CurricularFace, threshold: float):
         valid = labels >= 0
         cosine = normalize(embeddings)[valid] @ normalize(weight).T
         own = cosine.gather(1, labels[valid][:, None])[:, 0]
-        level = (1 - margin.rate) * state["level"] + margin.rate * own.detach().mean()
+        level = (1 - margin.ema_rate) * state["level"] + margin.ema_rate * own.detach().mean()
         hard = cosine > (own.acos() + margin.margin).cos()[:, None].detach()
         logits = torch.where(hard, cosine * (level + cosine), cosine)
         if threshold:
@@ -49,7 +49,7 @@ def formula_of(margin: CurricularFace, threshold: float):
     ids=str,
 )
 def test_sharded_is_dense(ranks, device, scale, options, world_size):
-    margin = CurricularFace(scale=scale, rate=RATE)
+    margin = CurricularFace(scale=scale, ema_rate=RATE)
     formula = formula_of(margin, options.get("interclass_threshold", 0.0))
     start = {"level": torch.zeros((), dtype=torch.float64)}
     expected = dense(formula, start, options.get("sample_rate", 1), device)
@@ -69,10 +69,10 @@ def test_a_negative_is_hard_above_the_targets_cosine_with_its_margin():
 
 
 def test_a_run_resumes_to_the_bit_and_goes_on_at_another_world_size(ranks, pack, tmp_path):
-    sections = {"train": {"batch": 24, "length": 14, "micro_batch": 4}, "checkpoint": {"every": 5}, "optim": {"lr": 0.002}}  # fmt: skip
+    sections = {"train": {"global_batch_size": 24, "length": 14, "micro_batch_size": 4}, "checkpoint": {"every": 5}, "optim": {"lr": 0.002}}  # fmt: skip
     config = {
         name: msgspec.structs.replace(
-            config_of(pack, tmp_path / name, **sections), margin=CurricularFace(scale=16.0, margin=0.3)
+            config_of(pack, tmp_path / name, **sections), loss=CurricularFace(scale=16.0, margin=0.3)
         )
         for name in ("straight", "resumed", "moved")
     }

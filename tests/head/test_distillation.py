@@ -83,7 +83,7 @@ def test_sharded_is_dense(ranks, device, options, world_size):
 
 
 @pytest.mark.parametrize(
-    "options", [{"centers": "bfloat16"}, {"sample_rate": 0.4, "centers": "bfloat16"}], ids=str
+    "options", [{"centers_dtype": "bfloat16"}, {"sample_rate": 0.4, "centers_dtype": "bfloat16"}], ids=str
 )
 def test_rows_in_bfloat16_are_the_same_at_any_world_size(ranks, device, options):
     (_, alone), *_ = ranks.run(1, sharded, options, device)

@@ -30,17 +30,23 @@ SAMPLED = {"sample_rate": 0.1}
 OPTIONS: list[dict[str, Any]] = [
     {},
     SAMPLED,
-    SAMPLED | {"products": "half"},
-    SAMPLED | {"logits_budget": 0, "correction": "log_rate", "interclass_threshold": 0.5},
-    SAMPLED | {"logits_budget": 0, "products": "half"},
+    SAMPLED | {"matmul_precision": "half"},
+    SAMPLED | {"logits_budget": 0, "logit_correction": "log_q", "interclass_threshold": 0.5},
+    SAMPLED | {"logits_budget": 0, "matmul_precision": "half"},
     SAMPLED | {"unsampled": "decay"},
-    SAMPLED | {"unsampled": "decay", "moments": "none"},
-    SAMPLED | {"centers": "bfloat16", "moments": "bfloat16"},
+    SAMPLED | {"unsampled": "decay", "optim_state_dtype": "none"},
+    SAMPLED | {"centers_dtype": "bfloat16", "optim_state_dtype": "bfloat16"},
     SAMPLED | {"optim": AdamWRule()},
     SAMPLED | {"memory": "host"},
-    SAMPLED | {"subcenters": 3, "products": "half"},
-    SAMPLED | {"memory": "host", "centers": "bfloat16", "optim": AdamWRule()},
-    SAMPLED | {"sampling": "hard", "hard_refresh": 100, "products": "half", "centers": "bfloat16"},
+    SAMPLED | {"subcenters": 3, "matmul_precision": "half"},
+    SAMPLED | {"memory": "host", "centers_dtype": "bfloat16", "optim": AdamWRule()},
+    SAMPLED
+    | {
+        "sampling": "hard",
+        "hard_refresh_steps": 100,
+        "matmul_precision": "half",
+        "centers_dtype": "bfloat16",
+    },
 ]
 
 
@@ -94,7 +100,7 @@ def test_a_step_of_any_loss_holds_nobody_up(options, margin, world_size):
 @pytest.mark.parametrize("world_size", [1, 8])
 @pytest.mark.parametrize("kernels", ["torch", "triton"])
 @pytest.mark.parametrize(
-    "options", [{}, SAMPLED, SAMPLED | {"memory": "host", "centers": "bfloat16"}], ids=str
+    "options", [{}, SAMPLED, SAMPLED | {"memory": "host", "centers_dtype": "bfloat16"}], ids=str
 )
 def test_a_step_with_a_teacher_holds_nobody_up(options, kernels, world_size):
     assert not stepped(world_size, options | {"kernels": kernels}, distilled=True).crossings
@@ -109,13 +115,13 @@ def test_a_step_of_a_linear_layer_holds_nobody_up(options, world_size):
 @pytest.mark.parametrize(("products", "precision"), [("auto", "tf32"), ("tf32", "tf32"), ("float32", "ieee")])
 def test_products_are_as_the_recipe_says_and_no_others(products, precision):
     before = torch.backends.cuda.matmul.fp32_precision
-    found = stepped(1, SAMPLED | {"products": products}, observed=False)
+    found = stepped(1, SAMPLED | {"matmul_precision": products}, observed=False)
     assert found.precisions == {(torch.float32, precision)}
     assert torch.backends.cuda.matmul.fp32_precision == before
 
 
 def test_half_multiplies_logits_in_float16_and_exponentials_in_bfloat16():
-    found = stepped(1, SAMPLED | {"products": "half"}, observed=False)
+    found = stepped(1, SAMPLED | {"matmul_precision": "half"}, observed=False)
     assert {kind for kind, _ in found.precisions} == {torch.float16, torch.bfloat16}
 
 
@@ -128,8 +134,8 @@ def test_what_would_hold_the_host_up_is_found():
 
 
 def test_the_documentation_tells_how_many_kernels_a_step_launches():
-    half = {"products": "half"}
-    low = half | {"centers": "bfloat16", "moments": "bfloat16"}
+    half = {"matmul_precision": "half"}
+    low = half | {"centers_dtype": "bfloat16", "optim_state_dtype": "bfloat16"}
     columns = [
         options | {"kernels": kernels} for options in ({}, half, low) for kernels in ("torch", "triton")
     ]

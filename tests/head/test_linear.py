@@ -57,7 +57,7 @@ def test_logits_of_any_size_have_a_loss(device):
 
 def test_what_wants_cosines_is_refused(tmp_path):
     for head, message in (
-        ({"subcenters": 2}, r"head\.subcenters: 2; wanted 1, as margin\.name: linear has no cosines"),
+        ({"subcenters": 2}, r"head\.subcenters: 2; wanted 1, as loss\.name: linear has no cosines"),
         ({"interclass_threshold": 0.4}, r"head\.interclass_threshold: 0\.4; wanted 0"),
     ):
         with pytest.raises(InputError, match=message):
@@ -65,6 +65,6 @@ def test_what_wants_cosines_is_refused(tmp_path):
     with pytest.raises(InputError, match="no cosines, which class centres that follow a teacher need"):
         PartialFC(CLASSES, WIDTH, Linear(), optim=TeacherRule())
     with pytest.raises(
-        msgspec.ValidationError, match=r"Object contains unknown field `margin` - at `\$\.margin`"
+        msgspec.ValidationError, match=r"Object contains unknown field `margin` - at `\$\.loss`"
     ):
-        config_of(tmp_path, tmp_path, margin={"name": "linear"})
+        config_of(tmp_path, tmp_path, loss={"name": "linear"})

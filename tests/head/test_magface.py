@@ -16,8 +16,8 @@ from partialfc.head.losses import build_loss
 OPTIONS = [{}, {"sample_rate": 0.4}, {"sample_rate": 0.4, "kernels": "triton"}]
 MARGINS = [
     MagFace(scale=8.0),
-    MagFace(scale=8.0, beyond_pi="wrap", weight=0.0, margins=(0.2, 1.4)),
-    MagFace(norms=(1.0, 60.0)),
+    MagFace(scale=8.0, beyond_pi="wrap", norm_penalty_weight=0.0, margin_range=(0.2, 1.4)),
+    MagFace(norm_range=(1.0, 60.0)),
 ]
 
 
@@ -26,7 +26,7 @@ def formula_of(margin: MagFace):
         embeddings: Tensor, weight: Tensor, labels: Tensor, active: Tensor, state: State
     ) -> tuple[Tensor, State]:
         valid = labels >= 0
-        (least, largest), (low, high) = margin.norms, margin.margins
+        (least, largest), (low, high) = margin.norm_range, margin.margin_range
         norms = embeddings.norm(dim=1)[valid].clamp(least, largest)
         margins = low + (high - low) / (largest - least) * (norms - least)
         penalty = norms / largest**2 + 1 / norms
@@ -34,7 +34,9 @@ def formula_of(margin: MagFace):
         own = cosine.gather(1, labels[valid][:, None])[:, 0]
         target = target_logit(ElasticArcFace(beyond_pi=margin.beyond_pi), own, margins)
         logits = cosine.masked_fill(~active, -torch.inf).scatter(1, labels[valid][:, None], target[:, None])
-        return cross_entropy(margin.scale * logits, labels[valid]) + margin.weight * penalty.mean(), state
+        return cross_entropy(
+            margin.scale * logits, labels[valid]
+        ) + margin.norm_penalty_weight * penalty.mean(), state
 
     return formula
 
@@ -49,7 +51,7 @@ def test_sharded_is_dense(ranks, device, margin, options, world_size):
 
 @pytest.mark.parametrize("beyond_pi", ["linear", "wrap"])
 def test_derivatives_by_the_norm_are_those_of_autograd(beyond_pi):
-    settings = MagFace(beyond_pi=beyond_pi, margins=(0.1, 3.0))
+    settings = MagFace(beyond_pi=beyond_pi, margin_range=(0.1, 3.0))
     loss = build_loss(settings)
     norms = torch.linspace(1.0, 150.0, 97, dtype=torch.float64).requires_grad_()
     angle = torch.linspace(0.01, math.pi - 0.01, 97, dtype=torch.float64).flip(0)
@@ -67,6 +69,6 @@ def test_penalty_draws_norms_to_the_upper_bound():
 
 def test_bounds_that_are_none_are_refused():
     with pytest.raises(
-        InputError, match=r"margin.norms: found \[110.0, 10.0\]; wanted the smaller one first"
+        InputError, match=r"loss.norm_range: found \[110.0, 10.0\]; wanted the smaller one first"
     ):
-        MagFace(norms=(110.0, 10.0))
+        MagFace(norm_range=(110.0, 10.0))

@@ -21,7 +21,7 @@ KINDS: dict[str, tuple[AnyOptimizer, dict[str, Any]]] = {
     "sgd": (Sgd(), {}),
     "adamw": (AdamW(lr=0.01), {"sample_rate": 0.3}),
     "decay": (Sgd(nesterov=True), {"sample_rate": 0.3, "unsampled": "decay"}),
-    "host, bfloat16": (Sgd(), {"sample_rate": 0.3, "memory": "host", "centers": "bfloat16"}),
+    "host, bfloat16": (Sgd(), {"sample_rate": 0.3, "memory": "host", "centers_dtype": "bfloat16"}),
 }
 
 
@@ -229,7 +229,10 @@ def test_it_is_not_loaded_while_an_update_is_due():
             "optim and config.optim: expected one of them, got both",
         ),
         ({"optim": AdamW(), "config": HeadConfig(unsampled="decay")}, "head.unsampled: decay needs .*sgd"),
-        ({"optim": AdamW(), "config": HeadConfig(moments="none")}, "head.moments: none needs .*sgd"),
+        (
+            {"optim": AdamW(), "config": HeadConfig(optim_state_dtype="none")},
+            "head.optim_state_dtype: none needs .*sgd",
+        ),
         (
             {"optim": TeacherRule(), "config": HeadConfig(unsampled="decay")},
             "decay .* follow a teacher have none",

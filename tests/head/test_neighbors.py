@@ -25,12 +25,12 @@ HARD: dict[str, Any] = {
     "sampling": "hard",
     "sample_rate": 0.4,
     "hard_neighbors": 3,
-    "hard_refresh": 2 * REFRESH_INTERVAL,
+    "hard_refresh_steps": 2 * REFRESH_INTERVAL,
 }
 CASES: dict[str, dict[str, Any]] = {
     "half of them": HARD,
-    "a neighbour for some, log_rate": HARD | {"hard_share": 0.3, "correction": "log_rate"},
-    "as many as there are": HARD | {"hard_share": 0.99, "hard_neighbors": 100, "hard_refresh": 1},
+    "a neighbour for some, log_rate": HARD | {"hard_fraction": 0.3, "logit_correction": "log_q"},
+    "as many as there are": HARD | {"hard_fraction": 0.99, "hard_neighbors": 100, "hard_refresh_steps": 1},
     "sampled, then full": HARD | {"sample_rate": {0: 0.4, 30: 1.0}},
 }
 
@@ -70,7 +70,7 @@ def dense(options: dict[str, Any]) -> Steps:
     init_centers(weight, SEED, range(CLASSES), torch.device("cpu"))
     lists = torch.full((CLASSES, min(config.hard_neighbors, CLASSES - 1)), -1)
     made: dict[int, tuple[slice, Tensor]] = {}
-    block = -(-CLASSES // max(1, config.hard_refresh // REFRESH_INTERVAL))
+    block = -(-CLASSES // max(1, config.hard_refresh_steps // REFRESH_INTERVAL))
     losses, gradients = [], []
     for number in range(STEPS):
         embeddings, labels = batch(number)
@@ -85,7 +85,7 @@ def dense(options: dict[str, Any]) -> Steps:
         else:
             count = sampling.num_sampled_classes(CLASSES, 0.4)
             listed = [target for target in sorted(set(labels[labels >= 0].tolist())) if lists[target, 0] >= 0]
-            allowed = min(int(config.hard_share * count), lists.shape[1] * len(listed))
+            allowed = min(int(config.hard_fraction * count), lists.shape[1] * len(listed))
             certain = sorted(near(lists[listed].numpy(), number, allowed))
             active[sampling.sample_classes(CLASSES, count - allowed, SEED, number, range(CLASSES))] = True
             correction[active] = -math.log((count - allowed) / CLASSES)
@@ -93,7 +93,7 @@ def dense(options: dict[str, Any]) -> Steps:
             active[labels[labels >= 0]] = True
         loss = dense_loss(
             embeddings, weight, labels, MARGIN, active=active,
-            logit_correction=correction if config.correction == "log_rate" else 0.0,
+            logit_correction=correction if config.logit_correction == "log_q" else 0.0,
         )  # fmt: skip
         d_embeddings, d_weight = torch.autograd.grad(loss, [embeddings, weight])
         losses.append(loss.detach())
@@ -177,7 +177,9 @@ def sum_(steps: tuple[list[Tensor], list[Tensor]]) -> list[Tensor]:
 def test_centers_are_compared_in_parts(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     centers = torch.randn(101, 8, generator=generator)
-    config = HeadConfig(sampling="hard", sample_rate=0.5, hard_neighbors=7, hard_refresh=3 * REFRESH_INTERVAL)
+    config = HeadConfig(
+        sampling="hard", sample_rate=0.5, hard_neighbors=7, hard_refresh_steps=3 * REFRESH_INTERVAL
+    )
     monkeypatch.setattr("partialfc.head.neighbors._MAX_COSINES_PER_BLOCK", 200)
     device = torch.device("cpu")
     found = Neighbors(
@@ -210,10 +212,10 @@ def test_near_classes_take_part_in_the_place_of_others(device):
         ({"sample_rate": 1.0}, MARGIN, "head.sampling: hard wants a head.sample_rate below 1"),
         ({"memory": "host"}, MARGIN, "head.memory: host; wanted device"),
         ({"subcenters": 2}, MARGIN, "head.subcenters: 2; wanted 1"),
-        ({}, Linear(), "head.sampling: hard; wanted uniform, as margin.name: linear has no cosines"),
-        ({"hard_share": 1.0}, MARGIN, "hard_share: expected float < 1.0; found 1.0"),
+        ({}, Linear(), "head.sampling: hard; wanted uniform, as loss.name: linear has no cosines"),
+        ({"hard_fraction": 1.0}, MARGIN, "hard_fraction: expected float < 1.0; found 1.0"),
         ({"hard_neighbors": 0}, MARGIN, "hard_neighbors: expected int >= 1; found 0"),
-        ({"hard_refresh": 0}, MARGIN, "hard_refresh: expected int >= 1; found 0"),
+        ({"hard_refresh_steps": 0}, MARGIN, "hard_refresh_steps: expected int >= 1; found 0"),
     ],
 )
 def test_what_has_no_neighbours_is_refused(options: dict[str, Any], margin: AnyMargin, message: str):

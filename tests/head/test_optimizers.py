@@ -126,13 +126,16 @@ def test_decay_is_the_dense_optimizer_with_a_tenth_of_the_classes(ranks, device,
 
 @pytest.mark.parametrize(("steps", "bound", "world_size"), [(200, 1e-4, 2), (2000, 1e-3, 1)])
 def test_decay_stays_the_dense_optimizer_over_a_long_run_in_float32(ranks, device, steps, bound, world_size):
-    optim, options = OPTIMIZERS["sgd"], {"sample_rate": 0.1, "unsampled": "decay", "products": "float32"}
+    optim, options = (
+        OPTIMIZERS["sgd"],
+        {"sample_rate": 0.1, "unsampled": "decay", "matmul_precision": "float32"},
+    )
     results = ranks.run(world_size, ours, optim, steps, torch.float32, device, options, steps // 2)
     assert difference(results, dense(optim, 0.1, steps, device)) < bound
 
 
 def test_decay_without_momentum_kept(ranks, device):
-    options = {"sample_rate": 0.1, "unsampled": "decay", "moments": "none"}
+    options = {"sample_rate": 0.1, "unsampled": "decay", "optim_state_dtype": "none"}
     results = ranks.run(2, ours, OPTIMIZERS["sgd"], 40, torch.float64, device, options, 20)
     assert difference(results, dense(OPTIMIZERS["plain"], 0.1, 40, device)) < 1e-9
     assert list(results[0]) == ["centers"]
@@ -165,7 +168,7 @@ def row_by_row(optim: AdamW, sample_rate: float, steps: int, device: str) -> Ten
     return torch.stack(rows).detach()
 
 
-LOWER = {"sample_rate": 0.3, "centers": "bfloat16", "moments": "bfloat16"}
+LOWER = {"sample_rate": 0.3, "centers_dtype": "bfloat16", "optim_state_dtype": "bfloat16"}
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])

@@ -18,15 +18,15 @@ from partialfc.runtime import dtensors
 Margin = UniFace | SphereFace2
 SAMPLED = {"sample_rate": 0.4}
 MARGINS: list[Margin] = [
-    UniFace(scale=16.0, margin=0.3, weight=0.5),
+    UniFace(scale=16.0, margin=0.3, negative_weight=0.5),
     SphereFace2(scale=10.0),
-    SphereFace2(scale=30.0, own=0.5, power=1.0, margin=0.1),
+    SphereFace2(scale=30.0, positive_weight=0.5, power=1.0, margin=0.1),
 ]
 OPTIONS: list[dict[str, Any]] = [
     {},
     SAMPLED,
     SAMPLED | {"logits_budget": 0, "interclass_threshold": 0.3},
-    SAMPLED | {"kernels": "triton", "correction": "log_rate"},
+    SAMPLED | {"kernels": "triton", "logit_correction": "log_q"},
 ]
 Steps = tuple[
     list[Tensor], list[Tensor], Tensor, Tensor
@@ -37,10 +37,12 @@ def terms(margin: Margin, own: Tensor, cosine: Tensor, threshold: Tensor) -> tup
     """Of the own classes [V] and of all of them [V, C], weighted."""
     s, m = margin.scale, margin.margin
     if isinstance(margin, UniFace):
-        return softplus(threshold - s * (own - m)), margin.weight * softplus(s * cosine - threshold)
+        return softplus(threshold - s * (own - m)), margin.negative_weight * softplus(s * cosine - threshold)
     own, cosine = (2 * ((it + 1) / 2) ** margin.power - 1 for it in (own, cosine))
     positive, negative = softplus(threshold - s * (own - m)), softplus(s * (cosine + m) - threshold)
-    return margin.weight / s * margin.own * positive, margin.weight / s * (1 - margin.own) * negative
+    return margin.loss_weight / s * margin.positive_weight * positive, margin.loss_weight / s * (
+        1 - margin.positive_weight
+    ) * negative
 
 
 def dense_loss(
@@ -50,7 +52,7 @@ def dense_loss(
     valid = labels >= 0
     cosine = (normalize(embeddings) @ normalize(weight).T)[valid]
     positive, negative = terms(margin, cosine.gather(1, labels[valid][:, None])[:, 0], cosine, threshold)
-    if options.get("correction") == "log_rate":
+    if options.get("logit_correction") == "log_q":
         drawn = active & ~torch.isin(torch.arange(CLASSES), labels)
         negative = torch.where(drawn, negative * CLASSES / round(0.4 * CLASSES), negative)
     counted = active.expand(len(cosine), -1).clone()
@@ -142,7 +144,7 @@ def test_gradients_are_finite_where_an_image_lies_on_a_centre_or_opposite(margin
 
 
 def test_half_precision_products_and_sub_centres_go_with_them(ranks, device):
-    options = SAMPLED | {"products": "half", "subcenters": 2}
+    options = SAMPLED | {"matmul_precision": "half", "subcenters": 2}
     (alone, *_), *_ = ranks.run(1, sharded, UniFace(), options, device)
     together, *_ = ranks.run(2, sharded, UniFace(), options, device)
     torch.testing.assert_close(together[0], alone, rtol=1e-4, atol=1e-4)

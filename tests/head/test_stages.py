@@ -19,10 +19,10 @@ RATES = {0: 0.2, "1 epochs": [0.2, 0.5], "2 epochs": 1.0}
 CASES: dict[str, tuple[AnyMargin, dict[str, Any]]] = {
     "sampled, then full": (ElasticArcFace(scale=16.0, margin={0: [0.0, 0.5], 4: 0.5, 7: 0.7}), {"sample_rate": RATES}),
     "decay": (CosFace(), {"sample_rate": RATES, "unsampled": "decay"}),
-    "log_rate, bfloat16": (ArcFace(), {"sample_rate": RATES, "correction": "log_rate", "centers": "bfloat16"}),
+    "log_rate, bfloat16": (ArcFace(), {"sample_rate": RATES, "logit_correction": "log_q", "centers_dtype": "bfloat16"}),
     "host": (CosFace(), {"sample_rate": {0: 0.2, 5: 0.6}, "memory": "host"}),
     "scale, with a shift and without": (CosFace(scale={0: [16.0, 100.0], 5: 80.0}), {"interclass_threshold": 0.3}),
-    "a loss with a state": (CurricularFace(margin={0: 0.1, 5: 0.4}, scale=8.0, rate=0.3), {}),
+    "a loss with a state": (CurricularFace(margin={0: 0.1, 5: 0.4}, scale=8.0, ema_rate=0.3), {}),
     "kernels": (CurricularFace(scale={0: [8.0, 16.0], 5: 20.5}), {"sample_rate": RATES, "kernels": "triton"}),
 }  # fmt: skip
 
@@ -87,10 +87,10 @@ def test_a_run_resumes_to_the_bit_and_goes_on_at_another_world_size(ranks, pack,
     margin = ElasticArcFace(scale={0: [8.0, 16.0], "2 epochs": 16.0}, margin={0: [0.0, 0.4], "3 epochs": 0.4})
     sections = {
         "head": {"sample_rate": {0: 0.4, "2 epochs": 1.0}, "unsampled": "decay"},
-        "train": {"batch": 24, "length": 14, "micro_batch": 4}, "checkpoint": {"every": 5}, "optim": {"lr": 0.002},
+        "train": {"global_batch_size": 24, "length": 14, "micro_batch_size": 4}, "checkpoint": {"every": 5}, "optim": {"lr": 0.002},
     }  # fmt: skip
     config = {
-        name: msgspec.structs.replace(config_of(pack, tmp_path / name, **sections), margin=margin)
+        name: msgspec.structs.replace(config_of(pack, tmp_path / name, **sections), loss=margin)
         for name in ("straight", "resumed", "moved")
     }
     straight = whole(ranks.run(2, trained, config["straight"]))
@@ -100,7 +100,7 @@ def test_a_run_resumes_to_the_bit_and_goes_on_at_another_world_size(ranks, pack,
         if "loss" in it
     ]
     assert [it["head.sample_rate"] for it in reported] == [0.4] * 10 + [1.0] * 4
-    assert [it["margin.scale"] for it in reported] == pytest.approx(
+    assert [it["loss.scale"] for it in reported] == pytest.approx(
         [8 + 0.8 * step for step in range(10)] + [16] * 4
     )
     assert ranks.run(2, trained, config["resumed"], 8) == [None] * 2

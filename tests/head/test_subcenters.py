@@ -34,7 +34,7 @@ CASES: dict[str, tuple[AnyMargin, dict[str, Any]]] = {
     "all": (ArcFace(scale=16.0), {}),
     "all, twice": (CosFace(scale=16.0), {"logits_budget": 0}),
     "sampled": (ElasticArcFace(scale=16.0, sigma=0.1, order="paper"), SAMPLED),
-    "threshold, log_rate": (CosFace(scale=8.0), SAMPLED | {"correction": "log_rate", "interclass_threshold": 0.3}),
+    "threshold, log_rate": (CosFace(scale=8.0), SAMPLED | {"logit_correction": "log_q", "interclass_threshold": 0.3}),
     "shifted": (CosFace(scale=100.0), SAMPLED),
     "host": (CosFace(scale=16.0), SAMPLED | {"memory": "host"}),
     "kernels": (ArcFace(scale=16.0), SAMPLED | {"kernels": "triton"}),
@@ -75,7 +75,7 @@ def formula(
     target = target_logit(margin, own, margins)
     in_batch = torch.zeros_like(active).index_fill_(0, chosen, True)
     correction = 0.0
-    if options.get("correction") == "log_rate":
+    if options.get("logit_correction") == "log_q":
         correction = -torch.tensor(round(0.4 * CLASSES) / CLASSES).log().item()
     logits = margin.scale * cosine + torch.where(in_batch, 0.0, correction)
     logits = logits.masked_fill(~active, -torch.inf)
@@ -110,8 +110,8 @@ def test_sharded_is_dense(ranks, device, case, world_size):
     ("margin", "options", "rule"),
     [
         (CurricularFace(scale=16.0), SAMPLED, SGD),
-        (MagFace(scale=16.0), SAMPLED | {"products": "half"}, SGD),
-        (ArcFace(scale=16.0), SAMPLED | {"centers": "bfloat16"}, AdamWRule()),
+        (MagFace(scale=16.0), SAMPLED | {"matmul_precision": "half"}, SGD),
+        (ArcFace(scale=16.0), SAMPLED | {"centers_dtype": "bfloat16"}, AdamWRule()),
         (ArcFace(scale=16.0), SAMPLED | {"unsampled": "decay"}, SGD),
     ],
     ids=["state", "norms", "adamw", "decay"],

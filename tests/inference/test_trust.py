@@ -54,8 +54,8 @@ def stranger(ranks, pack, tmp_path_factory) -> Path:
     """A run whose network is a class of its owner, and its export."""
     folder = tmp_path_factory.mktemp("stranger")
     (folder / "planted.py").write_text(NETWORK)
-    settings = Python(target="planted:Net", embedding=16, input_size=32)
-    config = config_of(pack, folder / "run", train={"length": 2}, report={"every": 1, "loggers": []})
+    settings = Python(target="planted:Net", embedding_size=16, input_size=32)
+    config = config_of(pack, folder / "run", train={"length": 2}, log={"every": 1, "loggers": []})
     ranks.run(1, train_in, str(folder), msgspec.structs.replace(config, backbone=settings))
     weights = partialfc.inference.weights.read_weights(folder / "run")
     about = {"backbone": json.dumps(msgspec.to_builtins(settings))}
@@ -107,7 +107,7 @@ def test_reading_a_run_imports_nothing(stranger, planted, pack, tmp_path, ranks)
     assert "weights of another network" in told
     (told,) = ranks.run(1, refusal, config_of(pack, stranger / "run", train={"length": 2}))
     assert "backbone.target planted:Net -> (none)" in told
-    taught = {"distillation": {"embeddings": str(stranger / "run")}}
+    taught = {"distillation": {"teacher_embeddings": str(stranger / "run")}}
     (told,) = ranks.run(1, refusal, config_of(pack, tmp_path / "taught", **taught))
     assert "no embeddings of a pack" in told
     assert not planted.exists()
@@ -157,10 +157,11 @@ def test_the_caller_may_name_the_class_or_trust_the_file(stranger, planted, monk
         ({"name": "iresnet_tiny", "width": 1_000_000}, "width"),
         ({"name": "iresnet_tiny", "width": 4096, "depths": [1] * 5, "input_size": 512}, "another network"),
         ({"name": "iresnet_tiny", "depths": [10**9, 1]}, "depths"),
-        ({"name": "iresnet_tiny", "embedding": 10**9}, "embedding"),
-        ({"name": "iresnet_tiny", "embedding": 65536, "input_size": 512}, "another network"),
-        ({"name": "iresnet2060", "embedding": 65536, "input_size": 512}, "another network"),
-        ({"name": "vit_l", "patch": 4, "input_size": 512}, "another network"),
+        ({"name": "iresnet_tiny", "embedding_size": 10**9}, "embedding_size"),
+        ({"name": "iresnet_tiny", "embedding_size": 65536, "input_size": 512}, "another network"),
+        ({"name": "iresnet2060", "embedding_size": 65536, "input_size": 512}, "another network"),
+        ({"name": "iresnet_tiny", "embedding": 16}, "embedding: unknown key; since 0.3 it is backbone.embedding_size"),
+        ({"name": "vit_l", "patch_size": 4, "input_size": 512}, "another network"),
         ({"name": "mobilefacenet_large", "input_size": 512}, "another network"),
         ({"name": "\ud800"}, "surrogates|JSON"),
         ('{"name": ' + "1" * 5000 + "}", "JSON|name"),
@@ -178,7 +179,7 @@ def test_sizes_are_compared_before_anything_is_allocated(tmp_path, described, me
         load(path, device="cpu")
 
 
-@pytest.mark.parametrize("settings", [IResNetTiny(), ViTTiny(input_size=32, patch=8)])
+@pytest.mark.parametrize("settings", [IResNetTiny(), ViTTiny(input_size=32, patch_size=8)])
 def test_what_fits_is_loaded_as_it_was_built(tmp_path, settings):
     network = build_backbone(settings).eval()
     about = {"backbone": json.dumps(msgspec.to_builtins(settings))}

@@ -12,7 +12,9 @@ from partialfc.config import IResNetTiny
 from partialfc.errors import InputError
 from partialfc.inference.weights import load_weights, read_weights
 
-SETTINGS = IResNetTiny(width=4, depths=(1, 1), input_size=32, embedding=16, dropout=0.2)  # as config_of's
+SETTINGS = IResNetTiny(
+    width=4, depths=(1, 1), input_size=32, embedding_size=16, dropout=0.2
+)  # as config_of's
 
 
 def weights(seed: int = 1) -> dict[str, torch.Tensor]:

@@ -15,15 +15,15 @@ from faces import write_pack, write_pairs
 from running import children, command_of
 
 RECIPE = """
-data: {path: PACK, workers: 1}
-backbone: {width: 4, depths: [1, 1], input_size: 32, embedding: 16, dropout: 0.2}
+data: {path: PACK, num_workers: 1}
+backbone: {width: 4, depths: [1, 1], input_size: 32, embedding_size: 16, dropout: 0.2}
 head: {sample_rate: 0.5}
-margin: {name: elastic_cosface, margin: 0.2, scale: 16, order: paper}
-optim: {lr: 0.02, ema: 0.9}
-train: {length: 240, batch: 12, micro_batch: 6}
-evaluation: {every: 30, batch: 16}
+loss: {name: elastic_cosface, margin: 0.2, scale: 16, order: paper}
+optim: {lr: 0.02, ema_decay: 0.9}
+train: {length: 240, global_batch_size: 12, micro_batch_size: 6}
+evaluation: {every: 30, batch_size: 16}
 checkpoint: {every: 10}
-report: {every: 1}
+log: {every: 1}
 device: cpu
 """
 # Within the program, in the rank that comes there: function, and the least and greatest number of its call.

@@ -32,8 +32,8 @@ LOGGERS = ["tensorboard", "wandb", "mlflow"]
 
 def config_in(pack: Path, output: Path, **sections) -> Config:
     sections = {"train": {"length": 6}, "checkpoint": {"every": 2}} | sections
-    report = {"every": 1, "histograms": 3, "loggers": LOGGERS, "pictures": "remote"}
-    return config_of(pack, output, report=report, **sections)
+    report = {"every": 1, "histograms_every": 3, "loggers": LOGGERS, "pictures": "remote"}
+    return config_of(pack, output, log=report, **sections)
 
 
 def offline(config: Config, stop: int | None = None) -> None:
@@ -60,7 +60,7 @@ def drawing_nothing(config: Config) -> None:
 
 
 def test_without_a_logger_no_picture_is_drawn(ranks, pack, tmp_path):
-    config = config_of(pack, tmp_path, train={"length": 2}, report={"every": 1, "loggers": []})
+    config = config_of(pack, tmp_path, train={"length": 2}, log={"every": 1, "loggers": []})
     ranks.run(1, drawing_nothing, config)
     assert verification_of(tmp_path, 2)["unseen"] and not (tmp_path / "tensorboard").exists()
 
@@ -114,7 +114,7 @@ def test_wandb_has_the_runs_numbers_config_and_scores(run):
     settings |= {
         item.key: item.value_json for it in records if it.HasField("config") for item in it.config.update
     }
-    assert settings["margin.sigma"] == "0.05" and settings["train.length"] == "6"
+    assert settings["loss.sigma"] == "0.05" and settings["train.length"] == "6"
 
 
 def test_mlflow_has_the_runs_numbers_parameters_and_pictures(run, monkeypatch):
@@ -125,7 +125,7 @@ def test_mlflow_has_the_runs_numbers_parameters_and_pictures(run, monkeypatch):
     history = client.get_metric_history(found.info.run_id, "loss/loss")
     assert {it.step: it.value for it in history} == pytest.approx(dict(enumerate(curve(run), 1)))
     assert found.info.run_name == "mine" and found.info.status == "FINISHED"
-    assert found.data.params["margin.sigma"] == "0.05" and "verification/unseen/auc" in found.data.metrics
+    assert found.data.params["loss.sigma"] == "0.05" and "verification/unseen/auc" in found.data.metrics
     artifacts = {it.path for it in client.list_artifacts(found.info.run_id)}
     assert {"recipe.yaml", "verification", "workings_faces"} <= artifacts
 
@@ -141,7 +141,7 @@ def without(config: Config) -> str:
 
 def test_a_logger_that_is_not_installed_is_refused(ranks, pack, tmp_path):
     told = ranks.run(2, without, config_in(pack, tmp_path / "run"))
-    assert set(told) == {"report.loggers: wandb is not installed; wanted: pip install wandb"}
+    assert set(told) == {"log.loggers: wandb is not installed; wanted: pip install wandb"}
 
 
 def without_key(config: Config) -> str:
@@ -155,7 +155,7 @@ def without_key(config: Config) -> str:
 def test_wandb_without_a_key_is_refused_in_one_line(ranks, pack, tmp_path):
     told = ranks.run(1, without_key, config_in(pack, tmp_path / "run"))
     assert told == [
-        "report.loggers: wandb: No API key configured. Use `wandb login`; wanted wandb login, or WANDB_MODE=offline"
+        "log.loggers: wandb: No API key configured. Use `wandb login`; wanted wandb login, or WANDB_MODE=offline"
     ]
 
 
@@ -178,10 +178,8 @@ def test_a_run_that_begins_anew_is_another_one_there(tmp_path):
 
 
 def test_an_unknown_one_is_refused():
-    with pytest.raises(
-        InputError, match=r"report.loggers.0: 'wandbb', wanted one of .*; did you mean wandb\?"
-    ):
-        load_config("quickstart", ["report.loggers=[wandbb]"])
+    with pytest.raises(InputError, match=r"log.loggers.0: 'wandbb', wanted one of .*; did you mean wandb\?"):
+        load_config("quickstart", ["log.loggers=[wandbb]"])
 
 
 class Shown:

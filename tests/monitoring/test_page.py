@@ -50,7 +50,7 @@ def two(ranks, pack, tmp_path_factory) -> list[Path]:
     folder = tmp_path_factory.mktemp("runs")
     for name, sigma in (("a<b>", 0.05), ("c", 0.02)):
         config = config_of(
-            pack, folder / name, train={"length": 6}, evaluation={"every": 3}, margin={"sigma": sigma}
+            pack, folder / name, train={"length": 6}, evaluation={"every": 3}, loss={"sigma": sigma}
         )
         ranks.run(1, trained, config, None, True)
     return [folder / "a<b>", folder / "c"]
@@ -63,7 +63,7 @@ def test_one_run(two, tmp_path):
     assert all(it.startswith("data:image/png;base64,iVBOR") for it in page.images)
     for value in rounded(verification_of(two[0], 6)["unseen"]).values():
         assert value in page.cells
-    assert {"train.length", "6", "margin.sigma", "0.05", "unseen"} <= set(page.cells)
+    assert {"train.length", "6", "loss.sigma", "0.05", "unseen"} <= set(page.cells)
     assert re.search(r"ms a step, \d+ images/s", page.text) and "backbone" in page.text
     environment = msgspec.json.decode((two[0] / "summary.json").read_bytes())["environment"]
     assert f"torch {environment['torch']}" in page.text and environment["device"].startswith("cpu with")
@@ -75,7 +75,7 @@ def test_of_several_runs_the_settings_that_differ(two, tmp_path):
     page = Page(tmp_path / "page.html")
     settings = page.text.partition("Settings that differ")[2].partition("Environment")[0]
     keys = re.findall(r"<tr><td>([\w.]+)</td>", settings)
-    assert keys == ["margin.sigma", "output"]
+    assert keys == ["loss.sigma", "output"]
     assert len(page.images) == 5 and page.text.count("images/s") == 2
 
 

@@ -135,7 +135,7 @@ def board_of(folder: Path) -> EventAccumulator:
 
 def test_tensorboard_shows_a_run(ranks, pack, tmp_path):
     config = config_of(
-        pack, tmp_path, report={"every": 2, "histograms": 4}, evaluation={"every": 5}, train={"length": 10}
+        pack, tmp_path, log={"every": 2, "histograms_every": 4}, evaluation={"every": 5}, train={"length": 10}
     )
     ranks.run(2, trained, config, None, True)
     board = board_of(tmp_path)
@@ -197,8 +197,7 @@ def test_tensorboard_shows_recipe_outcome_and_identities(ranks, pack, tmp_path):
     board = found.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     settings = HParamsPluginData.FromString(board).session_start_info.hparams
     assert (
-        settings["train.length"].number_value == 4
-        and settings["margin.name"].string_value == "elastic_arcface"
+        settings["train.length"].number_value == 4 and settings["loss.name"].string_value == "elastic_arcface"
     )
     board = found.summary_metadata["_hparams_/experiment"].plugin_data.content
     shown = {it.name.tag for it in HParamsPluginData.FromString(board).experiment.metric_infos}
@@ -215,7 +214,11 @@ def test_tensorboard_shows_recipe_outcome_and_identities(ranks, pack, tmp_path):
 
 def test_the_parts_of_the_time_are_a_steps_and_numbers_of_a_look_are_right(ranks, pack, tmp_path):
     config = config_of(
-        pack, tmp_path, report={"every": 2, "histograms": 1}, head={"sample_rate": 1.0}, train={"length": 4}
+        pack,
+        tmp_path,
+        log={"every": 2, "histograms_every": 1},
+        head={"sample_rate": 1.0},
+        train={"length": 4},
     )
     state = whole(ranks.run(2, trained, config))
     found = lines(tmp_path)

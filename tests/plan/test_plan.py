@@ -24,8 +24,12 @@ M_MMAP_THRESHOLD = -3  # of mallopt(3)
 
 
 def config_of(**sections: Any) -> Config:
-    tree = {"data": {"path": "nowhere"}, "train": {"length": 1, "batch": 512}, "output": "nowhere"}
-    tree["backbone"] = {"name": "iresnet_tiny", "embedding": 256}
+    tree = {
+        "data": {"path": "nowhere"},
+        "train": {"length": 1, "global_batch_size": 512},
+        "output": "nowhere",
+    }
+    tree["backbone"] = {"name": "iresnet_tiny", "embedding_size": 256}
     return msgspec.convert(tree | sections, Config)
 
 
@@ -47,8 +51,8 @@ def measure(config: Config, num_classes: int, pipe: Connection) -> None:
 
 
 def step_head(config: Config, num_classes: int) -> None:
-    width, batch = config.backbone.embedding, config.train.batch
-    head = PartialFC(num_classes, width, config.margin, config=config.head, optim=config.rows_rule)
+    width, batch = config.backbone.embedding_size, config.train.global_batch_size
+    head = PartialFC(num_classes, width, config.loss, config=config.head, optim=config.rows_rule)
     follows = head.centers.follows_teacher
     ahead = head.prepare(torch.randperm(num_classes)[:batch], 0)
     for number in range(1, 4):
@@ -60,14 +64,21 @@ def step_head(config: Config, num_classes: int) -> None:
 
 CASES = {
     "sgd": {"head": {"sample_rate": 0.1}},
-    "all classes": {"head": {}, "backbone": {"name": "iresnet_tiny", "embedding": 64}},
+    "all classes": {"head": {}, "backbone": {"name": "iresnet_tiny", "embedding_size": 64}},
     "adamw": {"head": {"sample_rate": 0.1}, "optim": {"name": "adamw"}},
-    "bfloat16": {"head": {"sample_rate": 0.2, "centers": "bfloat16", "moments": "none"}},
+    "bfloat16": {"head": {"sample_rate": 0.2, "centers_dtype": "bfloat16", "optim_state_dtype": "none"}},
     "decay": {"head": {"sample_rate": 0.2, "unsampled": "decay"}},
     "host": {"head": {"sample_rate": 0.2, "memory": "host"}},
-    "teacher": {"head": {"sample_rate": 0.2}, "distillation": {"embeddings": "nowhere"}},
-    "sub-centres": {"head": {"sample_rate": 0.2, "subcenters": 3, "centers": "bfloat16", "moments": "none"}},
-    "hard": {"head": {"sample_rate": 0.2, "sampling": "hard", "hard_refresh": 8000}},
+    "teacher": {"head": {"sample_rate": 0.2}, "distillation": {"teacher_embeddings": "nowhere"}},
+    "sub-centres": {
+        "head": {
+            "sample_rate": 0.2,
+            "subcenters": 3,
+            "centers_dtype": "bfloat16",
+            "optim_state_dtype": "none",
+        }
+    },
+    "hard": {"head": {"sample_rate": 0.2, "sampling": "hard", "hard_refresh_steps": 8000}},
     "no budget": {"head": {"sample_rate": 0.3, "logits_budget": 0}},
 }
 
@@ -99,7 +110,9 @@ def test_the_largest_number_of_identities_fits_and_one_more_per_rank_does_not():
 @pytest.mark.parametrize("gigabytes", [1, 2, 3, 4, 6])
 def test_the_largest_number_is_found_on_either_side_of_the_budget(gigabytes):
     """Where the logits no longer fit it, a run of more identities takes less memory."""
-    config = config_of(head={"sample_rate": 0.5, "logits_budget": 1500}, train={"length": 1, "batch": 1024})
+    config = config_of(
+        head={"sample_rate": 0.5, "logits_budget": 1500}, train={"length": 1, "global_batch_size": 1024}
+    )
     job = Job(config, 1, 8)
     backbone = sum(job.backbone_memory().values())
     step, found = 10_007, plan.largest(job, gigabytes << 30)
@@ -114,7 +127,7 @@ def test_the_largest_number_is_found_on_either_side_of_the_budget(gigabytes):
 def test_halves_of_bytes_are_halves():
     full, half = (
         Job(config_of(head=head), 1_000_000, 8).head_memory()
-        for head in ({}, {"centers": "bfloat16", "moments": "bfloat16"})
+        for head in ({}, {"centers_dtype": "bfloat16", "optim_state_dtype": "bfloat16"})
     )
     assert full["class centres"] == 1_000_000 // 8 * 256 * 4 == 2 * half["class centres"]
     assert full["their moments"] == 2 * half["their moments"]
@@ -124,7 +137,7 @@ def test_what_is_sent_follows_the_rings():
     sent = Job(config_of(), 1000, 4).sent_by_head()
     assert sent["embeddings, gathered"] == 3 * 128 * 256 * 4  # three blocks of a rank's 128
     assert sent["softmax"] == 2 * 3 * (2 * 512 * 8) // 4
-    student = config_of(distillation={"embeddings": "nowhere"})
+    student = config_of(distillation={"teacher_embeddings": "nowhere"})
     taught = Job(student, 1000, 4).sent_by_head()
     assert taught == sent | {"a teacher's embeddings, gathered": 3 * 128 * 256 * 4}
     alone = Job(student, 1000, 1)
@@ -132,14 +145,16 @@ def test_what_is_sent_follows_the_rings():
 
 
 def test_parameters_and_activations_are_those_of_the_network():
-    job = Job(config_of(backbone={"name": "iresnet50"}, train={"length": 1, "batch": 16}), 1000, 1)
+    job = Job(
+        config_of(backbone={"name": "iresnet50"}, train={"length": 1, "global_batch_size": 16}), 1000, 1
+    )
     memory = job.backbone_memory()
     assert memory["backbone: parameters"] == 43_590_848 * 4
     half = Job(
         config_of(
             backbone={"name": "iresnet50"},
-            train={"length": 1, "batch": 16},
-            optim={"name": "sgd", "precision": "bf16"},
+            train={"length": 1, "global_batch_size": 16},
+            optim={"name": "sgd", "precision": "bfloat16"},
         ),
         1000,
         1,

@@ -36,6 +36,6 @@ def folder(tmp_path: Path) -> Path:
     write_pack(tmp_path / "pack", 5, 4)
     write_pairs(tmp_path / "pack/some.bin")
     (tmp_path / "recipe.yaml").write_text(
-        f"data: {{path: {tmp_path / 'pack'}, workers: 1}}\ntrain: {{length: 3}}\n"
+        f"data: {{path: {tmp_path / 'pack'}, num_workers: 1}}\ntrain: {{length: 3}}\n"
     )
     return tmp_path

@@ -13,8 +13,8 @@ SCRIPT = Path(__file__).with_name("mini_slurm.sh")
 PACKAGES = "slurmd slurmctld slurm-client munge"
 SETTINGS = [
     "device=cpu",
-    "backbone={width: 4, depths: [1, 1], input_size: 32, embedding: 16}",
-    "train={length: 6, batch: 12}",
+    "backbone={width: 4, depths: [1, 1], input_size: 32, embedding_size: 16}",
+    "train={length: 6, global_batch_size: 12}",
 ]
 
 

@@ -32,8 +32,8 @@ def test_a_job_on_two_nodes_trains_from_any_folder(cluster, folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["margin.name=nonsense"], "margin.name: 'nonsense', wanted one of"),
-        (["train.batch=13"], "train.batch 13 cannot be dealt out to 2 ranks"),
+        (["loss.name=nonsense"], "loss.name: 'nonsense', wanted one of"),
+        (["train.global_batch_size=13"], "train.global_batch_size 13 cannot be dealt out to 2 ranks"),
         (["data.path=/nowhere"], "/nowhere: no such folder"),
     ],
 )
@@ -46,7 +46,7 @@ def test_bad_input_of_a_job_is_one_line_and_exit_code_2(cluster, folder, changes
     assert len(told) == 1 and message in told[0], told
 
 
-LONG = ["train={length: 200, batch: 12}", "report.every=20"]
+LONG = ["train={length: 200, global_batch_size: 12}", "log.every=20"]
 
 
 def long_job(cluster: dict[str, str], folder: Path, *changes: str, options: tuple[str, ...] = ()) -> Job:
@@ -140,10 +140,10 @@ def test_a_cancelled_job_is_saved_and_not_queued_again(cluster, folder):
 @pytest.mark.slurm
 @pytest.mark.kills
 def test_a_job_is_queued_again_as_often_as_the_recipe_says(cluster, folder):
-    started = long_job(cluster, folder, "launch.requeues=0")
+    started = long_job(cluster, folder, "launch.max_requeues=0")
     started.signal("--batch", "--signal=USR1")
     assert started.wait(*ENDED, "PENDING") == ("FAILED", "75:0"), started.log
-    assert "not queued again: launch.requeues is 0" in started.log
+    assert "not queued again: launch.max_requeues is 0" in started.log
 
 
 @pytest.mark.slurm
@@ -163,7 +163,7 @@ def test_a_job_that_loses_a_nodes_ranks_ends_and_names_them(cluster, folder):
 @pytest.mark.kills
 def test_one_task_of_an_array_is_requeued_alone(cluster, folder):
     """Near its time limit; its siblings run on, or have finished, or wait."""
-    arguments = [*SETTINGS, "train={length: 120, batch: 12}", "report.every=20"]
+    arguments = [*SETTINGS, "train={length: 120, global_batch_size: 12}", "log.every=20"]
     asked = ["-m", "partialfc", "train", "--requeue", "--ranks", "1", "recipe.yaml", *arguments]
     script = f"exec {shlex.join([sys.executable, *asked])} output=out$SLURM_ARRAY_TASK_ID"
     options = ("--nodes=1", "--requeue", "--open-mode=append", "--output=log%a", "--array=0-2")

@@ -20,7 +20,7 @@ def two_steps(compile: bool) -> dict[str, Tensor]:
     """The gradients of the second of two steps, and the running statistics after it."""
     ranks = comm.ranks_of(torch.device("cpu"))
     torch.manual_seed(0)
-    settings = IResNetTiny(width=4, depths=(1, 1), input_size=16, embedding=6, compile=compile)
+    settings = IResNetTiny(width=4, depths=(1, 1), input_size=16, embedding_size=6, compile=compile)
     module = build_backbone(settings)
     RunningStatistics(module)
     gradients = ReplicatedGradients(module.parameters(), ranks.group)

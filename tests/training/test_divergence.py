@@ -41,7 +41,7 @@ def saved(folder: Path) -> set[int]:
 
 
 def test_steps_that_are_skipped_in_a_row_end_the_run_and_are_not_saved(ranks, pack, tmp_path):
-    sections = {"checkpoint": {"every": 4, "keep": 9}, "train": {"length": 60, "max_skipped": 7}}
+    sections = {"checkpoint": {"every": 4, "keep": 9}, "train": {"length": 60, "max_skipped_steps": 7}}
     told = ranks.run(2, ended, config_of(pack, tmp_path, **sections), "gradients")
     assert len(set(told)) == 1 and told[0].startswith("diverged: the gradients of ")
     assert saved(tmp_path) == {4, 8}
@@ -63,7 +63,7 @@ def test_a_skipped_step_puts_off_the_checkpoint(ranks, pack, tmp_path):
 
 def test_a_run_whose_steps_are_taken_again_goes_on(ranks, pack, tmp_path):
     """So many are skipped that the first rank gives notice; before it is heard, a step is taken."""
-    sections = {"train": {"length": 30, "max_skipped": 3}, "checkpoint": {"every": 0}}
+    sections = {"train": {"length": 30, "max_skipped_steps": 3}, "checkpoint": {"every": 0}}
     ranks.run(2, skipping, config_of(pack, tmp_path, **sections), {8, 9, 10})
     assert saved(tmp_path) == {30}
     assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 30

@@ -31,7 +31,9 @@ def built(settings: Any) -> Backbone:
 
 
 @pytest.mark.parametrize("micro_batch", [None, 4])
-@pytest.mark.parametrize("optim", [Sgd(precision="fp16"), AdamW(ema=0.9)], ids=lambda it: type(it).__name__)
+@pytest.mark.parametrize(
+    "optim", [Sgd(precision="float16"), AdamW(ema_decay=0.9)], ids=lambda it: type(it).__name__
+)
 @pytest.mark.parametrize(
     "settings",
     [IResNetTiny(width=8, dropout=0.4), MobileFaceNet(), ViTTiny()],

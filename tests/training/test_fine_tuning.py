@@ -16,8 +16,8 @@ from partialfc.training.optim import BackboneOptimizer
 
 def tuned(pack, output, source, freeze: int, length: int = 8, **sections):
     return config_of(
-        pack, output, init={"backbone": str(source), "freeze": freeze},
-        train={"length": length, "micro_batch": 12}, **sections,
+        pack, output, init={"backbone": str(source), "freeze_backbone": freeze},
+        train={"length": length, "micro_batch_size": 12}, **sections,
     )  # fmt: skip
 
 
@@ -57,12 +57,14 @@ def test_a_frozen_start_is_the_same_at_any_world_size_and_after_a_stop(ranks, pa
 
 def test_how_long_it_stands_still_belongs_to_the_run(ranks, pack, source, tmp_path):
     ranks.run(1, trained, tuned(pack, tmp_path / "run", source, 4, length=6))
-    assert_refused(ranks, 1, tuned(pack, tmp_path / "run", source, 5, length=6), "init.freeze 4 -> 5")
+    assert_refused(
+        ranks, 1, tuned(pack, tmp_path / "run", source, 5, length=6), "init.freeze_backbone 4 -> 5"
+    )
 
 
 def rates() -> dict[str, float]:
-    backbone = build_backbone(IResNetTiny(depths=(1, 2), width=4, input_size=32, embedding=8))
-    settings = Sgd(lr=1.0, momentum=0, weight_decay=0, clip=0, layer_decay=0.5)
+    backbone = build_backbone(IResNetTiny(depths=(1, 2), width=4, input_size=32, embedding_size=8))
+    settings = Sgd(lr=1.0, momentum=0, weight_decay=0, max_grad_norm=0, layer_decay=0.5)
     optimizer = BackboneOptimizer(backbone, settings, comm.ranks_of(torch.device("cpu")))
     before = {name: it.detach().clone() for name, it in backbone.named_parameters()}
     for it in backbone.parameters():

@@ -23,8 +23,8 @@ from partialfc.training.replicas import ReplicatedGradients
 
 BATCH, SIZE = 6, 32
 NETWORKS = {
-    "iresnet": IResNetTiny(width=8, depths=(1, 2), input_size=SIZE, embedding=16, dropout=0.3),
-    "vit": ViTTiny(input_size=SIZE, patch=8, embedding=16, drop_path=0.2, dropout=0.2),
+    "iresnet": IResNetTiny(width=8, depths=(1, 2), input_size=SIZE, embedding_size=16, dropout=0.3),
+    "vit": ViTTiny(input_size=SIZE, patch_size=8, embedding_size=16, drop_path_rate=0.2, dropout=0.2),
 }
 
 
@@ -117,16 +117,16 @@ def test_a_network_that_is_frozen_first_is_recorded_when_it_moves(group, device)
     assert not all(map(torch.equal, before, network.buffers()))
 
 
-@pytest.mark.parametrize("name", ["checkpointing", "compile"])
+@pytest.mark.parametrize("name", ["gradient_checkpointing", "compile"])
 def test_what_cannot_be_recorded_is_refused(name):
     with pytest.raises(InputError, match=f"backbone.cuda_graphs: not with backbone.{name}: true"):
         IResNetTiny(cuda_graphs=True, **{name: True})
 
 
 def test_micro_batches_are_refused_where_there_is_a_gpu(tmp_path):
-    config = config_of(tmp_path, tmp_path, backbone={"name": "iresnet_tiny", "cuda_graphs": True}, train={"micro_batch": 2})  # fmt: skip
+    config = config_of(tmp_path, tmp_path, backbone={"name": "iresnet_tiny", "cuda_graphs": True}, train={"micro_batch_size": 2})  # fmt: skip
     there, here = (mock.Mock(device=torch.device(it), size=2) for it in ("cuda", "cpu"))
-    images = config.train.batch // 2
-    with pytest.raises(InputError, match=f"wants a rank's {images} images in one micro-batch; found train.micro_batch: 2"):  # fmt: skip
+    images = config.train.global_batch_size // 2
+    with pytest.raises(InputError, match=f"wants a rank's {images} images in one micro-batch; found train.micro_batch_size: 2"):  # fmt: skip
         run._recorded(config, there)
     assert not run._recorded(config, here)

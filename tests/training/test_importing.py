@@ -31,12 +31,12 @@ ADAMW = {"name": "adamw", "lr": 1e-4, "weight_decay": 0.05}
 def recipe(pack: Path, output: Path, optim: dict[str, object]) -> Config:
     sections: dict[str, dict[str, object]] = {
         "backbone": {"dropout": 0.0},
-        "head": {"sample_rate": 1.0, "products": "float32"},
+        "head": {"sample_rate": 1.0, "matmul_precision": "float32"},
         "optim": optim,
-        "train": {"length": TOTAL, "micro_batch": 24 // FILES},
+        "train": {"length": TOTAL, "micro_batch_size": 24 // FILES},
     }
     margin = ArcFace(margin=0.3, scale=16.0)
-    return msgspec.structs.replace(config_of(pack, output, **sections), margin=margin)
+    return msgspec.structs.replace(config_of(pack, output, **sections), loss=margin)
 
 
 class Plain:
@@ -46,7 +46,7 @@ class Plain:
         torch.manual_seed(5)
         self.config, self.run = config, build_run(config, comm.ranks_of(torch.device("cpu")))
         self.backbone = build_backbone(config.backbone)
-        self.centers = nn.Parameter(0.01 * torch.randn(CLASSES, config.backbone.embedding))
+        self.centers = nn.Parameter(0.01 * torch.randn(CLASSES, config.backbone.embedding_size))
         is_sgd = isinstance(config.optim, Sgd)
         kind, extra = (torch.optim.SGD, {"momentum": 0.9}) if is_sgd else (torch.optim.AdamW, {})
         self.optimizer = kind(
@@ -152,7 +152,7 @@ def test_the_next_20_steps_are_those_of_a_plain_loop(ranks, pack, tmp_path, thei
 
 
 def test_a_moving_average_begins_as_the_imported_network(pack, tmp_path, theirs):
-    config = recipe(pack, tmp_path / "run", SGD | {"ema": 0.999})
+    config = recipe(pack, tmp_path / "run", SGD | {"ema_decay": 0.999})
     assert imported(theirs["sgd"][0], config, tmp_path).returncode == 0
     average, network = (read_part(tmp_path / "run/checkpoints/latest", it) for it in ("average", "backbone"))
     assert network.keys() == average.keys()
@@ -182,7 +182,7 @@ def change(content: dict, key: str) -> None:
         ("another step", r"checkpoint_gpu_1.pt: of step 11; checkpoint_gpu_0.pt is of 10"),
         (
             "fewer classes",
-            r"gpu_1.pt: class centres \[7, 16\]; wanted \[8, 16\], of the recipe's backbone.embedding and",
+            r"gpu_1.pt: class centres \[7, 16\]; wanted \[8, 16\], of the recipe's backbone.embedding_size and",
         ),
         (
             "no moments",

@@ -37,7 +37,7 @@ def centers(config) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
-@pytest.mark.parametrize("head", [{}, {"centers": "bfloat16", "memory": "host"}], ids=str)
+@pytest.mark.parametrize("head", [{}, {"centers_dtype": "bfloat16", "memory": "host"}], ids=str)
 def test_known_identities_keep_their_centres(ranks, tmp_path, undisturbed, grown, world_size, head):
     pack, path = grown
     source = undisturbed[1][2]
@@ -81,7 +81,7 @@ def test_a_head_of_others_gives_its_centres(ranks, tmp_path, undisturbed, grown,
 def test_a_head_that_does_not_fit_is_said(ranks, tmp_path, grown, tensors, message):
     torch.save(tensors, tmp_path / "header.pth")
     init = {"centers": {"from": str(tmp_path / "header.pth")}}
-    config = config_of(grown[0], tmp_path / "run", init=init, train={"micro_batch": 12})
+    config = config_of(grown[0], tmp_path / "run", init=init, train={"micro_batch_size": 12})
     assert_refused(ranks, 2, config, message)
 
 
@@ -96,7 +96,7 @@ def begun_centers(config) -> torch.Tensor:
 def test_new_identities_begin_as_the_mean_of_their_embeddings(ranks, tmp_path, undisturbed, grown):
     pack, path = grown
     source = undisturbed[1][2]
-    sections = {"train": {"micro_batch": 8}, "evaluation": {"batch": 2}}
+    sections = {"train": {"micro_batch_size": 8}, "evaluation": {"batch_size": 2}}
     drawn = torch.cat(ranks.run(1, centers, config_of(pack, tmp_path / "drawn", **sections)))
     known = read_rows(newest(source / "checkpoints"), "head.centers", 0, CLASSES)
     recognizer, dataset = partialfc.load(source), partialfc.RecordDataset(pack)
@@ -128,8 +128,8 @@ def test_a_mean_that_cannot_be_taken(ranks, tmp_path, undisturbed):
     samples = [(label, face(label, 0, SIZE)) for label in (0, 2)]
     write_samples(tmp_path / "pack", samples, num_classes=4, size=SIZE)
     sections = {
-        "train": {"micro_batch": 12},
-        "head": {"centers": "bfloat16", "memory": "host", "sample_rate": 0.5},
+        "train": {"micro_batch_size": 12},
+        "head": {"centers_dtype": "bfloat16", "memory": "host", "sample_rate": 0.5},
     }
     init = {"backbone": str(source), "centers": {"new": "mean"}}
     drawn = torch.cat(ranks.run(2, centers, config_of(tmp_path / "pack", tmp_path / "a", **sections)))
@@ -164,7 +164,7 @@ def test_a_mean_wants_a_network_and_one_centre(pack, tmp_path):
 
 def test_with_all_of_a_run_training_goes_on_from_its_loss(ranks, pack, tmp_path, undisturbed):
     source = str(undisturbed[1][2])
-    begun = {"train": {"length": 3, "micro_batch": 24}, "schedule": {"warmup": 0}, "optim": {"lr": 1e-4}}
+    begun = {"train": {"length": 3, "micro_batch_size": 24}, "schedule": {"warmup": 0}, "optim": {"lr": 1e-4}}
     known = config_of(
         pack, tmp_path / "known", init={"backbone": source, "centers": {"from": source}}, **begun
     )
@@ -193,7 +193,7 @@ def test_what_does_not_fit_is_said(ranks, tmp_path, undisturbed, grown, text, wi
     pack, path = grown
     settings = {"from": str(undisturbed[1][2]), "map": None if text is None else str(path)}
     path.write_text(text or "", encoding="latin-1")
-    sections = {"backbone": {"embedding": width}, "train": {"micro_batch": 12}}
+    sections = {"backbone": {"embedding_size": width}, "train": {"micro_batch_size": 12}}
     config = config_of(pack, tmp_path / "run", init={"centers": settings}, **sections)
     assert_refused(ranks, 2, config, message)
 
@@ -209,7 +209,7 @@ def head_of_checkpoint(config, path) -> torch.Tensor:
 
 @pytest.mark.parametrize("centers", ["float32", "bfloat16"])
 def test_rows_that_missed_steps_are_read_as_they_would_be(ranks, pack, tmp_path, centers):
-    head = {"unsampled": "decay", "sample_rate": 0.1, "centers": centers}
+    head = {"unsampled": "decay", "sample_rate": 0.1, "centers_dtype": centers}
     config = config_of(pack, tmp_path, head=head, optim={"weight_decay": 0.01}, train={"length": 20})
     ranks.run(2, trained, config)
     path = newest(tmp_path / "checkpoints")

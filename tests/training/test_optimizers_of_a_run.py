@@ -8,7 +8,7 @@ from runs import assert_refused, assert_same_bits, config_of, trained, whole
 
 def test_a_run_with_any_optimizer_of_torch_resumes_to_the_bit(ranks, pack, tmp_path):
     sections = {
-        "optim": {"name": "torch", "kind": "NAdam", "lr": 0.001},
+        "optim": {"name": "torch", "optimizer_class": "NAdam", "lr": 0.001},
         "head": {"sample_rate": 0.3, "optim": {"name": "sgd", "lr": 0.02}},
         "train": {"length": 8},
         "checkpoint": {"every": 3},

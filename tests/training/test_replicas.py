@@ -123,7 +123,7 @@ def overflow_on_one_rank(precision: str) -> list[Tensor]:
     """Five steps of which rank 1 spoils the third; parameters, momenta and loss scale after each."""
     ranks = comm.ranks_of(DEVICE)
     backbone = network(0.0)
-    optimizer = BackboneOptimizer(backbone, Sgd(lr=0.1, clip=0.5, precision=precision), ranks)
+    optimizer = BackboneOptimizer(backbone, Sgd(lr=0.1, max_grad_norm=0.5, precision=precision), ranks)
     after = []
     for step in range(5):
         images, _ = inputs_of(6)
@@ -138,7 +138,7 @@ def overflow_on_one_rank(precision: str) -> list[Tensor]:
     return [*after, optimizer.loss_scale.value.clone()]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_an_overflow_on_one_rank_skips_the_step_on_all(ranks, precision):
     results = ranks.run(2, overflow_on_one_rank, precision)
     for first, second in zip(*results, strict=True):
@@ -147,14 +147,14 @@ def test_an_overflow_on_one_rank_skips_the_step_on_all(ranks, precision):
     assert torch.equal(steps[1], steps[2])
     assert not torch.equal(steps[0], steps[1]) and not torch.equal(steps[2], steps[3])
     assert all(state.isfinite().all() for state in steps)
-    assert scale == (2.0**15 if precision == "fp16" else 1.0)
+    assert scale == (2.0**15 if precision == "float16" else 1.0)
 
 
 def steps_beside_torchs(clip: float) -> None:
     ranks = comm.ranks_of(DEVICE)
     ours = network(0.0)
     theirs = copy.deepcopy(ours)
-    optimizer = BackboneOptimizer(ours, Sgd(clip=clip), ranks)
+    optimizer = BackboneOptimizer(ours, Sgd(max_grad_norm=clip), ranks)
     reference = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     for step in range(4):
         images, _ = inputs_of(6 + step)
@@ -191,7 +191,9 @@ def any_optimizer_beside_itself(kind: str, skipped: tuple[int, ...]) -> None:
     ranks = comm.ranks_of(DEVICE)
     ours = network(0.0)
     theirs = copy.deepcopy(ours)
-    config = TorchOptimizer(kind=kind, weight_decay=0.01, clip=0, options=KINDS[kind], precision="fp16")
+    config = TorchOptimizer(
+        optimizer_class=kind, weight_decay=0.01, max_grad_norm=0, kwargs=KINDS[kind], precision="float16"
+    )
     optimizer = BackboneOptimizer(ours, config, ranks)
     reference = getattr(torch.optim, kind)(theirs.parameters(), lr=0.1, weight_decay=0.01, **KINDS[kind])
     for step in range(5):
@@ -220,9 +222,12 @@ def test_any_optimizer_of_torch_takes_steps_and_takes_them_back(ranks, kind, ski
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (TorchOptimizer(kind="Nadam"), "optim.kind: 'Nadam', wanted a class of torch.optim, such as NAdam"),
-        (TorchOptimizer(kind="LBFGS"), "optim.kind: 'LBFGS', wanted"),
-        (TorchOptimizer(kind="NAdam", options={"beta": 0.9}), "optim: torch.optim.NAdam: .*'beta'"),
+        (
+            TorchOptimizer(optimizer_class="Nadam"),
+            "optim.optimizer_class: 'Nadam', wanted a class of torch.optim, such as NAdam",
+        ),
+        (TorchOptimizer(optimizer_class="LBFGS"), "optim.optimizer_class: 'LBFGS', wanted"),
+        (TorchOptimizer(optimizer_class="NAdam", kwargs={"beta": 0.9}), "optim: torch.optim.NAdam: .*'beta'"),
     ],
 )
 def test_what_torch_has_no_optimizer_for_is_refused(config, message):
@@ -246,7 +251,7 @@ def decayed_only(decayed: str) -> dict[str, bool]:
     ranks = comm.ranks_of(DEVICE)
     backbone = network(0.0)
     before = {name: it.detach().clone().abs().sum() for name, it in backbone.named_parameters()}
-    optimizer = BackboneOptimizer(backbone, AdamW(weight_decay=0.5, decayed=decayed), ranks)
+    optimizer = BackboneOptimizer(backbone, AdamW(weight_decay=0.5, weight_decay_on=decayed), ranks)
     optimizer.gradients.zero()
     optimizer.step(0.1, torch.zeros(()))
     return {

@@ -22,7 +22,7 @@ RUNS = {
         | {"backbone_moments.conv1.weight.momentum_buffer"},
     ),
     "moving average": (
-        {"optim": {"name": "adamw", "lr": 0.01, "ema": 0.9}},
+        {"optim": {"name": "adamw", "lr": 0.01, "ema_decay": 0.9}},
         CurricularFace(),
         {"head.counts", "head.first_moment", "head.second_moment", "head.loss_level"}
         | {f"backbone_moments.conv1.weight.{name}" for name in ("exp_avg", "exp_avg_sq", "step")}
@@ -35,7 +35,7 @@ RUNS = {
 def test_checkpoints_keep_their_names(pack, tmp_path, ranks, case):
     sections, margin, expected = RUNS[case]
     config = config_of(pack, tmp_path / "run", train={"length": 1}, schedule={"warmup": 0}, **sections)
-    ranks.run(1, trained, msgspec.structs.replace(config, margin=margin))
+    ranks.run(1, trained, msgspec.structs.replace(config, loss=margin))
     manifest = read_manifest(next((tmp_path / "run/checkpoints").glob("step_*")))
     weights = [name.removeprefix("backbone.") for name in manifest.tensors if name.startswith("backbone.")]
     others = {

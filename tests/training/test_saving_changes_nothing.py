@@ -37,14 +37,14 @@ def trained_with(config, saves: set[int], evaluations: set[int], stop: int | Non
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_saves_evaluations_and_reports_change_no_bit(ranks, pack, tmp_path, world_size, ema):
     def config(name: str, **report: int):
-        sections = {"train": {"length": STEPS, "micro_batch": 4}, "checkpoint": {"every": 0}}
-        optim = {"name": "sgd", "lr": 0.02, "ema": ema}
-        return config_of(pack, tmp_path / name, optim=optim, report={"every": STEPS, **report}, **sections)
+        sections = {"train": {"length": STEPS, "micro_batch_size": 4}, "checkpoint": {"every": 0}}
+        optim = {"name": "sgd", "lr": 0.02, "ema_decay": ema}
+        return config_of(pack, tmp_path / name, optim=optim, log={"every": STEPS, **report}, **sections)
 
     draw = random.Random(world_size)
     some = [set(draw.sample(range(1, STEPS), 5)) for _ in range(2)]
     expected = whole(ranks.run(world_size, trained_with, config("plain"), set(), set()))
-    busy = config("busy", every=1, histograms=2)
+    busy = config("busy", every=1, histograms_every=2)
     assert_same_bits(whole(ranks.run(world_size, trained_with, busy, *some)), expected)
     stopped = config("stopped")
     last = max(some[0])
@@ -71,7 +71,7 @@ def diverged(config, rank: int) -> str:
 
 
 def test_a_replica_that_differs_ends_the_run_and_is_named(ranks, pack, tmp_path):
-    config = config_of(pack, tmp_path, train={"length": 8, "micro_batch": 4}, checkpoint={"every": 5})
+    config = config_of(pack, tmp_path, train={"length": 8, "micro_batch_size": 4}, checkpoint={"every": 5})
     told = ranks.run(3, diverged, config, 1)
     assert len(set(told)) == 1
     assert told[0].startswith(

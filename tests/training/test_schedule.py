@@ -27,7 +27,7 @@ def test_cosine_is_at_half_in_the_middle():
 
 
 def test_step_drops_at_steps_and_at_epochs():
-    assert rates(Step(at=(3, "1.4 epochs"), factor=0.5)) == [2.0] * 3 + [1.0] * 4 + [0.5] * 3
+    assert rates(Step(milestones=(3, "1.4 epochs"), gamma=0.5)) == [2.0] * 3 + [1.0] * 4 + [0.5] * 3
 
 
 def test_the_rate_stays_low_past_the_end():

@@ -32,7 +32,10 @@ def teacher(source, pack, tmp_path_factory):
 
 
 def student(pack, teacher, output, **sections):
-    taught = {"distillation": {"embeddings": str(teacher)}, "train": {"length": LENGTH, "micro_batch": 4}}
+    taught = {
+        "distillation": {"teacher_embeddings": str(teacher)},
+        "train": {"length": LENGTH, "micro_batch_size": 4},
+    }
     return config_of(pack, output, **taught | sections)
 
 
@@ -120,8 +123,8 @@ def test_image_by_image_a_student_comes_nearer_to_its_teacher(ranks, pack, teach
     nearness = {}
     for weight, world_size in ((0.0, 1), (50.0, 1), (50.0, 3)):
         output = tmp_path / f"{weight} {world_size}"
-        distillation = {"embeddings": str(teacher), "regression": weight}
-        sections = {"distillation": distillation, "train": {"length": 40, "micro_batch": 4}}
+        distillation = {"teacher_embeddings": str(teacher), "cosine_weight": weight}
+        sections = {"distillation": distillation, "train": {"length": 40, "micro_batch_size": 4}}
         ranks.run(world_size, trained, student(pack, teacher, output, **sections))
         learnt = load(output).embed([dataset[image][0] for image in range(115)])
         nearness[weight] = (learnt * taught).sum(axis=1).mean()
@@ -145,10 +148,14 @@ def test_a_teacher_of_another_pack_or_width_is_refused(ranks, pack, teacher, tmp
     assert_refused(
         ranks, 2, student(other, teacher, output), "embeddings of another pack than .*other is now"
     )
-    wide = student(pack, teacher, output, backbone={"embedding": 32})
-    assert_refused(ranks, 1, wide, "backbone.embedding: 32; wanted 16, as distillation.embeddings has it")
+    wide = student(pack, teacher, output, backbone={"embedding_size": 32})
+    assert_refused(
+        ranks, 1, wide, "backbone.embedding_size: 32; wanted 16, as distillation.teacher_embeddings has it"
+    )
     assert_refused(ranks, 1, student(pack, tmp_path, output), "no embeddings of a pack; wanted a folder that")
-    with pytest.raises(msgspec.ValidationError, match=r"head\.optim: found beside distillation\.embeddings"):
+    with pytest.raises(
+        msgspec.ValidationError, match=r"head\.optim: found beside distillation\.teacher_embeddings"
+    ):
         student(pack, teacher, output, head={"optim": {"name": "sgd"}})
     (tmp_path / "about.json").write_text("{}")
     assert_refused(ranks, 1, student(pack, tmp_path, output), "about.json: not by partialfc embed")

@@ -70,7 +70,7 @@ def build_loss(settings: AnyMargin, step: int = 0, steps_per_epoch: int | None =
     value = partial(value_at, step=step, steps_per_epoch=steps_per_epoch)
     if type(settings) not in _LOSSES:
         raise InputError(
-            f"margin.name: {type(settings).__name__} has settings, but no implementation in head/losses"
+            f"loss.name: {type(settings).__name__} has settings, but no implementation in head/losses"
         )
     return _LOSSES[type(settings)](settings, value)
 
@@ -98,7 +98,7 @@ class LossSchedule:
         dtype: torch.dtype,
     ) -> None:
         self._settings, self._steps_per_epoch = settings, steps_per_epoch
-        self._has_stages = bool(stages_at({"margin": settings}, 0, steps_per_epoch))
+        self._has_stages = bool(stages_at({"loss": settings}, 0, steps_per_epoch))
         self._first = build_loss(settings, 0, steps_per_epoch)
         self._first.init_state(num_classes)
         self._first.state = {name: value.to(device, dtype) for name, value in self._first.state.items()}

@@ -25,7 +25,7 @@ class AdaFaceLoss(MarginLoss):
 
     def __init__(self, settings: AdaFace, scale: float, margin: float) -> None:
         super().__init__(scale)
-        self._margin, self._concentration, self._rate = margin, settings.h, settings.rate
+        self._margin, self._concentration, self._rate = margin, settings.h, settings.ema_rate
         self.state = {"norm_mean": torch.tensor(20.0), "norm_std": torch.tensor(100.0)}
 
     @override

@@ -22,7 +22,7 @@ class CurricularFaceLoss(ArcFaceLoss):
 
     def __init__(self, settings: CurricularFace, scale: float, margin: float) -> None:
         super().__init__(settings, scale, margin)
-        self._margin, self._rate = margin, settings.rate
+        self._margin, self._rate = margin, settings.ema_rate
         self.max_logit = 2 * self.scale  # c (l + c), both at most 1
         self.state = {"level": torch.tensor(0.0)}
 

@@ -24,12 +24,14 @@ class MagFaceLoss(MarginLoss):
     def __init__(self, settings: MagFace, scale: float) -> None:
         super().__init__(scale)
         self._settings = settings
-        norms, margins = settings.norms, settings.margins
+        norms, margins = settings.norm_range, settings.margin_range
         self._growth = (margins[1] - margins[0]) / (norms[1] - norms[0])  # derivative of m by a
 
     def margin(self, norm: Tensor) -> Tensor:
         """Return the margin of images with these norms, `[B]`."""
-        return self._settings.margins[0] + self._growth * (self._clipped(norm) - self._settings.norms[0])
+        return self._settings.margin_range[0] + self._growth * (
+            self._clipped(norm) - self._settings.norm_range[0]
+        )
 
     @override
     def logit(self, angle: Tensor, norm: Tensor | None, draws: Tensor | None) -> Tensor:
@@ -49,8 +51,8 @@ class MagFaceLoss(MarginLoss):
 
     @override
     def norm_penalty(self, norms: Tensor) -> tuple[Tensor, Tensor]:
-        _, upper = self._settings.norms
-        clipped, weight = self._clipped(norms), self._settings.weight
+        _, upper = self._settings.norm_range
+        clipped, weight = self._clipped(norms), self._settings.norm_penalty_weight
         slope = (upper**-2 - clipped**-2) * self._inside(norms)
         return weight * (clipped / upper**2 + 1 / clipped), weight * slope
 
@@ -59,4 +61,4 @@ class MagFaceLoss(MarginLoss):
         return (norms == self._clipped(norms)).to(norms.dtype)
 
     def _clipped(self, norms: Tensor) -> Tensor:
-        return norms.clamp(*self._settings.norms)
+        return norms.clamp(*self._settings.norm_range)

@@ -20,7 +20,7 @@ class SigmoidLoss(MarginLoss):
 
     `logit` gives `z_target / s`, and `transform_` gives z of the negatives. The threshold b is part of the state. It
     learns by plain gradient steps with the learning rate of the centers. Sampled negatives are not reweighted, except
-    with `correction: log_rate`.
+    with `logit_correction: log_q`.
     """
 
     objective = "sigmoid"

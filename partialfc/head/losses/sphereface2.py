@@ -19,9 +19,11 @@ class SphereFace2Loss(SigmoidLoss):
     """
 
     def __init__(self, settings: SphereFace2, scale: float, margin: float) -> None:
-        fraction = settings.weight / scale
-        super().__init__(scale, TermWeights(fraction * settings.own, fraction * (1 - settings.own)))
-        self._margin, self._power, self._own = margin, settings.power, settings.own
+        fraction = settings.loss_weight / scale
+        super().__init__(
+            scale, TermWeights(fraction * settings.positive_weight, fraction * (1 - settings.positive_weight))
+        )
+        self._margin, self._power, self._own = margin, settings.power, settings.positive_weight
 
     @override
     def init_state(self, num_classes: float) -> None:

@@ -18,7 +18,7 @@ class UniFaceLoss(SigmoidLoss):
     """
 
     def __init__(self, settings: UniFace, scale: float, margin: float) -> None:
-        super().__init__(scale, TermWeights(1.0, settings.weight))
+        super().__init__(scale, TermWeights(1.0, settings.negative_weight))
         self._margin = margin
 
     @override

@@ -15,7 +15,7 @@ def opened(names: Sequence[str], folder: Path, start: int) -> list[Logger]:
         return [_opened(name, folder, start) for name in dict.fromkeys(names)]
     except ModuleNotFoundError as error:
         raise InputError(
-            f"report.loggers: {error.name} is not installed; wanted: pip install {error.name}"
+            f"log.loggers: {error.name} is not installed; wanted: pip install {error.name}"
         ) from None
 
 

@@ -39,7 +39,7 @@ class Wandb:
         except wandb.Error as error:
             why = " ".join(str(error).split())
             raise InputError(
-                f"report.loggers: wandb: {why}; wanted wandb login, or WANDB_MODE=offline"
+                f"log.loggers: wandb: {why}; wanted wandb login, or WANDB_MODE=offline"
             ) from None
         # Its own count of steps only rises: a run that goes on from a checkpoint may begin before the last one.
         self._run.define_metric("*", step_metric=_STEP)

@@ -22,8 +22,8 @@ POINTERS = {
 SCALARS = {int: "i32", float: "fp32"}
 SETTINGS: list[dict[str, Any]] = [
     {"sample_rate": 0.1},
-    {"sample_rate": 0.1, "products": "half", "centers": "bfloat16", "moments": "bfloat16"},
-    {"sample_rate": 0.1, "products": "half", "interclass_threshold": 0.5, "correction": "log_rate", "unsampled": "decay"},
+    {"sample_rate": 0.1, "matmul_precision": "half", "centers_dtype": "bfloat16", "optim_state_dtype": "bfloat16"},
+    {"sample_rate": 0.1, "matmul_precision": "half", "interclass_threshold": 0.5, "logit_correction": "log_q", "unsampled": "decay"},
     {"optim": AdamWRule(), "margin": CosFace(scale=128.0)},
     {"sample_rate": 0.1, "memory": "host"},
     {"sample_rate": 0.1, "margin": CurricularFace()},

@@ -23,14 +23,14 @@ CASES = {
     "computed twice": SAMPLED | {"logits_budget": 0},
     "in host memory": SAMPLED | {"memory": "host"},
     "what rows have missed": SAMPLED | {"unsampled": "decay"},
-    "that, without momentum": SAMPLED | {"unsampled": "decay", "moments": "none"},
-    "without momentum": SAMPLED | {"moments": "none"},
+    "that, without momentum": SAMPLED | {"unsampled": "decay", "optim_state_dtype": "none"},
+    "without momentum": SAMPLED | {"optim_state_dtype": "none"},
     "nesterov": SAMPLED | {"optim": SgdRule(nesterov=True)},
     "AdamW": SAMPLED | {"optim": AdamWRule()},
-    "shifted, left out, corrected": {"scale": 128.0, "interclass_threshold": 0.3, "correction": "log_rate"} | SAMPLED,
-    "bfloat16 rows": SAMPLED | {"centers": "bfloat16", "moments": "bfloat16"},
-    "bfloat16 moments of AdamW": SAMPLED | {"moments": "bfloat16", "optim": AdamWRule()},
-    "bfloat16 rows that have missed steps": SAMPLED | {"centers": "bfloat16", "unsampled": "decay"},
+    "shifted, left out, corrected": {"scale": 128.0, "interclass_threshold": 0.3, "logit_correction": "log_q"} | SAMPLED,
+    "bfloat16 rows": SAMPLED | {"centers_dtype": "bfloat16", "optim_state_dtype": "bfloat16"},
+    "bfloat16 moments of AdamW": SAMPLED | {"optim_state_dtype": "bfloat16", "optim": AdamWRule()},
+    "bfloat16 rows that have missed steps": SAMPLED | {"centers_dtype": "bfloat16", "unsampled": "decay"},
 }  # fmt: skip
 
 
@@ -47,7 +47,7 @@ def stepped(
         CLASSES,
         WIDTH,
         CosFace(scale=scale),
-        config=HeadConfig(**{"kernels": kernels, "products": "float32"} | options),
+        config=HeadConfig(**{"kernels": kernels, "matmul_precision": "float32"} | options),
         seed=1,
         device=device,
         dtype=dtype,
@@ -84,11 +84,12 @@ def test_kernels_are_the_functions_of_torch(name, device):
             )
 
 
-@pytest.mark.parametrize("options", [SAMPLED, SAMPLED | {"centers": "bfloat16"}], ids=str)
+@pytest.mark.parametrize("options", [SAMPLED, SAMPLED | {"centers_dtype": "bfloat16"}], ids=str)
 def test_kernels_give_16_bit_factors(options, device):
     """The interpreter cuts a number off at bfloat16 where a GPU rounds it."""
     expected, found = (
-        stepped(kernels, device, torch.float32, products="half", **options) for kernels in ("torch", "triton")
+        stepped(kernels, device, torch.float32, matmul_precision="half", **options)
+        for kernels in ("torch", "triton")
     )
     for key, wanted in expected.items():
         error = (found[key].double() - wanted.double()).norm() / wanted.double().norm()
@@ -96,7 +97,9 @@ def test_kernels_give_16_bit_factors(options, device):
 
 
 def test_a_step_by_kernels_gives_the_same_bits_each_time(device):
-    one, other = (stepped("triton", device, torch.float32, products="half", **SAMPLED) for _ in range(2))
+    one, other = (
+        stepped("triton", device, torch.float32, matmul_precision="half", **SAMPLED) for _ in range(2)
+    )
     assert all(torch.equal(it, other[name]) for name, it in one.items())
 
 

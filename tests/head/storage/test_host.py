@@ -47,8 +47,8 @@ def trained(options: dict[str, Any], optim: AnyOptimizer, device: str, ahead: in
     [
         ({}, Sgd()),
         ({"unsampled": "decay"}, Sgd(nesterov=True)),
-        ({"centers": "bfloat16", "moments": "bfloat16"}, AdamW()),
-        ({"centers": "bfloat16", "moments": "none"}, Sgd()),
+        ({"centers_dtype": "bfloat16", "optim_state_dtype": "bfloat16"}, AdamW()),
+        ({"centers_dtype": "bfloat16", "optim_state_dtype": "none"}, Sgd()),
     ],
     ids=str,
 )
@@ -85,7 +85,7 @@ def trained_on_few_classes(options: dict[str, Any], device: str) -> list:
     return losses
 
 
-@pytest.mark.parametrize("options", [{}, {"unsampled": "decay"}, {"centers": "bfloat16"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"unsampled": "decay"}, {"centers_dtype": "bfloat16"}], ids=str)
 def test_a_rank_without_classes(ranks, device, options):
     expected = ranks.run(4, trained_on_few_classes, options, device)
     assert ranks.run(4, trained_on_few_classes, options | {"memory": "host"}, device) == expected
