@@ -19,7 +19,7 @@ def state_of(ranks: comm.Ranks, rows: int = 7, seed: int = 0) -> dict[str, Any]:
     mine = whole[ranks.rank * share : (ranks.rank + 1) * share].clone()
     return {
         "head": {
-            "centers_dtype": dtensors.sharded(mine, rows, ranks.group),
+            "centers": dtensors.sharded(mine, rows, ranks.group),
             "counts": dtensors.sharded(mine[:, 0].mul(100).to(torch.int32), rows, ranks.group),
         },
         "weight": torch.randn(4, 2, 3, 3, generator=generator).to(memory_format=torch.channels_last),

@@ -136,7 +136,7 @@ def sampled(case: Case, labels: Tensor, step: int) -> tuple[Tensor, float]:
     active[torch.from_numpy(drawn)] = True
     active[labels[labels >= 0]] = True
     share = max(1, round(rate * case.num_classes)) / case.num_classes
-    return active, -math.log(share) if "correction" in case.options else 0.0
+    return active, -math.log(share) if "logit_correction" in case.options else 0.0
 
 
 def sharded(
