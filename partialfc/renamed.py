@@ -72,9 +72,8 @@ def renamed_key(key: str, first_key: str | None) -> str | None:
         return f"{f'{section}.{name}'.rstrip('.')}: unknown key; since {SINCE} it is {KEYS.get(new, new)}"
     if key in REMOVED:
         return f"{key}: {REMOVED[key]}"
-    known = KEYS.get(key) or KEYS.get(
-        f"backbone.{key}"
-    )  # weights describe their backbone without its section
+    # Exported weights describe their backbone without its section.
+    known = KEYS.get(key) or KEYS.get(f"backbone.{key}")
     return None if known is None else f"{key}: unknown key; since {SINCE} it is {known}"
 
 

@@ -10,7 +10,7 @@ from partialfc.errors import InputError
 
 
 class Margin(Settings, frozen=True):
-    on_sphere: ClassVar[bool] = True  # embeddings and centres count by their direction alone
+    on_sphere: ClassVar[bool] = True  # normalize embeddings and centers
 
     scale: Staged[Scale] = 64.0
     """Factor of all logits, s."""

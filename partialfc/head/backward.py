@@ -2,9 +2,9 @@
 
 Shapes:
     B: images in the global batch
-    N: of them with a class of this rank
+    N: images with a class of this rank
     c: classes in a chunk
-    K: centers of each
+    K: centers per class
     D: components of a center
 """
 

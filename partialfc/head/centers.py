@@ -2,8 +2,8 @@
 
 Shapes:
     n: classes of this rank
-    S: of them active in a step
-    c: in a chunk
+    S: active classes or rows in a step
+    c: classes in a chunk
     K: centers of each class side by side in a row
     D: components of a center
     B: images in the global batch

@@ -13,8 +13,8 @@ angles. Norms, the softmax denominator and the scale are multiplied into `[c K, 
 Shapes:
     B: images in the global batch
     S: active classes of this rank
-    c: of them in a chunk
-    K: centers of each
+    c: classes in a chunk
+    K: centers per class
     D: components of a center
     s: the scale
     k: derivatives of a target logit

@@ -3,8 +3,8 @@
 Shapes:
     W: ranks
     C: classes
-    n: of them on this rank
-    K: neighbors of each
+    n: classes of this rank
+    K: neighbors per class
     Q: classes in a block
     D: components of a center
 """

@@ -5,10 +5,10 @@ Partial FC: arXiv 2010.05222 and arXiv 2203.15565.
 Shapes:
     W: ranks
     B: images in the global batch
-    b: = B / W of them on this rank
+    b: images of this rank, B / W
     C: classes
-    n: of them on this rank
-    S: of those active in a step
+    n: classes of this rank
+    S: active classes of this rank in a step
     D: components of an embedding
 """
 

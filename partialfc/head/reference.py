@@ -5,9 +5,9 @@ documentation compare the head with them; training does not use them.
 
 Shapes:
     b: images of this rank
-    B: of all ranks
+    B: images of all ranks
     C: classes
-    n: of them on this rank
+    n: classes of this rank
     D: components
 """
 

@@ -6,8 +6,8 @@ functions run on the host, ahead of the device.
 Shapes:
     B: images in the global batch
     C: classes
-    n: of them on this rank
-    S: of those active in a step
+    n: classes of this rank
+    S: active classes of this rank in a step
     N: images with a class of this rank
     M: images of a chunk
     c: classes of a chunk

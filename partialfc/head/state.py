@@ -4,7 +4,7 @@ The state consists of tensors with a row for each class of this rank, and of ten
 
 Shapes:
     C: classes
-    n: of them on this rank
+    n: classes of this rank
 """
 
 from abc import abstractmethod

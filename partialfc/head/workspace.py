@@ -3,8 +3,8 @@
 Shapes:
     B: images in the global batch
     S: active classes of this rank
-    c: of them in a chunk
-    K: centers of each
+    c: classes in a chunk
+    K: centers per class
     D: components of a center
 """
 

@@ -47,7 +47,7 @@ class Results:
         sums = [0.0] * len(self.rows)
         for name in self.sets:
             means = [statistics.fmean(row.scores[name]) for row in self.rows]
-            if any(map(math.isnan, means)):  # a set that cannot give its score ranks nobody
+            if any(map(math.isnan, means)):  # an undefined score gives no rank
                 continue
             for place, mean in enumerate(means):
                 sums[place] += sum(it > mean for it in means) + (means.count(mean) + 1) / 2

@@ -2,7 +2,7 @@
 
 Shapes:
     B: images in the global batch
-    b: of them on this rank
+    b: images of this rank
     c: classes in a chunk
     D: components of an embedding
 """

@@ -5,7 +5,7 @@ is equal for all rows. The missed steps of a row are one product of matrices, ap
 
 Shapes:
     n: rows of this rank
-    S: of them active
+    S: active rows
     t: steps
     K: start steps
 """

@@ -2,7 +2,7 @@
 
 Shapes:
     n: rows of this rank
-    S: of them active in a step
+    S: active classes or rows in a step
     D: components
 """
 

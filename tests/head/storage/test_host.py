@@ -1,4 +1,4 @@
-"""Rows in host memory equal those on the device, to the bit."""
+"""Rows in host memory have the same bits as those on the device."""
 
 from typing import Any
 
