@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from partialfc.runtime.errors import EXIT_CODE, exit_on_input_error
+from partialfc.runtime.exit_codes import EXIT_CODE, exit_on_input_error
 
 # Names of version 0.1.
 OLD_NAMES = {

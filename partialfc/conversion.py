@@ -10,8 +10,8 @@ import msgspec
 from msgspec import inspect
 
 from partialfc.errors import InputError
+from partialfc.key_hints import KEYS, NAMES
 from partialfc.renamed import renamed_key, renamed_value
-from partialfc.words import KEYS, NAMES
 
 _WRONG_KEY = "key` in `"  # of msgspec's messages
 VARIANT = "name"  # the key that says which variant of a section is meant

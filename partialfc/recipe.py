@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import msgspec
 import yaml
 
+from partialfc.bundled_recipes import recipe_path
 from partialfc.conversion import VARIANT, converted, shown
 from partialfc.errors import InputError
-from partialfc.shipped import recipe_path
 
 T = TypeVar("T", bound=msgspec.Struct)
 

@@ -5,8 +5,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from partialfc.runtime.errors import DIVERGED, STOPPED, exit_on_defect, exit_on_input_error
-from partialfc.runtime.process.parent import end_with_launcher, has_launcher, tidy_up_quietly
+from partialfc.runtime.exit_codes import DIVERGED, STOPPED, exit_on_defect, exit_on_input_error
+from partialfc.runtime.process.launcher_link import end_with_launcher, has_launcher, tidy_up_quietly
 from partialfc.runtime.process.signals import StopRequest
 
 
@@ -30,7 +30,7 @@ def _trained(recipe: str, overrides: Sequence[str], stop: StopRequest) -> int:
     from partialfc.config import load_config
     from partialfc.runtime import comm
     from partialfc.runtime.process import flight_recorder
-    from partialfc.training.divergence import Diverged
+    from partialfc.training.health import Diverged
     from partialfc.training.loop import train
 
     config = load_config(recipe, overrides)

@@ -12,7 +12,7 @@ _FORKED.set_forkserver_preload(
         "matplotlib.backends.backend_agg",
         "onnxruntime",
         "partialfc.commands.app",
-        "partialfc.inference.results",
+        "partialfc.inference.evaluation_report",
         "partialfc.training.loop",
         "torch._dynamo",
         "torch.distributed.tensor",

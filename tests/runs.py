@@ -15,8 +15,8 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from partialfc.config import Config
-from partialfc.evaluation import pictures as of_pairs
-from partialfc.monitoring import figures
+from partialfc.evaluation import plots as of_pairs
+from partialfc.monitoring import plots
 from partialfc.runtime import comm
 from partialfc.training import loop
 
@@ -49,7 +49,7 @@ def no_pictures() -> Iterator[None]:
     with (
         mock.patch.object(of_pairs, "roc", return_value=dot),
         mock.patch.object(of_pairs, "hardest", return_value=dot),
-        mock.patch.object(figures, "draw_runs"),
+        mock.patch.object(plots, "draw_runs"),
     ):
         yield
 

@@ -7,8 +7,8 @@ import pytest
 from calling import called_tool
 from faces import write_pack
 
-from partialfc.data.embeddings import About, numbers
 from partialfc.data.fingerprint import fingerprint
+from partialfc.data.stored_embeddings import About, numbers
 
 TOOLS = Path(__file__).parents[1] / "tools"
 

@@ -22,7 +22,7 @@ from partialfc.config import (
     Step,
     load_config,
 )
-from partialfc.data.order import world_sizes
+from partialfc.data.sampler import world_sizes
 from partialfc.errors import InputError
 
 RECIPES = sorted(Path(__file__).parents[1].glob("recipes/*.yaml"))

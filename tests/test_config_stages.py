@@ -4,7 +4,7 @@ import pytest
 
 from partialfc import recipe
 from partialfc.config import HeadConfig, load_config
-from partialfc.config.stages import value_at
+from partialfc.config.scheduled import value_at
 from partialfc.errors import InputError
 
 EPOCH = 3

@@ -35,7 +35,7 @@ from partialfc.config import (
 )
 from partialfc.data import synthetic
 from partialfc.data.loader import Batch, Loader, Notices
-from partialfc.data.packs.unpacking import unpack
+from partialfc.data.packs.unpack import unpack
 from partialfc.launching import launcher
 from partialfc.training import run
 

@@ -21,7 +21,7 @@ from partialfc.__main__ import main
 from partialfc.config import Config
 from partialfc.errors import InputError
 from partialfc.launching.launcher import num_ranks
-from partialfc.launching.ranks import _numa_options, _Processes
+from partialfc.launching.local_ranks import _numa_options, _Processes
 
 RECIPE = """
 data: {path: PACK, num_workers: 0}

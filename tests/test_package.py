@@ -86,7 +86,7 @@ def test_an_extra_is_wanted_by_what_it_is_for_alone(tmp_path):
     )
     script = f"""
 from pathlib import Path
-import partialfc.data.alignment, partialfc.inference.folder
+import partialfc.data.alignment, partialfc.inference.embed_folder
 from partialfc.data.packs import pack_sources
 packing = pack_sources.Packing(112, 95, None, None)
 print({pack})

@@ -125,7 +125,7 @@ def test_a_signal_within_a_callback_is_not_lost(kind):
     }[kind]
     program = f"""
 import os, signal, weakref
-from partialfc.launching.ranks import _Processes
+from partialfc.launching.local_ranks import _Processes
 from partialfc.runtime.process.signals import StopRequest
 
 class Gone: pass

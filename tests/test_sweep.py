@@ -16,7 +16,7 @@ from scipy import stats
 from partialfc import recipe
 from partialfc.errors import InputError
 from partialfc.sweep.grid import Grid, Point, grid_of, values_of
-from partialfc.sweep.running import Share, share_of
+from partialfc.sweep.runner import Share, share_of
 from partialfc.sweep.table import _T, Results, Row, cells, in_words, results_of, write
 
 

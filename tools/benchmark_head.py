@@ -33,7 +33,7 @@ from partialfc.config import Config, DataConfig, HeadConfig, IResNetTiny, TrainC
 from partialfc.errors import InputError
 from partialfc.head import PartialFC
 from partialfc.plan import Job
-from partialfc.runtime.errors import exit_on_input_error
+from partialfc.runtime.exit_codes import exit_on_input_error
 
 Row = dict[str, Any]
 

@@ -24,9 +24,9 @@ from partialfc.data import RecordDataset, images
 from partialfc.data.dataset import record_file
 from partialfc.data.lanes import WINDOW
 from partialfc.data.loader import Loader
-from partialfc.data.order import Order
+from partialfc.data.sampler import Order
 from partialfc.runtime import comm
-from partialfc.runtime.errors import exit_on_input_error
+from partialfc.runtime.exit_codes import exit_on_input_error
 
 BATCH, LANES = 128, 64
 MXNET = Path(__file__).parents[1] / ".venv-mxnet/bin/python"
@@ -74,7 +74,7 @@ def usual_rate(path: Path, keys: list[int]) -> float | None:
     """path: the .rec; None where there is no mxnet, and where it cannot read the pack, which has no .idx."""
     if not MXNET.exists() or not path.with_suffix(".idx").exists():
         return None
-    command = [str(MXNET), str(Path(__file__).with_name("usual_loader.py")), str(path), *map(str, keys)]
+    command = [str(MXNET), str(Path(__file__).with_name("mxnet_loader.py")), str(path), *map(str, keys)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(done.stdout)
 

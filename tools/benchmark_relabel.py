@@ -21,11 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from process_memory import Memory
 
 from partialfc.data import RecordDataset
-from partialfc.data.embeddings import PackEmbeddings
 from partialfc.data.fingerprint import fingerprint
+from partialfc.data.stored_embeddings import PackEmbeddings
 from partialfc.errors import InputError
 from partialfc.inference.class_means import class_means
-from partialfc.inference.relabelling import find_alike, find_mixed
+from partialfc.inference.relabeling import find_alike, find_mixed
 
 _LEAST = 4  # images of each of what is planted
 

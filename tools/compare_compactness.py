@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 import matplotlib as mpl
 import numpy as np
 import torch
-from comparing import folder_of, interval, train
+from comparison import folder_of, interval, train
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from torch.nn.functional import normalize
@@ -35,13 +35,13 @@ from partialfc.data import RecordDataset
 from partialfc.data.packs.pack_sources import pack as pack_faces
 from partialfc.data.packs.sources import identities
 from partialfc.errors import InputError
-from partialfc.inference.batches import embedded
+from partialfc.inference.batching import embedded
 from partialfc.inference.recognizer import load
 from partialfc.inference.stored_centers import read_centers
 from partialfc.inference.weights import newest
-from partialfc.runtime.errors import exit_on_input_error
+from partialfc.runtime.exit_codes import exit_on_input_error
 from partialfc.runtime.files import SUMMARY
-from partialfc.sweep.running import share_of
+from partialfc.sweep.runner import share_of
 
 _PEOPLE = 8
 _LISTING = "people.lst"  # beside the pack: of whom it is

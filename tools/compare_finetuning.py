@@ -16,11 +16,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from comparing import Row, folder_of, table, trained
+from comparison import Row, folder_of, table, trained
 
 from partialfc.data import RecordDataset
 from partialfc.errors import InputError
-from partialfc.sweep.running import share_of
+from partialfc.sweep.runner import share_of
 
 _EPOCHS = 6  # of faces_tiny, and of finetune
 _TINY = [  # what finetune else has from faces_small, as faces_tiny has it

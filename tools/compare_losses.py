@@ -16,10 +16,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from comparing import Row, folder_of, table, trained
+from comparison import Row, folder_of, table, trained
 
 from partialfc.errors import InputError
-from partialfc.sweep.running import share_of
+from partialfc.sweep.runner import share_of
 
 # The scale and half of the margin that the papers have: at theirs, a network so small tells few of its own images apart.
 _ARC, _COS = "scale: 32, margin: 0.25", "scale: 32, margin: 0.175"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from comparing import Row, call, table, trained
+from comparison import Row, call, table, trained
 
 from partialfc.data import RecordDataset
 

@@ -19,7 +19,7 @@ from partialfc.data import images
 from partialfc.data.images import Pixels
 from partialfc.data.packs.pairs import write_pairs
 from partialfc.evaluation.pairs import load_pairs
-from partialfc.runtime.errors import exit_on_input_error
+from partialfc.runtime.exit_codes import exit_on_input_error
 
 _SIZE = 112
 _QUALITY = 95

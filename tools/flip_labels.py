@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from partialfc.data import RecordDataset
 from partialfc.data.packs.merge_split import check_apart
 from partialfc.data.packs.pack_writer import Sample, write_pack
-from partialfc.runtime.errors import exit_on_input_error
+from partialfc.runtime.exit_codes import exit_on_input_error
 
 
 def main() -> None:

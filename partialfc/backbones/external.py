@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from partialfc.backbones.projection import Projection
 from partialfc.errors import InputError
-from partialfc.runtime.errors import one_line
+from partialfc.runtime.exit_codes import one_line
 
 
 class External(nn.Module):

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from partialfc import __version__
-from partialfc.commands import checks, cleaning, networks, packs, recipes, runs, settings, training
+from partialfc.commands import check, dataset_cleaning, models, packs, recipes, runs, settings, training
 
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "Train": (
@@ -16,7 +16,7 @@ GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
         training.sweep,
         training.plan,
         training.doctor,
-        checks.check,
+        check.check,
         settings.settings,
         runs.plot,
         runs.report,
@@ -29,11 +29,11 @@ GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
         packs.unpack,
         packs.merge,
         packs.split,
-        cleaning.clean,
-        cleaning.relabel,
-        cleaning.overlap,
+        dataset_cleaning.clean,
+        dataset_cleaning.relabel,
+        dataset_cleaning.overlap,
     ),
-    "Use what was trained": (networks.evaluate, networks.embed, networks.compare, networks.export),
+    "Use what was trained": (models.evaluate, models.embed, models.compare, models.export),
 }
 app = typer.Typer(
     rich_markup_mode="markdown",

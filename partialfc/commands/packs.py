@@ -120,7 +120,7 @@ def inspect(
     partialfc inspect pack/ --sheet faces.png
     ```
     """
-    from partialfc.data.packs.inspection import contact_sheet, summarized
+    from partialfc.data.packs.pack_summary import contact_sheet, summarized
 
     if sheet:
         claim_file(sheet, overwrite=overwrite)
@@ -140,10 +140,10 @@ def unpack(
     partialfc unpack pack/ images/
     ```
     """
-    from partialfc.data.packs import unpacking
+    from partialfc.data.packs import unpack
 
     with claimed_folder(out, "unpack", pack, overwrite=overwrite):
-        print(f"{out}: {unpacking.unpack(pack, out, progress=True)} images")
+        print(f"{out}: {unpack.unpack(pack, out, progress=True)} images")
 
 
 def merge(

@@ -14,7 +14,7 @@ def names(context: typer.Context) -> None:
     partialfc recipes show faces_small > mine.yaml
     ```
     """
-    from partialfc.shipped import shipped, summary
+    from partialfc.bundled_recipes import shipped, summary
 
     if context.invoked_subcommand is None:
         known = shipped()
@@ -23,7 +23,7 @@ def names(context: typer.Context) -> None:
             print(f"{name:{width}}  {summary(path)}")
 
 
-@app.command()
+@app.command("show")
 def show(name: str) -> None:
     """Print a recipe, to be copied and changed.
 
@@ -31,6 +31,6 @@ def show(name: str) -> None:
     partialfc recipes show faces_small > mine.yaml
     ```
     """
-    from partialfc.shipped import recipe_path
+    from partialfc.bundled_recipes import recipe_path
 
     print(recipe_path(name).read_text(encoding="utf-8"), end="")

@@ -23,7 +23,7 @@ def plot(
     partialfc plot output/first output/second --out runs.png
     ```
     """
-    from partialfc.monitoring.figures import draw_comparison, draw_runs
+    from partialfc.monitoring.plots import draw_comparison, draw_runs
 
     claim_file(out, overwrite=overwrite)
     metrics = [run / "metrics.jsonl" for run in runs]
@@ -45,7 +45,7 @@ def report(
     partialfc report output/mine output/other --out report.html
     ```
     """
-    from partialfc.monitoring.page import write_page
+    from partialfc.monitoring.html_report import write_page
 
     claim_file(out, overwrite=overwrite)
     write_page(runs, out)

@@ -73,7 +73,7 @@ def import_(
     """
     from partialfc.config import load_config
     from partialfc.runtime import comm
-    from partialfc.training.importing import import_run
+    from partialfc.training.import_insightface import import_run
 
     config = load_config(recipe, overrides or [])
     with comm.join("cpu") as ranks:
@@ -138,14 +138,14 @@ def sweep(
     """
     from partialfc.config import load_config
     from partialfc.launching import slurm
-    from partialfc.runtime.errors import STOPPED
+    from partialfc.runtime.exit_codes import STOPPED
     from partialfc.sweep import grid as grids
-    from partialfc.sweep import running
+    from partialfc.sweep import runner
     from partialfc.sweep import table as tables
 
-    grid, share = grids.grid_of(recipe, settings), running.share_of(task)
-    running.check_finished(grid, out)
-    code = 0 if table else running.run_all(grid, out, share, ranks, lambda line: print(line, flush=True))
+    grid, share = grids.grid_of(recipe, settings), runner.share_of(task)
+    runner.check_finished(grid, out)
+    code = 0 if table else runner.run_all(grid, out, share, ranks, lambda line: print(line, flush=True))
     if requeue and code == STOPPED:
         slurm.requeue(load_config(recipe).launch.max_requeues)
     results = tables.results_of(grid, out)
@@ -188,7 +188,7 @@ def plan(
 
     from partialfc import plan as planning
     from partialfc.config import load_config
-    from partialfc.data.order import check_world_size
+    from partialfc.data.sampler import check_world_size
     from partialfc.errors import InputError
     from partialfc.launching.launcher import num_ranks
 

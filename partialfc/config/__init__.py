@@ -30,7 +30,7 @@ from partialfc.config.backbones import (
 )
 from partialfc.config.data import AugmentConfig, DataConfig, Reader, SyntheticData
 from partialfc.config.head import HeadConfig
-from partialfc.config.margins import (
+from partialfc.config.losses import (
     AdaFace,
     AngularMargin,
     AnyMargin,

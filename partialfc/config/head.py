@@ -4,9 +4,9 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from partialfc.config.margins import AnyMargin
+from partialfc.config.losses import AnyMargin
 from partialfc.config.optimizers import AdamWRule, AnyRule, RowRule, SgdRule, TeacherRule
-from partialfc.config.stages import Staged, check_stages, values_of
+from partialfc.config.scheduled import Staged, check_stages, values_of
 from partialfc.config.types import Fraction, Natural, Probability, Settings, unit
 from partialfc.errors import InputError
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from partialfc.data import images
 from partialfc.data.images import Pixels
 from partialfc.errors import InputError
-from partialfc.runtime.errors import one_line
+from partialfc.runtime.exit_codes import one_line
 from partialfc.runtime.files import atomic_write
 from partialfc.runtime.progress import in_order, tracked
 

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from partialfc.config import AugmentConfig
 from partialfc.data.images import Pixels
-from partialfc.runtime import randomness
+from partialfc.runtime import counter_rng
 
 _METHODS = (cv2.INTER_NEAREST, cv2.INTER_LINEAR, cv2.INTER_AREA, cv2.INTER_CUBIC, cv2.INTER_LANCZOS4)
 
 
 def flipped(samples: NDArray[np.int64], config: AugmentConfig, *, seed: int, epoch: int) -> NDArray[np.bool_]:
     """Which of `samples` [b] are mirrored in an epoch: a pure function of the arguments."""
-    chance = randomness.uniform(randomness.key(seed, "flip", epoch), samples)
+    chance = counter_rng.uniform(counter_rng.key(seed, "flip", epoch), samples)
     return chance < config.flip
 
 
@@ -31,7 +31,7 @@ def augmentation_draws(samples: NDArray[np.int64], *, seed: int, epoch: int) -> 
     """What decides how `samples` [b] are changed in an epoch, uniform in [0, 1), for `changed`: a row for each."""
     count = sum(1 + strengths for _, _, _, strengths in _CHANGES)
     index = samples[:, None] * count + np.arange(count)
-    return randomness.uniform(randomness.key(seed, "augment", epoch), index)
+    return counter_rng.uniform(counter_rng.key(seed, "augment", epoch), index)
 
 
 def augment(pixels: Pixels, draws: NDArray[np.float64], config: AugmentConfig) -> Pixels:

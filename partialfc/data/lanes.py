@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from partialfc.data.index import Integers
-from partialfc.runtime import randomness
+from partialfc.runtime import counter_rng
 
 RUN = 256  # neighbours: some 2 MB of faces, which a disk reads in one go
 WINDOW = 2048  # samples that a lane mixes, at most: 64 lanes mix 131,072 from 512 runs
@@ -40,10 +40,10 @@ class Lanes:
         number = ((place + 1) * self._windows - 1) // length  # of the window, whose places begin at `first`
         first = number * length // self._windows
         size = (number + 1) * length // self._windows - first
-        keys = randomness.bits(
-            randomness.key(self.seed, "window", epoch), lane * np.int64(self._windows) + number
+        keys = counter_rng.bits(
+            counter_rng.key(self.seed, "window", epoch), lane * np.int64(self._windows) + number
         )
-        mixed = first + randomness.permuted_each(keys, place - first, size, bound=self.window)
+        mixed = first + counter_rng.permuted_each(keys, place - first, size, bound=self.window)
         return self._sequence(epoch, self._start(lane) + mixed)
 
     def read(self, epoch: int, lane: Integers, place: Integers) -> Integers:
@@ -89,8 +89,8 @@ class Lanes:
         run, within = np.divmod(position, RUN)
         whole = self.num_samples // RUN
         if whole:
-            mixed = randomness.permuted(randomness.key(self.seed, "runs", epoch), run % whole, whole)
+            mixed = counter_rng.permuted(counter_rng.key(self.seed, "runs", epoch), run % whole, whole)
             run = np.where(run < whole, mixed, run)
-        key = randomness.key(self.seed, "first of the runs", epoch)
-        begin = randomness.below(key, np.array([0]), np.array([self.num_samples]))
+        key = counter_rng.key(self.seed, "first of the runs", epoch)
+        begin = counter_rng.below(key, np.array([0]), np.array([self.num_samples]))
         return (begin + run * RUN + within) % self.num_samples

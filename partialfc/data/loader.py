@@ -20,14 +20,14 @@ from partialfc.config import IGNORE, AugmentConfig, DataConfig
 from partialfc.data import decoder_warnings
 from partialfc.data.augment import augment, augmentation_draws, flipped
 from partialfc.data.dataset import RecordDataset
-from partialfc.data.embeddings import PackEmbeddings
 from partialfc.data.images import Pixels
 from partialfc.data.index import Integers
-from partialfc.data.order import Order, Place, RankBatches, Request
+from partialfc.data.sampler import Order, Place, RankBatches, Request
+from partialfc.data.stored_embeddings import PackEmbeddings
 from partialfc.errors import InputError
-from partialfc.runtime import comm, randomness, usage
+from partialfc.runtime import comm, counter_rng, timing
 from partialfc.runtime.comm import Ranks
-from partialfc.runtime.errors import one_line
+from partialfc.runtime.exit_codes import one_line
 from partialfc.runtime.process import signals
 
 _UNREAD = -2  # stands for the labels of a rank that could not read its images
@@ -158,7 +158,7 @@ class Loader:
 
     def _ready(self, part: _Part | _Unread, gathering: tuple[Tensor, comm.Work], waited: float) -> Batch:
         messages, gathered = gathering
-        with usage.section(comm.SECTION):
+        with timing.section(comm.SECTION):
             gathered.wait()
         if (messages == _UNREAD).any():
             comm.raise_first(part.message if isinstance(part, _Unread) else None, self._ranks)
@@ -271,8 +271,8 @@ class _Augmented(Dataset[_Part | _Unread]):
                 decoder_warnings.warned()  # of what is counted as unreadable
                 damaged.append(2 * chosen)
                 first_error = first_error or one_line(error)
-            key = randomness.key(self._seed, "replacement", sample)
-            chosen = int(randomness.below(key, np.array([attempt]), np.array([len(self._dataset)]))[0])
+            key = counter_rng.key(self._seed, "replacement", sample)
+            chosen = int(counter_rng.below(key, np.array([attempt]), np.array([len(self._dataset)]))[0])
         return _Unread(first_error)
 
 

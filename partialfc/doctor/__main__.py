@@ -3,8 +3,8 @@
 import argparse
 from collections.abc import Sequence
 
-from partialfc.runtime.errors import end_at_once, exit_on_defect, exit_on_input_error
-from partialfc.runtime.process.parent import end_with_launcher, tidy_up_quietly
+from partialfc.runtime.exit_codes import end_at_once, exit_on_defect, exit_on_input_error
+from partialfc.runtime.process.launcher_link import end_with_launcher, tidy_up_quietly
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _examine(recipe: str, overrides: Sequence[str]) -> None:
     # Here, as a process that the rank spawns, to draw faces or to read them, imports this file, but has no use for these.
     from partialfc.config import load_config
-    from partialfc.doctor.examination import examined
+    from partialfc.doctor.checks import examined
     from partialfc.runtime import comm
 
     config = load_config(recipe, overrides)

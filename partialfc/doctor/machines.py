@@ -5,7 +5,7 @@ import socket
 from collections.abc import Mapping
 
 from partialfc.config import Config
-from partialfc.doctor.finding import Finding
+from partialfc.doctor.result import Finding
 from partialfc.runtime import comm
 from partialfc.runtime import versions as runs_with
 from partialfc.runtime.comm import Ranks

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from partialfc.config import Config
-from partialfc.doctor.finding import Finding
+from partialfc.doctor.result import Finding
 from partialfc.runtime import comm
 from partialfc.runtime.comm import Ranks
 

@@ -13,7 +13,7 @@ from torch.distributed import ProcessGroup
 
 from partialfc.config import AnyMargin, Config, CosFace, HeadConfig, Sgd
 from partialfc.data import RecordDataset, synthetic
-from partialfc.doctor.finding import Finding
+from partialfc.doctor.result import Finding
 from partialfc.errors import InputError
 from partialfc.head import PartialFC
 from partialfc.head.kernels.torch_centers import CENTERS
@@ -22,7 +22,7 @@ from partialfc.head.reference import dense_loss
 from partialfc.runtime import comm, dtensors
 from partialfc.runtime.checkpoint import Checkpoints
 from partialfc.runtime.comm import CollectiveInputError, Ranks
-from partialfc.runtime.process.occupancy import occupied
+from partialfc.runtime.process.run_lock import occupied
 from partialfc.training.loop import train_step
 from partialfc.training.run import Run, build_run
 

@@ -14,7 +14,7 @@ from partialfc.data.images import Pixels
 from partialfc.errors import InputError
 from partialfc.evaluation.identification import NOBODY, Subjects, identify
 from partialfc.evaluation.sets import Evaluated, check_embeddings
-from partialfc.runtime.errors import one_line
+from partialfc.runtime.exit_codes import one_line
 
 RANKS = (1, 5, 20)
 _TINYFACE = {  # folder and, of who is searched, the list of their names

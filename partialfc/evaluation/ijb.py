@@ -106,9 +106,9 @@ class Ijb:
         return normalize(sums).float()
 
     def _pictures(self, similarity: NDArray[np.float32]) -> Iterator[tuple[str, Pixels]]:
-        from partialfc.evaluation import pictures  # here: matplotlib takes a second
+        from partialfc.evaluation import plots  # here: matplotlib takes a second
 
-        yield "roc", pictures.roc(self.name, similarity, self.same)
+        yield "roc", plots.roc(self.name, similarity, self.same)
 
     def _similarities(self, templates: Tensor) -> NDArray[np.float32]:
         """Return the cosine `[P]` of each pair."""

@@ -14,9 +14,9 @@ from torch.nn.functional import normalize
 from partialfc.data import images
 from partialfc.data.images import Encoded, Pixels
 from partialfc.errors import InputError
-from partialfc.evaluation import metrics, plain_pickle
+from partialfc.evaluation import metrics, safe_pickle
 from partialfc.evaluation.sets import Evaluated, Scores, check_embeddings
-from partialfc.runtime.errors import one_line
+from partialfc.runtime.exit_codes import one_line
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,10 @@ class Pairs:
         return {"insightface_accuracy": accuracy, "insightface_accuracy_std": deviation}
 
     def _pictures(self, similarity: NDArray[np.float64]) -> Iterator[tuple[str, Pixels]]:
-        from partialfc.evaluation import pictures  # here: matplotlib takes a second
+        from partialfc.evaluation import plots  # here: matplotlib takes a second
 
-        yield "roc", pictures.roc(self.name, similarity, self.same)
-        yield "hardest_pairs", pictures.hardest(self.pixels, similarity, self.same)
+        yield "roc", plots.roc(self.name, similarity, self.same)
+        yield "hardest_pairs", plots.hardest(self.pixels, similarity, self.same)
 
     def pixels(self, index: int, size: int) -> Pixels:
         """Image `index`, uint8 RGB [size, size, 3]. InputError names one that cannot be read."""
@@ -106,8 +106,8 @@ def load_pairs(path: Path) -> Pairs:
     """
     try:
         content = path.read_bytes()
-        loaded = plain_pickle.load(content)
-    except plain_pickle.Refused as error:
+        loaded = safe_pickle.load(content)
+    except safe_pickle.Refused as error:
         raise InputError(f"{path}: {error}") from None
     except OSError:
         raise

@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from partialfc.config import IGNORE, HeadConfig
-from partialfc.config.stages import value_at
+from partialfc.config.scheduled import value_at
 from partialfc.errors import InputError
 from partialfc.head.arguments import check_labels, describe_tensor
 from partialfc.head.losses import MarginLoss
 from partialfc.head.neighbors import Neighbors
 from partialfc.head.storage import rounding
-from partialfc.runtime import randomness
+from partialfc.runtime import counter_rng
 
 Ints = NDArray[np.int64]
 
@@ -241,8 +241,8 @@ def sample_classes(num_classes: int, count: int, seed: int, step: int, local_cla
     The circle of classes is rotated by a random integer and cut into `count` nearly equal strata. Each stratum gives one
     class, and all classes have the same probability. Cost and memory are proportional to the result.
     """
-    key = randomness.key(seed, "sample", step)
-    rotation = int(randomness.below(key, np.array([count]), np.array([num_classes]))[0])
+    key = counter_rng.key(seed, "sample", step)
+    rotation = int(counter_rng.below(key, np.array([count]), np.array([num_classes]))[0])
     pieces = []
     for start, stop, first in _rotated_intervals(local_classes, rotation, num_classes):
         drawn = _sample_strata(num_classes, count, key, start, stop)
@@ -281,7 +281,7 @@ def _sample_strata(num_classes: int, count: int, key: int, start: int, stop: int
     strata = np.arange(first, last + 2)
     edges = strata * num_classes
     edges //= count
-    drawn = randomness.below(key, strata[:-1], np.diff(edges))
+    drawn = counter_rng.below(key, strata[:-1], np.diff(edges))
     drawn += edges[:-1]
     # only the first and the last stratum extend beyond the interval
     return drawn[int(drawn[0] < start) : len(drawn) - int(drawn[-1] >= stop)]

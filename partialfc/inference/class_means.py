@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from partialfc.data.embeddings import PackEmbeddings
+from partialfc.data.stored_embeddings import PackEmbeddings
 
 _AT_ONCE = 1 << 13  # images
 

@@ -20,13 +20,13 @@ from torch.nn.functional import normalize
 
 from partialfc.config.provenance import Provenance
 from partialfc.data import RecordDataset, images
-from partialfc.data.embeddings import PackEmbeddings
 from partialfc.data.fingerprint import fingerprint
 from partialfc.data.images import Pixels
 from partialfc.data.packs.merge_split import check_apart, select
 from partialfc.data.packs.names import read_names
+from partialfc.data.stored_embeddings import PackEmbeddings
 from partialfc.errors import InputError
-from partialfc.inference.pack import embed_pack
+from partialfc.inference.embed_pack import embed_pack
 from partialfc.inference.recognizer import Recognizer
 from partialfc.inference.stored_centers import read_centers
 from partialfc.inference.weights import newest

@@ -14,10 +14,10 @@ from partialfc.data import RecordDataset
 from partialfc.data.images import Pixels
 from partialfc.errors import InputError
 from partialfc.evaluation.pairs import load_pairs
-from partialfc.inference.card import card_of, description_of
+from partialfc.inference.model_card import card_of, description_of
 from partialfc.inference.onnx import OnnxNetwork
 from partialfc.inference.recognizer import EXPORTED, SETTINGS, Recognizer, load
-from partialfc.inference.scores import CONFIG, scores_of
+from partialfc.inference.stored_scores import CONFIG, scores_of
 from partialfc.inference.weights import newest
 from partialfc.runtime import checkpoint
 from partialfc.runtime.files import atomic_write

@@ -16,16 +16,16 @@ import torch
 from numpy.typing import NDArray
 
 from partialfc.data import RecordDataset, images
-from partialfc.data.embeddings import PackEmbeddings
 from partialfc.data.images import Encoded, Pixels
 from partialfc.data.packs.merge_split import check_apart
-from partialfc.data.packs.sharing import pack_hashes
+from partialfc.data.packs.shared_images import pack_hashes
 from partialfc.data.perceptual_hash import distances, hashed, near_pairs
+from partialfc.data.stored_embeddings import PackEmbeddings
 from partialfc.errors import InputError
 from partialfc.evaluation.sets import EvaluationSet, Scores
-from partialfc.inference.batches import embedded
+from partialfc.inference.batching import embedded
 from partialfc.inference.class_means import class_means
-from partialfc.inference.pack import embed_pack
+from partialfc.inference.embed_pack import embed_pack
 from partialfc.inference.recognizer import Recognizer
 from partialfc.runtime.files import atomic_write
 from partialfc.runtime.progress import in_order, tracked

@@ -21,11 +21,11 @@ from partialfc.conversion import converted
 from partialfc.data import images
 from partialfc.data.images import Pixels
 from partialfc.errors import InputError
-from partialfc.evaluation.verify import embed_faces
+from partialfc.evaluation.embed import embed_faces
 from partialfc.inference.onnx import OnnxNetwork
 from partialfc.inference.weights import check_weights, load_weights, newest, read_weights
 from partialfc.runtime import checkpoint
-from partialfc.runtime.errors import one_line
+from partialfc.runtime.exit_codes import one_line
 from partialfc.runtime.files import decode_json, file_fingerprint
 from partialfc.runtime.precision import autocast, uses_cuda
 

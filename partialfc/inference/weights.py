@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from partialfc.errors import InputError
 from partialfc.runtime import checkpoint
-from partialfc.runtime.errors import one_line
+from partialfc.runtime.exit_codes import one_line
 
 # The parts of a run's checkpoint: the weights as they are trained, and their moving average where the run keeps one.
 BACKBONE, AVERAGE = "backbone", "average"

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import torch
 
 from partialfc.config import Config, load_config
-from partialfc.data.order import check_world_size, world_sizes
+from partialfc.data.sampler import check_world_size, world_sizes
 from partialfc.errors import InputError
-from partialfc.launching.ranks import Machines, run_ranks
+from partialfc.launching.local_ranks import Machines, run_ranks
 from partialfc.runtime.precision import uses_cuda
 
 CPU_RANKS = 2  # without GPUs: enough to show that ranks work together

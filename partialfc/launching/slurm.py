@@ -20,7 +20,7 @@ from types import FrameType
 
 from partialfc.errors import InputError
 from partialfc.launching.launcher import Launch
-from partialfc.runtime.errors import STOPPED
+from partialfc.runtime.exit_codes import STOPPED
 from partialfc.runtime.files import SUMMARY
 
 _ENDED_BY_SLURM = 60  # seconds in which it ends a batch script that has queued its job again

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from partialfc.head import Observation
-from partialfc.monitoring.board import MEMORY, Board
+from partialfc.monitoring.logger_group import MEMORY, Board
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 from partialfc.config import Config
 from partialfc.data.dataset import read_property
 from partialfc.errors import InputError
-from partialfc.plan.devices import DEVICES, MACHINE, Device
-from partialfc.plan.job import Bytes, Job
+from partialfc.plan.gpus import DEVICES, MACHINE, Device
+from partialfc.plan.planned_run import Bytes, Job
 
 __all__ = ["DEVICES", "Job", "identities_of", "largest", "report"]
 

@@ -11,30 +11,30 @@ import torch
 from partialfc.config import Config
 from partialfc.config.durations import in_steps, seconds_of
 from partialfc.config.provenance import Provenance, settings_of
-from partialfc.config.stages import stages_at
+from partialfc.config.scheduled import stages_at
 from partialfc.data import images
 from partialfc.data.loader import Batch, Notices
-from partialfc.data.selection import some_identities
+from partialfc.data.preview import some_identities
+from partialfc.evaluation.embed import EvaluationStopped
 from partialfc.evaluation.sets import Scores
-from partialfc.evaluation.verify import EvaluationStopped
 from partialfc.head import HeadStep
-from partialfc.monitoring.report import Report
-from partialfc.monitoring.steps import Metrics, RunProgress
+from partialfc.monitoring.run_logger import Report
+from partialfc.monitoring.step_metrics import Metrics, RunProgress
 from partialfc.runtime import comm
 from partialfc.runtime.checkpoint import Checkpoints, Found
 from partialfc.runtime.comm import CollectiveInputError, Ranks
 from partialfc.runtime.files import SUMMARY, atomic_write
 from partialfc.runtime.process import flight_recorder
-from partialfc.runtime.process.occupancy import occupied
+from partialfc.runtime.process.run_lock import occupied
 from partialfc.runtime.process.signals import StopRequest
 from partialfc.runtime.process.watchdog import Watchdog, watching
-from partialfc.runtime.usage import section
+from partialfc.runtime.timing import section
 from partialfc.training import schedule
-from partialfc.training.divergence import Diverged, check_replicas, problem_of
-from partialfc.training.regression import regression
-from partialfc.training.resuming import begun, finished, to_resume
+from partialfc.training.checkpoint_scheduler import Saving
+from partialfc.training.distillation_loss import regression
+from partialfc.training.health import Diverged, check_replicas, problem_of
+from partialfc.training.resume import begun, finished, to_resume
 from partialfc.training.run import Run
-from partialfc.training.saving import Saving
 
 
 def train(config: Config, ranks: Ranks, stop: StopRequest | None = None) -> Run:

@@ -9,8 +9,8 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from partialfc.runtime import randomness
-from partialfc.training.graphs import RecordedNetwork, warm_up
+from partialfc.runtime import counter_rng
+from partialfc.training.cuda_graphs import RecordedNetwork, warm_up
 from partialfc.training.replicas import ReplicatedGradients
 
 
@@ -116,7 +116,7 @@ class MicroBatches:
 
     def _seed_part(self, step: int, place: int) -> None:
         """Of the micro-batch that stands at `place` among those of the global batch."""
-        seed = randomness.key(self._seed, "dropout", step, place) >> 1
+        seed = counter_rng.key(self._seed, "dropout", step, place) >> 1
         # Not by torch.manual_seed, which takes a millisecond to note where it was called for each kind of device that is not there.
         torch.default_generator.manual_seed(seed)
         if torch.cuda.is_initialized():

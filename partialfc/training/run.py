@@ -14,14 +14,14 @@ from partialfc.config import Config
 from partialfc.config.durations import in_steps
 from partialfc.data import RecordDataset, synthetic
 from partialfc.data.augment import network_input
-from partialfc.data.embeddings import PackEmbeddings
 from partialfc.data.images import Pixels
 from partialfc.data.loader import Loader
-from partialfc.data.order import Order, check_world_size
+from partialfc.data.sampler import Order, check_world_size
+from partialfc.data.stored_embeddings import PackEmbeddings
 from partialfc.errors import InputError
+from partialfc.evaluation.embed import Embeddings, Progress, embed_faces, embed_sets
 from partialfc.evaluation.loading import load_sets, paths_of
 from partialfc.evaluation.sets import EvaluationSet
-from partialfc.evaluation.verify import Embeddings, Progress, embed_faces, embed_sets
 from partialfc.head import HeadStep, PartialFC
 from partialfc.head.state import CLASS_IDS
 from partialfc.head.storage.catch_up import MAX_STEPS
@@ -31,11 +31,11 @@ from partialfc.runtime import comm, dtensors
 from partialfc.runtime.checkpoint import Checkpoints, Found, State
 from partialfc.runtime.comm import Ranks
 from partialfc.runtime.precision import choose_algorithms
-from partialfc.runtime.usage import peak_memory
-from partialfc.training.divergence import Health
-from partialfc.training.known_centers import take_known
+from partialfc.runtime.timing import peak_memory
+from partialfc.training.backbone_optimizer import BackboneOptimizer
+from partialfc.training.health import Health
+from partialfc.training.init_from_run import take_known
 from partialfc.training.microbatches import MicroBatches
-from partialfc.training.optim import BackboneOptimizer
 from partialfc.training.replicas import MovingAverage, RunningStatistics
 
 MOMENTS = "backbone_moments"

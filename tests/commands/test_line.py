@@ -10,11 +10,11 @@ import pytest
 from faces import write_pack, write_pairs
 
 from partialfc.__main__ import OLD_NAMES, main
+from partialfc.bundled_recipes import shipped
 from partialfc.commands.app import GROUPS
 from partialfc.config import load_config
 from partialfc.launching import launcher
 from partialfc.plan import DEVICES
-from partialfc.shipped import shipped
 
 ROOT = Path(__file__).parents[2]
 NAMES = [function.__name__.rstrip("_") for functions in GROUPS.values() for function in functions]

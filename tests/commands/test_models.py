@@ -16,11 +16,11 @@ from runs import assert_refused, config_of, trained, verification_of
 
 import partialfc
 from partialfc.data import images
-from partialfc.data.embeddings import PackEmbeddings
 from partialfc.data.fingerprint import fingerprint
+from partialfc.data.stored_embeddings import PackEmbeddings
 from partialfc.errors import InputError
-from partialfc.inference.folder import embed_folder
-from partialfc.inference.pack import embed_pack
+from partialfc.inference.embed_folder import embed_folder
+from partialfc.inference.embed_pack import embed_pack
 from partialfc.inference.recognizer import load
 from partialfc.inference.weights import newest
 
@@ -168,7 +168,7 @@ def test_a_folder_is_embedded_and_compared(run, folder, tmp_path):
 
 
 def test_embedding_that_was_interrupted_is_gone_on_with(run, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("partialfc.inference.folder._BLOCK", 4)
+    monkeypatch.setattr("partialfc.inference.embed_folder._BLOCK", 4)
     recognizer, blocks = load(run), []
 
     def until_the_third(images):

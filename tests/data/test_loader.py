@@ -5,7 +5,7 @@ import torch
 
 from partialfc.config import AugmentConfig, DataConfig
 from partialfc.data.loader import Loader, _Augmented, _own, _Unread
-from partialfc.data.order import Order, Place, Request
+from partialfc.data.sampler import Order, Place, Request
 from partialfc.errors import InputError
 from partialfc.runtime import comm
 

@@ -7,7 +7,7 @@ from faces import write_pack
 
 from partialfc.config import SyntheticData
 from partialfc.data import RecordDataset, synthetic
-from partialfc.data.synthetic.photograph import photograph
+from partialfc.data.synthetic.render import photograph
 from partialfc.errors import InputError
 from partialfc.evaluation.pairs import load_pairs
 

@@ -33,11 +33,11 @@ from partialfc.config import (
     SphereFace2,
     UniFace,
 )  # fmt: skip
-from partialfc.doctor import examination, trial
+from partialfc.doctor import checks, trial
 from partialfc.head.losses import TargetLogit
 from partialfc.head.losses.cosface import CosFaceLoss
 from partialfc.runtime import comm, versions
-from partialfc.runtime.process import occupancy
+from partialfc.runtime.process import run_lock
 
 
 def examined(config: Config, planted: str = "") -> tuple[list[str], str]:
@@ -50,7 +50,7 @@ def examined(config: Config, planted: str = "") -> tuple[list[str], str]:
         "": mock.patch.object(trial, "_PATIENCE", 0.0),
     }
     with redirect_stdout(StringIO()) as printed, places[planted]:
-        return examination.examined(config, ranks), printed.getvalue()
+        return checks.examined(config, ranks), printed.getvalue()
 
 
 def doubled(loss: CosFaceLoss, angle: torch.Tensor, norm: None, draws: None) -> TargetLogit:
@@ -145,7 +145,7 @@ def test_a_pack_that_is_not_there(ranks, config):
 
 
 def test_an_output_at_which_another_run_works(ranks, config):
-    lock = occupancy._lock(Path(config.output), "token")
+    lock = run_lock._lock(Path(config.output), "token")
     try:
         problems, _ = ranks.run(1, examined, config)[0]
     finally:

@@ -11,7 +11,7 @@ from runs import config_of, trained
 
 from partialfc.data.packs.pairs import write_pairs as write_set
 from partialfc.evaluation.pairs import load_pairs
-from partialfc.inference.scores import scores_of
+from partialfc.inference.stored_scores import scores_of
 from partialfc.inference.weights import read_weights
 
 

@@ -35,7 +35,7 @@ from partialfc.head.workspace import classes_per_chunk
 from partialfc.runtime import comm
 
 WIDTH, RATE, MOMENTUM, DECAY, SEED = 5, 0.3, 0.9, 5e-3, 7
-SGD = Sgd(momentum=MOMENTUM, weight_decay=DECAY)
+OPTIM = Sgd(momentum=MOMENTUM, weight_decay=DECAY)
 
 
 @dataclass
@@ -148,7 +148,7 @@ def sharded(
         WIDTH,
         case.margin,
         config=HeadConfig(**case.options),
-        optim=SGD,
+        optim=OPTIM,
         seed=SEED,
         dtype=torch.float64,
         device=device,

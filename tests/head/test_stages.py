@@ -10,7 +10,7 @@ from ranks import mine
 from runs import assert_same_bits, config_of, curve, trained, whole
 
 from partialfc.config import AnyMargin, ArcFace, CosFace, CurricularFace, ElasticArcFace, HeadConfig, Sgd
-from partialfc.config.stages import value_at
+from partialfc.config.scheduled import value_at
 from partialfc.head import PartialFC
 
 CLASSES, WIDTH, BATCH, EPOCH = 23, 6, 12, 3

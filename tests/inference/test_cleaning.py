@@ -11,11 +11,11 @@ from runs import config_of, trained
 from torch.nn.functional import normalize
 
 from partialfc.data import RecordDataset
-from partialfc.data.embeddings import PackEmbeddings
 from partialfc.data.packs import pack_writer
+from partialfc.data.stored_embeddings import PackEmbeddings
 from partialfc.errors import InputError
 from partialfc.inference import cleaning
-from partialfc.inference.pack import embed_pack
+from partialfc.inference.embed_pack import embed_pack
 from partialfc.inference.recognizer import load
 from partialfc.inference.weights import newest
 from partialfc.runtime.checkpoint import read_part, read_rows

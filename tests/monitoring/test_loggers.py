@@ -18,8 +18,8 @@ from wandb.proto import wandb_internal_pb2
 
 from partialfc.config import Config, ReportConfig, load_config
 from partialfc.errors import InputError
-from partialfc.evaluation import pictures
-from partialfc.monitoring.board import Board
+from partialfc.evaluation import plots
+from partialfc.monitoring.logger_group import Board
 from partialfc.monitoring.loggers.logger import identity_of
 from partialfc.monitoring.loggers.mlflow import Mlflow
 from partialfc.monitoring.loggers.tensorboard import TensorBoard
@@ -53,7 +53,7 @@ def run(ranks, pack, tmp_path_factory) -> Path:
 
 def drawing_nothing(config: Config) -> None:
     with (
-        mock.patch.object(pictures, "roc", side_effect=AssertionError),
+        mock.patch.object(plots, "roc", side_effect=AssertionError),
         mock.patch.object(Run, "embed_faces", side_effect=AssertionError),
     ):
         trained(config, None, True)

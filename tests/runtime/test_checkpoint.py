@@ -17,9 +17,9 @@ from damage import damages
 from partialfc.errors import InputError
 from partialfc.runtime import checkpoint, comm
 from partialfc.runtime.checkpoint import Checkpoints, writer
-from partialfc.runtime.checkpoint import checkpoints as checkpoints_module
+from partialfc.runtime.checkpoint import manager as checkpoints_module
 from partialfc.runtime.checkpoint.manifest import write_manifest
-from partialfc.runtime.checkpoint.shards import write_shard
+from partialfc.runtime.checkpoint.safetensors_io import write_shard
 
 
 def saved_and_loaded(folder: Path, loads: bool) -> int:

@@ -17,7 +17,7 @@ from partialfc.head.buffers import BufferPool
 from partialfc.head.sampling import ActiveClasses
 from partialfc.head.storage.host import HostStorage
 from partialfc.runtime import host_memory
-from partialfc.runtime.checkpoint import snapshot, writer
+from partialfc.runtime.checkpoint import state_snapshot, writer
 from partialfc.runtime.process import limits
 
 ROOT = Path(__file__).parents[2]
@@ -106,11 +106,11 @@ def test_the_thread_that_writes_checkpoints_uses_the_ranks_gpu(monkeypatch):
 
 
 THREADS = {  # where a thread begins, and why it needs no device, or where it gets one
-    "launching/ranks.py": "the launcher computes nothing",
+    "launching/local_ranks.py": "the launcher computes nothing",
     "runtime/process/watchdog.py": "bind_thread",
     "runtime/progress.py": "reads and decodes files",
     "runtime/checkpoint/writer.py": "bind_thread",
-    "evaluation/verify.py": "decodes images",
+    "evaluation/embed.py": "decodes images",
     "head/storage/host.py": "bind_thread",
 }
 
@@ -130,10 +130,10 @@ def test_every_thread_is_known():
 
 def test_copies_for_a_checkpoint_take_their_exact_size(monkeypatch):
     sizes = []
-    monkeypatch.setattr(snapshot, "pinned_exactly", lambda shape, dtype: sizes.append((shape, dtype)))
+    monkeypatch.setattr(state_snapshot, "pinned_exactly", lambda shape, dtype: sizes.append((shape, dtype)))
     with fake_cuda(1) as fake, fake:
-        snapshot._allocate(torch.empty(300_001, 7, device=DEVICE))
-        small = snapshot._allocate(torch.empty(3, device=DEVICE))
+        state_snapshot._allocate(torch.empty(300_001, 7, device=DEVICE))
+        small = state_snapshot._allocate(torch.empty(3, device=DEVICE))
     assert sizes == [((300_001, 7), torch.float32)] and small.shape == (3,)
 
 

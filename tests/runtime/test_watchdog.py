@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from partialfc.runtime import usage
+from partialfc.runtime import timing
 from partialfc.runtime.process import flight_recorder, watchdog
 from partialfc.runtime.process.watchdog import Entry, Watchdog, late_ranks
 
@@ -85,19 +85,19 @@ class Event:
 def test_what_a_gpu_has_finished_is_known_without_waiting(monkeypatch):
     events = []
     monkeypatch.setattr(torch.cuda, "Event", lambda: events.append(Event()) or events[-1])
-    with usage.followed(torch.device("cuda:1")) as progress:
+    with timing.followed(torch.device("cuda:1")) as progress:
         for name in ("data", "head", "optimizer"):
-            with usage.section(name):
+            with timing.section(name):
                 pass
         assert progress.finished() == (0, "the start")
         events[0].reached = events[1].reached = True
         assert progress.finished() == (2, "head")
         events[2].reached = True
         assert progress.finished() == (3, "optimizer")
-    with usage.section("after"):
+    with timing.section("after"):
         pass
     assert len(events) == 3
-    with usage.followed(torch.device("cpu")) as progress:
+    with timing.followed(torch.device("cpu")) as progress:
         assert progress is None
 
 

@@ -14,9 +14,9 @@ from partialfc.config import AdamW, IResNetTiny, MobileFaceNet, Sgd, ViTTiny
 from partialfc.data import loader
 from partialfc.data.augment import network_input
 from partialfc.data.loader import Loader
-from partialfc.training.divergence import Health
+from partialfc.training.backbone_optimizer import BackboneOptimizer
+from partialfc.training.health import Health
 from partialfc.training.microbatches import MicroBatches
-from partialfc.training.optim import BackboneOptimizer
 from partialfc.training.replicas import MovingAverage, RunningStatistics
 
 BATCH = 8

@@ -11,7 +11,7 @@ from partialfc.backbones import build_backbone
 from partialfc.config import AdamW, IResNetTiny, Sgd
 from partialfc.errors import InputError
 from partialfc.runtime import comm
-from partialfc.training.optim import BackboneOptimizer
+from partialfc.training.backbone_optimizer import BackboneOptimizer
 
 
 def tuned(pack, output, source, freeze: int, length: int = 8, **sections):

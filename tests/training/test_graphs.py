@@ -17,7 +17,7 @@ from partialfc.backbones import build_backbone
 from partialfc.config import IResNetTiny, ViTTiny
 from partialfc.errors import InputError
 from partialfc.runtime import comm
-from partialfc.training import graphs, microbatches, run
+from partialfc.training import cuda_graphs, microbatches, run
 from partialfc.training.microbatches import MicroBatches
 from partialfc.training.replicas import ReplicatedGradients
 
@@ -53,7 +53,7 @@ class Unrecorded:
         return self._outputs.detach()
 
     def backward(self, gradient: Tensor) -> None:
-        graphs._add_gradients(self._outputs, self._parameters, gradient)
+        cuda_graphs._add_gradients(self._outputs, self._parameters, gradient)
 
 
 def warm_up(forward, parameters, inputs) -> None:

@@ -13,9 +13,9 @@ from torch.optim.swa_utils import AveragedModel
 from partialfc.config import AdamW, Sgd, TorchOptimizer
 from partialfc.errors import InputError
 from partialfc.runtime import comm
-from partialfc.training import optim
+from partialfc.training import backbone_optimizer
+from partialfc.training.backbone_optimizer import BackboneOptimizer
 from partialfc.training.microbatches import MicroBatches
-from partialfc.training.optim import BackboneOptimizer
 from partialfc.training.replicas import MovingAverage, ReplicatedGradients, RunningStatistics
 
 DEVICE = torch.device("cpu")
@@ -233,7 +233,7 @@ def test_any_optimizer_of_torch_takes_steps_and_takes_them_back(ranks, kind, ski
 def test_what_torch_has_no_optimizer_for_is_refused(config, message):
     parameter = nn.Parameter(torch.zeros(2))
     with pytest.raises(InputError, match=message):
-        optim._optimizer(config, [parameter], [1.0])
+        backbone_optimizer._optimizer(config, [parameter], [1.0])
 
 
 def test_statistics_of_a_step_that_is_not_finite_are_taken_back():

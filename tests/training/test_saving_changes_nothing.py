@@ -10,8 +10,8 @@ from runs import assert_same_bits, config_of, trained, whole
 
 from partialfc.runtime import comm
 from partialfc.training import loop
-from partialfc.training.divergence import Diverged, check_replicas
-from partialfc.training.saving import Saving
+from partialfc.training.checkpoint_scheduler import Saving
+from partialfc.training.health import Diverged, check_replicas
 
 STEPS = 14
 

@@ -10,9 +10,9 @@ from faces import write_pack
 from runs import assert_refused, assert_same_bits, config_of, curve, trained, whole
 
 from partialfc.data import RecordDataset
-from partialfc.data.embeddings import PackEmbeddings
+from partialfc.data.stored_embeddings import PackEmbeddings
 from partialfc.errors import InputError
-from partialfc.inference.pack import embed_pack
+from partialfc.inference.embed_pack import embed_pack
 from partialfc.inference.recognizer import load
 
 LENGTH = 12
@@ -48,7 +48,7 @@ def test_embeddings_are_those_of_the_images_in_the_order_of_the_pack(source, pac
 
 
 def test_embedding_a_pack_that_was_interrupted_is_gone_on_with(source, pack, teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr("partialfc.inference.pack._BLOCK", 50)
+    monkeypatch.setattr("partialfc.inference.embed_pack._BLOCK", 50)
     recognizer, calls = load(source), []
 
     def until_the_tenth(faces):

@@ -13,7 +13,7 @@ from partialfc.data.dataset import RecordDataset
 from partialfc.data.packs.names import read_names, write_names
 from partialfc.data.packs.pack_writer import Sample, plan_of, resume_pack
 from partialfc.errors import InputError
-from partialfc.runtime import randomness
+from partialfc.runtime import counter_rng
 from partialfc.runtime.progress import tracked
 
 OUT = -1  # the label of an image that is left out
@@ -54,7 +54,7 @@ def split(
         raise InputError(
             f"{identities} identities to hold out of {pack}; wanted 1 to {len(present) - 1}, as it has {len(present)}"
         )
-    places = randomness.permuted(randomness.key(seed, "held out"), np.arange(identities), len(present))
+    places = counter_rng.permuted(counter_rng.key(seed, "held out"), np.arange(identities), len(present))
     drawn = np.isin(present, present[places])
     written = []
     for folder, classes in ((rest, present[~drawn]), (held, present[drawn])):

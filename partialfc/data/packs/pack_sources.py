@@ -14,8 +14,8 @@ from partialfc.data.packs.names import write_names
 from partialfc.data.packs.pack_writer import Sample, resume_pack
 from partialfc.data.packs.sources import Face, Files, Source, opened
 from partialfc.errors import InputError
-from partialfc.runtime import randomness
-from partialfc.runtime.errors import one_line
+from partialfc.runtime import counter_rng
+from partialfc.runtime.exit_codes import one_line
 from partialfc.runtime.progress import in_order, tracked
 
 DAMAGED = "damaged.txt"  # in a pack's folder: the images that could not be read
@@ -177,7 +177,7 @@ def _shuffled(inputs: Sequence[Path], sources: Sequence[_Renumbered], seed: int)
                 f"{path}: --shuffle wants folders of identities or .lst listings; this is read as a stream"
             )
     faces = list(_merged(sources))
-    order = randomness.permuted(randomness.key(seed, "packing"), np.arange(len(faces)), len(faces))
+    order = counter_rng.permuted(counter_rng.key(seed, "packing"), np.arange(len(faces)), len(faces))
     return _Renumbered(Files([faces[place] for place in order.tolist()]), len(faces))
 
 

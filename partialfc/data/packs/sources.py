@@ -11,9 +11,9 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from partialfc.data.images import SUFFIXES
-from partialfc.data.packs.faces import Face, label_of
+from partialfc.data.packs.item import Face, label_of
 from partialfc.errors import InputError
-from partialfc.runtime.errors import one_line
+from partialfc.runtime.exit_codes import one_line
 from partialfc.runtime.files import file_fingerprint
 
 
@@ -52,7 +52,7 @@ def opened(path: Path, *, sparse: bool, root: Path | None = None) -> Source:
     if path.suffix == ".lst":
         return listed(path, root)
     if path.suffix in (".lmdb", ".mdb") or (path / "data.mdb").exists():
-        from partialfc.data.packs.lmdb_sets import Lmdb  # here: of an extra of its own
+        from partialfc.data.packs.lmdb_source import Lmdb  # here: of an extra of its own
 
         return Lmdb(path)
     tars = [path] if path.suffix == ".tar" else sorted(path.glob("*.tar"))

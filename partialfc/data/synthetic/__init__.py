@@ -13,7 +13,7 @@ from partialfc.config import SyntheticData
 from partialfc.data import images
 from partialfc.data.packs.pack_writer import write_pack
 from partialfc.data.packs.pairs import write_pairs
-from partialfc.data.synthetic.photograph import photograph
+from partialfc.data.synthetic.render import photograph
 from partialfc.errors import InputError
 from partialfc.runtime.files import atomic_write, locked
 

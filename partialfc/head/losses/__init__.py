@@ -21,7 +21,7 @@ from partialfc.config import (
     SphereFace2,
     UniFace,
 )
-from partialfc.config.stages import Staged, stages_at, value_at
+from partialfc.config.scheduled import Staged, stages_at, value_at
 from partialfc.errors import InputError
 from partialfc.head.losses.adaface import AdaFaceLoss
 from partialfc.head.losses.arcface import ArcFaceLoss, CombinedMarginLoss

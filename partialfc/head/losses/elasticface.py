@@ -9,7 +9,7 @@ from typing_extensions import override
 from partialfc.config import ElasticArcFace, ElasticCosFace, Order
 from partialfc.head.losses.arcface import combined_margin
 from partialfc.head.losses.base import LossInputs, MarginLoss, TargetLogit
-from partialfc.runtime import randomness
+from partialfc.runtime import counter_rng
 
 
 class ElasticFaceLoss(MarginLoss):
@@ -22,8 +22,8 @@ class ElasticFaceLoss(MarginLoss):
 
     @override
     def draw(self, seed: int, step: int, batch: int) -> NDArray[np.float64] | None:
-        key = randomness.key(seed, "margin", step)
-        return self._mean + self._sigma * randomness.normal(key, np.arange(batch))
+        key = counter_rng.key(seed, "margin", step)
+        return self._mean + self._sigma * counter_rng.normal(key, np.arange(batch))
 
     @override
     def assign_draws(self, inputs: LossInputs) -> Tensor | None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from partialfc.head.buffers import BufferPool
-from partialfc.runtime import randomness
+from partialfc.runtime import counter_rng
 
 MIX = (
     0x7FEB352D,
@@ -26,16 +26,16 @@ LOW = 0xFFFF  # bits of a float32 that bfloat16 drops
 
 def row_noise(classes: NDArray[np.int64], seed: int, step: int) -> Tensor:
     """Return a noise word for each class, int32 `[S]`, independent of the rank that owns it."""
-    return _words(randomness.key(seed, "rounding", step), classes)
+    return _words(counter_rng.key(seed, "rounding", step), classes)
 
 
 def column_noise(name: str, width: int) -> Tensor:
     """Return a noise word for each component of the tensor `name`, int32 `[D]`."""
-    return _words(randomness.key(0, f"rounding {name}"), np.arange(width))
+    return _words(counter_rng.key(0, f"rounding {name}"), np.arange(width))
 
 
 def _words(key: int, index: NDArray[np.int64]) -> Tensor:
-    return torch.from_numpy((randomness.bits(key, index) >> np.uint64(32)).astype(np.uint32).view(np.int32))
+    return torch.from_numpy((counter_rng.bits(key, index) >> np.uint64(32)).astype(np.uint32).view(np.int32))
 
 
 def round_(values: Tensor, noise: Tensor, columns: Tensor, scratch: BufferPool) -> Tensor:

@@ -2,10 +2,10 @@
 loadable at any number of ranks. Nothing in them is executed: safetensors, and a JSON file with all digests.
 """
 
-from partialfc.runtime.checkpoint.checkpoints import WORDS, Checkpoints, Found, read_part, read_rows
 from partialfc.runtime.checkpoint.folder import newest
+from partialfc.runtime.checkpoint.manager import WORDS, Checkpoints, Found, read_part, read_rows
 from partialfc.runtime.checkpoint.manifest import MANIFEST, Manifest, read_manifest
-from partialfc.runtime.checkpoint.snapshot import State
+from partialfc.runtime.checkpoint.state_snapshot import State
 from partialfc.runtime.checkpoint.writer import Outcome
 
 __all__ = [

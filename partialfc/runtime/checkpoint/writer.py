@@ -14,9 +14,9 @@ from torch import Tensor
 from partialfc.runtime import comm
 from partialfc.runtime.checkpoint.folder import CheckpointFolder
 from partialfc.runtime.checkpoint.manifest import Manifest, ShardFile, Stored
-from partialfc.runtime.checkpoint.shards import Source, write_shard
+from partialfc.runtime.checkpoint.safetensors_io import Source, write_shard
 from partialfc.runtime.comm import Ranks
-from partialfc.runtime.errors import one_line
+from partialfc.runtime.exit_codes import one_line
 from partialfc.runtime.host_memory import bind_thread
 
 _SHARE = 0.25  # of the time that writing takes while a run goes on; the rest it leaves to the steps

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from types import FrameType
 
-from partialfc.runtime.errors import STOPPED, end_at_once
+from partialfc.runtime.exit_codes import STOPPED, end_at_once
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 

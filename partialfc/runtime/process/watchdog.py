@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from partialfc.runtime import comm, usage
+from partialfc.runtime import comm, timing
 from partialfc.runtime.comm import Ranks, Store
-from partialfc.runtime.errors import LOST, end_at_once
+from partialfc.runtime.exit_codes import LOST, end_at_once
 from partialfc.runtime.host_memory import bind_thread
 
 _OFTEN = 5.0  # seconds between two entries, or a quarter of the limit
@@ -56,7 +56,7 @@ class Watchdog:
         store: Store | None,
         seconds: float,
         *,
-        progress: usage.DeviceProgress | None = None,
+        progress: timing.DeviceProgress | None = None,
         before_end: Callable[[], None] = lambda: None,
     ) -> None:
         self._device, self._progress, self._before_end = ranks.device, progress, before_end
@@ -108,7 +108,7 @@ class Watchdog:
     def _write(self, store: Store) -> None:
         self._count += 1
         finished = self._progress.finished() if self._progress else (0, "")
-        entry = [self._count, self._step, usage.whereabouts(), self._host, *finished]
+        entry = [self._count, self._step, timing.whereabouts(), self._host, *finished]
         store.set(str(self._rank), json.dumps(entry))
 
     def _read(self, store: Store) -> dict[int, Entry]:
@@ -141,7 +141,7 @@ def watching(
     ranks: Ranks, seconds: float, before_end: Callable[[], None] = lambda: None
 ) -> Iterator[Watchdog]:
     """Around the steps of a run, all of whose ranks come here."""
-    with usage.followed(ranks.device) as progress:
+    with timing.followed(ranks.device) as progress:
         store = comm.shared_store("watchdog")
         watchdog = Watchdog(ranks, store, seconds, progress=progress, before_end=before_end)
         watchdog.start()

@@ -7,9 +7,9 @@ from faces import face, write_pack
 
 from partialfc.data import RecordDataset, images
 from partialfc.data.packs import pack_writer
-from partialfc.data.packs.inspection import contact_sheet, summarized
 from partialfc.data.packs.pack_sources import Packing, pack
-from partialfc.data.packs.unpacking import unpack
+from partialfc.data.packs.pack_summary import contact_sheet, summarized
+from partialfc.data.packs.unpack import unpack
 from partialfc.data.recordio import Header, RecordWriter
 from partialfc.errors import InputError
 

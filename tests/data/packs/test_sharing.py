@@ -5,7 +5,7 @@ from faces import face
 
 from partialfc.data import images
 from partialfc.data.packs.pack_writer import write_pack
-from partialfc.data.packs.sharing import shared
+from partialfc.data.packs.shared_images import shared
 
 BLACK = images.encode_jpeg(np.zeros((32, 32, 3), np.uint8), 95)
 

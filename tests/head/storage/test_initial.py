@@ -6,7 +6,7 @@ import torch
 
 from partialfc.head.storage import initial
 from partialfc.head.storage.initial import STD, by_hash, init_centers
-from partialfc.runtime import randomness
+from partialfc.runtime import counter_rng
 
 
 @pytest.fixture(params=["by a CPU", "as by a GPU"])
@@ -47,7 +47,7 @@ def test_centres_are_normal_and_independent():
 
 def test_the_words_of_a_device_are_those_of_the_host():
     index = np.arange(1000)
-    expected = randomness.bits(randomness.key(1, "some"), index).view(np.int64)
-    key = randomness.signed(randomness.key(1, "some"))
-    words = torch.from_numpy(index) * randomness.signed(randomness.GAMMA) + key
-    assert torch.equal(randomness.mixed(words), torch.from_numpy(expected))
+    expected = counter_rng.bits(counter_rng.key(1, "some"), index).view(np.int64)
+    key = counter_rng.signed(counter_rng.key(1, "some"))
+    words = torch.from_numpy(index) * counter_rng.signed(counter_rng.GAMMA) + key
+    assert torch.equal(counter_rng.mixed(words), torch.from_numpy(expected))

@@ -1,0 +1,77 @@
+"""What is in a pack: counts, sizes, and a picture of its images."""
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from partialfc.data import images
+from partialfc.data.dataset import RecordDataset
+from partialfc.runtime import counter_rng
+from partialfc.runtime.progress import tracked
+
+_SHOWN = 256  # images of which the sizes are looked at
+_BINS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 1 << 62)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a pack holds."""
+
+    dialect: str  # who writes such packs, and what marks them
+    num_images: int
+    num_classes: int  # as the pack says
+    bytes: int  # of the .rec
+    sizes: dict[str, int]  # `height x width`: how many of the images looked at
+    per_class: NDArray[np.int64]  # [num_classes] images of each
+
+    def lines(self) -> list[str]:
+        """For people."""
+        counts = self.per_class[self.per_class > 0]
+        sizes = ", ".join(f"{size} ({number})" for size, number in sorted(self.sizes.items()))
+        lines = [
+            f"{self.dialect}",
+            f"{self.num_images:,} images of {len(counts):,} identities in {self.bytes / 1e9:.3g} GB; "
+            f"{self.num_classes:,} classes, {self.num_classes - len(counts):,} of them without an image",
+            f"sizes of {sum(self.sizes.values())} looked at: {sizes}",
+            f"images of an identity: {counts.min()} to {counts.max()}, median {np.median(counts):g}",
+        ]
+        for low, high in itertools.pairwise(_BINS):
+            number = int(((counts >= low) & (counts < high)).sum())
+            if number:
+                name = (
+                    f"{low}" if high == low + 1 else f"{low} on" if high > 1 << 60 else f"{low} to {high - 1}"
+                )
+                bar = "#" * round(40 * number / len(counts))
+                lines.append(f"  {name:>12}  {number:>10,} identities  {bar}")
+        return lines
+
+
+def summarized(folder: Path, *, progress: bool = False) -> Summary:
+    """Reads the header of every image, and decodes some. InputError where the pack cannot be read."""
+    dataset = RecordDataset(folder)
+    per_class = np.zeros(dataset.num_classes, np.int64)
+    for sample in tracked(range(len(dataset)), "reading", shown=progress):
+        per_class[dataset.label(sample)] += 1
+    sizes: dict[str, int] = {}
+    for sample in _spread(len(dataset), _SHOWN):
+        height, width, _ = dataset[sample][0].shape
+        sizes[f"{height} x {width}"] = sizes.get(f"{height} x {width}", 0) + 1
+    return Summary(
+        dataset.dialect, len(dataset), dataset.num_classes, dataset.path.stat().st_size, sizes, per_class
+    )
+
+
+def contact_sheet(folder: Path, picture: Path, *, columns: int = 16, rows: int = 10, size: int = 112) -> None:
+    """A picture of images from all over the pack, the same every time; PNG or JPEG by its name."""
+    dataset = RecordDataset(folder, image_size=size)
+    faces = (dataset[sample][0] for sample in _spread(len(dataset), rows * columns))
+    images.write(picture, images.sheet(faces, columns, rows))
+
+
+def _spread(length: int, wanted: int) -> list[int]:
+    """`wanted` of range(length), or all: a fixed choice."""
+    chosen = counter_rng.permuted(counter_rng.key(0, "shown"), np.arange(min(wanted, length)), length)
+    return sorted(chosen.tolist())

@@ -1,0 +1,58 @@
+"""Embeddings of all images in a folder, in blocks that are kept: what was interrupted is gone on with."""
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from partialfc.data import images
+from partialfc.inference.batching import embedded
+from partialfc.inference.recognizer import Recognizer
+from partialfc.runtime.files import atomic_write, file_fingerprint, locked
+from partialfc.runtime.progress import in_order, tracked
+
+_BLOCK = 1024  # images
+
+
+def embed_folder(
+    recognizer: Recognizer, weights: Path, folder: Path, out: Path, *, progress: bool = False
+) -> int:
+    """Write `names` [n] (paths in the folder, sorted) and `embeddings` [n, D], float32, of unit length, to the .npz `out`;
+    returns n. weights: where the recognizer is from; with other weights, precision or images an interrupted call is not gone on
+    with. InputError names an image that cannot be read, and a folder without any.
+    """
+    paths = images.below(folder)
+    read = partial(images.read, size=recognizer.network.input_size)
+    parts = out.with_name(f".{out.name}.parts")
+    with locked(out.with_name(f".{out.name}.lock"), busy=f"{out}: another process embeds into it"):
+        _begin(parts, [recognizer.fingerprint(weights), *map(file_fingerprint, paths)])
+        blocks = list(_missing(parts, len(paths)))
+        for place in tracked(blocks, "embedding", shown=progress):
+            with atomic_write(parts / f"{place}.npy") as temporary, temporary.open("wb") as file:
+                np.save(
+                    file, embedded(recognizer, in_order(read, paths[place : place + _BLOCK]), first=place)
+                )
+        whole = np.concatenate([np.load(parts / f"{place}.npy") for place in range(0, len(paths), _BLOCK)])
+        names = [str(path.relative_to(folder)) for path in paths]
+        with atomic_write(out) as temporary, temporary.open("wb") as file:
+            np.savez(file, names=np.array(names), embeddings=whole)
+        shutil.rmtree(parts)
+    out.with_name(f".{out.name}.lock").unlink()
+    return len(paths)
+
+
+def _begin(parts: Path, sources: list[str]) -> None:
+    """The folder of blocks, empty unless its blocks are of the same sources."""
+    facts = hashlib.sha256("\n".join(sources).encode()).hexdigest()
+    if parts.exists() and (not (parts / "sources").exists() or (parts / "sources").read_text() != facts):
+        shutil.rmtree(parts)
+    parts.mkdir(parents=True, exist_ok=True)
+    with atomic_write(parts / "sources") as temporary:
+        temporary.write_text(facts)
+
+
+def _missing(parts: Path, count: int) -> Iterator[int]:
+    return (place for place in range(0, count, _BLOCK) if not (parts / f"{place}.npy").exists())

@@ -1,0 +1,157 @@
+"""Tensors in files: safetensors, one file a rank, written as a stream that is digested on its way, read by rows."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import xxhash
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from partialfc.errors import InputError
+from partialfc.runtime.checkpoint.direct_file import DirectFile
+from partialfc.runtime.checkpoint.manifest import ShardFile, Stored
+
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_BY_NAME = {name: dtype for dtype, name in _DTYPES.items()}
+_CHUNK = 8 << 20  # bytes that are written, or read, at once
+
+
+class Rows(Protocol):
+    """A tensor [n, ...] that is read in parts, in their order, while its owner may change it."""
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Contiguous rows of the host, as they were when this was made."""
+
+    def close(self) -> None:
+        """Nobody reads any more."""
+
+
+Source = Tensor | Rows
+Pace = Callable[[], None]  # called after each chunk; may wait
+
+
+def dtype_name(tensor: Source) -> str:
+    """The type of a tensor's elements, as the format calls it."""
+    return _DTYPES[tensor.dtype]
+
+
+def write_shard(path: Path, tensors: Mapping[str, Source], pace: Pace) -> ShardFile:
+    """Write contiguous tensors of the host to a new file, which is on the disk when this returns."""
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))  # aligned, for maps
+    digest, size = xxhash.xxh3_128(), 0
+    with closing(DirectFile(path)) as file:
+        for chunk in _stream(names, tensors):
+            digest.update(chunk)
+            size += len(chunk)
+            file.write(chunk)
+            pace()
+        file.sync()
+    return ShardFile(size, digest.hexdigest())
+
+
+def digest_of(path: Path) -> ShardFile:
+    """What `write_shard` returned for the file, if it is still what was written."""
+    digest, size, buffer = xxhash.xxh3_128(), 0, bytearray(_CHUNK)
+    with path.open("rb", buffering=0) as file:
+        while read := file.readinto(buffer):
+            digest.update(memoryview(buffer)[:read])
+            size += read
+    return ShardFile(size, digest.hexdigest())
+
+
+def fill(target: Tensor, name: str, first: int, stored: Stored, folder: Path) -> None:
+    """Copy the rows of a stored tensor from row `first` on into `target`, as many as it has; a scalar as it is.
+
+    InputError where the files have no such rows.
+    """
+    if target.dim() == 0:
+        for file in stored.pieces:
+            target.copy_(_read(folder / file, name, None))
+        return
+    last, filled = first + len(target), 0
+    for file, (begin, end) in stored.pieces.items():
+        for start, stop in _steps(max(first, begin), min(last, end), target):
+            part = _read(folder / file, name, slice(start - begin, stop - begin))
+            target[start - first : stop - first].copy_(part)
+            filled += stop - start
+    if filled != len(target):
+        raise InputError(f"{folder}: {name}: {filled} of the rows {first} to {last}")
+
+
+def empty(stored: Stored, rows: int | None = None) -> Tensor:
+    """A tensor of the host that a stored tensor can be read into: all of it, or as many rows."""
+    shape = stored.shape if rows is None else [rows, *stored.shape[1:]]
+    return torch.empty(shape, dtype=_BY_NAME[stored.dtype])
+
+
+def _steps(start: int, stop: int, rows: Tensor) -> Iterator[tuple[int, int]]:
+    """Ranges of some megabytes."""
+    step = max(1, _CHUNK // max(1, rows[:1].nbytes))
+    for begin in range(start, stop, step):
+        yield begin, min(stop, begin + step)
+
+
+def _read(path: Path, name: str, rows: slice | None) -> Tensor:
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name) if rows is None else file.get_slice(name)[rows]
+    except SafetensorError as error:
+        raise InputError(f"{path}: {error}") from None
+    return tensor
+
+
+def _stream(names: list[str], tensors: Mapping[str, Source]) -> Iterator[memoryview]:
+    """The file's bytes: the length of its header, the header, the tensors."""
+    header: dict[str, object] = {}
+    offset = 0
+    for name in names:
+        tensor = tensors[name]
+        end = offset + tensor.shape.numel() * tensor.dtype.itemsize
+        header[name] = {
+            "dtype": dtype_name(tensor),
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    yield memoryview(len(text).to_bytes(8, "little") + text)
+    for name in names:
+        yield from _chunks(tensors[name])
+
+
+def _chunks(source: Source) -> Iterator[memoryview]:
+    if isinstance(source, Tensor):
+        content = _bytes_of(source)
+        for start in range(0, len(content), _CHUNK):
+            yield content[start : start + _CHUNK]
+        return
+    count = source.shape[0]
+    step = max(1, _CHUNK // max(1, source.shape[1:].numel() * source.dtype.itemsize))
+    for start in range(0, count, step):
+        yield _bytes_of(source.read(start, min(count, start + step)))
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    return tensor.reshape(-1).view(torch.uint8).numpy().data

@@ -1,0 +1,144 @@
+"""Identities that are one person, and such as are two: by hand, planted in a pack, and what becomes of the pack."""
+
+import csv
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from calling import called
+from faces import face
+from runs import config_of, trained
+from torch.nn.functional import normalize
+
+from partialfc.data import RecordDataset
+from partialfc.data.packs.pack_writer import write_pack
+from partialfc.errors import InputError
+from partialfc.inference import relabeling
+from partialfc.inference.recognizer import load
+from partialfc.inference.relabeling import Alike, Mixed, find_alike, halves, relabel, relabelled
+
+SIZE, IMAGES = 32, 6
+# Label 3 has the identity of label 9, too; label 5 has images of two.
+IDENTITIES = [0, 1, 2, 3, 4, 5, 6, 7, 8, 3, 10]
+OTHER = 30
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pack")
+    samples = [
+        (label, face(OTHER if label == 5 and image >= 4 else identity, image + 20 * (label == 9), SIZE))
+        for image in range(IMAGES)
+        for label, identity in enumerate(IDENTITIES)
+    ]
+    write_pack(folder, samples, num_classes=len(IDENTITIES), size=SIZE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(ranks, tmp_path_factory) -> Path:
+    """Trained on other people."""
+    folder, output = tmp_path_factory.mktemp("others"), tmp_path_factory.mktemp("run")
+    samples = [(label, face(200 + label, image, SIZE)) for label in range(40) for image in range(5)]
+    write_pack(folder, samples, num_classes=40, size=SIZE)
+    config = config_of(folder, output, head={"sample_rate": 1.0}, optim={"lr": 0.1}, train={"length": 80})
+    ranks.run(2, trained, config)
+    return output
+
+
+def test_alike_are_the_pairs_that_all_pairs_say(monkeypatch):
+    monkeypatch.setattr(relabeling, "_ROWS", 7)
+    monkeypatch.setattr(relabeling, "_COLUMNS", 10)
+    means = normalize(torch.randn(53, 4))
+    means[5] = 0
+    cosines = means @ means.T
+    expected = [
+        (one, other) for one in range(53) for other in range(one + 1, 53) if cosines[one, other] >= 0.7
+    ]
+    found = list(find_alike(means, 0.7))
+    assert sorted((it.first, it.second) for it in found) == expected and len(expected) > 10
+    for it in found:
+        assert it.cosine == pytest.approx(float(cosines[it.first, it.second]), abs=1e-6)
+
+
+def around(center: list[float], count: int, spread: float, seed: int) -> np.ndarray:
+    rows = np.array(center) + spread * np.random.default_rng(seed).normal(size=(count, len(center)))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_two_people_are_told_and_one_is_not():
+    left, right = around([1, 0, 0, 0], 5, 0.1, 0), around([0, 1, 0, 0], 3, 0.1, 1)
+    mixed = np.concatenate([left[:2], right, left[2:]])
+    part, cosine = halves(mixed)
+    assert part.tolist() == [False, False, True, True, True, False, False, False]
+    means = [rows.sum(0) / np.linalg.norm(rows.sum(0)) for rows in (left, right)]
+    assert cosine == pytest.approx(float(means[0] @ means[1]), abs=1e-5)
+    assert halves(left)[1] > 0.9
+    alone = np.concatenate([left, right[:1]])
+    assert halves(alone) is None  # one image is no person
+    wide = np.eye(16, dtype=np.float32)
+    assert (
+        halves(np.concatenate([np.repeat(wide[:1], 9, axis=0), wide[1:9]])) is None
+    )  # of eight people, one image each
+    assert halves(np.repeat(left[:1], 4, axis=0)) is None  # of equal ones there are no parts
+
+
+def test_new_labels_by_hand():
+    labels = np.array([0, 1, 2, 3, 4, 5, 5, 5, 1])
+    alike = [Alike(1, 3, 0.9), Alike(3, 4, 0.9)]
+    new, origins = relabelled(labels, 7, alike, [Mixed(5, np.array([5, 7]), 0.0)])
+    assert new.tolist() == [0, 1, 2, 1, 1, 5, 3, 5, 1]
+    assert origins == [0, 1, 2, 5, 6, None]
+
+
+def test_planted_identities_are_found_and_the_pack_is_right(run, pack, tmp_path):
+    done = relabel(load(run), run, pack, tmp_path, merge=0.9, split=0.6)
+    assert (done.merged, done.split) == (1, 1)
+    assert (done.identities, done.images) == (len(IDENTITIES), IMAGES * len(IDENTITIES))
+    before, after = RecordDataset(pack), RecordDataset(tmp_path)
+    for sample in range(len(before)):
+        assert after.encoded(sample) == before.encoded(sample)
+        old, image = before.label(sample), sample // len(IDENTITIES)
+        expected = 3 if old == 9 else old - (old > 9)
+        assert after.label(sample) == (10 if old == 5 and image >= 4 else expected)
+    assert (tmp_path / relabeling.MAP).read_text().split() == [*map(str, [*range(9), 10]), "new"]
+    with (tmp_path / relabeling.LISTING).open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert [row[:3] for row in rows[1:]] == [["3", "one person", "9"], ["5", "two people", "50 61"]]
+    assert cv2.imread(str(tmp_path / relabeling.SHEET)).shape == (2 * SIZE, 15 * SIZE, 3)
+    again = (tmp_path / "train.rec").read_bytes()
+    assert relabel(load(run), run, pack, tmp_path, merge=0.9, split=0.6) == done
+    assert (tmp_path / "train.rec").read_bytes() == again
+
+
+def test_images_of_several_sizes_are_drawn_at_one(run, tmp_path):
+    samples = [
+        (label, face(3, image + 6 * label, SIZE + 8 * image)) for image in range(3) for label in (0, 1)
+    ]
+    write_pack(tmp_path / "pack", samples, size=SIZE)
+    assert relabel(load(run), run, tmp_path / "pack", tmp_path / "out", merge=0.9, split=-1.0).merged == 1
+    assert cv2.imread(str(tmp_path / "out" / relabeling.SHEET)).shape == (SIZE, 15 * SIZE, 3)
+
+
+def test_the_packs_own_folder_is_refused(run, pack):
+    with pytest.raises(InputError, match="wanted another folder than that of a pack which is read"):
+        relabel(load(run), run, pack, pack, merge=0.9, split=0.6)
+
+
+def test_a_network_that_finds_all_alike_is_refused(run, pack, tmp_path):
+    with pytest.raises(
+        InputError, match=r"44 pairs of 11 identities are alike by -1; wanted a higher --merge"
+    ):
+        relabel(load(run), run, pack, tmp_path, merge=-1.0, split=-1.0)
+    assert not (tmp_path / "train.rec").exists()
+
+
+def test_the_command_says_what_was_done(run, pack, tmp_path):
+    done = called("relabel", run, pack, tmp_path / "out", "--merge", "0.9", "--split", "-1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (
+        f"{tmp_path / 'out'}: 66 images of 10 identities; 1 are in others now, 0 were split: "
+        f"{tmp_path / 'out/identities.csv'}\n"
+    )
