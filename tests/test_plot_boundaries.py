@@ -9,7 +9,7 @@ import pytest
 
 from partialfc.config import ArcFace, CosFace, ElasticArcFace
 
-TOOL = Path(__file__).parents[1] / "tools/draw_boundaries.py"
+TOOL = Path(__file__).parents[1] / "tools/plot_boundaries.py"
 FIRST = np.linspace(0, 1, 9)
 
 

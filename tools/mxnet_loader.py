@@ -1,4 +1,4 @@
-"""The usual mxnet pipeline, timed under the real mxnet: `.venv-mxnet/bin/python tools/usual_loader.py REC KEY...`.
+"""The usual mxnet pipeline, timed under the real mxnet: `.venv-mxnet/bin/python tools/mxnet_loader.py REC KEY...`.
 
 Each sample: read_idx, unpack, mx.image.imdecode, a flip by chance, float, (x - 127.5) / 127.5, channels first. Prints
 images a second of one process.
