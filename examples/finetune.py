@@ -29,9 +29,9 @@ def main() -> None:
         f"output={options.output}",
     ]
     config = load_config("faces_small", [*GENTLE, *own, *options.overrides])
-    with comm.join(config.device) as ranks:  # one process, or those that torchrun has started
-        train(config, ranks)
-        if ranks.first:
+    with comm.init_distributed(config.device) as dist_ctx:  # one process, or those that torchrun has started
+        train(config, dist_ctx)
+        if dist_ctx.is_main:
             summary = json.loads(Path(config.output, "summary.json").read_text())
             for name, scores in summary["verification"].items():
                 before = summary["verification_before"][name]["accuracy"]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["PartialFC", "Recognizer", "RecordDataset", "__version__", "load", "verify"]
 
 __version__ = "0.2.0"
-_PLACES = {
+_LAZY_IMPORTS = {
     "PartialFC": "partialfc.head",
     "Recognizer": "partialfc.inference.recognizer",
     "RecordDataset": "partialfc.data",
@@ -29,9 +29,9 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> object:
-    if name not in _PLACES:
+    if name not in _LAZY_IMPORTS:
         raise AttributeError(f"module 'partialfc' has no attribute {name!r}")
-    return getattr(import_module(_PLACES[name]), name)
+    return getattr(import_module(_LAZY_IMPORTS[name]), name)
 
 
 def __dir__() -> list[str]:

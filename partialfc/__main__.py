@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from partialfc.runtime.exit_codes import EXIT_CODE, exit_on_input_error
+from partialfc.runtime.exit_codes import EXIT_BAD_INPUT, exit_on_input_error
 
 # Names of version 0.1.
 OLD_NAMES = {
@@ -17,9 +17,9 @@ OLD_NAMES = {
     "plot_run": ("plot",),
     "compare_runs": ("plot", "--differences"),
 }
-_INTERRUPTED = 130  # as a shell tells it
+_EXIT_SIGINT = 130  # as a shell tells it
 # By library: the extra of the package that brings it. All others come with the package, or with [train].
-_EXTRAS = {
+_EXTRA_OF_MODULE = {
     "huggingface_hub": "export",
     "lmdb": "lmdb",
     "msgpack": "lmdb",
@@ -34,22 +34,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = _renamed(list(sys.argv[1:] if arguments is None else arguments))
     with exit_on_input_error():
         try:
-            code = _called(given or ["--help"])
+            code = _run_command(given or ["--help"])
         except BrokenPipeError:  # whoever reads has read enough; as where the pipe breaks earlier
             sys.stdout = None  # type: ignore[assignment]  # Python would flush it once more
             sys.exit(1)
         except ModuleNotFoundError as error:
             if error.name is None or error.name.startswith("partialfc"):
                 raise
-            extra = _EXTRAS.get(error.name, "train")
+            extra = _EXTRA_OF_MODULE.get(error.name, "train")
             print(
                 f"error: {error.name} is missing; wanted: pip install 'partialfc[{extra}]'", file=sys.stderr
             )
-            sys.exit(EXIT_CODE)
+            sys.exit(EXIT_BAD_INPUT)
     sys.exit(code)
 
 
-def _called(arguments: list[str]) -> int:
+def _run_command(arguments: list[str]) -> int:
     """The exit code of a command."""
     import typer
 
@@ -59,13 +59,13 @@ def _called(arguments: list[str]) -> int:
         code: int = typer.main.get_command(app).main(arguments, "partialfc", standalone_mode=False) or 0
         sys.stdout.flush()
     except typer.Abort:
-        return _INTERRUPTED
+        return _EXIT_SIGINT
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)  # of the command that was meant
         place = context.command_path if context else "partialfc"
         message = " ".join(error.format_message().split()).rstrip(".")
         print(f"error: {place}: {message}; see {place} --help", file=sys.stderr)
-        return EXIT_CODE
+        return EXIT_BAD_INPUT
     return code
 
 

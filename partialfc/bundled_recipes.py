@@ -5,15 +5,15 @@ from pathlib import Path
 
 from partialfc.errors import InputError
 
-_FOLDER = Path(__file__).with_name("recipes")
+_RECIPES_DIR = Path(__file__).with_name("recipes")
 
 
-def shipped() -> dict[str, Path]:
+def bundled_recipes() -> dict[str, Path]:
     """The recipes by name, sorted."""
-    return {path.stem: path for path in sorted(_FOLDER.glob("*.yaml"))}
+    return {path.stem: path for path in sorted(_RECIPES_DIR.glob("*.yaml"))}
 
 
-def summary(recipe: Path) -> str:
+def recipe_summary(recipe: Path) -> str:
     """What its first comment says, up to the first colon, semicolon or end of a sentence."""
     words: list[str] = []
     for line in recipe.read_text(encoding="utf-8").splitlines():
@@ -26,12 +26,12 @@ def summary(recipe: Path) -> str:
     return " ".join(words)
 
 
-def recipe_path(name: str | Path, beside: Path | None = None) -> Path:
-    """The file that `name` means: a file, which is looked for in the folder `beside`; else a recipe that ships, by its name
+def resolve_recipe(name: str | Path, relative_to: Path | None = None) -> Path:
+    """The file that `name` means: a file, which is looked for in the folder `relative_to`; else a recipe that ships, by its name
     or its file's. InputError where it is a bare name, and none.
     """
-    path = Path(name) if beside is None else beside / name
-    known = shipped()
+    path = Path(name) if relative_to is None else relative_to / name
+    known = bundled_recipes()
     if path.is_file() or Path(name).name != str(name):
         return path
     if Path(name).suffix in ("", ".yaml") and Path(name).stem in known:

@@ -1,7 +1,7 @@
 """What the keys and names of a recipe are called in other trainers of the field, for hints."""
 
 # A key, wherever it stands, and what says the same here.
-KEYS = {
+KEY_HINTS = {
     "batch_size": "train.global_batch_size, over all ranks",
     "embedding_size": "backbone.embedding_size",
     "epoch": "train.length: 3 epochs",
@@ -30,7 +30,7 @@ KEYS = {
 }
 
 # A value, where it is one of a few names.
-NAMES = {
+VALUE_HINTS = {
     "mbf": "mobilefacenet",
     "mbf_large": "mobilefacenet_large",
     **{

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import msgspec
 import yaml
 
-from partialfc.bundled_recipes import recipe_path
-from partialfc.conversion import VARIANT, converted, shown
+from partialfc.bundled_recipes import resolve_recipe
+from partialfc.conversion import VARIANT, convert, short_repr
 from partialfc.errors import InputError
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -18,29 +18,31 @@ T = TypeVar("T", bound=msgspec.Struct)
 BASE = "base"  # the key that says which recipe this one changes
 
 
-def load(recipe: Path | str, overrides: Sequence[str], kind: type[T]) -> T:
+def load(recipe: Path | str, overrides: Sequence[str], config_type: type[T]) -> T:
     """Read a recipe, a file's or the name of one that ships, apply `a.b=c` overrides, and check the whole against the
-    struct `kind`.
+    struct `config_type`.
 
     `section.name=variant` starts that section anew, from the defaults of the variant, before other overrides
     of it. A recipe's `base:`, a file's path relative to the recipe or such a name, is the recipe that it changes: its own
     sections are laid over that one's, key by key, or anew where they name another variant. An InputError names in one line
     the place, what was found and what is wanted.
     """
-    path = recipe_path(recipe)
-    tree = _tree(path, kind)
-    assignments = [_assignment(override) for override in overrides]
+    path = resolve_recipe(recipe)
+    tree = _load_tree(path, config_type)
+    assignments = [_parse_override(override) for override in overrides]
     for keys, value in sorted(assignments, key=lambda assignment: assignment[0][-1] != VARIANT):
-        _assign(tree, keys, value)
-    _name_defaults(tree, kind)
-    settings: T = converted(tree, kind, str(path))
+        _apply_override(tree, keys, value)
+    _fill_default_variants(tree, config_type)
+    settings: T = convert(tree, config_type, str(path))
     return settings
 
 
-def _tree(path: Path, kind: type[msgspec.Struct], above: tuple[Path, ...] = ()) -> dict[str, Any]:
+def _load_tree(
+    path: Path, config_type: type[msgspec.Struct], parents: tuple[Path, ...] = ()
+) -> dict[str, Any]:
     """A recipe's sections over those of its base. above: the recipes that are based on this one."""
     place = f"recipe {path}"
-    if path.resolve() in above:
+    if path.resolve() in parents:
         raise InputError(f"{place}: based on itself; wanted a `base` that leads to an end")
     try:
         if path.exists() and not path.is_file():  # a device may never end
@@ -50,37 +52,37 @@ def _tree(path: Path, kind: type[msgspec.Struct], above: tuple[Path, ...] = ()) 
         raise InputError(f"{place}: {error.strerror if isinstance(error, OSError) else error}") from error
     tree = parse(text, place) or {}
     if not isinstance(tree, dict):
-        raise InputError(f"{place}: {shown(tree)}, wanted sections with keys")
+        raise InputError(f"{place}: {short_repr(tree)}, wanted sections with keys")
     base = tree.pop(BASE, None)
     if base is None:
         whole = {}
     elif isinstance(base, str) and "\0" not in base:
-        whole = _tree(recipe_path(base, path.parent), kind, (*above, path.resolve()))
+        whole = _load_tree(resolve_recipe(base, path.parent), config_type, (*parents, path.resolve()))
     else:
-        raise InputError(f"{place}: base: {shown(base)}, wanted the path of a recipe")
-    _lay_over(whole, tree)
-    _name_defaults(whole, kind)
+        raise InputError(f"{place}: base: {short_repr(base)}, wanted the path of a recipe")
+    _merge(whole, tree)
+    _fill_default_variants(whole, config_type)
     return whole
 
 
-def _lay_over(tree: dict[Any, Any], changes: dict[Any, Any]) -> None:
-    for key, value in changes.items():
+def _merge(tree: dict[Any, Any], overrides: dict[Any, Any]) -> None:
+    for key, value in overrides.items():
         old = tree.get(key)
         stages = isinstance(value, dict) and 0 in value  # a value by step or epoch, which is one thing
         if isinstance(old, dict) and isinstance(value, dict) and not stages:
             if VARIANT in value and value[VARIANT] != old.get(VARIANT):
                 old.clear()  # no value of the old variant survives
-            _lay_over(old, value)
+            _merge(old, value)
         else:
             tree[key] = value
 
 
-def dump(settings: msgspec.Struct) -> str:
+def dump(config: msgspec.Struct) -> str:
     """The resolved recipe as YAML: every setting, defaults included."""
-    return yaml.safe_dump(msgspec.to_builtins(settings), sort_keys=False)
+    return yaml.safe_dump(msgspec.to_builtins(config), sort_keys=False)
 
 
-class _Loader(yaml.SafeLoader):
+class _RecipeLoader(yaml.SafeLoader):
     """YAML in which 1e-3 is a number, a key given twice is an error, and so is an alias: a few lines of them stand for
     more than there is memory.
     """
@@ -100,30 +102,30 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
+_RecipeLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
 
 
-def parse(text: str, place: str) -> Any:
-    """Parse YAML. InputError at `place` if it is none."""
+def parse(text: str, location: str) -> Any:
+    """Parse YAML. InputError at `location` if it is none."""
     try:
-        return yaml.load(text, _Loader)
+        return yaml.load(text, _RecipeLoader)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise InputError(f"{place}{line}: {error.problem}") from error
+        raise InputError(f"{location}{line}: {error.problem}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{place}: not YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"{location}: not YAML: {' '.join(str(error).split())}") from error
 
 
-def _assignment(override: str) -> tuple[list[str], Any]:
+def _parse_override(override: str) -> tuple[list[str], Any]:
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise InputError(f"override {override!r}: wanted section.key=value")
     return path.split("."), parse(text, f"override {override!r}")
 
 
-def _assign(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+def _apply_override(tree: dict[str, Any], keys: list[str], value: Any) -> None:
     *sections, key = keys
     for position, name in enumerate(sections):
         if tree.get(name) is None:
@@ -136,9 +138,9 @@ def _assign(tree: dict[str, Any], keys: list[str], value: Any) -> None:
     tree[key] = value
 
 
-def _name_defaults(tree: dict[str, Any], kind: type[msgspec.Struct]) -> None:
+def _fill_default_variants(tree: dict[str, Any], config_type: type[msgspec.Struct]) -> None:
     """A section of several variants that names none is of the default one."""
-    for field in msgspec.structs.fields(kind):
+    for field in msgspec.structs.fields(config_type):
         section = tree.get(field.encode_name)
         tag = getattr(field.default, "__struct_config__", None) and field.default.__struct_config__.tag
         if isinstance(section, dict) and tag is not None:

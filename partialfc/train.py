@@ -5,8 +5,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from partialfc.runtime.exit_codes import DIVERGED, STOPPED, exit_on_defect, exit_on_input_error
-from partialfc.runtime.process.launcher_link import end_with_launcher, has_launcher, tidy_up_quietly
+from partialfc.runtime.exit_codes import (
+    EXIT_DIVERGED,
+    EXIT_STOPPED,
+    exit_on_input_error,
+    exit_on_internal_error,
+)
+from partialfc.runtime.process.launcher_link import exit_with_launcher, has_launcher, silence_resource_tracker
 from partialfc.runtime.process.signals import StopRequest
 
 
@@ -16,34 +21,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("recipe", help="YAML file, or the name of a recipe that ships")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     options = parser.parse_args(arguments)
-    end_with_launcher()
-    tidy_up_quietly()
-    stop = StopRequest(first=os.environ.get("RANK", "0") == "0", launched=has_launcher())
-    with stop.listening(), exit_on_defect(), exit_on_input_error():
-        code = _trained(options.recipe, options.overrides, stop)
+    exit_with_launcher()
+    silence_resource_tracker()
+    stop = StopRequest(is_main=os.environ.get("RANK", "0") == "0", has_launcher=has_launcher())
+    with stop.install(), exit_on_internal_error(), exit_on_input_error():
+        code = _train_rank(options.recipe, options.overrides, stop)
     sys.exit(code)
 
 
-def _trained(recipe: str, overrides: Sequence[str], stop: StopRequest) -> int:
+def _train_rank(recipe: str, overrides: Sequence[str], stop_request: StopRequest) -> int:
     """The exit code of the run."""
     # Here: a process that the rank spawns, to draw faces or to read them, imports this file, but has no use for these.
     from partialfc.config import load_config
     from partialfc.runtime import comm
     from partialfc.runtime.process import flight_recorder
-    from partialfc.training.health import Diverged
+    from partialfc.training.health import DivergenceError
     from partialfc.training.loop import train
 
     config = load_config(recipe, overrides)
     if config.launch.flight_recorder:
         flight_recorder.enable()
-    with comm.join(config.device) as ranks:
+    with comm.init_distributed(config.device) as dist_ctx:
         try:
-            code = STOPPED if train(config, ranks, stop).stopped else 0
-        except Diverged as problem:  # on all ranks
-            code = DIVERGED
-            if ranks.first:
+            code = EXIT_STOPPED if train(config, dist_ctx, stop_request).stop_signal else 0
+        except DivergenceError as problem:  # on all ranks
+            code = EXIT_DIVERGED
+            if dist_ctx.is_main:
                 print(f"error: {problem}", file=sys.stderr, flush=True)
-        comm.barrier(ranks.host)  # the launcher ends all when one has ended: not before all is said
+        comm.barrier(dist_ctx.host_group)  # the launcher ends all when one has ended: not before all is said
     return code
 
 

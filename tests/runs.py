@@ -47,9 +47,9 @@ def config_of(pack: Path, output: Path, **sections: dict[str, Any]) -> Config:
 def no_pictures() -> Iterator[None]:
     dot = np.zeros((1, 1, 3), np.uint8)
     with (
-        mock.patch.object(of_pairs, "roc", return_value=dot),
-        mock.patch.object(of_pairs, "hardest", return_value=dot),
-        mock.patch.object(plots, "draw_runs"),
+        mock.patch.object(of_pairs, "plot_roc", return_value=dot),
+        mock.patch.object(of_pairs, "plot_hardest_pairs", return_value=dot),
+        mock.patch.object(plots, "plot_runs"),
     ):
         yield
 
@@ -76,12 +76,12 @@ def trained(
 
     with mock.patch.object(loop, "train_step", step_or_die), nullcontext() if pictures else no_pictures():
         try:
-            run = loop.train(config, comm.ranks_of(torch.device(config.device)))
+            run = loop.train(config, comm.create_dist_context(torch.device(config.device)))
         except StoppedHere:
             return None
     state = {name: value.clone() for name, value in run.backbone.state_dict().items()}
-    if run.average:
-        state |= {f"average {name}": it.clone() for name, it in run.average.network.state_dict().items()}
+    if run.ema:
+        state |= {f"average {name}": it.clone() for name, it in run.ema.network.state_dict().items()}
     return state | {name: local_rows(value) for name, value in run.head.state_dict().items()}
 
 

@@ -7,8 +7,8 @@ import pytest
 from calling import called_tool
 from faces import write_pack
 
-from partialfc.data.fingerprint import fingerprint
-from partialfc.data.stored_embeddings import About, numbers
+from partialfc.data.fingerprint import pack_fingerprint
+from partialfc.data.stored_embeddings import EmbeddingsInfo, open_array
 
 TOOLS = Path(__file__).parents[1] / "tools"
 
@@ -41,9 +41,11 @@ def test_planted_identities_are_found(tmp_path):
         size=(classes * images, width)
     )
     (tmp_path / "embeddings").mkdir()
-    about = About(fingerprint(tmp_path / "pack"), "of a network", len(rows), width, done=len(rows))
+    about = EmbeddingsInfo(
+        pack_fingerprint(tmp_path / "pack"), "of a network", len(rows), width, done=len(rows)
+    )
     about.write(tmp_path / "embeddings")
-    stored = numbers(tmp_path / "embeddings", about, begin=True)
+    stored = open_array(tmp_path / "embeddings", about, create=True)
     stored[:] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     stored.flush()
     command = [TOOLS / "benchmark_relabel.py", tmp_path / "pack", tmp_path / "embeddings"]

@@ -32,11 +32,11 @@ def test_numbers_are_those_of_the_picture(tool):
     embeddings = on_circle([-5, 5, 88, 92, 150, 160, 20])
     labels = np.array([0, 0, 1, 1, 2, 2, 0])
     found = tool.measured(embeddings, labels, centers)
-    assert found.right == 1.0 and not found.collapsed
+    assert found.accuracy == 1.0 and not found.collapsed
     mean = np.degrees(np.angle(np.exp(1j * np.radians([-5, 5, 20])).mean()))
     own = np.abs(np.array([-5, 5, 20]) - mean).mean()
-    assert found.within == pytest.approx((own + 2 + 5) / 3, abs=1e-3)
-    assert found.between == pytest.approx(np.std([90 - mean, 65, 360 - 155 + mean]), abs=1e-3)
+    assert found.mean_class_angle == pytest.approx((own + 2 + 5) / 3, abs=1e-3)
+    assert found.neighbor_angle_std == pytest.approx(np.std([90 - mean, 65, 360 - 155 + mean]), abs=1e-3)
     assert tool.measured(embeddings, labels[::-1].copy(), centers).collapsed
 
 

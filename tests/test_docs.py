@@ -15,7 +15,7 @@ from detector import MAGENTA, write_detector
 from faces import face
 
 from partialfc.backbones import build_backbone
-from partialfc.config import MobileFaceNet, load_config
+from partialfc.config import MobileFaceNetConfig, load_config
 from partialfc.data.images import write
 
 ROOT = Path(__file__).parents[1]
@@ -73,7 +73,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     photo = np.full((240, 320, 3), 128, np.uint8)
     photo[96:160, 128:192] = MAGENTA
     write(folder / "photographs/ann/1.png", photo)
-    torch.save(build_backbone(MobileFaceNet()).state_dict(), folder / "backbone.pth")
+    torch.save(build_backbone(MobileFaceNetConfig()).state_dict(), folder / "backbone.pth")
     environment = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}"}
     for block in blocks(ROOT / "README.md", "sh")[1:]:  # the first makes an environment
         ran(["bash", "-euo", "pipefail", "-c", block], folder, environment)

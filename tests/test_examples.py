@@ -29,13 +29,13 @@ from partialfc.config import (
     ElasticArcFace,
     HeadConfig,
     IResNetTiny,
-    MobileFaceNet,
-    Step,
+    MobileFaceNetConfig,
+    MultiStepSchedule,
     SyntheticData,
 )
 from partialfc.data import synthetic
-from partialfc.data.loader import Batch, Loader, Notices
-from partialfc.data.packs.unpack import unpack
+from partialfc.data.loader import Batch, BatchLoader, StepFlags
+from partialfc.data.packs.unpack import unpack_pack
 from partialfc.launching import launcher
 from partialfc.training import run
 
@@ -48,7 +48,7 @@ STEPS = 20
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pack of the kind that the quickstart draws, smaller."""
     folder = tmp_path_factory.mktemp("drawn")
-    synthetic.ensure(folder, SyntheticData(identities=60, images=5, unseen=20, pairs=20))
+    synthetic.ensure_pack(folder, SyntheticData(identities=60, images=5, unseen=20, pairs=20))
     return folder
 
 
@@ -70,14 +70,14 @@ def losses_of(ranks: RankPool, world_size: int, *arguments: object) -> list[floa
     return [float(loss) for loss in re.findall(r"step \d+: loss (\S+)", printed[0])]
 
 
-def batches_of_the_example(loader: Loader, start: int, stop: int, notices: object) -> Iterator[Batch]:
-    dataset, ranks = loader._samples._dataset, loader._ranks
+def batches_of_the_example(loader: BatchLoader, start: int, stop: int, notices: object) -> Iterator[Batch]:
+    dataset, dist_ctx = loader._samples._dataset, loader._dist_ctx
     for number in range(start, stop):
         generator = torch.Generator().manual_seed(number)
         chosen = torch.randint(len(dataset), (train_ddp.BATCH,), generator=generator)
         pixels, labels = zip(*(dataset[int(it)] for it in chosen), strict=True)
-        images = torch.from_numpy(np.stack(pixels)).chunk(ranks.size)[ranks.rank]
-        yield Batch(images, torch.tensor(labels), waited=0.0, replaced=0, notices=Notices())
+        images = torch.from_numpy(np.stack(pixels)).chunk(dist_ctx.world_size)[dist_ctx.rank]
+        yield Batch(images, torch.tensor(labels), data_wait_seconds=0.0, num_replaced=0, flags=StepFlags())
 
 
 def new_network(_: object) -> torch.nn.Module:
@@ -93,12 +93,12 @@ def by_our_trainer(folder: Path, output: Path) -> None:
         loss=ElasticArcFace(scale=16),
         head=HeadConfig(sample_rate=0.5),
         optim=AdamW(lr=train_ddp.LR, max_grad_norm=0),
-        schedule=Step(milestones=(1000,)),
+        schedule=MultiStepSchedule(milestones=(1000,)),
         seed=0,
     )
     with (
         mock.patch.object(run, "build_backbone", new_network),
-        mock.patch.object(Loader, "batches", batches_of_the_example),
+        mock.patch.object(BatchLoader, "batches", batches_of_the_example),
     ):
         trained(config)
 
@@ -132,7 +132,7 @@ def test_the_kubernetes_example_is_what_its_schema_says():
     with mock.patch.object(launcher, "launch", return_value=7) as launch, pytest.raises(SystemExit) as ended:
         main([*command.removeprefix("exec partialfc ").split(), "device=cpu", "--ranks=4"])
     assert ended.value.code == 7
-    config, ranks = launch.call_args.args[0].checked()
+    config, ranks = launch.call_args.args[0].validate()
     assert config.output == "/data/output" and ranks == 4 and launch.call_args.args[0].nodes == 2
 
 
@@ -150,7 +150,7 @@ def script(name: str, *arguments: object) -> str:
 
 def test_a_network_of_others_is_trained_on_and_used(drawn, tmp_path):
     """As state_dicts of the ArcFace repository are: its MobileFaceNet, by DistributedDataParallel."""
-    network = build_backbone(MobileFaceNet())
+    network = build_backbone(MobileFaceNetConfig())
     torch.save(
         {f"module.{name}": tensor for name, tensor in network.state_dict().items()}, tmp_path / "weights.pth"
     )
@@ -168,7 +168,7 @@ def test_a_network_of_others_is_trained_on_and_used(drawn, tmp_path):
     )
     assert re.search(r"^unseen: [\d.]+% right before, [\d.]+% after$", printed, re.MULTILINE), printed
     gallery = tmp_path / "gallery"
-    unpack(drawn, gallery)
+    unpack_pack(drawn, gallery)
     for person in sorted(gallery.iterdir())[5:]:
         shutil.rmtree(person)
     faces = sorted((gallery / "03").glob("*.jpg"))

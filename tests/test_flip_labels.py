@@ -19,7 +19,7 @@ def test_a_share_of_the_labels_is_wrong(pack, tmp_path, monkeypatch):
     assert len(after) == len(before) and after.num_classes == before.num_classes
     wrong = sum(before.label(image) != after.label(image) for image in range(len(before)))
     assert wrong == round(0.3 * len(before))
-    assert all(before.encoded(image) == after.encoded(image) for image in range(len(before)))
+    assert all(before.encoded_image(image) == after.encoded_image(image) for image in range(len(before)))
     assert (tmp_path / "out/unseen.bin").read_bytes() == (pack / "unseen.bin").read_bytes()
 
 

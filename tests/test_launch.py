@@ -21,7 +21,7 @@ from partialfc.__main__ import main
 from partialfc.config import Config
 from partialfc.errors import InputError
 from partialfc.launching.launcher import num_ranks
-from partialfc.launching.local_ranks import _numa_options, _Processes
+from partialfc.launching.local_ranks import _numa_options, _RankProcesses
 
 RECIPE = """
 data: {path: PACK, num_workers: 0}
@@ -273,7 +273,7 @@ def test_a_defect_while_a_thread_is_inside_a_collective_keeps_its_exit_code(reci
 
 def test_the_rank_that_ended_first_gives_the_exit_code(capfd):
     """Others abort, or lose it, only because it is gone."""
-    processes = _Processes()
+    processes = _RankProcesses()
     failures = {
         0: SimpleNamespace(pid=11, exitcode=-signal.SIGABRT, signal_name=lambda: "SIGABRT"),
         1: SimpleNamespace(pid=12, exitcode=4),
@@ -297,8 +297,8 @@ def test_binding_to_numa_nodes_is_asked_of_torch_where_it_can(recipe, monkeypatc
 
 def test_a_first_rank_that_hears_no_signal_and_is_ended_is_told_of(capfd):
     """It waits inside a library for the others, which have stopped; the launcher ends it after a while."""
-    processes = _Processes()
-    processes._passed_on.add(signal.SIGTERM)
+    processes = _RankProcesses()
+    processes._forwarded.add(signal.SIGTERM)
     processes._killed.add(11)
     failures = {0: SimpleNamespace(pid=11, exitcode=-signal.SIGKILL), 1: SimpleNamespace(pid=12, exitcode=75)}
     assert processes.exit_code(failures) == 75

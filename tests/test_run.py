@@ -140,7 +140,7 @@ def test_lower_precision_trains(ranks, pack, tmp_path, precision):
 
 
 def step_without_waiting(config: Config) -> None:
-    run = build_run(config, comm.ranks_of(torch.device("cpu")))
+    run = build_run(config, comm.create_dist_context(torch.device("cpu")))
     for batch in run.loader.batches(0, 2):
         with NoWaiting():
             loop.train_step(run, batch, run.head.prepare(batch.labels, run.step))
@@ -162,20 +162,20 @@ def overflow_on_one_rank(
     config: Config,
 ) -> tuple[bool, float, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """A step in which the last rank's images are not finite: whether it was taken, the loss scale, before and after."""
-    ranks = comm.ranks_of(torch.device("cpu"))
-    run = build_run(config, ranks)
+    dist_ctx = comm.create_dist_context(torch.device("cpu"))
+    run = build_run(config, dist_ctx)
     batch = next(run.loader.batches(0, 1))
     loop.train_step(run, batch, run.head.prepare(batch.labels, 0))  # so that there is momentum
     before = state_of(run)
-    if ranks.rank == 1:
+    if dist_ctx.rank == 1:
         run.backbone.register_forward_hook(lambda module, args, output: output * torch.inf)
-    taken = loop.train_step(run, batch, run.head.prepare(batch.labels, 0)).finite.item()
+    taken = loop.train_step(run, batch, run.head.prepare(batch.labels, 0)).is_finite.item()
     return taken, run.optimizer.loss_scale.value.item(), before, state_of(run)
 
 
 def state_of(run: Run) -> dict[str, torch.Tensor]:
     state = run.backbone.state_dict() | run.head.centers.tensors
-    momenta = {f"momentum of {name}": it["momentum_buffer"] for name, it in run.optimizer.moments.items()}
+    momenta = {f"momentum of {name}": it["momentum_buffer"] for name, it in run.optimizer.state.items()}
     return {name: value.clone() for name, value in (state | momenta).items() if "num_batches" not in name}
 
 

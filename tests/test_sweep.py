@@ -15,9 +15,17 @@ from scipy import stats
 
 from partialfc import recipe
 from partialfc.errors import InputError
-from partialfc.sweep.grid import Grid, Point, grid_of, values_of
-from partialfc.sweep.runner import Share, share_of
-from partialfc.sweep.table import _T, Results, Row, cells, in_words, results_of, write
+from partialfc.sweep.grid import Grid, Point, parse_grid, parse_values
+from partialfc.sweep.runner import TaskShard, parse_task
+from partialfc.sweep.table import (
+    _STUDENT_T_95,
+    ResultRow,
+    SweepResults,
+    collect_results,
+    format_mean_interval,
+    table_cells,
+    write_sweep_results,
+)
 
 
 @pytest.mark.parametrize(
@@ -34,22 +42,22 @@ from partialfc.sweep.table import _T, Results, Row, cells, in_words, results_of,
     ],
 )
 def test_values_of_a_setting(text, values):
-    assert values_of(text) == values
+    assert parse_values(text) == values
 
 
 @pytest.mark.parametrize("text", ["1,,2", "1,", "3..1"])
 def test_values_that_are_none_are_told(text):
     with pytest.raises(InputError):
-        values_of(text)
+        parse_values(text)
 
 
 def test_a_grid_is_every_combination():
-    grid = grid_of("faces_small", ["loss.margin=0.4,0.5", "train.length=5", "seed=0..2"])
+    grid = parse_grid("faces_small", ["loss.margin=0.4,0.5", "train.length=5", "seed=0..2"])
     assert grid.fixed == ("train.length=5",) and len(grid.points) == 6
     assert grid.overrides(grid.points[1]) == ["train.length=5", "loss.margin=0.4", "seed=1"]
-    assert grid.points[1].row() == (("loss.margin", "0.4"),)
+    assert grid.points[1].settings_without_seed() == (("loss.margin", "0.4"),)
     assert len({it.name for it in grid.points}) == 6
-    assert grid_of("faces_small", []).points == (Point(()),)
+    assert parse_grid("faces_small", []).points == (Point(()),)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +72,7 @@ def test_a_grid_is_every_combination():
 )
 def test_a_grid_that_cannot_be_run_is_told_before_it_is(arguments, message):
     with pytest.raises(InputError, match=message):
-        grid_of("faces_small", arguments)
+        parse_grid("faces_small", arguments)
 
 
 def test_a_folders_name_is_that_of_the_settings_and_safe():
@@ -74,26 +82,26 @@ def test_a_folders_name_is_that_of_the_settings_and_safe():
 
 
 def test_a_share_is_of_the_task_or_of_the_job_array(monkeypatch):
-    assert share_of(None) == Share(0, 1) and share_of("2/3") == Share(2, 3)
+    assert parse_task(None) == TaskShard(0, 1) and parse_task("2/3") == TaskShard(2, 3)
     for wrong in ("3/3", "a/2", "1"):
         with pytest.raises(InputError, match=f"--task {wrong}: wanted I/N"):
-            share_of(wrong)
-    for array, share in (((7, 5, 8, 1, 4), Share(2, 4)), ((4, 0, 8, 2, 5), Share(2, 5))):
+            parse_task(wrong)
+    for array, share in (((7, 5, 8, 1, 4), TaskShard(2, 4)), ((4, 0, 8, 2, 5), TaskShard(2, 5))):
         for name, value in zip(("ID", "MIN", "MAX", "STEP", "COUNT"), array, strict=True):
             monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
-        assert share_of(None) == share
+        assert parse_task(None) == share
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "3")
     with pytest.raises(InputError, match="a job array of 3 tasks from 0 to 8; wanted --array=0-N"):
-        share_of(None)
+        parse_task(None)
 
 
 def test_intervals_are_students():
-    for degrees, quantile in enumerate(_T, 1):
+    for degrees, quantile in enumerate(_STUDENT_T_95, 1):
         assert quantile == pytest.approx(stats.t.ppf(0.975, degrees), abs=6e-4)
     scores = [0.91, 0.92, 0.89, 0.932]
     half = stats.t.ppf(0.975, 3) * statistics.stdev(scores) / 2
-    assert in_words(scores) == f"91.3% ± {100 * half:.1f}"
-    assert in_words([0.5]) == "50.0%"
+    assert format_mean_interval(scores) == f"91.3% ± {100 * half:.1f}"
+    assert format_mean_interval([0.5]) == "50.0%"
 
 
 def finished(out: Path, point: Point, one: float, other: float) -> None:
@@ -103,22 +111,22 @@ def finished(out: Path, point: Point, one: float, other: float) -> None:
 
 
 def test_rows_are_means_over_seeds_and_the_best_by_rank_stands_first(tmp_path):
-    grid = grid_of("faces_small", ["loss.margin=0.4,0.5,0.6", "seed=0..1"])
+    grid = parse_grid("faces_small", ["loss.margin=0.4,0.5,0.6", "seed=0..1"])
     for point, one, other in zip(
         grid.points, (0.8, 0.9, 0.7, 0.8, 0.95), (0.6, 0.6, 0.9, 0.7, 0.6), strict=False
     ):
         finished(tmp_path, point, one, other)
-    results = results_of(grid, tmp_path)
-    assert results.missing == 1 and len(results.runs) == 5 and results.sets == ["one", "other"]
+    results = collect_results(grid, tmp_path)
+    assert results.num_unfinished == 1 and len(results.runs) == 5 and results.sets == ["one", "other"]
     # means: 0.4 -> 85, 60; 0.5 -> 75, 80; 0.6 -> 95, 60
-    header, *lines = cells(results)
+    header, *lines = table_cells(results)
     assert header == ["loss.margin", "runs", "one", "other", "rank sum"]
     assert [(it[0], it[1], it[-1]) for it in lines] == [
         ("0.6", "1", "3.5"),
         ("0.5", "2", "4"),
         ("0.4", "2", "4.5"),
     ]
-    write(results, tmp_path)
+    write_sweep_results(results, tmp_path)
     assert (tmp_path / "results.md").read_text().splitlines()[2].startswith("| 0.6 | 1 | 95.0% | 60.0% |")
     assert json.loads((tmp_path / "results.json").read_text())[0]["settings"] == {
         "loss.margin": "0.4",
@@ -127,7 +135,7 @@ def test_rows_are_means_over_seeds_and_the_best_by_rank_stands_first(tmp_path):
 
 
 def test_without_a_run_that_has_finished_there_is_no_table(tmp_path):
-    assert cells(results_of(Grid("faces_small", (), ()), tmp_path)) == [["runs", "rank sum"]]
+    assert table_cells(collect_results(Grid("faces_small", (), ()), tmp_path)) == [["runs", "rank sum"]]
 
 
 @pytest.fixture
@@ -178,9 +186,9 @@ def test_a_signal_stops_the_run_under_way_and_those_to_come(swept, tmp_path):
 
 def test_an_undefined_score_is_a_dash():
     nan = float("nan")
-    assert in_words([nan, 0.5]) == "-" and in_words([nan]) == "-"
+    assert format_mean_interval([nan, 0.5]) == "-" and format_mean_interval([nan]) == "-"
     rows = [
-        Row((("seed", "0"),), {"one_kind": [nan], "lfw": [0.9]}),
-        Row((("seed", "1"),), {"one_kind": [nan], "lfw": [0.8]}),
+        ResultRow((("seed", "0"),), {"one_kind": [nan], "lfw": [0.9]}),
+        ResultRow((("seed", "1"),), {"one_kind": [nan], "lfw": [0.8]}),
     ]
-    assert Results(rows, [], 0).rank_sums() == [1.0, 2.0]
+    assert SweepResults(rows, [], 0).rank_sums() == [1.0, 2.0]

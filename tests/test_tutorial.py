@@ -30,8 +30,8 @@ def test_what_is_at_hand(monkeypatch, tmp_path):
     ):
         assert (folder / name).read_bytes() == face(0, 0)
     assert (folder / "pairs.txt").exists() and (folder / "yunet.onnx").exists()
-    assert run_tutorial.run("sh", "ls pairs.txt\npartialfc --version\n", folder) == 0
-    assert run_tutorial.run("python", "raise SystemExit(3)\n", folder) == 3
+    assert run_tutorial.run_block("sh", "ls pairs.txt\npartialfc --version\n", folder) == 0
+    assert run_tutorial.run_block("python", "raise SystemExit(3)\n", folder) == 3
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from partialfc.__main__ import _EXTRAS
+from partialfc.__main__ import _EXTRA_OF_MODULE
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -78,4 +78,4 @@ def test_what_is_pinned_is_what_the_package_asks_for():
 def test_a_library_that_is_missing_is_named_with_its_extra():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     expected = {name.replace("-", "_"): extra for extra in ("export", "lmdb") for name in extras[extra]}
-    assert expected == _EXTRAS
+    assert expected == _EXTRA_OF_MODULE

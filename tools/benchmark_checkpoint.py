@@ -24,35 +24,35 @@ from rich.table import Table
 from partialfc.config import CosFace, HeadConfig
 from partialfc.head import PartialFC
 from partialfc.runtime import comm, dtensors
-from partialfc.runtime.checkpoint import Checkpoints
-from partialfc.runtime.comm import Ranks
+from partialfc.runtime.checkpoint import CheckpointManager
+from partialfc.runtime.comm import DistContext
 
 WIDTH = 512
 _STEPS = 30  # of which medians are taken, before the saves and between them
-_PROPORTION = 1000  # steps between two saves that the share of the whole is said for
+_STEPS_BETWEEN_SAVES = 1000  # steps between two saves that the share of the whole is said for
 
-Row = dict[str, Any]
+MeasurementRow = dict[str, Any]
 
 
-class Steps:
+class TimedSteps:
     """Steps of a head on labels drawn anew, timed one by one."""
 
-    def __init__(self, options: argparse.Namespace, ranks: Ranks) -> None:
+    def __init__(self, options: argparse.Namespace, dist_ctx: DistContext) -> None:
         config = HeadConfig(sample_rate=options.sample_rate, memory=options.memory)
-        self.head = PartialFC(options.identities, WIDTH, CosFace(), config=config, device=ranks.device)
-        self._options, self._ranks, self.taken = options, ranks, 0
+        self.head = PartialFC(options.identities, WIDTH, CosFace(), config=config, device=dist_ctx.device)
+        self._options, self._dist_ctx, self.taken = options, dist_ctx, 0
         self._draw = torch.Generator().manual_seed(0)
 
     def step(self) -> float:
         """Seconds of one step, of the slowest rank."""
-        batch, device = self._options.batch, self._ranks.device
+        batch, device = self._options.batch, self._dist_ctx.device
         labels = torch.randint(self._options.identities, (batch,), generator=self._draw)
         step = self.head.prepare(labels, self.taken)
-        embeddings = torch.randn(batch // self._ranks.size, WIDTH, device=device, requires_grad=True)
+        embeddings = torch.randn(batch // self._dist_ctx.world_size, WIDTH, device=device, requires_grad=True)
         began = time.perf_counter()
         self.head(embeddings, step).backward()
         self.head.update(step, 0.1)
-        _settled(self._ranks)
+        _synchronize(self._dist_ctx)
         self.taken += 1
         return time.perf_counter() - began
 
@@ -61,43 +61,45 @@ class Steps:
         return statistics.median(self.step() for _ in range(_STEPS))
 
 
-def _settled(ranks: Ranks) -> None:
-    if ranks.device.type == "cuda":
+def _synchronize(dist_ctx: DistContext) -> None:
+    if dist_ctx.device.type == "cuda":
         torch.cuda.synchronize()
-    comm.barrier(ranks.host)
+    comm.barrier(dist_ctx.host_group)
 
 
-class Copy:
+class TimedCopy:
     """Copies what this rank saves to memory of the host, the same each time."""
 
-    def __init__(self, head: PartialFC, ranks: Ranks) -> None:
-        self._ranks = ranks
-        self._rows = [dtensors.row_range(it)[0] for it in head.state_dict().values()]
+    def __init__(self, head: PartialFC, dist_ctx: DistContext) -> None:
+        self._dist_ctx = dist_ctx
+        self._rows = [dtensors.local_rows_and_offset(it)[0] for it in head.state_dict().values()]
         self._copies = [torch.zeros(it.shape, dtype=it.dtype, pin_memory=it.is_cuda) for it in self._rows]
         self.bytes = sum(it.nbytes for it in self._rows)
 
-    def timed(self) -> float:
+    def run(self) -> float:
         """Seconds that it takes."""
-        _settled(self._ranks)
+        _synchronize(self._dist_ctx)
         began = time.perf_counter()
         for copy, tensor in zip(self._copies, self._rows, strict=True):
             copy.copy_(tensor, non_blocking=True)
-        _settled(self._ranks)
+        _synchronize(self._dist_ctx)
         return time.perf_counter() - began
 
 
-def save_and_step(steps: Steps, copy: Copy, checkpoints: Checkpoints, ranks: Ranks) -> Row:
+def save_and_step(
+    steps: TimedSteps, copy: TimedCopy, checkpoints: CheckpointManager, dist_ctx: DistContext
+) -> MeasurementRow:
     """One copy, one save, and the steps until it is on the disk; then some without."""
-    copied = copy.timed()
+    copied = copy.run()
     streamed = steps.head.snapshot()
-    _settled(ranks)
+    _synchronize(dist_ctx)
     began = time.perf_counter()
-    checkpoints.save(steps.taken, steps.head.state_dict(), {}, seconds=0.0, streamed=streamed)
-    _settled(ranks)
+    checkpoints.save(steps.taken, steps.head.state_dict(), {}, elapsed_seconds=0.0, streamed=streamed)
+    _synchronize(dist_ctx)
     stalled, during, outcome = time.perf_counter() - began, [], None
-    while not all(comm.of_all_ranks(outcome is not None, ranks.host)):
+    while not all(comm.all_gather_object(outcome is not None, dist_ctx.host_group)):
         during.append(steps.step())
-        outcome = outcome or checkpoints.finished()
+        outcome = outcome or checkpoints.poll()
     assert outcome is not None and outcome.problem is None, outcome
     usual = steps.median()
     cost = stalled + sum(during) - len(during) * usual
@@ -106,11 +108,11 @@ def save_and_step(steps: Steps, copy: Copy, checkpoints: Checkpoints, ranks: Ran
         "copy_ms": 1000 * copied,
         "stalled_ms": 1000 * stalled,
         "steps_meanwhile": len(during),
-        "written_s": outcome.seconds,
+        "written_s": outcome.write_seconds,
         "step_meanwhile_ms": 1000 * statistics.median(during),
         "step_ms": 1000 * usual,
         "ratio": statistics.median(during) / usual,
-        "share": cost / (_PROPORTION * usual),
+        "share": cost / (_STEPS_BETWEEN_SAVES * usual),
     }
 
 
@@ -121,22 +123,22 @@ def rank_main(options: argparse.Namespace, rank: int, folder: str, pipe: Connect
     device = torch.device("cuda", rank) if on_gpu else torch.device("cpu")
     store = dist.FileStore(f"{folder}/store", options.ranks)
     dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=options.ranks)
-    ranks = comm.ranks_of(device)
-    steps = Steps(options, ranks)
-    checkpoints = Checkpoints(Path(folder), keep=1, ranks=ranks)
+    dist_ctx = comm.create_dist_context(device)
+    steps = TimedSteps(options, dist_ctx)
+    checkpoints = CheckpointManager(Path(folder), keep=1, dist_ctx=dist_ctx)
     streamed = steps.head.snapshot()
-    checkpoints.reserve(steps.head.state_dict(), streamed)
+    checkpoints.preallocate(steps.head.state_dict(), streamed)
     for frozen in streamed.values():
         frozen.close()
     steps.median()
-    copy, case = Copy(steps.head, ranks), f"{options.identities} identities, memory {options.memory}"
-    rows = [{"case": case, **save_and_step(steps, copy, checkpoints, ranks)} for _ in range(options.saves)]
-    if ranks.first:
+    copy, case = TimedCopy(steps.head, dist_ctx), f"{options.identities} identities, memory {options.memory}"
+    rows = [{"case": case, **save_and_step(steps, copy, checkpoints, dist_ctx)} for _ in range(options.saves)]
+    if dist_ctx.is_main:
         pipe.send(rows)
     dist.destroy_process_group()
 
 
-def measured(options: argparse.Namespace) -> list[Row]:
+def run_benchmark(options: argparse.Namespace) -> list[MeasurementRow]:
     context = mp.get_context("spawn")
     options.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
@@ -148,7 +150,7 @@ def measured(options: argparse.Namespace) -> list[Row]:
         for process in processes:
             process.start()
         theirs.close()
-        rows: list[Row] = ours.recv()
+        rows: list[MeasurementRow] = ours.recv()
         for process in processes:
             process.join()
     return rows
@@ -168,7 +170,7 @@ def main() -> None:
     parser.add_argument("--saves", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    rows = measured(options)
+    rows = run_benchmark(options)
     table = Table(*(name for name in rows[0] if name != "case"), title=rows[0]["case"])
     for row in rows:
         table.add_row(

@@ -4,7 +4,7 @@
     tools/benchmark_gpu.py heads --insightface DIR --json heads.json   a section; DIR: recognition/arcface_torch of theirs
 
 A section that fails, or takes too long, says so in the report; the others go on. Without a GPU it is a rehearsal, whose
-figures mean nothing. Of packages, msgspec is enough beside torch, numpy, OpenCV and PyYAML; the section `tests` wants those
+figures mean nothing. Of packages, msgspec is enough beside torch, numpy, OpenCV and PyYAML; the section `run_tests` wants those
 of requirements-test.txt.
 """
 
@@ -24,7 +24,7 @@ from unittest import mock
 
 import torch
 
-Row = dict[str, Any]
+MeasurementRow = dict[str, Any]
 
 ROOT = Path(__file__).resolve().parent.parent
 # Sections, in the order of what should be known first, and the seconds that each may take.
@@ -37,8 +37,8 @@ SECTIONS = {
     "tests": 150,
     "many": 100,
 }
-LIMIT = 470  # seconds, of all sections together
-_NOT_NEEDED = (
+TIME_LIMIT = 470  # seconds, of all sections together
+_STUBBED_PACKAGES = (
     "rich",
     "xxhash",
     "lmdb",
@@ -52,20 +52,20 @@ _NOT_NEEDED = (
 
 
 def main() -> None:
-    options = options_of()
+    options = parse_args()
     if options.one is not None:
-        options.json.write_text(json.dumps(section(options.one, options)), encoding="utf-8")
+        options.json.write_text(json.dumps(section_rows(options.one, options)), encoding="utf-8")
         return
     began, report = time.monotonic(), {}
     for name in options.sections or SECTIONS:
-        left = LIMIT - (time.monotonic() - began)
-        report[name] = measured(name, min(SECTIONS[name], left), options)
+        left = TIME_LIMIT - (time.monotonic() - began)
+        report[name] = run_section(name, min(SECTIONS[name], left), options)
         print_rows(name, report[name])
     if options.json:
         options.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
 
 
-def options_of() -> argparse.Namespace:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -79,7 +79,7 @@ def options_of() -> argparse.Namespace:
     return options
 
 
-def measured(name: str, seconds: float, options: argparse.Namespace) -> list[Row]:
+def run_section(name: str, seconds: float, options: argparse.Namespace) -> list[MeasurementRow]:
     """A section's rows, from a process of its own: a fault of the GPU ends that process."""
     if seconds <= 0:
         return [{"not run": "no time is left"}]
@@ -95,28 +95,28 @@ def measured(name: str, seconds: float, options: argparse.Namespace) -> list[Row
             return [{"not run": f"took more than {seconds:.0f} s"}]
         if done.returncode or not out.exists():
             return [{"failed": done.returncode, "said": done.stderr[-3000:]}]
-        rows: list[Row] = json.loads(out.read_text(encoding="utf-8"))
+        rows: list[MeasurementRow] = json.loads(out.read_text(encoding="utf-8"))
         return [*rows, {"seconds": time.monotonic() - began}]
 
 
-def section(name: str, options: argparse.Namespace) -> list[Row]:
+def section_rows(name: str, options: argparse.Namespace) -> list[MeasurementRow]:
     sys.path.insert(0, str(ROOT))
     if name == "tests":
-        return tests()
-    sys.meta_path.append(StandIns())
+        return run_tests()
+    sys.meta_path.append(StubFinder())
     import gpu_sections
 
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     torch.zeros((), device=device)  # statistics of its memory want a device that is in use
-    here = gpu_sections.Machine(device, options.insightface)
+    here = gpu_sections.BenchmarkMachine(device, options.insightface)
     module = importlib.import_module(
         {"heads": "gpu_heads", "steps": "gpu_steps", "many": "gpu_steps"}.get(name, "gpu_sections")
     )
-    rows: list[Row] = getattr(module, name)(here)
+    rows: list[MeasurementRow] = getattr(module, name)(here)
     return rows
 
 
-def tests() -> list[Row]:
+def run_tests() -> list[MeasurementRow]:
     """The head's tests on the device."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     chosen = ["tests/head"] if device == "cuda" else ["tests/head/test_shard.py"]
@@ -125,11 +125,11 @@ def tests() -> list[Row]:
     return [{"exit_code": done.returncode, "said": done.stdout[-4000:] + done.stderr[-1000:]}]
 
 
-class StandIns(MetaPathFinder, Loader):
+class StubFinder(MetaPathFinder, Loader):
     """Where a package is missing that training uses and a step does not, something stands in for it."""
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        wanted = name.split(".")[0] in _NOT_NEEDED
+        wanted = name.split(".")[0] in _STUBBED_PACKAGES
         return ModuleSpec(name, self, is_package=True) if wanted else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
@@ -147,7 +147,7 @@ class StandIns(MetaPathFinder, Loader):
         return mock.MagicMock
 
 
-def print_rows(name: str, rows: list[Row]) -> None:
+def print_rows(name: str, rows: list[MeasurementRow]) -> None:
     """Rows of the same keys are a table."""
     print(f"\n## {name}\n", flush=True)
     shown: tuple[str, ...] = ()
@@ -155,10 +155,10 @@ def print_rows(name: str, rows: list[Row]) -> None:
         if tuple(row) != shown:
             shown = tuple(row)
             print("| " + " | ".join(shown) + " |\n|" + "---|" * len(shown))
-        print("| " + " | ".join(map(in_words, row.values())) + " |", flush=True)
+        print("| " + " | ".join(map(format_cell, row.values())) + " |", flush=True)
 
 
-def in_words(value: Any) -> str:
+def format_cell(value: Any) -> str:
     if isinstance(value, str):
         return value.strip().rpartition("\n")[2]  # of what failed, the error itself
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)

@@ -22,24 +22,24 @@ import msgspec
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from process_memory import Memory
+from process_memory import ProcessMemory
 from rich.console import Console
 from rich.table import Table
-from textbook_head import MARGIN, OPTIM, RATE, Case, Floor, TextbookHead, others_made_up
+from textbook_head import LR, MARGIN, OPTIM, BenchmarkCase, LowerBound, TextbookHead, fake_gather
 from torch import Tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from partialfc.config import Config, DataConfig, HeadConfig, IResNetTiny, TrainConfig
 from partialfc.errors import InputError
 from partialfc.head import PartialFC
-from partialfc.plan import Job
+from partialfc.plan import PlannedRun
 from partialfc.runtime.exit_codes import exit_on_input_error
 
-Row = dict[str, Any]
+MeasurementRow = dict[str, Any]
 
 
 class OurHead:
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: BenchmarkCase) -> None:
         self._head = PartialFC(
             case.num_classes, case.width, MARGIN, config=case.head, optim=OPTIM, device=case.device
         )
@@ -54,66 +54,68 @@ class OurHead:
         step, self._ahead = self._ahead, self._head.prepare(self._case.labels(self._steps), self._steps)
         local = embeddings.requires_grad_()
         self._head(local, step).backward()
-        self._head.update(step, RATE)
+        self._head.update(step, LR)
 
 
-def timed(function: Callable[..., None], *args: Tensor) -> tuple[float, float]:
+def time_call(function: Callable[..., None], *args: Tensor) -> tuple[float, float]:
     """Milliseconds until every rank is through; and until this rank's host was, which a GPU may be behind."""
-    through()
+    synchronize()
     began = time.perf_counter()
     function(*args)
     on_host = time.perf_counter()
-    through()
+    synchronize()
     return 1000 * (time.perf_counter() - began), 1000 * (on_host - began)
 
 
-def through() -> None:
+def synchronize() -> None:
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     dist.barrier()
 
 
-def measure(case: Case, rank: int) -> Row:
+def measure(case: BenchmarkCase, rank: int) -> MeasurementRow:
     row, times = time_heads(case, rank)
     plain = case.head == HeadConfig(sample_rate=case.head.sample_rate)
-    floor = Floor(case) if plain else None  # takes as much memory as ours, which is free again
+    floor = LowerBound(case) if plain else None  # takes as much memory as ours, which is free again
     bare = {}
     for name in ("products", "traffic") if floor else ():
-        bare[name] = statistics.median([timed(getattr(floor, name))[0] for _ in range(5)][1:])
-    return row_of(case, row, times, bare)
+        bare[name] = statistics.median([time_call(getattr(floor, name))[0] for _ in range(5)][1:])
+    return build_row(case, row, times, bare)
 
 
-def time_heads(case: Case, rank: int) -> tuple[Row, dict[str, list[float]]]:
+def time_heads(case: BenchmarkCase, rank: int) -> tuple[MeasurementRow, dict[str, list[float]]]:
     """What the first steps of ours took, and the milliseconds of the steps after."""
-    taken = Memory(case.device)
+    taken = ProcessMemory(case.device)
     ours = OurHead(case)
-    row: Row = {"first_step_ms": timed(ours.step, *inputs(case, 0, rank))[0]}
-    timed(ours.step, *inputs(case, 1, rank))
+    row: MeasurementRow = {"first_step_ms": time_call(ours.step, *inputs(case, 0, rank))[0]}
+    time_call(ours.step, *inputs(case, 1, rank))
     heads: dict[str, Any] = {"ours": ours}
     row["resident_bytes"] = taken.peak()
     if case.textbook:
         heads["textbook"] = TextbookHead(case, rank)
-        timed(heads["textbook"].step, *inputs(case, 0, rank))
+        time_call(heads["textbook"].step, *inputs(case, 0, rank))
     times: dict[str, list[float]] = {name: [] for name in (*heads, "host")}
     for step in range(2, 2 + case.steps):
         for name, head in heads.items():
-            until, on_host = timed(head.step, *inputs(case, step, rank))
+            until, on_host = time_call(head.step, *inputs(case, step, rank))
             times[name].append(until)
             if name == "ours":
                 times["host"].append(on_host)
     if not case.textbook:
         row["resident_bytes"] = taken.peak()
-    return row | {"resident_file_bytes": taken.of_files()}, times
+    return row | {"resident_file_bytes": taken.file_backed()}, times
 
 
-def inputs(case: Case, step: int, rank: int) -> tuple[Tensor, Tensor]:
+def inputs(case: BenchmarkCase, step: int, rank: int) -> tuple[Tensor, Tensor]:
     """The embeddings [b, D] of a rank, and all labels [B]."""
     embeddings = case.embeddings(step).chunk(case.world_size)[rank]
     return embeddings.to(case.device, copy=True), case.labels(step)
 
 
-def row_of(case: Case, row: Row, times: dict[str, list[float]], bare: dict[str, float]) -> Row:
-    ours, job = times["ours"], job_of(case)
+def build_row(
+    case: BenchmarkCase, row: MeasurementRow, times: dict[str, list[float]], bare: dict[str, float]
+) -> MeasurementRow:
+    ours, job = times["ours"], planned_run(case)
     median = statistics.median(ours)
     shape = {name: getattr(case, name) for name in ("num_classes", "batch", "width", "world_size", "device")}
     stored = {
@@ -122,7 +124,7 @@ def row_of(case: Case, row: Row, times: dict[str, list[float]], bare: dict[str, 
     row = {
         "case": f"{case.num_classes:,} ids, r = {case.head.sample_rate:g}",
         **shape,
-        **{field: getattr(case.head, field) for field in ("sample_rate", *KEPT)},
+        **{field: getattr(case.head, field) for field in ("sample_rate", *HEAD_OPTIONS)},
         **row,
         "ours_ms": median,
         "host_ms": statistics.median(times["host"]),
@@ -130,7 +132,7 @@ def row_of(case: Case, row: Row, times: dict[str, list[float]], bare: dict[str, 
         "planned_bytes": sum(job.head_memory().values()),
         "planned_host_bytes": sum(job.host_memory().values()),
         "extra_bytes": row["resident_bytes"] - sum(stored.values()),
-        "gflops": job.operations() / median / 1e6,
+        "gflops": job.head_flops() / median / 1e6,
     }
     if bare:
         row |= {f"{name}_ms": value for name, value in bare.items()} | {
@@ -142,7 +144,7 @@ def row_of(case: Case, row: Row, times: dict[str, list[float]], bare: dict[str, 
     return row
 
 
-def job_of(case: Case) -> Job:
+def planned_run(case: BenchmarkCase) -> PlannedRun:
     config = Config(
         data=DataConfig(path=""),
         train=TrainConfig(length=1, global_batch_size=case.batch * case.world_size),
@@ -151,10 +153,10 @@ def job_of(case: Case) -> Job:
         loss=MARGIN,
         optim=OPTIM,
     )
-    return Job(config, case.num_classes, case.world_size, device=case.device)
+    return PlannedRun(config, case.num_classes, case.world_size, device=case.device)
 
 
-def rank_main(case: Case, rank: int, store: str, pipe: Connection) -> None:
+def rank_main(case: BenchmarkCase, rank: int, store: str, pipe: Connection) -> None:
     torch.set_num_threads(case.threads)
     torch.manual_seed(rank)
     if case.device == "cuda":
@@ -164,12 +166,12 @@ def rank_main(case: Case, rank: int, store: str, pipe: Connection) -> None:
     else:
         backend = "nccl" if case.device == "cuda" else "gloo"
         dist.init_process_group(backend, init_method=f"file://{store}", rank=rank, world_size=case.world_size)
-    with others_made_up(case.embeddings(0).to(case.device)) if case.one_rank else nullcontext():
+    with fake_gather(case.embeddings(0).to(case.device)) if case.one_rank else nullcontext():
         pipe.send(measure(case, rank))
     dist.destroy_process_group()
 
 
-def run(case: Case) -> Row:
+def run(case: BenchmarkCase) -> MeasurementRow:
     """The first rank's figures; steps end when all ranks are through, so they are all ranks'."""
     context = mp.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
@@ -182,20 +184,20 @@ def run(case: Case) -> Row:
         for process, (_, sender) in zip(ranks, pipes, strict=True):
             process.start()
             sender.close()  # so that a rank that dies ends the wait for it
-        rows: list[Row] = [receiver.recv() for receiver, _ in pipes]
+        rows: list[MeasurementRow] = [receiver.recv() for receiver, _ in pipes]
         for process in ranks:
             process.join()
     return max(rows, key=lambda row: row["resident_bytes"])
 
 
-KEPT = ("centers_dtype", "optim_state_dtype", "memory", "unsampled")
+HEAD_OPTIONS = ("centers_dtype", "optim_state_dtype", "memory", "unsampled")
 COLUMNS = {
     "case": 1, "textbook_ms": 1, "ours_ms": 1, "host_ms": 1, "ratio": 1, "ours_spread_ms": 1, "first_step_ms": 1, "products_ms": 1,
     "traffic_ms": 1, "over_floor": 1, "gflops": 1, "resident_bytes": 1e-6, "planned_bytes": 1e-6, "extra_bytes": 1e-6,
 }  # fmt: skip
 
 
-def print_table(rows: Sequence[Row]) -> None:
+def print_table(rows: Sequence[MeasurementRow]) -> None:
     table = Table()
     for name in COLUMNS:
         table.add_column(name.replace("_bytes", ", MB").replace("_ms", ", ms").replace("_", " "))
@@ -209,7 +211,7 @@ def print_table(rows: Sequence[Row]) -> None:
     Console(width=180).print(table)
 
 
-def options_of() -> argparse.Namespace:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -226,17 +228,17 @@ def options_of() -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--steps", type=int, default=7, help="timed steps of each head")
     parser.add_argument("--no-textbook", action="store_true", help="time ours alone, in half the memory")
-    for name in KEPT:
+    for name in HEAD_OPTIONS:
         parser.add_argument(f"--{name.replace('_', '-')}", help=f"as head.{name} of a recipe")
     parser.add_argument("--json", type=Path, help="write the rows there, too")
     return parser.parse_args()
 
 
-def parsed(text: str, options: argparse.Namespace) -> tuple[int, HeadConfig]:
+def parse_case(text: str, options: argparse.Namespace) -> tuple[int, HeadConfig]:
     """CLASSES:RATE, and the settings of the head; InputError where they are none."""
     try:
         classes, rate = text.split(":")
-        kept = {name: value for name in KEPT if (value := getattr(options, name)) is not None}
+        kept = {name: value for name in HEAD_OPTIONS if (value := getattr(options, name)) is not None}
         return int(classes), msgspec.convert({"sample_rate": float(rate), **kept}, HeadConfig)
     except (ValueError, msgspec.ValidationError) as error:
         raise InputError(
@@ -246,10 +248,10 @@ def parsed(text: str, options: argparse.Namespace) -> tuple[int, HeadConfig]:
 
 def main() -> None:
     with exit_on_input_error():
-        measured(options_of())
+        run_benchmark(parse_args())
 
 
-def measured(options: argparse.Namespace) -> None:
+def run_benchmark(options: argparse.Namespace) -> None:
     world_size = options.world_size or (torch.cuda.device_count() if options.device == "cuda" else 2)
     processes = 1 if options.one_rank else world_size
     if options.device == "cuda" and processes > torch.cuda.device_count():
@@ -258,8 +260,8 @@ def measured(options: argparse.Namespace) -> None:
         )
     rows = []
     for text in options.cases:
-        classes, head = parsed(text, options)
-        case = Case(
+        classes, head = parse_case(text, options)
+        case = BenchmarkCase(
             classes,
             batch=options.batch,
             width=options.width,

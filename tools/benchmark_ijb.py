@@ -18,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from process_memory import Memory
+from process_memory import ProcessMemory
 
 from partialfc.evaluation.ijb import load_ijb
 
@@ -42,17 +42,17 @@ def main() -> None:
         subject_of = np.concatenate(
             [np.arange(subjects), draws.integers(subjects, size=templates - subjects)]
         )
-        write(Path(folder), template_of, subject_of, pairs, draws)
-        ijb = measured("reading the lists", lambda: load_ijb(Path(folder)))
+        write_ijb(Path(folder), template_of, subject_of, pairs, draws)
+        ijb = time_and_print("reading the lists", lambda: load_ijb(Path(folder)))
     directions = draws.normal(size=(subjects, arguments.width)).astype(np.float32)
     embeddings = torch.from_numpy(directions[subject_of[template_of]])
     embeddings += 8 * torch.randn(embeddings.shape, generator=torch.Generator().manual_seed(0))
     print(f"{embeddings.nbytes / 2**20:.0f} MiB of embeddings [{len(embeddings)}, {arguments.width}]")
-    print(measured("scoring", lambda: ijb.evaluate(embeddings)).in_words)
+    print(time_and_print("scoring", lambda: ijb.evaluate(embeddings)).summary)
 
 
-def measured(what: str, compute: Callable[[], Result]) -> Result:
-    memory, began = Memory("cpu"), time.perf_counter()
+def time_and_print(what: str, compute: Callable[[], Result]) -> Result:
+    memory, began = ProcessMemory("cpu"), time.perf_counter()
     result = compute()
     print(
         f"{what}: {time.perf_counter() - began:.1f} s, {memory.peak() / 2**20:.0f} MiB more at most",
@@ -61,7 +61,7 @@ def measured(what: str, compute: Callable[[], Result]) -> Result:
     return result
 
 
-def write(
+def write_ijb(
     folder: Path, template_of: np.ndarray, subject_of: np.ndarray, pairs: int, draws: np.random.Generator
 ) -> None:
     """Subject i's template i is in a gallery, the others are probes."""

@@ -21,10 +21,10 @@ from rich.table import Table
 
 from partialfc.config import AugmentConfig, DataConfig
 from partialfc.data import RecordDataset, images
-from partialfc.data.dataset import record_file
+from partialfc.data.dataset import find_record_file
 from partialfc.data.lanes import WINDOW
-from partialfc.data.loader import Loader
-from partialfc.data.sampler import Order
+from partialfc.data.loader import BatchLoader
+from partialfc.data.sampler import SampleOrder
 from partialfc.runtime import comm
 from partialfc.runtime.exit_codes import exit_on_input_error
 
@@ -32,7 +32,7 @@ BATCH, LANES = 128, 64
 MXNET = Path(__file__).parents[1] / ".venv-mxnet/bin/python"
 
 
-def rate(function: Callable[[Any], Any], items: Sequence[Any]) -> float:
+def images_per_second(function: Callable[[Any], Any], items: Sequence[Any]) -> float:
     """Images a second, the best of three passes."""
     best = 0.0
     for _ in range(3):
@@ -45,9 +45,11 @@ def rate(function: Callable[[Any], Any], items: Sequence[Any]) -> float:
 
 def loader_rate(dataset: RecordDataset, workers: int, batches: int, lanes: int | None = None) -> float:
     """The rate of the loader as training uses it, after its first batches, in which its workers start."""
-    with comm.join("cpu") as ranks:
+    with comm.init_distributed("cpu") as dist_ctx:
         config = DataConfig(path=str(dataset.path.parent), num_workers=workers)
-        loader = Loader(dataset, Order(0, BATCH, len(dataset), lanes), config, AugmentConfig(), ranks)
+        loader = BatchLoader(
+            dataset, SampleOrder(0, BATCH, len(dataset), lanes), config, AugmentConfig(), dist_ctx
+        )
         stream, warm = loader.batches(0, batches + 8), 8
         for _ in range(warm):
             next(stream)
@@ -63,14 +65,14 @@ def cold_rates(folder: Path, workers: int, batches: int) -> dict[str, float]:
     """
     rates = {}
     for order, lanes in (("shuffle", None), ("blocks", LANES)):
-        with record_file(folder).open("rb") as file:
+        with find_record_file(folder).open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         more = LANES * WINDOW // BATCH if lanes else 0
         rates[f"cold, {order}"] = loader_rate(RecordDataset(folder), workers, batches + more, lanes)
     return rates
 
 
-def usual_rate(path: Path, keys: list[int]) -> float | None:
+def mxnet_rate(path: Path, keys: list[int]) -> float | None:
     """path: the .rec; None where there is no mxnet, and where it cannot read the pack, which has no .idx."""
     if not MXNET.exists() or not path.with_suffix(".idx").exists():
         return None
@@ -82,14 +84,14 @@ def usual_rate(path: Path, keys: list[int]) -> float | None:
 def measure(folder: Path, count: int, workers: int) -> dict[str, float | None]:
     dataset = RecordDataset(folder)
     samples = np.random.default_rng(0).integers(0, len(dataset), count).tolist()
-    contents = [dataset.encoded(sample) for sample in samples]
-    decode = rate(images.decode, contents)
+    contents = [dataset.encoded_image(sample) for sample in samples]
+    decode = images_per_second(images.decode, contents)
     loader = loader_rate(dataset, workers, count // BATCH * 3)
-    usual = usual_rate(dataset.path, [dataset.key(sample) for sample in samples])
+    usual = mxnet_rate(dataset.path, [dataset.key(sample) for sample in samples])
     return {
-        "read": rate(dataset.encoded, samples),
+        "read": images_per_second(dataset.encoded_image, samples),
         "decode": decode,
-        "read and decode": rate(dataset.__getitem__, samples),
+        "read and decode": images_per_second(dataset.__getitem__, samples),
         f"whole loader, {workers} worker(s)": loader,
         "loader a worker / decode": loader / max(1, workers) / decode,
         "usual mxnet pipeline, one process": usual,

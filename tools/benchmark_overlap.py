@@ -18,10 +18,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from partialfc.data import RecordDataset, images
-from partialfc.data.images import Pixels
-from partialfc.data.packs.pack_writer import Sample, write_pack
+from partialfc.data.images import ImageArray
+from partialfc.data.packs.pack_writer import EncodedSample, write_pack
 from partialfc.errors import InputError
-from partialfc.evaluation.pairs import Pairs, load_pairs
+from partialfc.evaluation.pairs import VerificationPairs, load_pairs
 from partialfc.inference.overlap import find_overlaps
 
 _QUALITIES, _SIZES = (50, 70, 90), (64, 80, 96)
@@ -37,13 +37,15 @@ def main() -> None:
         pairs, dataset = load_pairs(arguments.set), RecordDataset(arguments.pack)
     except (InputError, OSError) as error:
         parser.error(str(error))
-    stored = [bytes(pairs.encoded(it)) for it in range(len(pairs))]
+    stored = [bytes(pairs.encoded_image(it)) for it in range(len(pairs))]
     distinct = sorted({content: place for place, content in enumerate(stored)}.values())
     chosen = np.random.default_rng(0).choice(distinct, arguments.images, replace=False).tolist()
     with tempfile.TemporaryDirectory() as folder:
         planted = Path(folder) / "pack"
         size = len(dataset[0][0])
-        write_pack(planted, _samples(dataset, pairs, chosen), num_classes=dataset.num_classes + 1, size=size)
+        write_pack(
+            planted, _iter_samples(dataset, pairs, chosen), num_classes=dataset.num_classes + 1, size=size
+        )
         start = time.perf_counter()
         found = find_overlaps(planted, [pairs], Path(folder) / "out")[pairs.name]
         seconds = time.perf_counter() - start
@@ -54,19 +56,21 @@ def main() -> None:
     print(f"{len(dataset)} images of the pack and {len(pairs)} of the set in {seconds:.0f} s")
 
 
-def _samples(dataset: RecordDataset, pairs: Pairs, chosen: list[int]) -> Iterator[Sample]:
+def _iter_samples(
+    dataset: RecordDataset, pairs: VerificationPairs, chosen: list[int]
+) -> Iterator[EncodedSample]:
     """The pack's own, and a class of its own of what is planted."""
     for place in range(len(dataset)):
-        yield dataset.label(place), dataset.encoded(place)
+        yield dataset.label(place), dataset.encoded_image(place)
     for turn, image in enumerate(chosen):
-        yield dataset.num_classes, _changed(pairs.pixels(image, len(dataset[0][0])), turn)
+        yield dataset.num_classes, _perturb(pairs.pixels(image, len(dataset[0][0])), turn)
 
 
-def _changed(face: Pixels, turn: int) -> bytes:
+def _perturb(face: ImageArray, turn: int) -> bytes:
     """Encoded anew; by turns made smaller and mirrored before."""
     side = len(face)
     if turn % 4 in (1, 3):
-        face = images.resized(images.resized(face, _SIZES[turn // 4 % 3] * side // 112), side)
+        face = images.resize(images.resize(face, _SIZES[turn // 4 % 3] * side // 112), side)
     if turn % 4 in (2, 3):
         face = np.ascontiguousarray(face[:, ::-1])
     return images.encode_jpeg(face, _QUALITIES[turn // 4 % 3])

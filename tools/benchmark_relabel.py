@@ -18,16 +18,16 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from process_memory import Memory
+from process_memory import ProcessMemory
 
 from partialfc.data import RecordDataset
-from partialfc.data.fingerprint import fingerprint
-from partialfc.data.stored_embeddings import PackEmbeddings
+from partialfc.data.fingerprint import pack_fingerprint
+from partialfc.data.stored_embeddings import StoredEmbeddings
 from partialfc.errors import InputError
-from partialfc.inference.class_means import class_means
-from partialfc.inference.relabeling import find_alike, find_mixed
+from partialfc.inference.class_means import compute_class_means
+from partialfc.inference.relabeling import find_duplicate_identities, find_mixed_identities
 
-_LEAST = 4  # images of each of what is planted
+_MIN_IMAGES = 4  # images of each of what is planted
 
 
 @dataclass(frozen=True)
@@ -50,32 +50,34 @@ def main() -> None:
     parser.add_argument("--size", type=int)
     arguments = parser.parse_args()
     try:
-        dataset, embeddings = RecordDataset(arguments.pack), PackEmbeddings(arguments.embeddings)
-        embeddings.check_pack(fingerprint(arguments.pack), arguments.pack)
+        dataset, embeddings = RecordDataset(arguments.pack), StoredEmbeddings(arguments.embeddings)
+        embeddings.check_pack(pack_fingerprint(arguments.pack), arguments.pack)
     except (InputError, OSError) as error:
         parser.error(str(error))
     labels = dataset.labels()
-    planted = plant(labels, dataset.num_classes, arguments.identities)
-    mixed = {it.label for it in find_mixed(embeddings, planted.labels, arguments.split)}
-    means = class_means(embeddings, planted.labels, planted.count)
+    planted = plant_errors(labels, dataset.num_classes, arguments.identities)
+    mixed = {it.label for it in find_mixed_identities(embeddings, planted.labels, arguments.split)}
+    means = compute_class_means(embeddings, planted.labels, planted.count)
     means[sorted(mixed)] = 0
-    alike = {(it.first, it.second) for it in find_alike(torch.from_numpy(means), arguments.merge)}
+    alike = {
+        (it.first, it.second) for it in find_duplicate_identities(torch.from_numpy(means), arguments.merge)
+    }
     for what, found, wanted in (("cut", alike, planted.cut), ("joined", mixed, planted.joined)):
         print(
             f"{len(found & wanted)} of {len(wanted)} identities that were {what} are found, {len(found - wanted)} others"
         )
     if arguments.size:
-        _compare(arguments.size, embeddings.width)
+        _benchmark_comparison(arguments.size, embeddings.embedding_size)
 
 
-def plant(labels: NDArray[np.int64], count: int, identities: int) -> Planted:
+def plant_errors(labels: NDArray[np.int64], count: int, identities: int) -> Planted:
     """Of each kind `identities`, of people with enough images."""
     images = np.bincount(labels, minlength=count)
     generator = np.random.default_rng(0)
-    several = generator.permutation(np.flatnonzero(images >= 2 * _LEAST))
+    several = generator.permutation(np.flatnonzero(images >= 2 * _MIN_IMAGES))
     to_cut, to_join = several[:identities].tolist(), several[identities : 2 * identities].tolist()
     others = generator.permutation(
-        np.setdiff1d(np.flatnonzero(images >= _LEAST), [*to_cut, *to_join])
+        np.setdiff1d(np.flatnonzero(images >= _MIN_IMAGES), [*to_cut, *to_join])
     ).tolist()
     changed, cut = labels.copy(), set()
     for place, label in enumerate(to_cut):
@@ -88,11 +90,11 @@ def plant(labels: NDArray[np.int64], count: int, identities: int) -> Planted:
     return Planted(changed, count + len(to_cut), cut, {label for label, _ in joined})
 
 
-def _compare(size: int, width: int) -> None:
+def _benchmark_comparison(size: int, width: int) -> None:
     generator = torch.Generator().manual_seed(0)
     means = torch.nn.functional.normalize(torch.randn(size, width, generator=generator))
-    memory, start = Memory("cpu"), time.perf_counter()
-    found = sum(1 for _ in find_alike(means, 0.9))
+    memory, start = ProcessMemory("cpu"), time.perf_counter()
+    found = sum(1 for _ in find_duplicate_identities(means, 0.9))
     seconds, more = time.perf_counter() - start, memory.peak() / 2**20
     print(
         f"{size} means of {width} components compared in {seconds:.0f} s, {more:.0f} MiB more at most; {found} alike"

@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 import matplotlib as mpl
 import numpy as np
 import torch
-from comparison import folder_of, interval, train
+from comparison import format_interval, run_folder, train_once
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from torch.nn.functional import normalize
@@ -32,20 +32,20 @@ from torch.nn.functional import normalize
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from partialfc.data import RecordDataset
-from partialfc.data.packs.pack_sources import pack as pack_faces
-from partialfc.data.packs.sources import identities
+from partialfc.data.packs.pack_sources import pack_images as pack_faces
+from partialfc.data.packs.sources import source_from_folders
 from partialfc.errors import InputError
-from partialfc.inference.batching import embedded
+from partialfc.inference.batching import embed_iterable
 from partialfc.inference.recognizer import load
 from partialfc.inference.stored_centers import read_centers
-from partialfc.inference.weights import newest
+from partialfc.inference.weights import resolve_checkpoint
 from partialfc.runtime.exit_codes import exit_on_input_error
-from partialfc.runtime.files import SUMMARY
-from partialfc.sweep.runner import share_of
+from partialfc.runtime.files import SUMMARY_FILE
+from partialfc.sweep.runner import parse_task
 
 _PEOPLE = 8
 _LISTING = "people.lst"  # beside the pack: of whom it is
-_RIGHT = 0.98  # of the training images, else a run has collapsed
+_MIN_ACCURACY = 0.98  # of the training images, else a run has collapsed
 _STAGES = "scale: {0: 8, 20 epochs: [8, 64], 80 epochs: 64}, margin: {0: 0.0, 20 epochs: [0.0, 0.5], 80 epochs: 0.5}"
 CASES = {
     "ArcFace": f"loss={{name: arcface, {_STAGES}}}",
@@ -60,21 +60,21 @@ _SETTINGS = [
 
 
 @dataclass(frozen=True)
-class Measured:
+class RunMeasurement:
     """Of one run. Angles in degrees."""
 
     embeddings: NDArray[np.float32]  # [n, 2] of length 1
     labels: NDArray[np.int64]  # [n]
-    right: float  # share of images that are nearest to their own class's centre
-    within: float  # mean angle between an image and the mean of its class
-    between: float  # deviation of the angles between neighbouring means
+    accuracy: float  # share of images that are nearest to their own class's centre
+    mean_class_angle: float  # mean angle between an image and the mean of its class
+    neighbor_angle_std: float  # deviation of the angles between neighbouring means
 
     @property
     def collapsed(self) -> bool:
-        return self.right < _RIGHT
+        return self.accuracy < _MIN_ACCURACY
 
 
-Runs = dict[str, dict[int, Measured]]  # by case and seed
+Runs = dict[str, dict[int, RunMeasurement]]  # by case and seed
 
 
 def main() -> None:
@@ -86,21 +86,21 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--picture", type=Path)
     arguments = parser.parse_args()
-    share = share_of(arguments.share)
-    pack = packed(arguments.faces, arguments.out)
+    share = parse_task(arguments.share)
+    pack = ensure_pack(arguments.faces, arguments.out)
     for seed, case in list(product(arguments.seeds, CASES))[share.index :: share.count]:
-        train(folder_of(arguments.out, case, seed), settings_of(pack, case), seed, "faces_tiny")
-    runs = {case: finished(arguments.out, case, arguments.seeds) for case in CASES}
-    print("\n".join(table(runs)))
+        train_once(run_folder(arguments.out, case, seed), case_overrides(pack, case), seed, "faces_tiny")
+    runs = {case: measure_finished_runs(arguments.out, case, arguments.seeds) for case in CASES}
+    print("\n".join(format_table(runs)))
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows(runs), indent=1) + "\n")
+        arguments.json.write_text(json.dumps(to_rows(runs), indent=1) + "\n")
     if arguments.picture:
-        draw(runs, arguments.picture)
+        plot(runs, arguments.picture)
 
 
-def packed(faces: Path, out: Path) -> Path:
+def ensure_pack(faces: Path, out: Path) -> Path:
     """The pack of the eight people, made unless it is there. InputError where it is of others."""
-    folder, listing = out / "pack", listing_of(faces)
+    folder, listing = out / "pack", build_listing(faces)
     if not folder.exists():
         out.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=out) as temporary:  # of two shares each its own
@@ -115,40 +115,40 @@ def packed(faces: Path, out: Path) -> Path:
     return folder
 
 
-def listing_of(faces: Path) -> str:
+def build_listing(faces: Path) -> str:
     """The lines of a .lst of as many images of each of the people with most."""
-    images = list(identities(faces, sparse=True).faces())
+    images = list(source_from_folders(faces, allow_empty=True).items())
     most = Counter(it.label for it in images).most_common(_PEOPLE)
     if len(most) < _PEOPLE:
         raise InputError(f"{faces}: {len(most)} identities; wanted {_PEOPLE} or more")
-    people = [[it.place for it in images if it.label == person][: most[-1][1]] for person, _ in most]
+    people = [[it.location for it in images if it.label == person][: most[-1][1]] for person, _ in most]
     chosen = [(label, Path(image).resolve()) for label, person in enumerate(people) for image in person]
     return "".join(f"{number}\t{label}\t{path}\n" for number, (label, path) in enumerate(chosen))
 
 
-def settings_of(pack: Path, case: str) -> list[str]:
+def case_overrides(pack: Path, case: str) -> list[str]:
     return [CASES[case], *_SETTINGS, f"data.path={pack}"]
 
 
-def finished(out: Path, case: str, seeds: Sequence[int]) -> dict[int, Measured]:
-    folders = {seed: folder_of(out, case, seed) for seed in seeds}
-    return {seed: measured_run(folder) for seed, folder in folders.items() if (folder / SUMMARY).exists()}
+def measure_finished_runs(out: Path, case: str, seeds: Sequence[int]) -> dict[int, RunMeasurement]:
+    folders = {seed: run_folder(out, case, seed) for seed in seeds}
+    return {seed: measure_run(folder) for seed, folder in folders.items() if (folder / SUMMARY_FILE).exists()}
 
 
-def measured_run(run: Path) -> Measured:
+def measure_run(run: Path) -> RunMeasurement:
     """Of the images of the run's pack, as its network sees them."""
     recognizer = load(run)
     provenance = recognizer.provenance
     assert provenance is not None
     dataset = RecordDataset(Path(provenance.config.data.path), recognizer.network.input_size)
-    embeddings = embedded(recognizer, (dataset[image][0] for image in range(len(dataset))))
-    centers = read_centers(newest(run), 0, provenance.num_classes).float()
-    return measured(embeddings, dataset.labels(), normalize(centers).numpy())
+    embeddings = embed_iterable(recognizer, (dataset[image][0] for image in range(len(dataset))))
+    centers = read_centers(resolve_checkpoint(run), 0, provenance.num_classes).float()
+    return measure(embeddings, dataset.labels(), normalize(centers).numpy())
 
 
-def measured(
+def measure(
     embeddings: NDArray[np.float32], labels: NDArray[np.int64], centers: NDArray[np.float32]
-) -> Measured:
+) -> RunMeasurement:
     """Of embeddings [n, 2] and class centres [C, 2], all of length 1."""
     right = (embeddings @ centers.T).argmax(axis=1) == labels
     classes = np.unique(labels)
@@ -159,19 +159,25 @@ def measured(
     within = float(np.mean([angles[labels == label].mean() for label in classes]))
     places = np.sort(np.degrees(np.arctan2(means[:, 1], means[:, 0])))
     gaps = np.diff(places, append=places[0] + 360)
-    return Measured(embeddings, labels, float(right.mean()), within, float(gaps.std()))
+    return RunMeasurement(embeddings, labels, float(right.mean()), within, float(gaps.std()))
 
 
-def rows(runs: Runs) -> list[dict[str, str | int | float]]:
+def to_rows(runs: Runs) -> list[dict[str, str | int | float]]:
     """Each run's numbers."""
     return [
-        {"case": case, "seed": seed, "right": it.right, "within": it.within, "between": it.between}
+        {
+            "case": case,
+            "seed": seed,
+            "right": it.accuracy,
+            "within": it.mean_class_angle,
+            "between": it.neighbor_angle_std,
+        }
         for case, found in runs.items()
         for seed, it in found.items()
     ]
 
 
-def table(runs: Runs) -> list[str]:
+def format_table(runs: Runs) -> list[str]:
     """Lines of Markdown: a loss's angles, and how far they are from the first's where neither has collapsed."""
     first = next(iter(runs))
     lines = [
@@ -187,16 +193,16 @@ def table(runs: Runs) -> list[str]:
             else [it for it in good if it in runs[first] and not runs[first][it].collapsed]
         )
         cells = [case, str(len(found)), str(len(found) - len(good))]
-        cells.append(f"{np.mean([it.right for it in found.values()]):.1%}" if found else "")
+        cells.append(f"{np.mean([it.accuracy for it in found.values()]):.1%}" if found else "")
         for name in ("within", "between"):
-            cells.append(interval(np.array([getattr(it, name) for it in good.values()]), ".1f"))
+            cells.append(format_interval(np.array([getattr(it, name) for it in good.values()]), ".1f"))
             apart = [getattr(good[seed], name) - getattr(runs[first][seed], name) for seed in both]
-            cells.append(interval(np.array(apart), "+.1f"))
+            cells.append(format_interval(np.array(apart), "+.1f"))
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
-def draw(runs: Runs, path: Path) -> None:
+def plot(runs: Runs, path: Path) -> None:
     """The images of a seed's runs on the circle, a colour for each class."""
     seeds = [
         it
@@ -210,15 +216,18 @@ def draw(runs: Runs, path: Path) -> None:
 
     figure, axes = plt.subplots(1, len(runs), figsize=(3.6 * len(runs), 3.8))
     for axis, (case, found) in zip(axes, runs.items(), strict=True):
-        circle(axis, case, found[seeds[0]])
+        plot_circle(axis, case, found[seeds[0]])
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
 
-def circle(axis: Axes, case: str, run: Measured) -> None:
+def plot_circle(axis: Axes, case: str, run: RunMeasurement) -> None:
     across, up = run.embeddings.T
     axis.scatter(across, up, s=6, c=mpl.colormaps["tab10"](run.labels), alpha=0.5)
-    axis.set(title=f"{case}: within {run.within:.1f}, between {run.between:.1f}", aspect="equal")
+    axis.set(
+        title=f"{case}: within {run.mean_class_angle:.1f}, between {run.neighbor_angle_std:.1f}",
+        aspect="equal",
+    )
     axis.title.set_fontsize(9)
 
 

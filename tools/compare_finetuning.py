@@ -16,14 +16,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from comparison import Row, folder_of, table, trained
+from comparison import ScoreRow, format_table, run_folder, train_and_score
 
 from partialfc.data import RecordDataset
 from partialfc.errors import InputError
-from partialfc.sweep.runner import share_of
+from partialfc.sweep.runner import parse_task
 
 _EPOCHS = 6  # of faces_tiny, and of finetune
-_TINY = [  # what finetune else has from faces_small, as faces_tiny has it
+_TINY_OVERRIDES = [  # what finetune else has from faces_small, as faces_tiny has it
     "backbone.input_size=48", "backbone.width=12", "backbone.embedding_size=128", "backbone.dropout=0.2", "augment={}",
     "loss={name: elastic_cosface, scale: 32, margin: 0.25, sigma: 0.025, order: paper}", "optim.ema_decay=0", "evaluation.every=0",
 ]  # fmt: skip
@@ -45,36 +45,36 @@ def main() -> None:
     parser.add_argument("--share")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    rows: list[Row] = (
+    rows: list[ScoreRow] = (
         json.loads(arguments.json.read_text()) if arguments.json and arguments.json.exists() else []
     )
     try:
-        share = share_of(arguments.share)
+        share = parse_task(arguments.share)
         seeds = [it for it in arguments.seeds if it not in {row["seed"] for row in rows}]
         for seed in seeds[share.index :: share.count]:
-            rows += compared(arguments.first, arguments.then, arguments.out, seed)
+            rows += run_seed(arguments.first, arguments.then, arguments.out, seed)
     except InputError as error:
         parser.error(str(error))
-    print("\n".join(table([_SCRATCH, _LONG, _BEFORE, *_TUNED], rows)))
+    print("\n".join(format_table([_SCRATCH, _LONG, _BEFORE, *_TUNED], rows)))
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def compared(first: Path, then: Path, out: Path, seed: int) -> list[Row]:
+def run_seed(first: Path, then: Path, out: Path, seed: int) -> list[ScoreRow]:
     """The rows of a seed."""
-    rows: list[Row] = []
-    for case, (recipe, settings) in runs_of(first, then, out, seed).items():
-        rows += trained(folder_of(out, case, seed), case, settings, seed, recipe)
+    rows: list[ScoreRow] = []
+    for case, (recipe, settings) in planned_runs(first, then, out, seed).items():
+        rows += train_and_score(run_folder(out, case, seed), case, settings, seed, recipe)
     return rows
 
 
-def runs_of(first: Path, then: Path, out: Path, seed: int) -> dict[str, tuple[str, list[str]]]:
+def planned_runs(first: Path, then: Path, out: Path, seed: int) -> dict[str, tuple[str, list[str]]]:
     """Recipe and settings of each case, in the order in which they can be trained."""
     sets = ", ".join(str(path) for path in sorted(then.glob("*.bin")))
     images = [len(RecordDataset(pack)) for pack in (first, then)]
     as_many = round(_EPOCHS * sum(images) / images[1])
-    before = folder_of(out, _BEFORE, seed)
-    tuned = [*_TINY, f"init.backbone={before}", f"data.path={then}"]
+    before = run_folder(out, _BEFORE, seed)
+    tuned = [*_TINY_OVERRIDES, f"init.backbone={before}", f"data.path={then}"]
     return {
         _SCRATCH: ("faces_tiny", [f"data.path={then}"]),
         _LONG: ("faces_tiny", [f"data.path={then}", f"train.length={as_many} epochs"]),

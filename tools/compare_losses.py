@@ -16,10 +16,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from comparison import Row, folder_of, table, trained
+from comparison import ScoreRow, format_table, run_folder, train_and_score
 
 from partialfc.errors import InputError
-from partialfc.sweep.runner import share_of
+from partialfc.sweep.runner import parse_task
 
 # The scale and half of the margin that the papers have: at theirs, a network so small tells few of its own images apart.
 _ARC, _COS = "scale: 32, margin: 0.25", "scale: 32, margin: 0.175"
@@ -62,27 +62,33 @@ def main() -> None:
     cases = [case for case in CASES if arguments.only in case]
     rows = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.exists() else []
     try:
-        share = share_of(arguments.share)
+        share = parse_task(arguments.share)
     except InputError as error:
         parser.error(str(error))
     known = {(row["seed"], row["case"]) for row in rows}
     runs = [it for it in product(arguments.seeds, cases) if it not in known]
     for seed, case in runs[share.index :: share.count]:
-        trained(folder_of(arguments.out, case, seed), case, settings_of(arguments.pack, case), seed)
-    rows += [row for seed, case in runs for row in finished(arguments.out, arguments.pack, case, seed)]
+        train_and_score(
+            run_folder(arguments.out, case, seed), case, case_overrides(arguments.pack, case), seed
+        )
+    rows += [row for seed, case in runs for row in finished_rows(arguments.out, arguments.pack, case, seed)]
     rows.sort(key=lambda row: (list(CASES).index(row["case"]), row["seed"]))
-    print("\n".join(table(cases, rows)))
+    print("\n".join(format_table(cases, rows)))
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def settings_of(pack: Path, case: str) -> list[str]:
+def case_overrides(pack: Path, case: str) -> list[str]:
     return [*CASES[case], "train.length=3 epochs", f"data.path={pack}"]
 
 
-def finished(out: Path, pack: Path, case: str, seed: int) -> list[Row]:
-    folder = folder_of(out, case, seed)
-    return trained(folder, case, settings_of(pack, case), seed) if (folder / "summary.json").exists() else []
+def finished_rows(out: Path, pack: Path, case: str, seed: int) -> list[ScoreRow]:
+    folder = run_folder(out, case, seed)
+    return (
+        train_and_score(folder, case, case_overrides(pack, case), seed)
+        if (folder / "summary.json").exists()
+        else []
+    )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from comparison import Row, call, table, trained
+from comparison import ScoreRow, format_table, run_script, train_and_score
 
 from partialfc.data import RecordDataset
 
@@ -37,10 +37,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    rows: list[Row] = []
+    rows: list[ScoreRow] = []
     for seed in arguments.seeds:
         folder = arguments.out / str(seed)
-        make(
+        make_pack(
             folder / "flipped",
             "tools/flip_labels.py",
             arguments.pack,
@@ -52,17 +52,17 @@ def main() -> None:
         )
         for name, (settings, pack) in RUNS.items():
             if pack == "cleaned":
-                clean(folder)
+                make_cleaned_pack(folder)
             output = folder / "runs" / name.replace(" ", "_")
-            rows += trained(output, name, [*settings, f"data.path={folder / pack}"], seed)
-    print("\n".join(table(list(RUNS), rows)))
+            rows += train_and_score(output, name, [*settings, f"data.path={folder / pack}"], seed)
+    print("\n".join(format_table(list(RUNS), rows)))
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
     for seed in arguments.seeds:
-        print(f"seed {seed}: {caught(arguments.pack, arguments.out / str(seed))}")
+        print(f"seed {seed}: {count_caught(arguments.pack, arguments.out / str(seed))}")
 
 
-def caught(pack: Path, folder: Path) -> str:
+def count_caught(pack: Path, folder: Path) -> str:
     """How many of the dropped images had a wrong label."""
     right, given = (RecordDataset(it) for it in (pack, folder / "flipped"))
     wrong = {given.key(image) for image in range(len(given)) if given.label(image) != right.label(image)}
@@ -71,17 +71,17 @@ def caught(pack: Path, folder: Path) -> str:
     return f"clean drops {len(dropped & wrong)} of {len(wrong)} wrong labels, and {len(dropped - wrong)} right ones"
 
 
-def clean(folder: Path) -> None:
+def make_cleaned_pack(folder: Path) -> None:
     run, flipped, cleaned = folder / "runs" / CLEANS.replace(" ", "_"), folder / "flipped", folder / "cleaned"
-    make(cleaned, "-m", "partialfc", "clean", run, flipped, cleaned)
+    make_pack(cleaned, "-m", "partialfc", "clean", run, flipped, cleaned)
     for pairs in flipped.glob("*.bin"):
         shutil.copy(pairs, cleaned)
 
 
-def make(folder: Path, *arguments: object) -> None:
+def make_pack(folder: Path, *arguments: object) -> None:
     """A pack, where it is not there."""
     if not (folder / "property").exists():
-        call(*arguments)
+        run_script(*arguments)
 
 
 if __name__ == "__main__":

@@ -16,14 +16,14 @@ import numpy as np
 
 _DRAWS = 10_000  # of the bootstrap
 
-Row = dict[str, Any]  # case, seed, set, accuracy, auc
+ScoreRow = dict[str, Any]  # case, seed, set, accuracy, auc
 
 
-def trained(
+def train_and_score(
     output: Path, case: str, settings: Sequence[str], seed: int, recipe: str = "faces_tiny"
-) -> list[Row]:
+) -> list[ScoreRow]:
     """A row for each verification set of a run of a recipe, which is trained unless it has finished."""
-    train(output, settings, seed, recipe)
+    train_once(output, settings, seed, recipe)
     summary = json.loads((output / "summary.json").read_text())
     return [
         {"case": case, "seed": seed, "set": name, "accuracy": scores["accuracy"], "auc": scores["auc"]}
@@ -31,19 +31,19 @@ def trained(
     ]
 
 
-def train(output: Path, settings: Sequence[str], seed: int, recipe: str) -> None:
+def train_once(output: Path, settings: Sequence[str], seed: int, recipe: str) -> None:
     """A run of a recipe, unless it has finished."""
     if not (output / "summary.json").exists():
         own = (f"output={output}", f"seed={seed}", "--ranks", 1)
-        call("-m", "partialfc", "train", recipe, *settings, *own)
+        run_script("-m", "partialfc", "train", recipe, *settings, *own)
 
 
-def folder_of(out: Path, case: str, seed: int) -> Path:
+def run_folder(out: Path, case: str, seed: int) -> Path:
     """Of a run."""
     return out / case.replace(", ", "_").replace(" ", "_") / str(seed)
 
 
-def call(*arguments: object) -> None:
+def run_script(*arguments: object) -> None:
     """Run a program of this repository on one core; where it fails, end with its exit code."""
     folder = Path(__file__).resolve().parent.parent
     paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -54,7 +54,7 @@ def call(*arguments: object) -> None:
         sys.exit(code)
 
 
-def table(cases: Sequence[str], rows: list[Row]) -> list[str]:
+def format_table(cases: Sequence[str], rows: list[ScoreRow]) -> list[str]:
     """Lines of Markdown: of each case the mean and standard deviation over the seeds, and how far it is from the first."""
     lines = [
         "| | seeds | accuracy, % | against the first, points | AUC | against the first |",
@@ -63,7 +63,7 @@ def table(cases: Sequence[str], rows: list[Row]) -> list[str]:
     return lines + [_line(case, cases[0], rows) for case in cases if any(row["case"] == case for row in rows)]
 
 
-def _line(case: str, first: str, rows: list[Row]) -> str:
+def _line(case: str, first: str, rows: list[ScoreRow]) -> str:
     mine, its = (
         {
             (row["seed"], row["set"]): (100 * row["accuracy"], row["auc"])
@@ -78,11 +78,11 @@ def _line(case: str, first: str, rows: list[Row]) -> str:
     of_accuracy, of_auc = "", ""
     if case != first and (both := [it for it in mine if it in its]):
         apart = np.array([mine[it] for it in both]) - np.array([its[it] for it in both])
-        of_accuracy, of_auc = interval(apart[:, 0], "+.1f"), interval(apart[:, 1], "+.3f")
+        of_accuracy, of_auc = format_interval(apart[:, 0], "+.1f"), format_interval(apart[:, 1], "+.3f")
     return f"| {case} | {len(scores)} | {accuracy:.1f}{spread} | {of_accuracy} | {auc:.3f} | {of_auc} |"
 
 
-def interval(values: np.ndarray, form: str) -> str:
+def format_interval(values: np.ndarray, form: str) -> str:
     """The mean of a value of each seed, and its 95 % interval; empty where there is none."""
     if len(values) < 2:
         return f"{values[0]:{form}}" if len(values) else ""

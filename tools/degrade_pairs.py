@@ -16,7 +16,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from partialfc.data import images
-from partialfc.data.images import Pixels
+from partialfc.data.images import ImageArray
 from partialfc.data.packs.pairs import write_pairs
 from partialfc.evaluation.pairs import load_pairs
 from partialfc.runtime.exit_codes import exit_on_input_error
@@ -25,15 +25,15 @@ _SIZE = 112
 _QUALITY = 95
 
 
-def small(pixels: Pixels) -> Pixels:
-    return images.resized(images.resized(pixels, 16), _SIZE)
+def downscale(pixels: ImageArray) -> ImageArray:
+    return images.resize(images.resize(pixels, 16), _SIZE)
 
 
-def grey(pixels: Pixels) -> Pixels:
+def to_gray(pixels: ImageArray) -> ImageArray:
     return np.asarray(cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB), np.uint8)
 
 
-KINDS = (small, grey)
+KINDS = (downscale, to_gray)
 
 
 def main() -> None:
@@ -50,8 +50,8 @@ def main() -> None:
             else bytes(pairs.images[index])
             for index in range(len(pairs))
         ]
-        write_pairs(path, encoded, pairs.same.tolist())
-        print(f"{path}: {len(pairs.same)} pairs")
+        write_pairs(path, encoded, pairs.is_same.tolist())
+        print(f"{path}: {len(pairs.is_same)} pairs")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from partialfc.data import RecordDataset
-from partialfc.data.packs.merge_split import check_apart
-from partialfc.data.packs.pack_writer import Sample, write_pack
+from partialfc.data.packs.merge_split import require_distinct_folders
+from partialfc.data.packs.pack_writer import EncodedSample, write_pack
 from partialfc.runtime.exit_codes import exit_on_input_error
 
 
@@ -33,14 +33,14 @@ def main() -> None:
     arguments = parser.parse_args()
     if not 0 <= arguments.share <= 1:
         parser.error(f"--share {arguments.share}: wanted 0 to 1")
-    check_apart(arguments.out, [arguments.pack])
+    require_distinct_folders(arguments.out, [arguments.pack])
     dataset = RecordDataset(arguments.pack)
     labels = dataset.labels()
-    wrong = flipped(labels, dataset.num_classes, arguments.share, arguments.seed)
+    wrong = flip_labels(labels, dataset.num_classes, arguments.share, arguments.seed)
 
-    def samples() -> Iterator[Sample]:
+    def samples() -> Iterator[EncodedSample]:
         for image, label in enumerate(wrong.tolist()):
-            yield label, dataset.encoded(image)
+            yield label, dataset.encoded_image(image)
 
     size = dataset[0][0].shape[0]
     write_pack(arguments.out, samples(), size=size, num_classes=dataset.num_classes)
@@ -49,7 +49,7 @@ def main() -> None:
     print(f"{arguments.out}: {np.count_nonzero(wrong != labels)} of {len(labels)} labels are wrong")
 
 
-def flipped(labels: NDArray[np.int64], num_classes: int, share: float, seed: int) -> NDArray[np.int64]:
+def flip_labels(labels: NDArray[np.int64], num_classes: int, share: float, seed: int) -> NDArray[np.int64]:
     """Labels [n] of which `share` are those of another class, any with the same chance."""
     draws = np.random.default_rng(seed)
     chosen = draws.permutation(len(labels))[: round(share * len(labels))]

@@ -11,14 +11,14 @@ from pathlib import Path
 import msgspec
 import torch
 import torch.distributed as dist
-from gpu_sections import Machine, Row, on_gpu, tried
-from textbook_head import MARGIN, OPTIM, RATE, Case, TextbookHead, others_made_up
+from gpu_sections import BenchmarkMachine, MeasurementRow, gpu_events, try_row
+from textbook_head import LR, MARGIN, OPTIM, BenchmarkCase, TextbookHead, fake_gather
 from torch import Tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from partialfc.config import Config, DataConfig, HeadConfig, IResNetTiny, TrainConfig
 from partialfc.head import PartialFC
-from partialfc.plan import Job
+from partialfc.plan import PlannedRun
 
 CASES = {
     "1M ids, r 0.1, 1 rank": (1_000_000, 0.1, 1),
@@ -28,58 +28,66 @@ CASES = {
 }
 
 
-def heads(here: Machine) -> list[Row]:
+def benchmark_heads(machine: BenchmarkMachine) -> list[MeasurementRow]:
     """A step of the head on one rank, of one or of eight whose sends are made up; ours with and without kernels, a plainly
     written one, and insightface's where it is at hand.
     """
     rows = []
     for name, (classes, rate, world_size) in CASES.items():
-        case = Case(
-            here.sized(classes), batch=here.batch // world_size, width=here.width, world_size=world_size, steps=50, threads=1,
-            device=here.device.type, head=HeadConfig(sample_rate=rate), one_rank=True, textbook=False,
+        case = BenchmarkCase(
+            machine.scale_size(classes), batch=machine.batch // world_size, width=machine.width, world_size=world_size, steps=50, threads=1,
+            device=machine.device.type, head=HeadConfig(sample_rate=rate), one_rank=True, textbook=False,
         )  # fmt: skip
-        with _ranks(here, world_size):
-            for kernels in ("triton", "torch") if not here.rehearsed else ("torch",):
+        with _fake_ranks(machine, world_size):
+            for kernels in ("triton", "torch") if not machine.is_dry_run else ("torch",):
                 for products in ("half", "tf32", "float32"):
                     config = msgspec.structs.replace(case.head, kernels=kernels, matmul_precision=products)
-                    rows.append(tried({"case": name}, _ours, here, replace(case, head=config)))
+                    rows.append(try_row({"case": name}, _benchmark_ours, machine, replace(case, head=config)))
             title = {"case": name, "head": "textbook"}
-            rows.append(tried(title, _other, here, case, partial(TextbookHead, case, 0)))
-            for half in (True, False) if here.insightface is not None else ():
+            rows.append(try_row(title, _benchmark_other, machine, case, partial(TextbookHead, case, 0)))
+            for half in (True, False) if machine.insightface is not None else ():
                 title = {"case": name, "head": "insightface" + ", fp16" * half}
                 rows.append(
-                    tried(title, _other, here, case, partial(_Insightface, case, here.insightface, half))
+                    try_row(
+                        title,
+                        _benchmark_other,
+                        machine,
+                        case,
+                        partial(_InsightFaceHead, case, machine.insightface, half),
+                    )
                 )
     return rows
 
 
-def _ranks(here: Machine, world_size: int) -> AbstractContextManager[object]:
+def _fake_ranks(machine: BenchmarkMachine, world_size: int) -> AbstractContextManager[object]:
     if dist.is_initialized():
         dist.destroy_process_group()
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
-    return others_made_up(torch.randn(here.batch, here.width, device=here.device))
+    return fake_gather(torch.randn(machine.batch, machine.width, device=machine.device))
 
 
-def _ours(here: Machine, case: Case) -> Row:
-    here.peak()
-    head = PartialFC(case.num_classes, here.width, MARGIN, config=case.head, optim=OPTIM, device=here.device)
-    step = stepping(here, head, case)
-    taken, on_host = here.milliseconds(step, 50)
+def _benchmark_ours(machine: BenchmarkMachine, case: BenchmarkCase) -> MeasurementRow:
+    machine.peak_memory()
+    head = PartialFC(
+        case.num_classes, machine.width, MARGIN, config=case.head, optim=OPTIM, device=machine.device
+    )
+    step = make_step(machine, head, case)
+    taken, on_host = machine.milliseconds(step, 50)
     config = Config(
-        data=DataConfig(path=""), train=TrainConfig(length=1, global_batch_size=here.batch), backbone=IResNetTiny(embedding_size=here.width),
+        data=DataConfig(path=""), train=TrainConfig(length=1, global_batch_size=machine.batch), backbone=IResNetTiny(embedding_size=machine.width),
         head=case.head, loss=MARGIN, optim=OPTIM,
     )  # fmt: skip
-    job = Job(config, case.num_classes, case.world_size, device=here.device.type)
+    job = PlannedRun(config, case.num_classes, case.world_size, device=machine.device.type)
     return {
         "head": "ours", "kernels": case.head.kernels, "products": case.head.matmul_precision, "ms": taken, "host_ms": on_host,
-        "gpu_ms": here.busy(step, 5)[0] / 5, "launches": launches_of(here, step), "peak_bytes": here.peak(), "planned_bytes": sum(job.head_memory().values()),
-        "teraflops": job.operations() / taken / 1e9, "gigabytes_per_second": job.traffic() / taken / 1e6,
+        "gpu_ms": machine.gpu_busy_time(step, 5)[0] / 5, "launches": count_launches(machine, step), "peak_bytes": machine.peak_memory(), "planned_bytes": sum(job.head_memory().values()),
+        "teraflops": job.head_flops() / taken / 1e9, "gigabytes_per_second": job.head_memory_traffic() / taken / 1e6,
     }  # fmt: skip
 
 
-def stepping(here: Machine, head: PartialFC, case: Case) -> Callable[[], None]:
+def make_step(machine: BenchmarkMachine, head: PartialFC, case: BenchmarkCase) -> Callable[[], None]:
     """The next step of a head, whose successor is prepared once it is launched, as in training."""
-    batches = [case.embeddings(number)[: case.batch].to(here.device) for number in range(4)]
+    batches = [case.embeddings(number)[: case.batch].to(machine.device) for number in range(4)]
     labels = [case.labels(number) for number in range(4)]
     ahead = [head.prepare(labels[0], 0)]
 
@@ -87,26 +95,26 @@ def stepping(here: Machine, head: PartialFC, case: Case) -> Callable[[], None]:
         now = ahead[0]
         embeddings = batches[now.number % 4].clone().requires_grad_()
         head(embeddings, now).backward()
-        head.update(now, RATE)
+        head.update(now, LR)
         ahead[0] = head.prepare(labels[(now.number + 1) % 4], now.number + 1)
 
     return step
 
 
-def launches_of(here: Machine, function: Callable[[], object]) -> int:
+def count_launches(machine: BenchmarkMachine, function: Callable[[], object]) -> int:
     """How many kernels and copies a call starts."""
-    if here.rehearsed:
+    if machine.is_dry_run:
         return 0
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         function()
-        here.wait()
-    return len(on_gpu(profile))
+        machine.wait()
+    return len(gpu_events(profile))
 
 
-class _Insightface:
+class _InsightFaceHead:
     """PartialFC_V2 of insightface's recognition/arcface_torch, from a folder of its own, as its training script steps it."""
 
-    def __init__(self, case: Case, folder: Path | None, half: bool) -> None:
+    def __init__(self, case: BenchmarkCase, folder: Path | None, half: bool) -> None:
         sys.path.insert(0, str(folder))
         from losses import CombinedMarginLoss  # type: ignore[import-not-found]
         from partial_fc_v2 import PartialFC_V2  # type: ignore[import-not-found]
@@ -115,7 +123,7 @@ class _Insightface:
         self._head = PartialFC_V2(loss, case.width, case.num_classes, case.head.sample_rate, half)
         self._head.train().to(case.device)
         self._optimizer = torch.optim.SGD(
-            self._head.parameters(), RATE, momentum=OPTIM.momentum, weight_decay=5e-4
+            self._head.parameters(), LR, momentum=OPTIM.momentum, weight_decay=5e-4
         )
         self._batch = case.batch
 
@@ -126,10 +134,12 @@ class _Insightface:
         self._optimizer.zero_grad()
 
 
-def _other(here: Machine, case: Case, made: "Callable[[], TextbookHead | _Insightface]") -> Row:
-    here.peak()
+def _benchmark_other(
+    machine: BenchmarkMachine, case: BenchmarkCase, made: "Callable[[], TextbookHead | _InsightFaceHead]"
+) -> MeasurementRow:
+    machine.peak_memory()
     head = made()
-    batches = [case.embeddings(number)[: case.batch].to(here.device) for number in range(4)]
+    batches = [case.embeddings(number)[: case.batch].to(machine.device) for number in range(4)]
     labels = [case.labels(number) for number in range(4)]
     numbers = count()
 
@@ -137,5 +147,10 @@ def _other(here: Machine, case: Case, made: "Callable[[], TextbookHead | _Insigh
         number = next(numbers) % 4
         head.step(batches[number].clone().requires_grad_(), labels[number])
 
-    taken, on_host = here.milliseconds(step, 10)
-    return {"ms": taken, "host_ms": on_host, "gpu_ms": here.busy(step, 5)[0] / 5, "peak_bytes": here.peak()}
+    taken, on_host = machine.milliseconds(step, 10)
+    return {
+        "ms": taken,
+        "host_ms": on_host,
+        "gpu_ms": machine.gpu_busy_time(step, 5)[0] / 5,
+        "peak_bytes": machine.peak_memory(),
+    }

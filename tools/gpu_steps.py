@@ -12,15 +12,15 @@ import msgspec
 import numpy as np
 import torch
 import torch.distributed as dist
-from gpu_heads import stepping
-from gpu_sections import Machine, Row, tried
-from textbook_head import MARGIN, OPTIM, Case
+from gpu_heads import make_step
+from gpu_sections import BenchmarkMachine, MeasurementRow, try_row
+from textbook_head import MARGIN, OPTIM, BenchmarkCase
 
 from partialfc.config import Config, DataConfig, HeadConfig, IResNetTiny, TrainConfig
 from partialfc.data import recordio
-from partialfc.data.loader import Batch, Notices
+from partialfc.data.loader import Batch, StepFlags
 from partialfc.head import PartialFC
-from partialfc.plan import Job
+from partialfc.plan import PlannedRun
 from partialfc.runtime import comm
 from partialfc.training.loop import train_step
 from partialfc.training.run import Run, build_run
@@ -29,38 +29,40 @@ CLASSES, IMAGES = 100_000, 512
 NETWORKS = ("iresnet50", 256), ("iresnet50", 128), ("iresnet100", 128)  # with the images of a step
 
 
-def steps(here: Machine) -> list[Row]:
+def benchmark_steps(machine: BenchmarkMachine) -> list[MeasurementRow]:
     """Thirty training steps of images that lie on the GPU: images a second, how much longer than the backbone alone, and
     how long the GPU has nothing to do; then twenty steps twice: bits, of which those by CUDA graphs are to be the same.
     """
     rows = []
-    with tempfile.TemporaryDirectory(prefix="benchmark_gpu") as folder, _alone(here) as ranks:
-        noise_pack(Path(folder), here.sized(CLASSES), 64 if here.rehearsed else IMAGES, 112)
+    with tempfile.TemporaryDirectory(prefix="benchmark_gpu") as folder, _single_rank(machine) as dist_ctx:
+        noise_pack(Path(folder), machine.scale_size(CLASSES), 64 if machine.is_dry_run else IMAGES, 112)
         for network, batch in NETWORKS:
             for graphs in (False, True):
-                config = _config(here, Path(folder), network, batch, graphs=graphs)
+                config = _config(machine, Path(folder), network, batch, graphs=graphs)
                 title = {"network": network, "batch": config.train.global_batch_size, "cuda_graphs": graphs}
-                rows.append(tried(title, _trained, here, config, ranks))
+                rows.append(try_row(title, _benchmark_training, machine, config, dist_ctx))
         for deterministic in (False, True):
             title = {"network": "iresnet50", "deterministic": deterministic}
-            rows.append(tried(title, _bits, here, Path(folder), ranks, deterministic))
+            rows.append(try_row(title, _check_determinism, machine, Path(folder), dist_ctx, deterministic))
     return rows
 
 
-def _trained(here: Machine, config: Config, ranks: comm.Ranks) -> Row:
-    here.peak()
-    run = build_run(config, ranks)
-    step = _steps_of(run)
-    taken, on_host = here.milliseconds(step, 30)
-    alone, _ = here.milliseconds(_backbone_alone(run), 15)
+def _benchmark_training(
+    machine: BenchmarkMachine, config: Config, dist_ctx: comm.DistContext
+) -> MeasurementRow:
+    machine.peak_memory()
+    run = build_run(config, dist_ctx)
+    step = _make_train_step(run)
+    taken, on_host = machine.milliseconds(step, 30)
+    alone, _ = machine.milliseconds(_backbone_alone(run), 15)
     return {
         "ms": taken, "host_ms": on_host, "images_per_second": 1000 * config.train.global_batch_size / taken,
-        "backbone_ms": alone, "over_backbone": taken / alone, "idle": idle(here, step), "waits": waits(here, step),
-        "peak_bytes": here.peak(),
+        "backbone_ms": alone, "over_backbone": taken / alone, "idle": idle_fraction(machine, step), "waits": find_syncs(machine, step),
+        "peak_bytes": machine.peak_memory(),
     }  # fmt: skip
 
 
-def many(here: Machine) -> list[Row]:
+def benchmark_many_identities(machine: BenchmarkMachine) -> list[MeasurementRow]:
     """Steps of a head of as many identities as fit: bfloat16 rows without moments, and float32 rows with momentum."""
     rows = []
     for classes, options in (
@@ -68,13 +70,15 @@ def many(here: Machine) -> list[Row]:
         (100_000_000, {"centers_dtype": "bfloat16", "optim_state_dtype": "none"}),
         (30_000_000, {}),
     ):
-        job = Job(_head_config(here, options), here.sized(classes), 1, device=here.device.type)
+        job = PlannedRun(
+            _head_config(machine, options), machine.scale_size(classes), 1, device=machine.device.type
+        )
         planned = sum(job.head_memory().values())
-        row: Row = {"ids": job.num_classes, **options, "planned_bytes": planned}
-        if not here.rehearsed and planned > 0.97 * torch.cuda.mem_get_info(here.device)[0]:
+        row: MeasurementRow = {"ids": job.num_classes, **options, "planned_bytes": planned}
+        if not machine.is_dry_run and planned > 0.97 * torch.cuda.mem_get_info(machine.device)[0]:
             rows.append(row | {"not run": "does not fit"})
             continue
-        rows.append(tried(row, _stepped, here, job))
+        rows.append(try_row(row, _benchmark_head_steps, machine, job))
         torch.cuda.empty_cache()
     return rows
 
@@ -91,33 +95,33 @@ def noise_pack(folder: Path, classes: int, images: int, size: int) -> None:
 
 
 @contextmanager
-def _alone(here: Machine) -> Iterator[comm.Ranks]:
+def _single_rank(machine: BenchmarkMachine) -> Iterator[comm.DistContext]:
     dist.init_process_group(
-        "gloo" if here.rehearsed else "nccl", store=dist.HashStore(), rank=0, world_size=1,
-        device_id=None if here.rehearsed else here.device,
+        "gloo" if machine.is_dry_run else "nccl", store=dist.HashStore(), rank=0, world_size=1,
+        device_id=None if machine.is_dry_run else machine.device,
     )  # fmt: skip
     try:
-        yield comm.ranks_of(here.device)
+        yield comm.create_dist_context(machine.device)
     finally:
         dist.destroy_process_group()
 
 
 def _config(
-    here: Machine, folder: Path, network: str, batch: int, *, graphs: bool = False, **more: Any
+    machine: BenchmarkMachine, folder: Path, network: str, batch: int, *, graphs: bool = False, **more: Any
 ) -> Config:
-    name = "iresnet_tiny" if here.rehearsed else network
+    name = "iresnet_tiny" if machine.is_dry_run else network
     tree = {
         "data": {"path": str(folder), "num_workers": 0},
-        "backbone": {"name": name, "embedding_size": here.width, "cuda_graphs": graphs},
+        "backbone": {"name": name, "embedding_size": machine.width, "cuda_graphs": graphs},
         "head": {"sample_rate": 0.1, "matmul_precision": "half"},
         "optim": {"name": "sgd", "precision": "bfloat16", "ema_decay": 0.999},
-        "train": {"length": 100_000, "global_batch_size": 4 if here.rehearsed else batch},
-        "device": here.device.type, "output": str(folder / "output"),
+        "train": {"length": 100_000, "global_batch_size": 4 if machine.is_dry_run else batch},
+        "device": machine.device.type, "output": str(folder / "output"),
     }  # fmt: skip
     return msgspec.convert(tree | more, Config)
 
 
-def _steps_of(run: Run) -> Callable[[], None]:
+def _make_train_step(run: Run) -> Callable[[], None]:
     """The run's next step, in the order of training: launched, then the next one prepared."""
     batches = [_batch(run, number) for number in range(4)]
     ahead = [run.head.prepare(batches[0].labels, 0)]
@@ -136,28 +140,30 @@ def _batch(run: Run, number: int) -> Batch:
         255, (run.config.train.global_batch_size, size, size, 3), dtype=torch.uint8, generator=generator
     )
     labels = torch.randint(run.head.num_classes, (len(images),), generator=generator)
-    return Batch(images.to(run.ranks.device), labels, waited=0.0, replaced=0, notices=Notices())
+    return Batch(
+        images.to(run.dist_ctx.device), labels, data_wait_seconds=0.0, num_replaced=0, flags=StepFlags()
+    )
 
 
 def _backbone_alone(run: Run) -> Callable[[], None]:
     size, batch = run.backbone.input_size, run.config.train.global_batch_size
-    images = torch.randint(0, 255, (batch, size, size, 3), dtype=torch.uint8, device=run.ranks.device)
-    gradient = torch.randn(batch, run.config.backbone.embedding_size, device=run.ranks.device)
-    loss = torch.ones((), device=run.ranks.device)
+    images = torch.randint(0, 255, (batch, size, size, 3), dtype=torch.uint8, device=run.dist_ctx.device)
+    gradient = torch.randn(batch, run.config.backbone.embedding_size, device=run.dist_ctx.device)
+    loss = torch.ones((), device=run.dist_ctx.device)
 
     def step() -> None:
-        run.micro_batches.forward(images, 0)
-        run.micro_batches.backward(images, 0, gradient)
+        run.micro_batch_runner.forward(images, 0)
+        run.micro_batch_runner.backward(images, 0, gradient)
         _, finite = run.optimizer.step(0.0, loss)
-        if run.average:
-            run.average.update(0, finite)
+        if run.ema:
+            run.ema.update(0, finite)
 
     return step
 
 
-def waits(here: Machine, step: Callable[[], None]) -> str:
+def find_syncs(machine: BenchmarkMachine, step: Callable[[], None]) -> str:
     """What of three steps waits for the GPU, if anything."""
-    if here.rehearsed:
+    if machine.is_dry_run:
         return "not known"
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -175,23 +181,25 @@ def waits(here: Machine, step: Callable[[], None]) -> str:
     return "nothing"
 
 
-def idle(here: Machine, step: Callable[[], None]) -> float:
+def idle_fraction(machine: BenchmarkMachine, step: Callable[[], None]) -> float:
     """The share of five steps in which nothing runs on the GPU."""
-    busy, whole = here.busy(step, 5)
+    busy, whole = machine.gpu_busy_time(step, 5)
     return 1 - busy / whole if whole else 0.0
 
 
-def _bits(here: Machine, folder: Path, ranks: comm.Ranks, deterministic: bool) -> Row:
+def _check_determinism(
+    machine: BenchmarkMachine, folder: Path, dist_ctx: comm.DistContext, deterministic: bool
+) -> MeasurementRow:
     found, times = [], []
     for graphs in (False, False, True):
-        config = _config(here, folder, "iresnet50", 128, graphs=graphs, deterministic=deterministic)
-        run = build_run(config, ranks)
-        step = _steps_of(run)
-        for _ in range(2 if here.rehearsed else 20):
+        config = _config(machine, folder, "iresnet50", 128, graphs=graphs, deterministic=deterministic)
+        run = build_run(config, dist_ctx)
+        step = _make_train_step(run)
+        for _ in range(2 if machine.is_dry_run else 20):
             step()
         tensors = *run.backbone.state_dict().values(), *run.head.centers.tensors.values()
         found.append([it.detach().clone() for it in tensors])
-        times.append(here.milliseconds(step, 10)[0])
+        times.append(machine.milliseconds(step, 10)[0])
     torch.use_deterministic_algorithms(False)
     same, of_graphs = (all(map(torch.equal, found[0], it)) for it in found[1:])
     return {
@@ -200,21 +208,30 @@ def _bits(here: Machine, folder: Path, ranks: comm.Ranks, deterministic: bool) -
     }  # fmt: skip
 
 
-def _head_config(here: Machine, options: dict[str, str]) -> Config:
+def _head_config(machine: BenchmarkMachine, options: dict[str, str]) -> Config:
     head = msgspec.convert({"sample_rate": 0.01, "matmul_precision": "half", **options}, HeadConfig)
     return Config(
-        data=DataConfig(path=""), train=TrainConfig(length=1, global_batch_size=here.batch), backbone=IResNetTiny(embedding_size=here.width),
+        data=DataConfig(path=""), train=TrainConfig(length=1, global_batch_size=machine.batch), backbone=IResNetTiny(embedding_size=machine.width),
         head=head, loss=MARGIN, optim=OPTIM,
     )  # fmt: skip
 
 
-def _stepped(here: Machine, job: Job) -> Row:
-    here.peak()
+def _benchmark_head_steps(machine: BenchmarkMachine, job: PlannedRun) -> MeasurementRow:
+    machine.peak_memory()
     head = PartialFC(
-        job.num_classes, here.width, MARGIN, config=job.config.head, optim=OPTIM, device=here.device
+        job.num_classes, machine.width, MARGIN, config=job.config.head, optim=OPTIM, device=machine.device
     )
-    case = Case(
-        job.num_classes, here.batch, here.width, 1, 50, 1, here.device.type, job.config.head, True, False
+    case = BenchmarkCase(
+        job.num_classes,
+        machine.batch,
+        machine.width,
+        1,
+        50,
+        1,
+        machine.device.type,
+        job.config.head,
+        True,
+        False,
     )
-    taken, on_host = here.milliseconds(stepping(here, head, case), 50)
-    return {"ms": taken, "host_ms": on_host, "peak_bytes": here.peak()}
+    taken, on_host = machine.milliseconds(make_step(machine, head, case), 50)
+    return {"ms": taken, "host_ms": on_host, "peak_bytes": machine.peak_memory()}

@@ -13,7 +13,7 @@ import numpy as np
 from mxnet.recordio import MXIndexedRecordIO, unpack
 
 
-def sample(records: MXIndexedRecordIO, key: int) -> np.ndarray:
+def load_sample(records: MXIndexedRecordIO, key: int) -> np.ndarray:
     _, content = unpack(records.read_idx(key))
     image = mxnet.image.imdecode(content).asnumpy()
     if random.random() < 0.5:
@@ -29,7 +29,7 @@ def main() -> None:
     for _ in range(3):
         began = time.perf_counter()
         for start in range(0, count, 128):
-            np.stack([sample(records, key) for key in keys[start : start + 128]])
+            np.stack([load_sample(records, key) for key in keys[start : start + 128]])
         best = max(best, count / (time.perf_counter() - began))
     print(best)
 

@@ -9,12 +9,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 
-def draw(rows: list[dict[str, Any]], picture: Path) -> None:
+def plot(rows: list[dict[str, Any]], picture: Path) -> None:
     """rows: as --json wrote them; one line for each kind of stored rows."""
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     times, memory = figure.subplots(1, 2)
-    for kind in sorted({kind_of(row) for row in rows}):
-        mine = sorted((row for row in rows if kind_of(row) == kind), key=lambda row: row["num_classes"])
+    for kind in sorted({row_label(row) for row in rows}):
+        mine = sorted((row for row in rows if row_label(row) == kind), key=lambda row: row["num_classes"])
         identities = [row["num_classes"] for row in mine]
         times.plot(identities, [row["ours_ms"] for row in mine], marker="o", label=kind)
         measured = [row["resident_bytes"] / 1e6 for row in mine]
@@ -33,7 +33,7 @@ def draw(rows: list[dict[str, Any]], picture: Path) -> None:
     FigureCanvasAgg(figure).print_png(str(picture))
 
 
-def kind_of(row: dict[str, Any]) -> str:
+def row_label(row: dict[str, Any]) -> str:
     return f"{row['centers']} rows, {row['moments']} moments".replace("none", "no")
 
 
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("rows", type=Path, nargs="+", help="files that benchmark_head --json wrote")
     parser.add_argument("--out", type=Path, required=True, help="the PNG to draw")
     options = parser.parse_args()
-    draw([row for path in options.rows for row in json.loads(path.read_text())], options.out)
+    plot([row for path in options.rows for row in json.loads(path.read_text())], options.out)
 
 
 if __name__ == "__main__":

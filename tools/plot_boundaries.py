@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from partialfc.config import AnyMargin, ArcFace, CosFace, ElasticArcFace, ElasticCosFace, SoftMax
+from partialfc.config import AnyLoss, ArcFace, CosFace, CosineSoftmax, ElasticArcFace, ElasticCosFace
 from partialfc.config.scheduled import value_at
 from partialfc.head.losses import build_loss
 
-LOSSES: dict[str, AnyMargin] = {
+LOSSES: dict[str, AnyLoss] = {
     "ArcFace, m 0.5": ArcFace(),
     "ElasticFace-Arc, 0.5 ± 0.05": ElasticArcFace(),
     "CosFace, m 0.35": CosFace(),
     "ElasticFace-Cos, 0.35 ± 0.05": ElasticCosFace(),
 }
-_SHARE = 0.95  # of the draws, within the band
+_BAND_COVERAGE = 0.95  # of the draws, within the band
 
 
 def main() -> None:
@@ -40,8 +40,12 @@ def main() -> None:
     first = np.linspace(0, np.pi / 2, 400)
     for axis, (title, margin) in zip(axes, LOSSES.items(), strict=True):
         low, middle, high = (boundary(margin, first, quantile) for quantile in quantiles(margin))
-        axis.plot(first, boundary(SoftMax(), first, 0.0), color="grey", linestyle=":", label="no margin")
-        axis.fill_between(first, low, high, alpha=0.35, linewidth=0, label=f"{_SHARE:.0%} of the draws")
+        axis.plot(
+            first, boundary(CosineSoftmax(), first, 0.0), color="grey", linestyle=":", label="no margin"
+        )
+        axis.fill_between(
+            first, low, high, alpha=0.35, linewidth=0, label=f"{_BAND_COVERAGE:.0%} of the draws"
+        )
         axis.plot(first, middle, label="boundary")
         axis.set(title=title, xlabel="angle with class 1", xlim=(0, np.pi / 2), ylim=(0, np.pi / 2))
     axes[0].set_ylabel("angle with class 2")
@@ -49,13 +53,13 @@ def main() -> None:
     figure.savefig(sys.argv[1], dpi=120)
 
 
-def quantiles(margin: AnyMargin) -> tuple[float, float, float]:
+def quantiles(margin: AnyLoss) -> tuple[float, float, float]:
     """The ends and the middle of the band, in deviations of a draw."""
-    end = NormalDist().inv_cdf((1 + _SHARE) / 2) if hasattr(margin, "sigma") else 0.0
+    end = NormalDist().inv_cdf((1 + _BAND_COVERAGE) / 2) if hasattr(margin, "sigma") else 0.0
     return -end, 0.0, end
 
 
-def boundary(margin: AnyMargin, first: NDArray[np.float64], deviations: float) -> NDArray[np.float64]:
+def boundary(margin: AnyLoss, first: NDArray[np.float64], deviations: float) -> NDArray[np.float64]:
     """The angle with class 2 at which its logit is the target's, for angles with class 1; nan where none is."""
     angle = torch.from_numpy(first)
     drawn = None

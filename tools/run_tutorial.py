@@ -41,7 +41,7 @@ def main() -> None:
             parser.error(f"{arguments.faces}: no {', '.join(missing)}; wanted {', '.join(NEEDED)}")
         prepare(arguments.faces.resolve(), folder)
         for language, code in re.findall(r"^```(sh|python)\n(.*?)^```$", PAGE.read_text(), re.M | re.S):
-            if failed := run(language, code, folder):
+            if failed := run_block(language, code, folder):
                 sys.exit(failed)
 
 
@@ -57,7 +57,7 @@ def prepare(faces: Path, folder: Path) -> None:
         shutil.copy(photo, person)
 
 
-def run(language: str, code: str, folder: Path) -> int:
+def run_block(language: str, code: str, folder: Path) -> int:
     """The exit code of a block."""
     print(f"```{language}\n{code}```", flush=True)
     program = ["bash", "-euo", "pipefail", "-c"] if language == "sh" else [sys.executable, "-c"]

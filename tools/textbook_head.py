@@ -16,17 +16,17 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from partialfc.config import CosFace, HeadConfig, Sgd
+from partialfc.config import SGD, CosFace, HeadConfig
 from partialfc.runtime import comm
 
-RATE = 0.1
-OPTIM = Sgd(lr=RATE, momentum=0.9, weight_decay=5e-4)
+LR = 0.1
+OPTIM = SGD(lr=LR, momentum=0.9, weight_decay=5e-4)
 _COSINE, _SCALE = 0.35, 64.0
 MARGIN = CosFace(scale=_SCALE, margin=_COSINE)
 
 
 @dataclass(frozen=True)
-class Case:
+class BenchmarkCase:
     """What is timed: C classes, some of them sampled, b images on each of W ranks, embeddings of width D."""
 
     num_classes: int
@@ -51,7 +51,7 @@ class Case:
         return torch.randn(self.batch * self.world_size, self.width, generator=generator)
 
 
-class Done:
+class CompletedWork:
     """A collective that is through."""
 
     def wait(self) -> None:
@@ -59,14 +59,14 @@ class Done:
 
 
 @contextmanager
-def others_made_up(embeddings: Tensor) -> Iterator[None]:
+def fake_gather(embeddings: Tensor) -> Iterator[None]:
     """Where one rank runs alone: an all-gather brings, beside its own rows, those of everyone's `embeddings` [B, D]."""
     made_up = normalize(embeddings)
 
-    def gather(rows: Tensor, local: Tensor, **_: Any) -> Done:
+    def gather(rows: Tensor, local: Tensor, **_: Any) -> CompletedWork:
         rows.copy_(made_up)
         rows[: len(local)] = local
-        return Done()
+        return CompletedWork()
 
     with mock.patch.object(comm, "_all_gather", gather):
         yield
@@ -75,13 +75,13 @@ def others_made_up(embeddings: Tensor) -> Iterator[None]:
 class TextbookHead:
     """Partial FC as it is usually written; a rank owns the classes [first, first + len(weight))."""
 
-    def __init__(self, case: Case, rank: int) -> None:
+    def __init__(self, case: BenchmarkCase, rank: int) -> None:
         share = case.num_classes // case.world_size
         self._first, self._world_size = rank * share, case.world_size
-        self._num_sampled = int(case.head.largest_rate * share)
+        self._num_sampled = int(case.head.max_sample_rate * share)
         self._weight = torch.nn.Parameter(torch.normal(0, 0.01, (share, case.width), device=case.device))
         self._optimizer = torch.optim.SGD(
-            [self._weight], lr=RATE, momentum=OPTIM.momentum, weight_decay=OPTIM.weight_decay
+            [self._weight], lr=LR, momentum=OPTIM.momentum, weight_decay=OPTIM.weight_decay
         )
 
     def step(self, embeddings: Tensor, labels: Tensor) -> None:
@@ -125,12 +125,12 @@ class TextbookHead:
         logits.backward(probability)
 
 
-class Floor:
+class LowerBound:
     """What no head of these shapes can do without: three products, and the rows' way from memory and back."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: BenchmarkCase) -> None:
         share = case.num_classes // case.world_size
-        sampled = max(1, round(case.head.largest_rate * share))
+        sampled = max(1, round(case.head.max_sample_rate * share))
         empty, shape = torch.empty, (share, case.width)
         self._rows = torch.linspace(0, share - 1, sampled, dtype=torch.float64).long().to(case.device)
         self._weight, self._momentum = (
@@ -142,13 +142,13 @@ class Floor:
         self._embeddings = torch.randn(case.batch * case.world_size, case.width, device=case.device)
         self._logits = empty(len(self._embeddings), sampled, device=case.device)
 
-    def products(self) -> None:
+    def matmuls(self) -> None:
         """Logits, embeddings' gradient, rows' gradient."""
         torch.mm(self._embeddings, self._gathered.T, out=self._logits)
         self._logits @ self._gathered
         torch.mm(self._logits.T, self._embeddings, out=self._moments)
 
-    def traffic(self) -> None:
+    def memory_traffic(self) -> None:
         """Rows read twice, moments read and written, rows written."""
         for _ in range(2):
             torch.index_select(self._weight, 0, self._rows, out=self._gathered)

@@ -9,18 +9,23 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from partialfc import config
-from partialfc.backbones.external import External, checked, python_network, timm_network
+from partialfc.backbones.external import (
+    ExternalBackbone,
+    build_custom_backbone,
+    build_timm_backbone,
+    validate_output_shape,
+)
 from partialfc.backbones.iresnet import IResNet
 from partialfc.backbones.mobilefacenet import MobileFaceNet
 from partialfc.backbones.vit import VisionTransformer
 from partialfc.errors import InputError
 
-__all__ = ["Backbone", "build_backbone", "for_inference", "move_to_device"]
+__all__ = ["Backbone", "build_backbone", "inference_config", "move_to_device"]
 
-Backbone = IResNet | MobileFaceNet | VisionTransformer | External
+Backbone = IResNet | MobileFaceNet | VisionTransformer | ExternalBackbone
 
-_WIDTH = 64
-_DEPTHS: dict[type[config.IResNet], tuple[int, ...]] = {  # blocks a stage
+_IRESNET_WIDTH = 64
+_IRESNET_DEPTHS: dict[type[config.IResNetConfig], tuple[int, ...]] = {  # blocks a stage
     config.IResNet18: (2, 2, 2, 2),
     config.IResNet34: (3, 4, 6, 3),
     config.IResNet50: (3, 4, 14, 3),
@@ -28,7 +33,7 @@ _DEPTHS: dict[type[config.IResNet], tuple[int, ...]] = {  # blocks a stage
     config.IResNet200: (6, 26, 60, 6),
     config.IResNet2060: (3, 128, 896, 3),
 }
-_TRANSFORMERS: dict[type[config.ViT], tuple[int, int]] = {  # width and depth
+_VIT_SIZES: dict[type[config.ViT], tuple[int, int]] = {  # width and depth
     config.ViTTiny: (256, 12),
     config.ViTSmall: (512, 12),
     config.ViTBase: (512, 24),
@@ -41,18 +46,18 @@ def build_backbone(settings: config.AnyBackbone) -> Backbone:
     normalised. Its `input_size` is the H = W it takes. Its state_dict does not depend on how it is computed
     (checkpointing, channels_last, compile).
     """
-    backbone = _network(settings)
+    backbone = _build(settings)
     if settings.gradient_checkpointing:
-        if isinstance(settings, config.Python | config.Timm):
+        if isinstance(settings, config.CustomBackbone | config.TimmBackbone):
             raise InputError(
                 "backbone.gradient_checkpointing: not for networks of others, which have no blocks that are known"
             )
-        assert not isinstance(backbone, External)
+        assert not isinstance(backbone, ExternalBackbone)
         for block in backbone.blocks:
             # The random state is kept, and MicroBatches lets no running statistic move in a backward.
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
     if not settings.channels_last:
-        backbone.register_forward_pre_hook(_contiguous)
+        backbone.register_forward_pre_hook(_to_contiguous)
     if settings.compile:
         # IResNet's blocks are one function to the compiler, in a variant for each shape, mode and micro-batch's momentum.
         # After its limit of 8 the others run uncompiled: those of training, where an evaluation came first.
@@ -61,7 +66,7 @@ def build_backbone(settings: config.AnyBackbone) -> Backbone:
     return backbone
 
 
-def for_inference(settings: config.AnyBackbone) -> config.AnyBackbone:
+def inference_config(settings: config.AnyBackbone) -> config.AnyBackbone:
     """Return the settings of the same network without what only training needs.
 
     timm downloads nothing: weights are loaded afterwards.
@@ -69,7 +74,7 @@ def for_inference(settings: config.AnyBackbone) -> config.AnyBackbone:
     settings = msgspec.structs.replace(
         settings, gradient_checkpointing=False, compile=False, cuda_graphs=False
     )
-    if isinstance(settings, config.Timm):
+    if isinstance(settings, config.TimmBackbone):
         return msgspec.structs.replace(settings, pretrained=False)
     return settings
 
@@ -85,50 +90,50 @@ def move_to_device(network: nn.Module, device: torch.device, *, channels_last: b
             norm.num_batches_tracked = norm.num_batches_tracked.cpu()
 
 
-def _network(settings: config.AnyBackbone) -> Backbone:
+def _build(settings: config.AnyBackbone) -> Backbone:
     match settings:
-        case config.Python():
-            network = python_network(settings.target, settings.kwargs)
+        case config.CustomBackbone():
+            network = build_custom_backbone(settings.target, settings.kwargs)
             place = f"backbone.target: {settings.target}"
-            return checked(network, settings.input_size, settings.embedding_size, place)
-        case config.Timm():
-            network = timm_network(
-                settings.model, settings.kwargs, pretrained=settings.pretrained, **_shared(settings)
+            return validate_output_shape(network, settings.input_size, settings.embedding_size, place)
+        case config.TimmBackbone():
+            network = build_timm_backbone(
+                settings.model, settings.kwargs, pretrained=settings.pretrained, **_common_args(settings)
             )
-            return checked(
+            return validate_output_shape(
                 network, settings.input_size, settings.embedding_size, f"backbone.model: {settings.model}"
             )
-        case config.MobileFaceNet():
-            return MobileFaceNet(**_shared(settings))
+        case config.MobileFaceNetConfig():
+            return MobileFaceNet(**_common_args(settings))
         case config.MobileFaceNetLarge():
-            return MobileFaceNet(width=256, depths=(2, 8, 12, 4), **_shared(settings))
+            return MobileFaceNet(width=256, depths=(2, 8, 12, 4), **_common_args(settings))
         case config.ViT():
-            width, depth = _TRANSFORMERS[type(settings)]
+            width, depth = _VIT_SIZES[type(settings)]
             return VisionTransformer(
                 width=width,
                 depth=depth,
-                patch=settings.patch_size,
-                drop_path=settings.drop_path_rate,
-                mask=settings.mask_ratio,
-                **_shared(settings),
+                patch_size=settings.patch_size,
+                drop_path_rate=settings.drop_path_rate,
+                mask_ratio=settings.mask_ratio,
+                **_common_args(settings),
             )
         case config.IResNetTiny():
-            return IResNet(settings.depths, width=settings.width, **_shared(settings))
-        case config.IResNet():
-            return IResNet(_DEPTHS[type(settings)], width=_WIDTH, **_shared(settings))
+            return IResNet(settings.depths, width=settings.width, **_common_args(settings))
+        case config.IResNetConfig():
+            return IResNet(_IRESNET_DEPTHS[type(settings)], width=_IRESNET_WIDTH, **_common_args(settings))
 
 
-class _Shared(TypedDict):
+class _CommonArgs(TypedDict):
     input_size: int
-    embedding: int
+    embedding_size: int
     dropout: float
 
 
-def _shared(settings: config.Backbone) -> _Shared:
-    return _Shared(
-        input_size=settings.input_size, embedding=settings.embedding_size, dropout=settings.dropout
+def _common_args(settings: config.BackboneConfig) -> _CommonArgs:
+    return _CommonArgs(
+        input_size=settings.input_size, embedding_size=settings.embedding_size, dropout=settings.dropout
     )
 
 
-def _contiguous(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+def _to_contiguous(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
     return (inputs[0].contiguous(),)

@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 from partialfc.backbones.projection import Projection
 from partialfc.errors import InputError
-from partialfc.runtime.exit_codes import one_line
+from partialfc.runtime.exit_codes import format_error
 
 
-class External(nn.Module):
+class ExternalBackbone(nn.Module):
     """What such a network is taken for: float images [b, 3, H, W] in [-1, 1] -> embeddings [b, D], not normalised."""
 
     input_size: int
 
 
-def python_network(target: str, arguments: dict[str, Any]) -> nn.Module:
-    """Import the class `target`, `module:Class`, and construct it with `arguments`.
+def build_custom_backbone(target: str, kwargs: dict[str, Any]) -> nn.Module:
+    """Import the class `target`, `module:Class`, and construct it with `kwargs`.
 
     Modules are found in the environment, then in the current folder. Callers check that the target comes from a
     recipe or a command line, not from a file.
@@ -40,7 +40,7 @@ def python_network(target: str, arguments: dict[str, Any]) -> nn.Module:
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise InputError(f"backbone.target: {target}: no class of {module_name} that is a torch.nn.Module")
     try:
-        return found(**arguments)
+        return found(**kwargs)
     except TypeError as error:
         raise InputError(f"backbone.kwargs: {error}") from error
 
@@ -53,11 +53,11 @@ def _add_current_folder() -> None:
         importlib.invalidate_caches()
 
 
-def timm_network(
-    model: str,
+def build_timm_backbone(
+    model_name: str,
     arguments: dict[str, Any],
     input_size: int,
-    embedding: int,
+    embedding_size: int,
     dropout: float,
     pretrained: bool,
 ) -> nn.Module:
@@ -74,32 +74,34 @@ def timm_network(
             "backbone.name: timm, which is not installed; pip install --no-deps timm, and a torchvision of the same build "
             "as torch"
         ) from None
-    if model not in timm.list_models():
-        near = ", ".join(timm.list_models(f"*{model.split('_')[0]}*")[:8])
+    if model_name not in timm.list_models():
+        near = ", ".join(timm.list_models(f"*{model_name.split('_')[0]}*")[:8])
         raise InputError(
-            f"backbone.model: timm has no {model!r}; wanted one of timm.list_models(), such as {near}"
+            f"backbone.model: timm has no {model_name!r}; wanted one of timm.list_models(), such as {near}"
         )
     try:
         trunk = timm.create_model(
-            model, pretrained=pretrained, num_classes=0, img_size=input_size, **arguments
+            model_name, pretrained=pretrained, num_classes=0, img_size=input_size, **arguments
         )
     except TypeError:  # of a network that takes images of any size
         try:
-            trunk = timm.create_model(model, pretrained=pretrained, num_classes=0, **arguments)
+            trunk = timm.create_model(model_name, pretrained=pretrained, num_classes=0, **arguments)
         except TypeError as error:
-            raise InputError(f"backbone.kwargs: {one_line(error)}") from None
+            raise InputError(f"backbone.kwargs: {format_error(error)}") from None
     width: Any = (
         getattr(trunk, "head_hidden_size", None) or trunk.num_features
     )  # of what a classifier would get
-    norm = nn.BatchNorm1d(embedding)
-    return nn.Sequential(trunk, nn.Dropout(dropout), Projection(width, embedding), norm)
+    norm = nn.BatchNorm1d(embedding_size)
+    return nn.Sequential(trunk, nn.Dropout(dropout), Projection(width, embedding_size), norm)
 
 
-def checked(network: nn.Module, input_size: int, embedding: int, place: str) -> External:
+def validate_output_shape(
+    network: nn.Module, input_size: int, embedding_size: int, location: str
+) -> ExternalBackbone:
     """The network itself, once two images [2, 3, input_size, input_size] went through. InputError, which names the place,
     where that gives no [2, embedding].
     """
-    taken = cast(External, network)
+    taken = cast(ExternalBackbone, network)
     taken.input_size = input_size
     images = torch.zeros(2, 3, input_size, input_size)
     if images.is_meta:  # built to be compared with a file's shapes: nothing goes through
@@ -110,9 +112,11 @@ def checked(network: nn.Module, input_size: int, embedding: int, place: str) -> 
             found = network(images)
     except RuntimeError as error:
         why = " ".join(str(error).split())[:200]
-        raise InputError(f"{place}: takes no images {list(images.shape)}: {why}") from None
+        raise InputError(f"{location}: takes no images {list(images.shape)}: {why}") from None
     network.train()
     shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-    if shape != [2, embedding]:
-        raise InputError(f"{place}: gives {shape} for images {list(images.shape)}, wanted [2, {embedding}]")
+    if shape != [2, embedding_size]:
+        raise InputError(
+            f"{location}: gives {shape} for images {list(images.shape)}, wanted [2, {embedding_size}]"
+        )
     return taken

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from partialfc.backbones.projection import Projection
 
-_NARROW = 16  # channels that oneDNN works on at once, at most
+_MIN_CHANNELS_ONEDNN = 16  # channels that oneDNN works on at once, at most
 
 
 class IResNet(nn.Sequential):
@@ -19,7 +19,7 @@ class IResNet(nn.Sequential):
     """
 
     def __init__(
-        self, depths: Sequence[int], *, width: int, input_size: int, embedding: int, dropout: float
+        self, depths: Sequence[int], *, width: int, input_size: int, embedding_size: int, dropout: float
     ) -> None:
         super().__init__()
         self.input_size = input_size
@@ -28,14 +28,14 @@ class IResNet(nn.Sequential):
         self.add_module("prelu", nn.PReLU(width))
         channels = width
         for stage, depth in enumerate(depths):
-            self.add_module(f"layer{stage + 1}", _stage(channels, width << stage, depth))
+            self.add_module(f"layer{stage + 1}", _build_stage(channels, width << stage, depth))
             channels = width << stage
         side = -(-input_size >> len(depths))
         self.add_module("bn2", nn.BatchNorm2d(channels))
         self.add_module("flatten", nn.Flatten())
         self.add_module("dropout", nn.Dropout(dropout))
-        self.add_module("fc", Projection(channels * side * side, embedding))
-        self.add_module("features", _unscaled_norm(embedding))
+        self.add_module("fc", Projection(channels * side * side, embedding_size))
+        self.add_module("features", _batchnorm_without_scale(embedding_size))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.1)
@@ -47,7 +47,7 @@ class IResNet(nn.Sequential):
         return [block for stage in stages for block in stage.children()]
 
 
-class _Block(nn.Module):
+class _IResNetBlock(nn.Module):
     """Two 3 x 3 convolutions between three normalisations, added to the input, or to its projection where
     the shapes differ.
     """
@@ -60,15 +60,15 @@ class _Block(nn.Module):
         self.prelu = nn.PReLU(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, stride, padding=1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
-        self.downsample = nn.Identity() if stride == 1 else _downsample(channels, out_channels, stride)
+        self.downsample = nn.Identity() if stride == 1 else _build_downsample(channels, out_channels, stride)
 
     def forward(self, images: Tensor) -> Tensor:
         inner = self.prelu(self.bn2(self.conv1(self.bn1(images))))
         return self.bn3(self.conv2(inner)) + self.downsample(images)
 
 
-def _downsample(channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    kind = nn.Conv2d if channels >= _NARROW else _NarrowDownsample
+def _build_downsample(channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    kind = nn.Conv2d if channels >= _MIN_CHANNELS_ONEDNN else _NarrowDownsample
     return nn.Sequential(kind(channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
 
 
@@ -82,12 +82,12 @@ class _NarrowDownsample(nn.Conv2d):
         return nn.functional.conv2d(input[:, :, ::rows, ::columns], self.weight)
 
 
-def _stage(channels: int, out_channels: int, depth: int) -> nn.Sequential:
-    rest = (_Block(out_channels, out_channels, stride=1) for _ in range(depth - 1))
-    return nn.Sequential(_Block(channels, out_channels, stride=2), *rest)
+def _build_stage(channels: int, out_channels: int, depth: int) -> nn.Sequential:
+    rest = (_IResNetBlock(out_channels, out_channels, stride=1) for _ in range(depth - 1))
+    return nn.Sequential(_IResNetBlock(channels, out_channels, stride=2), *rest)
 
 
-def _unscaled_norm(channels: int) -> nn.BatchNorm1d:
+def _batchnorm_without_scale(channels: int) -> nn.BatchNorm1d:
     """BatchNorm whose weight stays 1: the loss normalises the embedding anyway."""
     norm = nn.BatchNorm1d(channels)
     norm.weight.requires_grad_(False)

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from partialfc.backbones.projection import Projection
 
-_HEADS, _HIDDEN = 8, 4  # attention heads; widths of a token in the MLP's hidden layer
+_NUM_HEADS, _MLP_RATIO = 8, 4  # attention heads; widths of a token in the MLP's hidden layer
 
 
 class VisionTransformer(nn.Module):
@@ -25,28 +25,28 @@ class VisionTransformer(nn.Module):
         *,
         width: int,
         depth: int,
-        patch: int,
+        patch_size: int,
         input_size: int,
-        embedding: int,
+        embedding_size: int,
         dropout: float,
-        drop_path: float,
-        mask: float,
+        drop_path_rate: float,
+        mask_ratio: float,
     ) -> None:
         super().__init__()
-        self.input_size, self._mask = input_size, mask
-        tokens = (input_size // patch) ** 2
-        self.patch_embed = _Patches(width, patch)
+        self.input_size, self._mask = input_size, mask_ratio
+        tokens = (input_size // patch_size) ** 2
+        self.patch_embed = _PatchEmbed(width, patch_size)
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, width))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.dropout = nn.Dropout(dropout)
-        shares = [drop_path * place / max(1, depth - 1) for place in range(depth)]
-        self.blocks = nn.ModuleList([_Block(width, dropout, share) for share in shares])
+        shares = [drop_path_rate * place / max(1, depth - 1) for place in range(depth)]
+        self.blocks = nn.ModuleList([_TransformerBlock(width, dropout, share) for share in shares])
         self.norm = nn.LayerNorm(width)
         self.feature = nn.Sequential(
             Projection(width * tokens, width, bias=False),
             nn.BatchNorm1d(width, eps=2e-5),
-            Projection(width, embedding, bias=False),
-            nn.BatchNorm1d(embedding, eps=2e-5),
+            Projection(width, embedding_size, bias=False),
+            nn.BatchNorm1d(embedding_size, eps=2e-5),
         )
         self._initialize()
 
@@ -61,7 +61,7 @@ class VisionTransformer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         tokens = self.dropout(self.patch_embed(images) + self.pos_embed)
-        kept = self._kept(tokens) if self.training and self._mask else None
+        kept = self._sample_visible_tokens(tokens) if self.training and self._mask else None
         inner = tokens if kept is None else tokens.gather(1, kept.expand(-1, -1, tokens.shape[2]))
         for block in self.blocks:
             inner = block(inner)
@@ -72,42 +72,42 @@ class VisionTransformer(nn.Module):
         embeddings: Tensor = self.feature(inner.flatten(1))
         return embeddings
 
-    def _kept(self, tokens: Tensor) -> Tensor:
+    def _sample_visible_tokens(self, tokens: Tensor) -> Tensor:
         """Numbers [b, kept, 1] of the tokens that stay."""
         count = int(tokens.shape[1] * (1 - self._mask))
         noise = torch.rand(tokens.shape[:2], device=tokens.device)
         return noise.argsort(1)[:, :count, None]
 
 
-class _Patches(nn.Module):
+class _PatchEmbed(nn.Module):
     """Images -> tokens [b, N, width], row by row."""
 
-    def __init__(self, width: int, patch: int) -> None:
+    def __init__(self, width: int, patch_size: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, width, patch, patch)
+        self.proj = nn.Conv2d(3, width, patch_size, patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.proj(images).flatten(2).transpose(1, 2)
 
 
-class _Block(nn.Module):
-    def __init__(self, width: int, dropout: float, drop_path: float) -> None:
+class _TransformerBlock(nn.Module):
+    def __init__(self, width: int, dropout: float, drop_path_rate: float) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attn = _Attention(width, dropout)
-        self.mlp = _Mlp(width, dropout)
-        self._drop_path = drop_path
+        self.mlp = _MLP(width, dropout)
+        self._drop_path = drop_path_rate
 
     def forward(self, tokens: Tensor) -> Tensor:
-        tokens = tokens + self._left_out(self.attn(self.norm1(tokens)))
-        return tokens + self._left_out(self.mlp(self.norm2(tokens)))
+        tokens = tokens + self._apply_drop_path(self.attn(self.norm1(tokens)))
+        return tokens + self._apply_drop_path(self.mlp(self.norm2(tokens)))
 
-    def _left_out(self, added: Tensor) -> Tensor:
+    def _apply_drop_path(self, residual: Tensor) -> Tensor:
         """Nothing for some samples, and so much more for the others (arXiv 1603.09382)."""
         if not self.training or not self._drop_path:
-            return added
-        stays = torch.rand(added.shape[0], 1, 1, device=added.device) >= self._drop_path
-        return added * stays / (1 - self._drop_path)
+            return residual
+        stays = torch.rand(residual.shape[0], 1, 1, device=residual.device) >= self._drop_path
+        return residual * stays / (1 - self._drop_path)
 
 
 class _Attention(nn.Module):
@@ -119,17 +119,17 @@ class _Attention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         batch, count, width = tokens.shape
-        split = self.qkv(tokens).view(batch, count, 3, _HEADS, width // _HEADS).permute(2, 0, 3, 1, 4)
+        split = self.qkv(tokens).view(batch, count, 3, _NUM_HEADS, width // _NUM_HEADS).permute(2, 0, 3, 1, 4)
         query, key, value = split.unbind()
         mixed = functional.scaled_dot_product_attention(query, key, value)
         out: Tensor = self.dropout(self.proj(mixed.transpose(1, 2).reshape(batch, count, width)))
         return out
 
 
-class _Mlp(nn.Module):
+class _MLP(nn.Module):
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
-        self.fc1, self.fc2 = nn.Linear(width, _HIDDEN * width), nn.Linear(_HIDDEN * width, width)
+        self.fc1, self.fc2 = nn.Linear(width, _MLP_RATIO * width), nn.Linear(_MLP_RATIO * width, width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:

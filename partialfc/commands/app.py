@@ -9,7 +9,7 @@ import typer
 from partialfc import __version__
 from partialfc.commands import check, dataset_cleaning, models, packs, recipes, runs, settings, training
 
-GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
+COMMAND_GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "Train": (
         training.train,
         training.import_,
@@ -42,7 +42,7 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         print(f"partialfc {__version__}, torch {metadata.version('torch')}")
         raise typer.Exit
@@ -51,7 +51,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def partialfc(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Train face recognisers for very many identities, and use them.
@@ -63,7 +63,7 @@ def partialfc(
     """
 
 
-for group, functions in GROUPS.items():
+for group, functions in COMMAND_GROUPS.items():
     for function in functions:
         app.command(function.__name__.rstrip("_"), rich_help_panel=group)(function)
 app.add_typer(recipes.app, rich_help_panel="Train")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from partialfc.commands.options import Overrides, Overwrite
+from partialfc.commands.options import OverridesArgument, Overwrite
 
 
 def check(
@@ -13,7 +13,7 @@ def check(
         str,
         typer.Argument(metavar="RECIPE|PACK|BIN", help="A recipe, a folder with train.rec, or a .bin set."),
     ],
-    overrides: Overrides = None,
+    overrides: OverridesArgument = None,
     repair: Annotated[
         Path | None, typer.Option(metavar="OUT", help="Of a pack: write what can be read to this folder.")
     ] = None,
@@ -55,22 +55,22 @@ def _check_pairs(path: Path) -> None:
     pairs = load_pairs(path)
     for index in range(len(pairs)):
         pairs.pixels(index, 112)
-    same = int(pairs.same.sum())
-    print(f"{path}: {len(pairs.same)} pairs, {same} of one person; all images can be read")
+    same = int(pairs.is_same.sum())
+    print(f"{path}: {len(pairs.is_same)} pairs, {same} of one person; all images can be read")
 
 
 def _check_recipe(recipe: str, overrides: list[str]) -> None:
-    from partialfc.backbones import build_backbone, for_inference
+    from partialfc.backbones import build_backbone, inference_config
     from partialfc.config import load_config
     from partialfc.data import RecordDataset
-    from partialfc.data.sampler import world_sizes
+    from partialfc.data.sampler import valid_world_sizes
     from partialfc.errors import InputError
     from partialfc.evaluation.pairs import load_pairs
     from partialfc.head.losses import build_loss
     from partialfc.inference.weights import check_weights, read_weights
 
     config = load_config(recipe, overrides)
-    fitting = world_sizes(config)
+    fitting = valid_world_sizes(config)
     if not fitting:
         raise InputError(
             f"{recipe}: train.global_batch_size {config.train.global_batch_size} cannot be dealt out to any number of ranks"
@@ -90,7 +90,7 @@ def _check_recipe(recipe: str, overrides: list[str]) -> None:
         print(f"{folder}: {config.data.synthetic.identities} identities will be drawn")
     build_loss(config.loss, steps_per_epoch=1)
     backbone = build_backbone(
-        config.backbone if config.init.backbone is None else for_inference(config.backbone)
+        config.backbone if config.init.backbone is None else inference_config(config.backbone)
     )
     if config.init.backbone is not None:
         check_weights(backbone, read_weights(Path(config.init.backbone)), Path(config.init.backbone))
@@ -99,14 +99,14 @@ def _check_recipe(recipe: str, overrides: list[str]) -> None:
 
 def _check_pack(pack: Path, target: Path | None, other: Path | None, *, overwrite: bool) -> None:
     from partialfc.data.packs import pack_check
-    from partialfc.data.packs.shared_images import shared
+    from partialfc.data.packs.shared_images import find_shared_identities
     from partialfc.runtime.outputs import claimed_folder
 
     if target:
         with claimed_folder(target, "check --repair", pack, overwrite=overwrite):
-            findings = pack_check.repair(pack, target, progress=True)
+            findings = pack_check.repair_pack(pack, target, progress=True)
     else:
-        findings = pack_check.check(pack, progress=True)
+        findings = pack_check.check_pack(pack, progress=True)
     print(*findings.problems, sep="\n", end="\n" if findings.problems else "")
     print(
         f"{pack}: {findings.num_images} images that can be read, {len(findings.problems)} problems; "
@@ -115,6 +115,6 @@ def _check_pack(pack: Path, target: Path | None, other: Path | None, *, overwrit
     if target:
         print(f"{target}: {findings.num_images} images")
     if other:
-        for (ours, theirs), number in sorted(shared(pack, other, progress=True).items()):
+        for (ours, theirs), number in sorted(find_shared_identities(pack, other, progress=True).items()):
             print(f"class {ours} is class {theirs} of {other}: {number} images in common")
     raise typer.Exit(bool(findings.problems) and not target)

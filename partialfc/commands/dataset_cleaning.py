@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from partialfc.commands.options import (
-    BackboneName,
+    BackboneOption,
     BackboneTarget,
-    Device,
-    Model,
+    DeviceOption,
+    ModelArgument,
     Overwrite,
-    Pack,
+    PackArgument,
     TrustCode,
-    loaded,
+    load_model,
 )
 from partialfc.commands.tables import print_scores
 from partialfc.runtime.outputs import claimed_folder
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 def clean(
     run: Annotated[Path, typer.Argument(help="A run that was trained on the pack, or a checkpoint of it.")],
-    pack: Pack,
+    pack: PackArgument,
     out: Annotated[Path, typer.Argument(help="The cleaned pack's folder.")],
     degrees: Annotated[
         float, typer.Option(min=0, max=180, help="How far an image may be from its class.")
     ] = 75.0,
     backbone_target: BackboneTarget = None,
     trust_code: TrustCode = False,
-    device: Device = "auto",
+    device: DeviceOption = "auto",
     overwrite: Overwrite = False,
 ) -> None:
     """Write a pack without the images that a run finds far from their class: wrong labels, mostly. The same call goes on
@@ -49,21 +49,23 @@ def clean(
     """
     from partialfc.inference import cleaning
 
-    recognizer = loaded(run, None, backbone_target, trust_code, device)
+    recognizer = load_model(run, None, backbone_target, trust_code, device)
     with claimed_folder(out, "clean", run, pack, degrees, overwrite=overwrite):
-        kept, dropped = cleaning.clean(recognizer, run, pack, out, degrees=degrees, progress=True)
+        kept, dropped = cleaning.clean_pack(recognizer, run, pack, out, max_angle=degrees, progress=True)
     if dropped > kept:
         print(
             f"warning: {dropped / (kept + dropped):.0%} of the images are far from their class; expected a run that has learned "
             "this pack",
             file=sys.stderr,
         )
-    print(f"{out}: {kept} images; {dropped} are farther than {degrees:g} degrees: {out / cleaning.LISTING}")
+    print(
+        f"{out}: {kept} images; {dropped} are farther than {degrees:g} degrees: {out / cleaning.DROPPED_FILE}"
+    )
 
 
 def relabel(
-    model: Model,
-    pack: Pack,
+    model: ModelArgument,
+    pack: PackArgument,
     out: Annotated[Path, typer.Argument(help="The folder of the pack with other labels.")],
     merge: Annotated[
         float,
@@ -75,10 +77,10 @@ def relabel(
             min=-1, max=1, help="How alike the parts of an identity are, at most, that are two people."
         ),
     ] = 0.2,
-    backbone: BackboneName = None,
+    backbone: BackboneOption = None,
     backbone_target: BackboneTarget = None,
     trust_code: TrustCode = False,
-    device: Device = "auto",
+    device: DeviceOption = "auto",
     overwrite: Overwrite = False,
 ) -> None:
     """Write a pack in which identities that a network finds to be one person are one, and such as it finds to be two are two. The
@@ -94,17 +96,19 @@ def relabel(
     """
     from partialfc.inference import relabeling
 
-    recognizer = loaded(model, backbone, backbone_target, trust_code, device)
+    recognizer = load_model(model, backbone, backbone_target, trust_code, device)
     with claimed_folder(out, "relabel", model, pack, merge, split, overwrite=overwrite):
-        done = relabeling.relabel(recognizer, model, pack, out, merge=merge, split=split, progress=True)
+        done = relabeling.relabel_pack(
+            recognizer, model, pack, out, merge_threshold=merge, split_threshold=split, progress=True
+        )
     print(
-        f"{out}: {done.images} images of {done.identities} identities; {done.merged} are in others now, "
-        f"{done.split} were split: {out / relabeling.LISTING}"
+        f"{out}: {done.num_images} images of {done.num_identities} identities; {done.num_merged} are in others now, "
+        f"{done.num_split} were split: {out / relabeling.LISTING_FILE}"
     )
 
 
 def overlap(
-    pack: Pack,
+    pack: PackArgument,
     sets: Annotated[list[Path], typer.Argument(help=".bin files, and folders of gallery/ and probe/.")],
     out: Annotated[Path, typer.Argument(help="The folder to write to.")],
     model: Annotated[
@@ -114,10 +118,10 @@ def overlap(
     cosine: Annotated[
         float, typer.Option(min=-1, max=1, help="How alike an image and its person's class are to the model.")
     ] = 0.6,
-    backbone: BackboneName = None,
+    backbone: BackboneOption = None,
     backbone_target: BackboneTarget = None,
     trust_code: TrustCode = False,
-    device: Device = "auto",
+    device: DeviceOption = "auto",
     overwrite: Overwrite = False,
 ) -> None:
     """Find what of evaluation sets stands in a training pack: images, be they encoded anew, resized or mirrored, and with a
@@ -131,11 +135,13 @@ def overlap(
     OUT gets a listing and a picture of each set: the set's images above the pack's, the most doubtful first; and the pack's
     embeddings, which a later call uses.
     """
-    from partialfc.inference.overlap import Judge, find_overlaps
+    from partialfc.inference.overlap import PersonMatcher, find_overlaps
 
-    compared = _comparable(sets)
+    compared = _load_comparable_sets(sets)
     judge = (
-        Judge(loaded(model, backbone, backbone_target, trust_code, device), model, cosine) if model else None
+        PersonMatcher(load_model(model, backbone, backbone_target, trust_code, device), model, cosine)
+        if model
+        else None
     )
     scores: dict[str, Scores] = {}
     with claimed_folder(out, "overlap", pack, overwrite=overwrite):
@@ -154,16 +160,16 @@ def overlap(
         print_scores(scores)
 
 
-def _comparable(paths: list[Path]) -> list["Comparable"]:
+def _load_comparable_sets(paths: list[Path]) -> list["Comparable"]:
     """The sets at paths. InputError where one is of a kind that cannot be left without some of its images."""
     from partialfc.errors import InputError
     from partialfc.evaluation.gallery import Gallery
     from partialfc.evaluation.loading import load_sets
-    from partialfc.evaluation.pairs import Pairs
+    from partialfc.evaluation.pairs import VerificationPairs
 
     comparable: list[Comparable] = []
     for path, found in zip(paths, load_sets(paths), strict=True):
-        if not isinstance(found, Pairs | Gallery):
+        if not isinstance(found, VerificationPairs | Gallery):
             raise InputError(f"{path}: wanted a .bin file, or a folder of gallery/ and probe/")
         comparable.append(found)
     return comparable

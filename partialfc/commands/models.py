@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from partialfc.commands.options import (
-    BackboneName,
+    BackboneOption,
     BackboneTarget,
-    Batch,
-    Device,
-    Model,
+    BatchSizeOption,
+    DeviceOption,
+    ModelArgument,
     Overwrite,
-    Precision,
+    PrecisionOption,
     TrustCode,
-    loaded,
+    load_model,
 )
 from partialfc.commands.tables import print_scores
 from partialfc.errors import InputError
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    model: Model,
+    model: ModelArgument,
     sets: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -47,12 +47,12 @@ def evaluate(
     json: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the scores there, and what they are of.")
     ] = None,
-    backbone: BackboneName = None,
+    backbone: BackboneOption = None,
     backbone_target: BackboneTarget = None,
     trust_code: TrustCode = False,
-    device: Device = "auto",
-    precision: Precision = None,
-    batch: Batch = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = None,
+    batch: BatchSizeOption = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Verify on sets of pairs, as a run does, or by the protocols of IJB-B and IJB-C.
@@ -66,22 +66,22 @@ def evaluate(
     torchrun --nproc-per-node=8 -m partialfc evaluate exported --ijb IJBC
     ```
     """
-    from partialfc.inference.evaluation_report import check_place, write_results
+    from partialfc.inference.evaluation_report import require_parent_folder, write_evaluation_report
 
     if json:
-        check_place(json)  # before hours of work
+        require_parent_folder(json)  # before hours of work
         claim_file(json, overwrite=overwrite)
-    load = partial(loaded, model, backbone, backbone_target, trust_code, device, precision, batch)
-    found = _evaluated(model, load, device, [*(sets or []), *(ijb or [])], by_grid=rule is not None)
+    load = partial(load_model, model, backbone, backbone_target, trust_code, device, precision, batch)
+    found = _run_evaluation(model, load, device, [*(sets or []), *(ijb or [])], by_grid=rule is not None)
     if found is None:  # another rank than the first
         return
     print_scores(found.scores)
     if json:
-        write_results(json, model, found.recognizer, found.sets, found.scores)
+        write_evaluation_report(json, model, found.recognizer, found.sets, found.scores)
 
 
 @dataclass(frozen=True)
-class _Evaluated:
+class _EvaluationRun:
     """What was evaluated, and what came of it."""
 
     recognizer: "Recognizer"
@@ -89,59 +89,59 @@ class _Evaluated:
     scores: "dict[str, Scores]"  # by the name of the set
 
 
-def _evaluated(
+def _run_evaluation(
     model: Path,
     load: Callable[[], "Recognizer"],
     device: str,
     sets: list[Path],
     *,
     by_grid: bool,
-) -> _Evaluated | None:
+) -> _EvaluationRun | None:
     """On the first rank; on others None. CollectiveInputError where there is no set, or one cannot be read."""
     from partialfc.evaluation.embed import embed_sets
     from partialfc.evaluation.loading import load_sets
-    from partialfc.evaluation.pairs import Pairs
+    from partialfc.evaluation.pairs import VerificationPairs
     from partialfc.runtime import comm
-    from partialfc.runtime.progress import tracked
+    from partialfc.runtime.progress import progress_bar
 
-    with comm.join("cpu" if model.suffix == ".onnx" else device) as ranks:
-        with comm.fail_on_all_ranks(ranks):
+    with comm.init_distributed("cpu" if model.suffix == ".onnx" else device) as dist_ctx:
+        with comm.raise_on_all_ranks(dist_ctx):
             recognizer = load()
-            paths = sets or _sets_of(recognizer)
+            paths = sets or _default_sets(recognizer)
             there = load_sets(paths)
         embeddings = embed_sets(
             recognizer.network,
             there,
-            ranks,
-            batch=recognizer.batch,
+            dist_ctx,
+            batch_size=recognizer.batch_size,
             autocast=recognizer.autocast(),
-            progress=lambda name, turns: tracked(turns, f"evaluating {name}", shown=ranks.first),
+            progress=lambda name, turns: progress_bar(turns, f"evaluating {name}", enabled=dist_ctx.is_main),
         )
-        with comm.fail_on_all_ranks(ranks):
-            if not ranks.first:
+        with comm.raise_on_all_ranks(dist_ctx):
+            if not dist_ctx.is_main:
                 return None
             evaluated = {it.name: it.evaluate(embeddings[it.name]) for it in there}
             for warning in filter(None, (it.warning for it in evaluated.values())):
                 print(f"warning: {warning}", file=sys.stderr, flush=True)
             found = {name: it.scores for name, it in evaluated.items()}
             for one in there if by_grid else []:
-                if isinstance(one, Pairs):
-                    found[one.name] = {**found[one.name], **one.score_by_grid(embeddings[one.name])}
-            return _Evaluated(recognizer, list(zip(paths, there, strict=True)), found)
+                if isinstance(one, VerificationPairs):
+                    found[one.name] = {**found[one.name], **one.score_insightface(embeddings[one.name])}
+            return _EvaluationRun(recognizer, list(zip(paths, there, strict=True)), found)
 
 
-def _sets_of(recognizer: "Recognizer") -> list[Path]:
+def _default_sets(recognizer: "Recognizer") -> list[Path]:
     """Those that its run was verified on. InputError where there are none."""
-    from partialfc.evaluation.loading import paths_of
+    from partialfc.evaluation.loading import evaluation_set_paths
 
-    found = paths_of(recognizer.config) if recognizer.config else []
+    found = evaluation_set_paths(recognizer.config) if recognizer.config else []
     if not found:
         raise InputError("no evaluation set; wanted .bin files, or folders of sets")
     return found
 
 
 def embed(
-    model: Model,
+    model: ModelArgument,
     folder: Annotated[Path, typer.Argument(help="Of aligned faces, or a pack of them.")],
     out: Annotated[
         Path,
@@ -149,12 +149,12 @@ def embed(
             help="The .npz file: names [n], embeddings [n, D] of unit length; of a pack, a folder."
         ),
     ],
-    backbone: BackboneName = None,
+    backbone: BackboneOption = None,
     backbone_target: BackboneTarget = None,
     trust_code: TrustCode = False,
-    device: Device = "auto",
-    precision: Precision = None,
-    batch: Batch = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = None,
+    batch: BatchSizeOption = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Embed all images in a folder and below, or of a pack. The same call goes on where it was interrupted.
@@ -171,7 +171,7 @@ def embed(
     from partialfc.inference.embed_folder import embed_folder
     from partialfc.inference.embed_pack import embed_pack
 
-    load = partial(loaded, model, backbone, backbone_target, trust_code, device, precision, batch)
+    load = partial(load_model, model, backbone, backbone_target, trust_code, device, precision, batch)
     if is_pack(folder):
         with claimed_folder(out, "embed", model, folder, precision, overwrite=overwrite):
             count = embed_pack(load(), model, folder, out, progress=True)
@@ -196,21 +196,21 @@ def export(
     partialfc export output/mine exported
     ```
     """
-    from partialfc.inference.export import export
+    from partialfc.inference.export import export_run
 
     with claimed_folder(out, "export", run, overwrite=overwrite):
-        cosine = export(run, out, backbone_target=backbone_target, trust_code=trust_code)
+        cosine = export_run(run, out, backbone_target=backbone_target, trust_code=trust_code)
     print(f"{out}: ONNX and torch agree to a cosine of {cosine:.7f} at least")
 
 
 def compare(
-    model: Model,
+    model: ModelArgument,
     first: Path,
     second: Path,
-    backbone: BackboneName = None,
+    backbone: BackboneOption = None,
     backbone_target: BackboneTarget = None,
     trust_code: TrustCode = False,
-    device: Device = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
     """Say how alike two aligned faces are, the cosine of their embeddings; and whether they show one person.
 
@@ -224,13 +224,13 @@ def compare(
 
     import numpy as np
 
-    from partialfc.inference.stored_scores import scores_of
+    from partialfc.inference.stored_scores import load_scores
 
     similarity = float(
-        np.dot(*loaded(model, backbone, backbone_target, trust_code, device).embed([first, second]))
+        np.dot(*load_model(model, backbone, backbone_target, trust_code, device).embed([first, second]))
     )
     print(f"{similarity:.4f}")
-    for name, values in scores_of(model).items():
+    for name, values in load_scores(model).items():
         if not math.isnan(values.get("threshold", math.nan)):
             verdict = "the same person" if similarity > values["threshold"] else "different people"
             print(

@@ -10,18 +10,18 @@ from partialfc.config import optimizers
 if TYPE_CHECKING:
     from partialfc.inference.recognizer import Recognizer
 
-Recipe = Annotated[
+RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe that ships.")
 ]
-Overrides = Annotated[
+OverridesArgument = Annotated[
     list[str] | None, typer.Argument(metavar="SECTION.KEY=VALUE", help="Settings in its place.")
 ]
-Ranks = Annotated[
+RanksOption = Annotated[
     int | None, typer.Option(help="Processes on each machine; default: one per GPU, or 2 on the CPU.")
 ]
-Nodes = Annotated[int, typer.Option(help="Machines that take part, each with its own launcher.")]
-Endpoint = Annotated[str, typer.Option(metavar="HOST:PORT", help="Where several machines meet.")]
-JobName = Annotated[str | None, typer.Option("--id", help="Names the job at the endpoint.")]
+NodesOption = Annotated[int, typer.Option(help="Machines that take part, each with its own launcher.")]
+EndpointOption = Annotated[str, typer.Option(metavar="HOST:PORT", help="Where several machines meet.")]
+JobNameOption = Annotated[str | None, typer.Option("--id", help="Names the job at the endpoint.")]
 Requeue = Annotated[
     bool, typer.Option("--requeue", help="Requeue the SLURM job when it is stopped; for its batch script.")
 ]
@@ -30,15 +30,15 @@ Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace what exists, and write into folders of other calls.")
 ]
 
-Pack = Annotated[Path, typer.Argument(metavar="PACK", help="A folder with train.rec.")]
+PackArgument = Annotated[Path, typer.Argument(metavar="PACK", help="A folder with train.rec.")]
 
-Model = Annotated[
+ModelArgument = Annotated[
     Path,
     typer.Argument(
         metavar="MODEL", help="A run, a checkpoint, an exported folder, .pth, .pt, .safetensors or .onnx."
     ),
 ]
-BackboneName = Annotated[
+BackboneOption = Annotated[
     str | None, typer.Option("--backbone", help="Of weights that do not say, such as iresnet100.")
 ]
 BackboneTarget = Annotated[
@@ -50,17 +50,17 @@ BackboneTarget = Annotated[
 TrustCode = Annotated[
     bool, typer.Option("--trust-code", help="Import the class that MODEL names. Only for files of your own.")
 ]
-Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="What computes.")]
-Precision = Annotated[
+DeviceOption = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="What computes.")]
+PrecisionOption = Annotated[
     optimizers.Precision | None,
     typer.Option(help="In which it computes; default: as the run did, else float32."),
 ]
-Batch = Annotated[
+BatchSizeOption = Annotated[
     int | None, typer.Option(min=1, help="Images that go through at once; default: as in the run, else 64.")
 ]
 
 
-def loaded(
+def load_model(
     model: Path,
     backbone: str | None,
     target: str | None,
@@ -79,5 +79,5 @@ def loaded(
         trust_code=trust_code,
         device=device,
         precision=precision,
-        batch=batch,
+        batch_size=batch,
     )

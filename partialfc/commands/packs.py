@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from partialfc.commands.options import Overwrite, Pack
+from partialfc.commands.options import Overwrite, PackArgument
 from partialfc.errors import InputError
 from partialfc.runtime.outputs import claim_file, claimed_folder
 
@@ -30,12 +30,12 @@ def align(
     from partialfc.data import alignment
 
     with claimed_folder(out, "align", photos, "--detector", detector, size, threshold, overwrite=overwrite):
-        found = alignment.align(
+        found = alignment.align_folder(
             photos, out, alignment.Detector(detector, threshold=threshold), size=size, progress=True
         )
-    print(f"{out}: {found.faces} faces of {found.photographs} photographs")
+    print(f"{out}: {found.num_faces} faces of {found.num_photos} photographs")
     if found.missing:
-        print(f"{len(found.missing)} without a face, or that cannot be read: {out / alignment.MISSING}")
+        print(f"{len(found.missing)} without a face, or that cannot be read: {out / alignment.NO_FACE_FILE}")
 
 
 def pack(
@@ -51,7 +51,7 @@ def pack(
         int | None, typer.Option(metavar="N", help="Leave out identities with fewer.")
     ] = None,
     shuffle: Annotated[
-        int | None, typer.Option(metavar="SEED", help="Pack the images in a random order.")
+        int | None, typer.Option(metavar="SEED", help="PackArgument the images in a random order.")
     ] = None,
     root: Annotated[
         Path | None,
@@ -72,10 +72,10 @@ def pack(
     """
     from partialfc.data.packs import pack_sources
 
-    packing = pack_sources.Packing(size, quality, min_images, shuffle, root, skip_damaged)
+    packing = pack_sources.PackOptions(size, quality, min_images, shuffle, root, skip_damaged)
     call = ("pack", *inputs, size, quality, min_images, shuffle, root)
     with claimed_folder(out, *call, overwrite=overwrite):
-        classes, count = pack_sources.pack(inputs, out, packing, progress=True)
+        classes, count = pack_sources.pack_images(inputs, out, packing, progress=True)
     print(f"{out}: {count} images of {classes} identities")
     _report_empty(out, classes)
     if (listing := out / pack_sources.DAMAGED).exists():
@@ -110,7 +110,7 @@ def pairs(
 
 
 def inspect(
-    pack: Pack,
+    pack: PackArgument,
     sheet: Annotated[Path | None, typer.Option(help="Draw 160 images there, as PNG or JPEG.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -120,17 +120,17 @@ def inspect(
     partialfc inspect pack/ --sheet faces.png
     ```
     """
-    from partialfc.data.packs.pack_summary import contact_sheet, summarized
+    from partialfc.data.packs.pack_summary import summarize_pack, write_image_grid
 
     if sheet:
         claim_file(sheet, overwrite=overwrite)
-    print(*summarized(pack, progress=True).lines(), sep="\n")
+    print(*summarize_pack(pack, progress=True).format_lines(), sep="\n")
     if sheet:
-        contact_sheet(pack, sheet)
+        write_image_grid(pack, sheet)
 
 
 def unpack(
-    pack: Pack,
+    pack: PackArgument,
     out: Annotated[Path, typer.Argument(help="The folder to write to.")],
     overwrite: Overwrite = False,
 ) -> None:
@@ -143,7 +143,7 @@ def unpack(
     from partialfc.data.packs import unpack
 
     with claimed_folder(out, "unpack", pack, overwrite=overwrite):
-        print(f"{out}: {unpack.unpack(pack, out, progress=True)} images")
+        print(f"{out}: {unpack.unpack_pack(pack, out, progress=True)} images")
 
 
 def merge(
@@ -169,7 +169,7 @@ def merge(
 
 
 def split(
-    pack: Pack,
+    pack: PackArgument,
     rest: Annotated[Path, typer.Argument(help="The folder for those that stay.")],
     held: Annotated[Path, typer.Argument(help="The folder for those that are held out.")],
     identities: Annotated[int, typer.Option(help="How many are held out.")],
@@ -186,6 +186,6 @@ def split(
 
     call = ("split", pack, rest, held, identities, seed)
     with claimed_folder(rest, *call, overwrite=overwrite), claimed_folder(held, *call, overwrite=overwrite):
-        written = merge_split.split(pack, rest, held, identities=identities, seed=seed, progress=True)
+        written = merge_split.split(pack, rest, held, num_identities=identities, seed=seed, progress=True)
     for folder, (classes, count) in zip((rest, held), written, strict=True):
         print(f"{folder}: {count} images of {classes} identities")

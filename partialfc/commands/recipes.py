@@ -6,7 +6,7 @@ app = typer.Typer(name="recipes", invoke_without_command=True)
 
 
 @app.callback()
-def names(context: typer.Context) -> None:
+def list_recipes(context: typer.Context) -> None:
     """List the recipes that ship, with a line each.
 
     ```
@@ -14,23 +14,23 @@ def names(context: typer.Context) -> None:
     partialfc recipes show faces_small > mine.yaml
     ```
     """
-    from partialfc.bundled_recipes import shipped, summary
+    from partialfc.bundled_recipes import bundled_recipes, recipe_summary
 
     if context.invoked_subcommand is None:
-        known = shipped()
+        known = bundled_recipes()
         width = max(map(len, known))
         for name, path in known.items():
-            print(f"{name:{width}}  {summary(path)}")
+            print(f"{name:{width}}  {recipe_summary(path)}")
 
 
 @app.command("show")
-def show(name: str) -> None:
+def show_recipe(name: str) -> None:
     """Print a recipe, to be copied and changed.
 
     ```
     partialfc recipes show faces_small > mine.yaml
     ```
     """
-    from partialfc.bundled_recipes import recipe_path
+    from partialfc.bundled_recipes import resolve_recipe
 
-    print(recipe_path(name).read_text(encoding="utf-8"), end="")
+    print(resolve_recipe(name).read_text(encoding="utf-8"), end="")

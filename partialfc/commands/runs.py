@@ -23,14 +23,14 @@ def plot(
     partialfc plot output/first output/second --out runs.png
     ```
     """
-    from partialfc.monitoring.plots import draw_comparison, draw_runs
+    from partialfc.monitoring.plots import plot_loss_differences, plot_runs
 
     claim_file(out, overwrite=overwrite)
     metrics = [run / "metrics.jsonl" for run in runs]
     if not differences:
-        draw_runs(metrics, out)
+        plot_runs(metrics, out)
         return
-    for name, difference in draw_comparison(metrics, out).items():
+    for name, difference in plot_loss_differences(metrics, out).items():
         print(f"{name}: largest relative difference of the loss {difference:.1e}")
 
 
@@ -45,8 +45,8 @@ def report(
     partialfc report output/mine output/other --out report.html
     ```
     """
-    from partialfc.monitoring.html_report import write_page
+    from partialfc.monitoring.html_report import write_html_report
 
     claim_file(out, overwrite=overwrite)
-    write_page(runs, out)
+    write_html_report(runs, out)
     print(out)

@@ -23,15 +23,17 @@ def settings(
     from rich.markup import escape
     from rich.table import Table
 
-    from partialfc.config.reference import as_markdown, selected
+    from partialfc.config.reference import select_sections, to_markdown
 
     if markdown:
-        print(as_markdown(), end="")
+        print(to_markdown(), end="")
         return
     console = Console()
-    for it in selected(section):
-        console.print(f"\n[bold]{escape(it.title)}[/bold]  {escape(it.sentence)}", highlight=False)
+    for it in select_sections(section):
+        console.print(f"\n[bold]{escape(it.title)}[/bold]  {escape(it.description)}", highlight=False)
         table = Table(box=None, show_header=False, pad_edge=False)
         for key in it.keys:
-            table.add_row(f"  [bold]{key.name}[/bold]", *map(escape, (key.default, key.values, key.sentence)))
+            table.add_row(
+                f"  [bold]{key.name}[/bold]", *map(escape, (key.default, key.allowed, key.description))
+            )
         console.print(table)

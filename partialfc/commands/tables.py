@@ -9,27 +9,27 @@ if TYPE_CHECKING:
 
     from partialfc.evaluation.sets import Scores
 
-_FEW = 10  # scores that stand in one line
-_WIDE = 240  # signs of a line in a file, where nothing is wrapped
+_MAX_ROW_SCORES = 10  # scores that stand in one line
+_FILE_WIDTH = 240  # signs of a line in a file, where nothing is wrapped
 
 
 def print_scores(scores: dict[str, "Scores"]) -> None:
     """By set; to a terminal in its width."""
     from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else _WIDE)
-    for table in _tables(scores):
+    console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
+    for table in _build_tables(scores):
         console.print(table)
 
 
-def _tables(scores: dict[str, "Scores"]) -> Iterator["Table"]:
+def _build_tables(scores: dict[str, "Scores"]) -> Iterator["Table"]:
     """One of the sets that have few scores, a line each; and one of each other set, with a line for each score."""
     from rich.table import Table
 
-    from partialfc.evaluation.metrics import rounded
+    from partialfc.evaluation.metrics import format_scores
 
-    shown = {name: rounded(values) for name, values in scores.items()}
-    few = {name: values for name, values in shown.items() if len(values) <= _FEW}
+    shown = {name: format_scores(values) for name, values in scores.items()}
+    few = {name: values for name, values in shown.items() if len(values) <= _MAX_ROW_SCORES}
     names = list(dict.fromkeys(it for values in few.values() for it in values))
     if few:
         table = Table("set", box=None)

@@ -5,19 +5,27 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from partialfc.commands.options import Endpoint, JobName, Nodes, Overrides, Ranks, Recipe, Requeue
+from partialfc.commands.options import (
+    EndpointOption,
+    JobNameOption,
+    NodesOption,
+    OverridesArgument,
+    RanksOption,
+    RecipeArgument,
+    Requeue,
+)
 
 if TYPE_CHECKING:
-    from partialfc.launching.launcher import Launch
+    from partialfc.launching.launcher import LaunchRequest
 
 
 def train(
-    recipe: Recipe,
-    overrides: Overrides = None,
-    ranks: Ranks = None,
-    nodes: Nodes = 1,
-    endpoint: Endpoint = "localhost:0",
-    name: JobName = None,
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    ranks: RanksOption = None,
+    nodes: NodesOption = 1,
+    endpoint: EndpointOption = "localhost:0",
+    name: JobNameOption = None,
     requeue: Requeue = False,
 ) -> None:
     """Train from a recipe, on this machine or as a SLURM job.
@@ -34,18 +42,18 @@ def train(
     partialfc train mine.yaml --nodes 4 --endpoint FIRST:29500 --id mine
     ```
     """
-    from partialfc.launching.launcher import Launch, new_name
+    from partialfc.launching.launcher import LaunchRequest, new_name
 
     raise typer.Exit(
-        _launched(
-            Launch(
+        _launch(
+            LaunchRequest(
                 recipe, tuple(overrides or ()), ranks, nodes, endpoint, name or new_name(), requeue=requeue
             )
         )
     )
 
 
-def _launched(asked: "Launch") -> int:
+def _launch(asked: "LaunchRequest") -> int:
     from partialfc.launching import launcher, slurm
 
     if slurm.in_allocation():
@@ -58,8 +66,8 @@ def import_(
     folder: Annotated[
         Path, typer.Argument(help="The output of arcface_torch, with checkpoint_gpu_0.pt, ...")
     ],
-    recipe: Recipe,
-    overrides: Overrides = None,
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
 ) -> None:
     """Go on here with a run of insightface's arcface_torch, by a recipe that says what its config said.
 
@@ -76,18 +84,18 @@ def import_(
     from partialfc.training.import_insightface import import_run
 
     config = load_config(recipe, overrides or [])
-    with comm.join("cpu") as ranks:
-        path, step = import_run(folder, config, ranks)
+    with comm.init_distributed("cpu") as dist_ctx:
+        path, step = import_run(folder, config, dist_ctx)
     print(f"{path}: at step {step}; partialfc train goes on from it")
 
 
 def doctor(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="As of train.")] = "quickstart",
-    overrides: Overrides = None,
-    ranks: Ranks = None,
-    nodes: Nodes = 1,
-    endpoint: Endpoint = "localhost:0",
-    name: JobName = None,
+    overrides: OverridesArgument = None,
+    ranks: RanksOption = None,
+    nodes: NodesOption = 1,
+    endpoint: EndpointOption = "localhost:0",
+    name: JobNameOption = None,
 ) -> None:
     """Examine the machines for a recipe, in a minute; exit code 1 where something is wrong.
 
@@ -99,11 +107,11 @@ def doctor(
     Versions and devices of all ranks, the network and each collective of a step, the sharded head against the dense
     formula, images of the pack, the output's folder, some steps, a checkpoint that is written and read back.
     """
-    from partialfc.launching.launcher import Launch, new_name
+    from partialfc.launching.launcher import LaunchRequest, new_name
 
     raise typer.Exit(
-        _launched(
-            Launch(
+        _launch(
+            LaunchRequest(
                 recipe, tuple(overrides or ()), ranks, nodes, endpoint, name or new_name(), command="doctor"
             )
         )
@@ -111,7 +119,7 @@ def doctor(
 
 
 def sweep(
-    recipe: Recipe,
+    recipe: RecipeArgument,
     settings: Annotated[
         list[str],
         typer.Argument(
@@ -119,7 +127,7 @@ def sweep(
         ),
     ],
     out: Annotated[Path, typer.Option(help="The folder of all runs.")] = Path("output/sweep"),
-    ranks: Ranks = None,
+    ranks: RanksOption = None,
     task: Annotated[
         str | None, typer.Option(metavar="I/N", help="Run every N-th alone, from number I, counted from 0.")
     ] = None,
@@ -138,22 +146,22 @@ def sweep(
     """
     from partialfc.config import load_config
     from partialfc.launching import slurm
-    from partialfc.runtime.exit_codes import STOPPED
+    from partialfc.runtime.exit_codes import EXIT_STOPPED
     from partialfc.sweep import grid as grids
     from partialfc.sweep import runner
     from partialfc.sweep import table as tables
 
-    grid, share = grids.grid_of(recipe, settings), runner.share_of(task)
-    runner.check_finished(grid, out)
+    grid, share = grids.parse_grid(recipe, settings), runner.parse_task(task)
+    runner.require_same_configs(grid, out)
     code = 0 if table else runner.run_all(grid, out, share, ranks, lambda line: print(line, flush=True))
-    if requeue and code == STOPPED:
+    if requeue and code == EXIT_STOPPED:
         slurm.requeue(load_config(recipe).launch.max_requeues)
-    results = tables.results_of(grid, out)
+    results = tables.collect_results(grid, out)
     if results.rows:
-        tables.write(results, out)
-        _print_table(tables.cells(results))
-    if results.missing:
-        print(f"{results.missing} of {len(grid.points)} runs have not finished")
+        tables.write_sweep_results(results, out)
+        _print_table(tables.table_cells(results))
+    if results.num_unfinished:
+        print(f"{results.num_unfinished} of {len(grid.points)} runs have not finished")
     raise typer.Exit(code)
 
 
@@ -169,8 +177,8 @@ def _print_table(cells: list[list[str]]) -> None:
 
 
 def plan(
-    recipe: Recipe,
-    overrides: Overrides = None,
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
     identities: Annotated[int | None, typer.Option(help="Default: those of the recipe's pack.")] = None,
     gpus: Annotated[
         int | None, typer.Option(help="Over all machines; default: the ranks of this one.")
@@ -196,10 +204,10 @@ def plan(
     for option, value in (("identities", identities), ("gpus", gpus), ("gpu-memory", gpu_memory)):
         if value is not None and not 0 < value < math.inf:
             raise InputError(f"--{option} {value}: wanted a number above 0")
-    if gpu not in planning.DEVICES:
-        raise InputError(f"--gpu {gpu}: wanted one of {', '.join(planning.DEVICES)}")
+    if gpu not in planning.GPUS:
+        raise InputError(f"--gpu {gpu}: wanted one of {', '.join(planning.GPUS)}")
     gpus = gpus or num_ranks(config, None, 1)
     check_world_size(config, gpus)
     memory = None if gpu_memory is None else int(gpu_memory * 2**30)
-    job = planning.Job(config, identities or planning.identities_of(config), gpus)
-    print(planning.report(job, gpu, memory))
+    job = planning.PlannedRun(config, identities or planning.num_identities(config), gpus)
+    print(planning.format_plan(job, gpu, memory))

@@ -9,19 +9,19 @@ from typing import Literal
 
 from partialfc.config.backbones import (
     AnyBackbone,
-    Backbone,
-    IResNet,
+    BackboneConfig,
+    CustomBackbone,
     IResNet18,
     IResNet34,
     IResNet50,
     IResNet100,
     IResNet200,
     IResNet2060,
+    IResNetConfig,
     IResNetTiny,
-    MobileFaceNet,
+    MobileFaceNetConfig,
     MobileFaceNetLarge,
-    Python,
-    Timm,
+    TimmBackbone,
     ViT,
     ViTBase,
     ViTLarge,
@@ -32,109 +32,109 @@ from partialfc.config.data import AugmentConfig, DataConfig, Reader, SyntheticDa
 from partialfc.config.head import HeadConfig
 from partialfc.config.losses import (
     AdaFace,
-    AngularMargin,
-    AnyMargin,
+    AngularLoss,
+    AnyLoss,
     ArcFace,
-    Combined,
+    CombinedMargin,
     CosFace,
+    CosineSoftmax,
     CurricularFace,
     ElasticArcFace,
     ElasticCosFace,
-    Linear,
+    LinearSoftmax,
     MagFace,
-    Margin,
-    Order,
-    SoftMax,
+    MarginOrder,
+    ScaledLoss,
     SphereFace2,
     UniFace,
 )
 from partialfc.config.optimizers import (
+    SGD,
     AdamW,
-    AdamWRule,
     AnyOptimizer,
-    AnyRule,
     AnySchedule,
-    Cosine,
-    Polynomial,
-    RowRule,
-    Sgd,
-    SgdRule,
-    Step,
-    TeacherRule,
+    CenterAdamW,
+    CenterOptimizer,
+    CenterSGD,
+    CenterUpdate,
+    CosineSchedule,
+    FollowTeacher,
+    MultiStepSchedule,
+    PolynomialSchedule,
     TorchOptimizer,
 )
 from partialfc.config.run import (
+    CenterInitConfig,
     CheckpointConfig,
     DistillationConfig,
     EvaluationConfig,
     InitConfig,
-    InitialCenters,
     LaunchConfig,
-    ReportConfig,
+    LogConfig,
     TrainConfig,
 )
-from partialfc.config.types import IGNORE, Duration, Interval, Seed, Settings
+from partialfc.config.types import IGNORE_LABEL, Duration, Interval, Seed, Settings
 from partialfc.errors import InputError
 
 __all__ = [
-    "IGNORE",
+    "IGNORE_LABEL",
+    "SGD",
     "AdaFace",
     "AdamW",
-    "AdamWRule",
-    "AngularMargin",
+    "AngularLoss",
     "AnyBackbone",
-    "AnyMargin",
+    "AnyLoss",
     "AnyOptimizer",
-    "AnyRule",
     "AnySchedule",
     "ArcFace",
     "AugmentConfig",
-    "Backbone",
+    "BackboneConfig",
+    "CenterAdamW",
+    "CenterInitConfig",
+    "CenterOptimizer",
+    "CenterSGD",
+    "CenterUpdate",
     "CheckpointConfig",
-    "Combined",
+    "CombinedMargin",
     "Config",
     "CosFace",
-    "Cosine",
+    "CosineSchedule",
+    "CosineSoftmax",
     "CurricularFace",
+    "CustomBackbone",
     "DataConfig",
     "DistillationConfig",
     "Duration",
     "ElasticArcFace",
     "ElasticCosFace",
     "EvaluationConfig",
+    "FollowTeacher",
     "HeadConfig",
-    "IResNet",
     "IResNet18",
     "IResNet34",
     "IResNet50",
     "IResNet100",
     "IResNet200",
     "IResNet2060",
+    "IResNetConfig",
     "IResNetTiny",
     "InitConfig",
-    "InitialCenters",
     "Interval",
     "LaunchConfig",
-    "Linear",
+    "LinearSoftmax",
+    "LogConfig",
     "MagFace",
-    "Margin",
-    "MobileFaceNet",
+    "MarginOrder",
+    "MobileFaceNetConfig",
     "MobileFaceNetLarge",
-    "Order",
-    "Polynomial",
-    "Python",
+    "MultiStepSchedule",
+    "PolynomialSchedule",
     "Reader",
-    "ReportConfig",
-    "RowRule",
+    "ScaledLoss",
     "Settings",
-    "Sgd",
-    "SgdRule",
-    "SoftMax",
     "SphereFace2",
-    "Step",
     "SyntheticData",
-    "TeacherRule",
-    "Timm",
+    "TimmBackbone",
     "TorchOptimizer",
     "TrainConfig",
     "UniFace",
@@ -154,13 +154,13 @@ class Config(Settings, frozen=True):
     train: TrainConfig
     backbone: AnyBackbone = IResNetTiny()
     head: HeadConfig = HeadConfig()
-    loss: AnyMargin = CosFace()
+    loss: AnyLoss = CosFace()
     augment: AugmentConfig = AugmentConfig()
-    optim: AnyOptimizer = Sgd()
-    schedule: AnySchedule = Polynomial()
+    optim: AnyOptimizer = SGD()
+    schedule: AnySchedule = PolynomialSchedule()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
-    log: ReportConfig = ReportConfig()
+    log: LogConfig = LogConfig()
     init: InitConfig = InitConfig()
     distillation: DistillationConfig = DistillationConfig()
     launch: LaunchConfig = LaunchConfig()
@@ -184,17 +184,17 @@ class Config(Settings, frozen=True):
             raise InputError(
                 "head.optim: found beside distillation.teacher_embeddings, with which class centres follow the teacher"
             )
-        if self.init.means and (self.head.subcenters > 1 or not self.loss.on_sphere):
+        if self.init.uses_mean_init and (self.head.subcenters > 1 or not self.loss.on_sphere):
             raise InputError(
                 "init.centers.new: mean, of which a class has one; wanted head.subcenters: 1, and a margin that compares directions"
             )
-        self.head.check_with(self.rows_rule, self.loss)
+        self.head.validate_with(self.center_optimizer, self.loss)
 
     @property
-    def rows_rule(self) -> RowRule:
+    def center_optimizer(self) -> CenterUpdate:
         """How the class centres move. InputError where that is not said."""
         if self.distillation.teacher_embeddings is not None:
-            return TeacherRule()
+            return FollowTeacher()
         if self.head.optim is not None:
             return self.head.optim
         if isinstance(self.optim, TorchOptimizer):
@@ -204,7 +204,7 @@ class Config(Settings, frozen=True):
         return self.optim
 
     @property
-    def rows_lr(self) -> float:
+    def center_lr(self) -> float:
         """The class centres' learning rate, before any schedule."""
         return (self.head.optim or self.optim).lr
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from msgspec import Meta, field
 
-from partialfc.config.types import Pixels, Probability, Settings
+from partialfc.config.types import FractionBelowOne, PixelCount, Settings
 from partialfc.errors import InputError
 
 # Arguments of timm's create_model, not of a model: set here, or the place of a file that would be loaded.
@@ -24,12 +24,12 @@ _Target = Annotated[
 ]
 
 
-class Backbone(Settings, frozen=True):
-    input_size: Annotated[Pixels, Meta(ge=16, le=512)] = 112
+class BackboneConfig(Settings, frozen=True):
+    input_size: Annotated[PixelCount, Meta(ge=16, le=512)] = 112
     """Height and width of the input; other images are resized."""
     embedding_size: _Embedding = 512
     """Components of an embedding."""
-    dropout: Probability = 0.0
+    dropout: FractionBelowOne = 0.0
     """Dropout rate before the embedding layer."""
     gradient_checkpointing: bool = False
     """Gradient checkpointing: the backward computes the activations of each block again."""
@@ -48,61 +48,61 @@ class Backbone(Settings, frozen=True):
                 raise InputError(f"backbone.cuda_graphs: not with backbone.{name}: true")
 
 
-class IResNetTiny(Backbone, frozen=True, tag="iresnet_tiny", tag_field="name"):
+class IResNetTiny(BackboneConfig, frozen=True, tag="iresnet_tiny", tag_field="name"):
     """Small network of iresnet blocks for CPUs; each stage has twice the channels of the previous one."""
 
     width: Annotated[int, Meta(ge=4, le=4096)] = 16
     """Channels of the first stage."""
     depths: Annotated[tuple[_Depth, ...], Meta(min_length=2, max_length=5)] = (1, 1, 1, 1)
     """Blocks of each stage."""
-    input_size: Annotated[Pixels, Meta(ge=16, le=512)] = 48
+    input_size: Annotated[PixelCount, Meta(ge=16, le=512)] = 48
     embedding_size: _Embedding = 128
 
 
-class IResNet(Backbone, frozen=True):
+class IResNetConfig(BackboneConfig, frozen=True):
     """Networks of the common checkpoints: 64 channels in the first stage."""
 
 
-class IResNet18(IResNet, frozen=True, tag="iresnet18", tag_field="name"):
+class IResNet18(IResNetConfig, frozen=True, tag="iresnet18", tag_field="name"):
     """iresnet18 of the ArcFace and ElasticFace checkpoints."""
 
 
-class IResNet34(IResNet, frozen=True, tag="iresnet34", tag_field="name"):
+class IResNet34(IResNetConfig, frozen=True, tag="iresnet34", tag_field="name"):
     """iresnet34 of the ArcFace and ElasticFace checkpoints."""
 
 
-class IResNet50(IResNet, frozen=True, tag="iresnet50", tag_field="name"):
+class IResNet50(IResNetConfig, frozen=True, tag="iresnet50", tag_field="name"):
     """iresnet50 of the ArcFace and ElasticFace checkpoints."""
 
 
-class IResNet100(IResNet, frozen=True, tag="iresnet100", tag_field="name"):
+class IResNet100(IResNetConfig, frozen=True, tag="iresnet100", tag_field="name"):
     """iresnet100 of the ArcFace and ElasticFace checkpoints."""
 
 
-class IResNet200(IResNet, frozen=True, tag="iresnet200", tag_field="name"):
+class IResNet200(IResNetConfig, frozen=True, tag="iresnet200", tag_field="name"):
     """iresnet200 of the ArcFace and ElasticFace checkpoints."""
 
 
-class IResNet2060(IResNet, frozen=True, tag="iresnet2060", tag_field="name"):
+class IResNet2060(IResNetConfig, frozen=True, tag="iresnet2060", tag_field="name"):
     """iresnet2060 of the ArcFace checkpoints; requires gradient_checkpointing."""
 
 
-class MobileFaceNet(Backbone, frozen=True, tag="mobilefacenet", tag_field="name"):
+class MobileFaceNetConfig(BackboneConfig, frozen=True, tag="mobilefacenet", tag_field="name"):
     """MobileFaceNet, arXiv 1804.07573, as in insightface."""
 
 
-class MobileFaceNetLarge(Backbone, frozen=True, tag="mobilefacenet_large", tag_field="name"):
+class MobileFaceNetLarge(BackboneConfig, frozen=True, tag="mobilefacenet_large", tag_field="name"):
     """mbf_large of insightface: twice the channels and blocks of mbf."""
 
 
-class ViT(Backbone, frozen=True):
+class ViT(BackboneConfig, frozen=True):
     """ViT as in insightface and LVFace."""
 
-    patch_size: Annotated[Pixels, Meta(ge=4, le=16)] = 9
+    patch_size: Annotated[PixelCount, Meta(ge=4, le=16)] = 9
     """Height and width of a patch."""
-    drop_path_rate: Probability = 0.1
+    drop_path_rate: FractionBelowOne = 0.1
     """Probability of skipping the last block; it increases linearly from 0 at the first block."""
-    mask_ratio: Probability = 0.1
+    mask_ratio: FractionBelowOne = 0.1
     """Fraction of the patches that training drops."""
 
 
@@ -122,7 +122,7 @@ class ViTLarge(ViT, frozen=True, tag="vit_l", tag_field="name"):
     """ViT-L of insightface and LVFace."""
 
 
-class Python(Backbone, frozen=True, kw_only=True, tag="python", tag_field="name"):
+class CustomBackbone(BackboneConfig, frozen=True, kw_only=True, tag="python", tag_field="name"):
     """User-defined network: images [b, 3, H, H] in [-1, 1] to embeddings [b, D]. It handles dropout and gradient
     checkpointing itself.
     """
@@ -133,7 +133,7 @@ class Python(Backbone, frozen=True, kw_only=True, tag="python", tag_field="name"
     """Keyword arguments of the class."""
 
 
-class Timm(Backbone, frozen=True, kw_only=True, tag="timm", tag_field="name"):
+class TimmBackbone(BackboneConfig, frozen=True, kw_only=True, tag="timm", tag_field="name"):
     """Any timm model, if timm is installed, with an embedding layer: dropout, projection, BatchNorm."""
 
     model: str
@@ -157,12 +157,12 @@ AnyBackbone = (
     | IResNet100
     | IResNet200
     | IResNet2060
-    | MobileFaceNet
+    | MobileFaceNetConfig
     | MobileFaceNetLarge
     | ViTTiny
     | ViTSmall
     | ViTBase
     | ViTLarge
-    | Python
-    | Timm
+    | CustomBackbone
+    | TimmBackbone
 )

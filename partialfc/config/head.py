@@ -4,31 +4,31 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from partialfc.config.losses import AnyMargin
-from partialfc.config.optimizers import AdamWRule, AnyRule, RowRule, SgdRule, TeacherRule
-from partialfc.config.scheduled import Staged, check_stages, values_of
-from partialfc.config.types import Fraction, Natural, Probability, Settings, unit
+from partialfc.config.losses import AnyLoss
+from partialfc.config.optimizers import CenterAdamW, CenterOptimizer, CenterSGD, CenterUpdate, FollowTeacher
+from partialfc.config.scheduled import Scheduled, endpoint_values, validate_schedules
+from partialfc.config.types import Fraction, FractionBelowOne, NonNegativeInt, Settings, with_unit
 from partialfc.errors import InputError
 
 
 class HeadConfig(Settings, frozen=True):
     """Class centers, sharded over all ranks."""
 
-    sample_rate: Staged[Fraction] = 1.0
+    sample_rate: Scheduled[Fraction] = 1.0
     """Fraction of all classes that a step samples in addition to those of the batch (Partial FC)."""
     sampling: Literal["uniform", "hard"] = "uniform"
     """Sampling of negatives. hard (experimental): some of them are the classes with the centers nearest to those of the batch."""
-    hard_fraction: Probability = 0.5
+    hard_fraction: FractionBelowOne = 0.5
     """Largest fraction of hard negatives among the sampled classes, with `sampling: hard`."""
     hard_neighbors: Annotated[int, Meta(ge=1, le=1024)] = 16
     """Neighbors stored per class, with `sampling: hard`; each takes 4 bytes on every rank."""
-    hard_refresh_steps: Annotated[int, Meta(ge=1), unit("steps")] = 1000
+    hard_refresh_steps: Annotated[int, Meta(ge=1), with_unit("steps")] = 1000
     """Period in which all neighbor lists are updated, with `sampling: hard`."""
     logit_correction: Literal["none", "log_q"] = "none"
     """Correction of sampled negatives. log_q: add log(1 / rate), so that losses are comparable across sample rates."""
     subcenters: Annotated[int, Meta(ge=1, le=255)] = 1
     """Centers per class; the nearest one counts for an image, which separates wrong labels (Sub-center ArcFace)."""
-    interclass_threshold: Annotated[float, Meta(ge=0, le=1), unit("cosine")] = 0.0
+    interclass_threshold: Annotated[float, Meta(ge=0, le=1), with_unit("cosine")] = 0.0
     """Cosine above which negatives are ignored as noisy labels; 0: no limit."""
     unsampled: Literal["hold", "decay"] = "hold"
     """Centers that are not sampled. hold: no change; decay: momentum and weight decay apply as in a dense optimizer."""
@@ -38,38 +38,38 @@ class HeadConfig(Settings, frozen=True):
     """Storage dtype of the optimizer state of the centers; none: no momentum."""
     memory: Literal["device", "host"] = "device"
     """Memory of the centers and their moments. host: rows of a step are copied to the device and back."""
-    logits_budget: Annotated[Natural, unit("MiB a rank")] = 4096
+    logits_budget: Annotated[NonNegativeInt, with_unit("MiB a rank")] = 4096
     """Memory for logit gradients; if they do not fit, logits are computed twice."""
     matmul_precision: Literal["auto", "float32", "tf32", "half"] = "auto"
     """Factors of matrix products; sums are in float32. auto: tf32 on a GPU; half: float16 for logits, bfloat16 for their gradients."""
     kernels: Literal["auto", "torch", "triton"] = "auto"
     """Implementation of the kernels. auto: triton on a GPU if it is installed, otherwise torch."""
-    optim: AnyRule | None = None
+    optim: CenterOptimizer | None = None
     """Optimizer of the class centers; unset: optimizer and learning rate of the section `optim`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_stages("head", self)
-        if self.memory != "device" and self.largest_rate == 1:
+        validate_schedules("head", self)
+        if self.memory != "device" and self.max_sample_rate == 1:
             raise InputError(
                 f"head.memory: {self.memory} brings the sampled rows to the device; with head.sample_rate: 1 "
                 "these are all; wanted a rate below 1, or head.memory: device"
             )
         if self.sampling == "hard":
-            self._check_hard()
+            self._validate_hard_sampling()
 
     @property
-    def largest_rate(self) -> float:
+    def max_sample_rate(self) -> float:
         """Largest sample rate of all stages."""
-        return max(values_of(self.sample_rate))
+        return max(endpoint_values(self.sample_rate))
 
     @property
-    def samples(self) -> bool:
+    def uses_sampling(self) -> bool:
         """True if some steps sample classes."""
-        return min(values_of(self.sample_rate)) < 1
+        return min(endpoint_values(self.sample_rate)) < 1
 
-    def _check_hard(self) -> None:
-        if not self.samples:
+    def _validate_hard_sampling(self) -> None:
+        if not self.uses_sampling:
             raise InputError(
                 "head.sampling: hard wants a head.sample_rate below 1: at 1 every class takes part"
             )
@@ -79,23 +79,23 @@ class HeadConfig(Settings, frozen=True):
                     f"head.{name}: {found}; wanted {wanted}, as head.sampling: hard compares all centres"
                 )
 
-    def check_with(self, rule: RowRule, margin: AnyMargin) -> None:
+    def validate_with(self, optimizer: CenterUpdate, loss: AnyLoss) -> None:
         """Raise InputError if the settings do not fit the update rule of the centers or the loss."""
-        if self.unsampled == "decay" and not isinstance(rule, SgdRule):
+        if self.unsampled == "decay" and not isinstance(optimizer, CenterSGD):
             raise InputError(
                 "head.unsampled: decay needs optim.name: sgd, whose skipped steps are one product; "
                 "AdamW's are not, and centres that follow a teacher have none"
             )
-        if self.subcenters > 1 and isinstance(rule, TeacherRule):
+        if self.subcenters > 1 and isinstance(optimizer, FollowTeacher):
             raise InputError(
                 f"head.subcenters: {self.subcenters}; wanted 1, as class centres follow a teacher"
             )
-        if not margin.on_sphere:
-            self._check_linear(rule)
-        if self.optim_state_dtype == "none" and isinstance(rule, AdamWRule):
+        if not loss.on_sphere:
+            self._validate_linear(optimizer)
+        if self.optim_state_dtype == "none" and isinstance(optimizer, CenterAdamW):
             raise InputError("head.optim_state_dtype: none needs optim.name: sgd; AdamW is its moments")
 
-    def _check_linear(self, rule: RowRule) -> None:
+    def _validate_linear(self, optimizer: CenterUpdate) -> None:
         """Raise InputError for settings that need normalized centers."""
         for name, found, wanted in (
             ("head.subcenters", self.subcenters, 1),
@@ -104,7 +104,7 @@ class HeadConfig(Settings, frozen=True):
         ):
             if found != wanted:
                 raise InputError(f"{name}: {found}; wanted {wanted}, as loss.name: linear has no cosines")
-        if isinstance(rule, TeacherRule):
+        if isinstance(optimizer, FollowTeacher):
             raise InputError(
                 "loss.name: linear has no cosines, which class centres that follow a teacher need"
             )

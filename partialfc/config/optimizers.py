@@ -4,20 +4,27 @@ from typing import Literal
 
 from msgspec import field
 
-from partialfc.config.types import Duration, Fraction, NonNegative, Positive, Probability, Settings
+from partialfc.config.types import (
+    Duration,
+    Fraction,
+    FractionBelowOne,
+    NonNegativeFloat,
+    PositiveFloat,
+    Settings,
+)
 from partialfc.errors import InputError
 
 
-class SgdRule(Settings, frozen=True, tag="sgd", tag_field="name"):
+class CenterSGD(Settings, frozen=True, tag="sgd", tag_field="name"):
     """torch.optim.SGD."""
 
-    lr: Positive = 0.1
+    lr: PositiveFloat = 0.1
     """Learning rate; it is not scaled with the batch size."""
-    momentum: Probability = 0.9
+    momentum: FractionBelowOne = 0.9
     """Momentum factor."""
     nesterov: bool = False
     """Nesterov momentum."""
-    weight_decay: NonNegative = 5e-4
+    weight_decay: NonNegativeFloat = 5e-4
     """Weight decay, added to the gradient."""
 
     def __post_init__(self) -> None:
@@ -26,59 +33,59 @@ class SgdRule(Settings, frozen=True, tag="sgd", tag_field="name"):
             raise InputError("optim.nesterov: wants a momentum above 0")
 
 
-class AdamWRule(Settings, frozen=True, tag="adamw", tag_field="name"):
+class CenterAdamW(Settings, frozen=True, tag="adamw", tag_field="name"):
     """torch.optim.AdamW; a class center counts its own steps."""
 
-    lr: Positive = 1e-3
+    lr: PositiveFloat = 1e-3
     """Learning rate; it is not scaled with the batch size."""
-    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    betas: tuple[FractionBelowOne, FractionBelowOne] = (0.9, 0.999)
     """Decay rates of the running averages of the gradient and its square."""
-    eps: Positive = 1e-8
+    eps: PositiveFloat = 1e-8
     """Term added to the denominator."""
-    weight_decay: NonNegative = 1e-2
+    weight_decay: NonNegativeFloat = 1e-2
     """Decoupled weight decay."""
 
 
-AnyRule = SgdRule | AdamWRule  # how a step is taken; `head.optim` is one
+CenterOptimizer = CenterSGD | CenterAdamW  # how a step is taken; `head.optim` is one
 
 
-class TeacherRule(Settings, frozen=True, tag="teacher", tag_field="name"):
+class FollowTeacher(Settings, frozen=True, tag="teacher", tag_field="name"):
     """Centers follow the embeddings of a teacher instead of gradients (AdaDistill, arXiv 2407.01332)."""
 
 
-RowRule = AnyRule | TeacherRule  # how class centres move
+CenterUpdate = CenterOptimizer | FollowTeacher  # how class centres move
 
-Decayed = Literal["all", "matrices"]  # matrices: not norms, biases and slopes of the backbone
+WeightDecayScope = Literal["all", "matrices"]  # matrices: not norms, biases and slopes of the backbone
 Precision = Literal["float32", "bfloat16", "float16"]
-Reduce = Literal["float32", "bfloat16"]
+ReduceDtype = Literal["float32", "bfloat16"]
 
 
-class Sgd(SgdRule, frozen=True, tag="sgd", tag_field="name"):
+class SGD(CenterSGD, frozen=True, tag="sgd", tag_field="name"):
     """torch.optim.SGD for the backbone, and for the class centers unless `head.optim` is set."""
 
-    weight_decay_on: Decayed = "all"
+    weight_decay_on: WeightDecayScope = "all"
     """Parameters with weight decay. matrices: not normalization weights, biases and PReLU slopes."""
-    max_grad_norm: NonNegative = 5.0
+    max_grad_norm: NonNegativeFloat = 5.0
     """Largest gradient norm of the backbone; 0: no clipping."""
     precision: Precision = "float32"
     """Dtype of the computation in the backbone."""
-    reduce_dtype: Reduce = "float32"
+    reduce_dtype: ReduceDtype = "float32"
     """Dtype of the gradients of the backbone in the sum over ranks; bfloat16 halves the traffic."""
-    ema_decay: Probability = 0.0
+    ema_decay: FractionBelowOne = 0.0
     """Decay of a moving average of the backbone, which is then evaluated and exported; 0: none."""
     layer_decay: Fraction = 1.0
     """Factor of the learning rate from each block to the previous one, for fine-tuning; 1: the same rate for all."""
 
 
 # What these have in common with Sgd is said there.
-class AdamW(AdamWRule, frozen=True, tag="adamw", tag_field="name"):
+class AdamW(CenterAdamW, frozen=True, tag="adamw", tag_field="name"):
     """torch.optim.AdamW for the backbone, and for the class centers unless `head.optim` is set."""
 
-    weight_decay_on: Decayed = "all"
-    max_grad_norm: NonNegative = 5.0
+    weight_decay_on: WeightDecayScope = "all"
+    max_grad_norm: NonNegativeFloat = 5.0
     precision: Precision = "float32"
-    reduce_dtype: Reduce = "float32"
-    ema_decay: Probability = 0.0
+    reduce_dtype: ReduceDtype = "float32"
+    ema_decay: FractionBelowOne = 0.0
     layer_decay: Fraction = 1.0
 
 
@@ -87,39 +94,39 @@ class TorchOptimizer(Settings, frozen=True, tag="torch", tag_field="name"):
 
     optimizer_class: str
     """Class name, such as NAdam, RAdam or Adafactor."""
-    lr: Positive = 1e-3
-    weight_decay: NonNegative = 0.0
+    lr: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 0.0
     """Weight decay of the class."""
     kwargs: dict[str, bool | int | float | tuple[float, ...]] = field(default_factory=dict)
     """Other arguments of the class by name."""
-    weight_decay_on: Decayed = "all"
-    max_grad_norm: NonNegative = 5.0
+    weight_decay_on: WeightDecayScope = "all"
+    max_grad_norm: NonNegativeFloat = 5.0
     precision: Precision = "float32"
-    reduce_dtype: Reduce = "float32"
-    ema_decay: Probability = 0.0
+    reduce_dtype: ReduceDtype = "float32"
+    ema_decay: FractionBelowOne = 0.0
     layer_decay: Fraction = 1.0
 
 
-AnyOptimizer = Sgd | AdamW | TorchOptimizer
+AnyOptimizer = SGD | AdamW | TorchOptimizer
 
 
-class Polynomial(Settings, frozen=True, tag="polynomial", tag_field="name"):
+class PolynomialSchedule(Settings, frozen=True, tag="polynomial", tag_field="name"):
     """(1 - progress) ** power, which reaches 0 at the end."""
 
     warmup: Duration = 0
     """Length of the linear warmup from 0 to the full rate."""
-    power: Positive = 2.0
+    power: PositiveFloat = 2.0
     """Exponent of the remaining fraction of the run."""
 
 
-class Cosine(Settings, frozen=True, tag="cosine", tag_field="name"):
+class CosineSchedule(Settings, frozen=True, tag="cosine", tag_field="name"):
     """Half a cosine, which reaches 0 at the end."""
 
     warmup: Duration = 0
     """Length of the linear warmup from 0 to the full rate."""
 
 
-class Step(Settings, frozen=True, tag="multistep", tag_field="name"):
+class MultiStepSchedule(Settings, frozen=True, tag="multistep", tag_field="name"):
     """Multiplication by `gamma` at each milestone."""
 
     milestones: tuple[Duration, ...]
@@ -130,4 +137,4 @@ class Step(Settings, frozen=True, tag="multistep", tag_field="name"):
     """Length of the linear warmup from 0 to the full rate."""
 
 
-AnySchedule = Polynomial | Cosine | Step
+AnySchedule = PolynomialSchedule | CosineSchedule | MultiStepSchedule

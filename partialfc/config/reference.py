@@ -10,31 +10,31 @@ import msgspec
 from msgspec import NODEFAULT, inspect
 
 from partialfc.config import Config
-from partialfc.conversion import VARIANT, description, mapping_of
+from partialfc.conversion import VARIANT, describe_type, find_mapping_type
 from partialfc.errors import InputError
 
 REQUIRED, UNSET = "required", "unset"  # in the place of a default
 
 
 @dataclass(frozen=True)
-class Key:
+class KeyDoc:
     """A key of a section, or of one of its variants."""
 
     name: str
-    values: str  # what it may be, with the unit
+    allowed: str  # what it may be, with the unit
     default: str
-    sentence: str
+    description: str
 
 
 @dataclass(frozen=True)
-class Section:
+class SectionDoc:
     """A section of a recipe, or one of its variants."""
 
     name: str  # empty: the top level
     variants: tuple[str, ...]  # which have these keys; may be none
     is_default: bool  # of the variants
-    sentence: str
-    keys: tuple[Key, ...]
+    description: str
+    keys: tuple[KeyDoc, ...]
 
     @property
     def title(self) -> str:
@@ -45,55 +45,58 @@ class Section:
         return f"{self.name}, name: {' | '.join(self.variants)}{default}"
 
 
-def sections() -> list[Section]:
+def document_sections() -> list[SectionDoc]:
     """All of them, in a recipe's order, the top level first; variants with the same keys as one."""
-    found: list[Section] = []
+    found: list[SectionDoc] = []
     top = inspect.type_info(Config)
     assert isinstance(top, inspect.StructType)
-    plain = [field for field in top.fields if not _structs(field.type)]
-    found.append(_section("", top, plain, {}, None))
+    plain = [field for field in top.fields if not _struct_types(field.type)]
+    found.append(_build_section("", top, plain, {}, None))
     for field in top.fields:
-        for one in _sections(field.encode_name, field):
+        for one in _iter_sections(field.encode_name, field):
             before = found[-1]
             if one.variants and (before.name, before.keys) == (one.name, one.keys):
-                sentence = f"{before.sentence} {one.sentence}"
-                found[-1] = replace(before, variants=before.variants + one.variants, sentence=sentence)
+                sentence = f"{before.description} {one.description}"
+                found[-1] = replace(before, variants=before.variants + one.variants, description=sentence)
             else:
                 found.append(one)
     return found
 
 
-def _sections(name: str, field: inspect.Field) -> Iterator[Section]:
+def _iter_sections(name: str, field: inspect.Field) -> Iterator[SectionDoc]:
     """Those that stand at a field, and the sections within them."""
-    variants = _structs(field.type)
+    variants = _struct_types(field.type)
     shared: dict[str, str] = {}  # what several variants have in common is said at one of them
     for struct in variants:
-        shared |= _sentences(struct.cls)
+        shared |= _field_docstrings(struct.cls)
     for struct in variants:
-        yield _section(name, struct, list(struct.fields), shared, field)
+        yield _build_section(name, struct, list(struct.fields), shared, field)
         for inner in struct.fields:
-            yield from _sections(f"{name}.{inner.encode_name}", inner)
+            yield from _iter_sections(f"{name}.{inner.encode_name}", inner)
 
 
-def _section(
+def _build_section(
     name: str,
     struct: inspect.StructType,
     fields: list[inspect.Field],
     shared: dict[str, str],
-    place: inspect.Field | None,
-) -> Section:
-    sentences = shared | _sentences(struct.cls)
-    keys = [Key(it.encode_name, _values(it.type), _default(it), sentences.get(it.name, "")) for it in fields]
-    return Section(
+    default_field: inspect.Field | None,
+) -> SectionDoc:
+    sentences = shared | _field_docstrings(struct.cls)
+    keys = [
+        KeyDoc(it.encode_name, _format_type(it.type), _format_default(it), sentences.get(it.name, ""))
+        for it in fields
+    ]
+    return SectionDoc(
         name=name,
         variants=(str(struct.tag),) if struct.tag_field == VARIANT else (),
-        is_default=place is not None and isinstance(place.default, struct.cls),
-        sentence=docstring_parser.parse(python.getdoc(struct.cls) or "").short_description or "",
+        is_default=default_field is not None and isinstance(default_field.default, struct.cls),
+        description=docstring_parser.parse(python.getdoc(struct.cls) or "").short_description or "",
         keys=tuple(keys),
     )
 
 
-def _sentences(settings: type[Any]) -> dict[str, str]:
+def _field_docstrings(settings: type[Any]) -> dict[str, str]:
     """By key: the docstrings that stand below the fields, those of its bases included."""
     found: dict[str, str] = {}
     for kind in reversed(settings.__mro__):
@@ -103,86 +106,86 @@ def _sentences(settings: type[Any]) -> dict[str, str]:
     return found
 
 
-def _structs(kind: inspect.Type) -> list[inspect.StructType]:
-    options = kind.types if isinstance(kind, inspect.UnionType) else (kind,)
+def _struct_types(type_: inspect.Type) -> list[inspect.StructType]:
+    options = type_.types if isinstance(type_, inspect.UnionType) else (type_,)
     return [it for it in options if isinstance(it, inspect.StructType)]
 
 
-def _default(field: inspect.Field) -> str:
+def _format_default(field: inspect.Field) -> str:
     if field.default is None:
         return UNSET
     if field.default is not NODEFAULT:
-        return _written(field.default)
-    return REQUIRED if field.required else _written(field.default_factory())
+        return _format_value(field.default)
+    return REQUIRED if field.required else _format_value(field.default_factory())
 
 
-def _written(value: Any) -> str:
+def _format_value(value: Any) -> str:
     """As a recipe has it."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
-        return f"[{', '.join(map(_written, value))}]"
+        return f"[{', '.join(map(_format_value, value))}]"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _values(kind: inspect.Type) -> str:
+def _format_type(type_: inspect.Type) -> str:
     """In words."""
-    if wanted := description(kind):
+    if wanted := describe_type(type_):
         return wanted
-    if isinstance(kind, inspect.Metadata):
-        unit = (kind.extra_json_schema or {}).get("unit")
-        return _values(kind.type) + (f", {unit}" if unit else "")
-    if structs := _structs(kind):
+    if isinstance(type_, inspect.Metadata):
+        unit = (type_.extra_json_schema or {}).get("unit")
+        return _format_type(type_.type) + (f", {unit}" if unit else "")
+    if structs := _struct_types(type_):
         return (
             "section: " + " | ".join(str(it.tag) for it in structs if it.tag) if structs[0].tag else "section"
         )
-    if mapping_of(kind) is not None:
-        assert isinstance(kind, inspect.UnionType)
-        numbers = (_values(it) for it in kind.types if not isinstance(it, inspect.DictType))
+    if find_mapping_type(type_) is not None:
+        assert isinstance(type_, inspect.UnionType)
+        numbers = (_format_type(it) for it in type_.types if not isinstance(it, inspect.DictType))
         return "; ".join([*numbers, "or such by step or epoch"])
-    if isinstance(kind, inspect.UnionType):
-        return " or ".join(_values(it) for it in kind.types if not isinstance(it, inspect.NoneType))
-    if isinstance(kind, inspect.LiteralType):
-        return " | ".join(map(str, kind.values))
-    return _plain(kind)
+    if isinstance(type_, inspect.UnionType):
+        return " or ".join(_format_type(it) for it in type_.types if not isinstance(it, inspect.NoneType))
+    if isinstance(type_, inspect.LiteralType):
+        return " | ".join(map(str, type_.values))
+    return _format_plain_type(type_)
 
 
-def _plain(kind: inspect.Type) -> str:
-    match kind:
+def _format_plain_type(type_: inspect.Type) -> str:
+    match type_:
         case inspect.IntType() | inspect.FloatType():
-            return _number(kind)
+            return _format_number_type(type_)
         case inspect.BoolType():
             return "true | false"
         case inspect.VarTupleType():
-            return f"list of {_values(kind.item_type)}"
+            return f"list of {_format_type(type_.item_type)}"
         case inspect.TupleType():
-            return f"list of {len(kind.item_types)}: {_values(kind.item_types[0])}"
+            return f"list of {len(type_.item_types)}: {_format_type(type_.item_types[0])}"
         case inspect.DictType():
-            return f"keys with {_values(kind.value_type)}"
+            return f"keys with {_format_type(type_.value_type)}"
     return "text"
 
 
-def _number(kind: inspect.IntType | inspect.FloatType) -> str:
-    word = "integer" if isinstance(kind, inspect.IntType) else "number"
-    if kind.ge is not None and kind.le is not None:
-        return f"{word}, {kind.ge} to {kind.le}"
+def _format_number_type(type_: inspect.IntType | inspect.FloatType) -> str:
+    word = "integer" if isinstance(type_, inspect.IntType) else "number"
+    if type_.ge is not None and type_.le is not None:
+        return f"{word}, {type_.ge} to {type_.le}"
     limits = {
-        "{} or more": kind.ge,
-        "above {}": kind.gt,
-        "at most {}": kind.le,
-        "below {}": kind.lt,
-        "a multiple of {}": kind.multiple_of,
+        "{} or more": type_.ge,
+        "above {}": type_.gt,
+        "at most {}": type_.le,
+        "below {}": type_.lt,
+        "a multiple of {}": type_.multiple_of,
     }
     return ", ".join([word, *(text.format(it) for text, it in limits.items() if it is not None)])
 
 
-def selected(place: str | None) -> list[Section]:
+def select_sections(query: str | None) -> list[SectionDoc]:
     """The sections of that name, or the one that has that key; None: all. InputError where there is none."""
-    everything = sections()
-    if place is None:
+    everything = document_sections()
+    if query is None:
         return everything
-    found = [it for it in everything if it.name == place or it.name.startswith(f"{place}.")]
-    name, _, key = place.rpartition(".")
+    found = [it for it in everything if it.name == query or it.name.startswith(f"{query}.")]
+    name, _, key = query.rpartition(".")
     for it in everything if not found else ():
         keys = tuple(one for one in it.keys if one.name == key)
         if it.name == name and keys:
@@ -190,12 +193,12 @@ def selected(place: str | None) -> list[Section]:
     if not found:
         names = sorted({it.name for it in everything if it.name})
         raise InputError(
-            f"settings {place}: wanted a section or a key, such as train.global_batch_size; there are {', '.join(names)}"
+            f"settings {query}: wanted a section or a key, such as train.global_batch_size; there are {', '.join(names)}"
         )
     return found
 
 
-def as_markdown() -> str:
+def to_markdown() -> str:
     """The whole as a document."""
     lines = [
         "# Settings",
@@ -203,11 +206,11 @@ def as_markdown() -> str:
         "Every key of a recipe. `partialfc settings [SECTION]` prints this page; any key can be given on the command line, as",
         "`section.key=value`. A section that has variants names one by `name`, and its keys then are that variant's.",
     ]
-    for section in sections():
-        lines += ["", f"## {section.title}", "", section.sentence, ""]
+    for section in document_sections():
+        lines += ["", f"## {section.title}", "", section.description, ""]
         lines += ["| key | values | default | |", "|---|---|---|---|"]
         for key in section.keys:
-            values = key.values.replace("|", "\\|")
+            values = key.allowed.replace("|", "\\|")
             default = key.default if key.default in (REQUIRED, UNSET) else f"`{key.default}`"
-            lines.append(f"| `{key.name}` | {values} | {default} | {key.sentence} |")
+            lines.append(f"| `{key.name}` | {values} | {default} | {key.description} |")
     return "\n".join([*lines, ""])

@@ -6,20 +6,20 @@ import msgspec
 from msgspec import Meta
 
 from partialfc.config.types import (
-    Count,
     Duration,
     Interval,
-    Natural,
-    NonNegative,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
     SetScore,
     Settings,
-    Time,
-    unit,
+    TimeSpan,
+    with_unit,
 )
 from partialfc.errors import InputError
 
-Images = Annotated[Count, unit("images")]
-Steps = Annotated[Count, unit("steps")]
+ImageCount = Annotated[PositiveInt, with_unit("images")]
+StepCount = Annotated[PositiveInt, with_unit("steps")]
 
 
 class TrainConfig(Settings, frozen=True):
@@ -27,11 +27,11 @@ class TrainConfig(Settings, frozen=True):
 
     length: Duration
     """Length of the run."""
-    global_batch_size: Images = 512
+    global_batch_size: ImageCount = 512
     """Images of a step on all ranks."""
-    micro_batch_size: Annotated[int, Meta(ge=2), unit("images")] | None = None
+    micro_batch_size: Annotated[int, Meta(ge=2), with_unit("images")] | None = None
     """Images that BatchNorm normalizes together; unset: the local batch of a rank at the start of the run."""
-    max_skipped_steps: Steps = 100
+    max_skipped_steps: StepCount = 100
     """Consecutive steps with non-finite gradients after which the run counts as diverged."""
 
 
@@ -40,7 +40,7 @@ class EvaluationConfig(Settings, frozen=True):
 
     every: Duration = 0
     """Interval of evaluations. 0: before training and at the end only."""
-    batch_size: Images = 64
+    batch_size: ImageCount = 64
     """Images per forward on a rank."""
     sets: tuple[str, ...] = ()
     """Paths of other sets: .bin files, folders of them, IJB, or a gallery with probes."""
@@ -51,7 +51,7 @@ class CheckpointConfig(Settings, frozen=True):
 
     every: Interval = "15 minutes"
     """Interval of checkpoints. 0: only at the end and when the run is stopped."""
-    keep: Count = 2
+    keep: PositiveInt = 2
     """Number of newest checkpoints to keep."""
     keep_best: SetScore | None = None
     """Score whose best checkpoint is kept in addition."""
@@ -61,7 +61,7 @@ class CheckpointConfig(Settings, frozen=True):
     """Resuming with other settings or another pack. fail: refuse; allow: continue and record the changes."""
 
 
-class InitialCenters(Settings, frozen=True, kw_only=True):
+class CenterInitConfig(Settings, frozen=True, kw_only=True):
     """Class centers from another run for identities that both have, and centers of new identities."""
 
     source: str | None = msgspec.field(name="from", default=None)
@@ -82,18 +82,18 @@ class InitConfig(Settings, frozen=True):
 
     backbone: str | None = None
     """Backbone weights: run, checkpoint, .pth, .pt or .safetensors."""
-    centers: InitialCenters | None = None
+    centers: CenterInitConfig | None = None
     """Class centers: `{from: RUN, map: FILE, new: mean}`."""
     freeze_backbone: Duration = 0
     """Length of the initial phase in which the backbone and its running statistics are frozen."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.backbone is None and self.means:
+        if self.backbone is None and self.uses_mean_init:
             raise InputError("init.centers.new: mean, of embeddings by no network; wanted init.backbone")
 
     @property
-    def means(self) -> bool:
+    def uses_mean_init(self) -> bool:
         """True if centers of new identities start as the mean of their embeddings."""
         return self.centers is not None and self.centers.new == "mean"
 
@@ -103,7 +103,7 @@ class DistillationConfig(Settings, frozen=True):
 
     teacher_embeddings: str | None = None
     """Embeddings of the pack by the teacher: a folder of `partialfc embed`. Unset: no teacher."""
-    cosine_weight: NonNegative = 0.0
+    cosine_weight: NonNegativeFloat = 0.0
     """Weight of the mean of 1 - cos(student, teacher) over the batch, added to the loss."""
 
     def __post_init__(self) -> None:
@@ -114,12 +114,12 @@ class DistillationConfig(Settings, frozen=True):
             )
 
 
-class ReportConfig(Settings, frozen=True):
+class LogConfig(Settings, frozen=True):
     """Log lines and loggers."""
 
-    every: Steps = 20
+    every: StepCount = 20
     """Interval of log lines."""
-    histograms_every: Steps = 200
+    histograms_every: StepCount = 200
     """Interval of histograms, memory and cosines; each needs another pass over the active rows."""
     loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
     """Loggers of the run; without any, no pictures are drawn."""
@@ -131,11 +131,11 @@ class ReportConfig(Settings, frozen=True):
 class LaunchConfig(Settings, frozen=True):
     """Start and supervision of the ranks."""
 
-    max_restarts: Natural = 0
+    max_restarts: NonNegativeInt = 0
     """Number of restarts of all ranks after one has died."""
-    max_requeues: Natural = 100
+    max_requeues: NonNegativeInt = 100
     """Number of times that a stopped SLURM job requeues itself."""
-    step_timeout: Time = "10 minutes"
+    step_timeout: TimeSpan = "10 minutes"
     """Time without progress in a step after which all ranks end."""
     flight_recorder: bool = False
     """Record the collectives of each rank, and write them to `flight_recorder/` in the output if the run hangs."""

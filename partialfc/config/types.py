@@ -8,37 +8,37 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import msgspec
 from msgspec import Meta, Struct
 
-from partialfc.conversion import description
+from partialfc.conversion import describe_type
 from partialfc.errors import InputError
 
-IGNORE = -1  # the label of an image that counts for nothing: padding, or of unknown identity
+IGNORE_LABEL = -1  # the label of an image that counts for nothing: padding, or of unknown identity
 
 
-def unit(name: str) -> Meta:
+def with_unit(name: str) -> Meta:
     """Says what a number counts, for who asks what a key means."""
     return Meta(extra_json_schema={"unit": name})
 
 
-Natural = Annotated[int, Meta(ge=0)]
-Count = Annotated[int, Meta(ge=1)]
-Positive = Annotated[float, Meta(gt=0)]
-NonNegative = Annotated[float, Meta(ge=0)]
+NonNegativeInt = Annotated[int, Meta(ge=0)]
+PositiveInt = Annotated[int, Meta(ge=1)]
+PositiveFloat = Annotated[float, Meta(gt=0)]
+NonNegativeFloat = Annotated[float, Meta(ge=0)]
 Fraction = Annotated[float, Meta(gt=0, le=1)]
-Probability = Annotated[float, Meta(ge=0, lt=1)]
-Chance = Annotated[float, Meta(ge=0, le=1)]
-Scale = Annotated[float, Meta(gt=0, le=300)]  # exp(-2 * 300) still is a double
-Angle = Annotated[float, Meta(ge=0, le=3.14), unit("radians")]
-Cosine = Annotated[NonNegative, unit("cosine")]
-Pixels = Annotated[int, unit("pixels")]
+FractionBelowOne = Annotated[float, Meta(ge=0, lt=1)]
+Probability = Annotated[float, Meta(ge=0, le=1)]
+LogitScaleFactor = Annotated[float, Meta(gt=0, le=300)]  # exp(-2 * 300) still is a double
+Radians = Annotated[float, Meta(ge=0, le=3.14), with_unit("radians")]
+CosineMargin = Annotated[NonNegativeFloat, with_unit("cosine")]
+PixelCount = Annotated[int, with_unit("pixels")]
 Seed = Annotated[int, Meta(ge=0, lt=1 << 62)]
 Duration = (
-    Natural
+    NonNegativeInt
     | Annotated[
         str,
         Meta(pattern=r"^\d+(\.\d+)? epochs?$", description="a number of steps, or text such as 26 epochs"),
     ]
 )
-Time = Annotated[
+TimeSpan = Annotated[
     str,
     Meta(
         pattern=r"^(?!0+(\.0+)? )\d+(\.\d+)? (second|minute|hour)s?$",
@@ -47,7 +47,7 @@ Time = Annotated[
 ]
 # as a Duration, or a Time by the first rank's clock
 Interval = (
-    Natural
+    NonNegativeInt
     | Annotated[
         str,
         Meta(
@@ -66,37 +66,37 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
 
     def __post_init__(self) -> None:
-        for name, kind in _kinds(type(self)):
+        for name, kind in _field_types(type(self)):
             value = getattr(self, name)
             try:
                 msgspec.convert(value, kind)
             except msgspec.ValidationError as error:
-                problem = _problem(kind, error)
+                problem = _validation_message(kind, error)
             else:
-                if all(math.isfinite(it) for it in _floats(value)):
+                if all(math.isfinite(it) for it in _iter_floats(value)):
                     continue
                 problem = "expected a finite number"
             raise InputError(f"{type(self).__name__}.{name}: {problem}; found {value!r}")
 
 
-def _floats(value: Any) -> Iterator[float]:
+def _iter_floats(value: Any) -> Iterator[float]:
     if isinstance(value, float):
         yield value
     elif isinstance(value, dict | list | tuple):
         for it in value.values() if isinstance(value, dict) else value:
-            yield from _floats(it)
+            yield from _iter_floats(it)
 
 
 @functools.cache
-def _kinds(settings: type[Settings]) -> list[tuple[str, Any]]:
+def _field_types(settings: type[Settings]) -> list[tuple[str, Any]]:
     """The type of each key."""
     return [(field.name, field.type) for field in msgspec.structs.fields(settings)]
 
 
-def _problem(kind: Any, error: msgspec.ValidationError) -> str:
-    if get_origin(kind) is Literal:
-        return f"wanted one of {', '.join(map(str, get_args(kind)))}"
-    if wanted := description(msgspec.inspect.type_info(kind)):
+def _validation_message(type_: Any, error: msgspec.ValidationError) -> str:
+    if get_origin(type_) is Literal:
+        return f"wanted one of {', '.join(map(str, get_args(type_)))}"
+    if wanted := describe_type(msgspec.inspect.type_info(type_)):
         return f"wanted {wanted}"
     problem = str(error).replace("`", "")
     return problem[0].lower() + problem[1:]

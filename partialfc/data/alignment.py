@@ -12,33 +12,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from partialfc.data import images
-from partialfc.data.images import Pixels
+from partialfc.data.images import ImageArray
 from partialfc.errors import InputError
-from partialfc.runtime.exit_codes import one_line
+from partialfc.runtime.exit_codes import format_error
 from partialfc.runtime.files import atomic_write
-from partialfc.runtime.progress import in_order, tracked
+from partialfc.runtime.progress import map_in_threads, progress_bar
 
 # [5] eyes, nose, corners of the mouth, left ones of the picture first: x + iy, in pixels
-Points = NDArray[np.complex128]
+FacePoints = NDArray[np.complex128]
 
 # In 112 x 112 pixels, as ArcFace's training sets are aligned (insightface, face_align.py).
-TEMPLATE: Points = np.array(
+TEMPLATE: FacePoints = np.array(
     [38.2946 + 51.6963j, 73.5318 + 51.5014j, 56.0252 + 71.7366j, 41.5493 + 92.3655j, 70.7299 + 92.2041j]
 )
 _TEMPLATE_SIZE = 112
 
-_LARGEST = 640  # pixels of a photograph's longer side, as it is searched
-_CLOSE = 320  # of the square around a face, in which its points are looked for again
-_AROUND = 1.6  # that square's side, in sides of the face's box
-_QUALITY = 95  # of JPEG
-MISSING = "without_a_face.txt"
+_MAX_SEARCH_SIZE = 640  # pixels of a photograph's longer side, as it is searched
+_REFINE_SIZE = 320  # of the square around a face, in which its points are looked for again
+_REFINE_MARGIN = 1.6  # that square's side, in sides of the face's box
+_JPEG_QUALITY = 95  # of JPEG
+NO_FACE_FILE = "without_a_face.txt"
 
 
-class Face(NamedTuple):
+class DetectedFace(NamedTuple):
     """What a detector finds."""
 
     box: tuple[float, float, float, float]  # left, top, width, height
-    points: Points
+    points: FacePoints
 
 
 class Detector:
@@ -52,59 +52,59 @@ class Detector:
         self._model, self._threshold = model, threshold
         self._threads = threading.local()
         try:
-            self._foremost(
-                np.zeros((_CLOSE, _CLOSE, 3), np.uint8)
+            self._main_face(
+                np.zeros((_REFINE_SIZE, _REFINE_SIZE, 3), np.uint8)
             )  # another network fails at its first image
         except cv2.error:
             raise InputError(f"{model}: no face detector that OpenCV's FaceDetectorYN takes") from None
 
-    def face(self, photo: Pixels) -> Face | None:
+    def detect(self, photo: ImageArray) -> DetectedFace | None:
         """The face that a photograph [H, W, 3] is of: large and near its middle; None where there is none.
 
         Its points are looked for once more close by, so that they do not depend on how large it is in the photograph.
         """
         shape = np.array(photo.shape[1::-1])
-        scale = min(1.0, _LARGEST / shape.max())
-        found = self._foremost(_resized(photo, np.maximum(1, np.round(shape * scale)).astype(int)))
+        scale = min(1.0, _MAX_SEARCH_SIZE / shape.max())
+        found = self._main_face(_resize(photo, np.maximum(1, np.round(shape * scale)).astype(int)))
         if found is None:
             return None
         left, top, width, height = (it / scale for it in found.box)
-        side = _AROUND * max(width, height)
+        side = _REFINE_MARGIN * max(width, height)
         corner = complex(left + width / 2 - side / 2, top + height / 2 - side / 2)
-        zoom = _CLOSE / side
-        again = self._foremost(_moved(photo, zoom, -zoom * corner, _CLOSE))
+        zoom = _REFINE_SIZE / side
+        again = self._main_face(_warp(photo, zoom, -zoom * corner, _REFINE_SIZE))
         points = found.points / scale if again is None else again.points / zoom + corner
-        return Face((left, top, width, height), points)
+        return DetectedFace((left, top, width, height), points)
 
-    def _foremost(self, photo: Pixels) -> Face | None:
+    def _main_face(self, photo: ImageArray) -> DetectedFace | None:
         """By area less twice the squared distance from the middle, as insightface chooses."""
         height, width = photo.shape[:2]
-        detector = self._of_thread()
+        detector = self._thread_detector()
         detector.setInputSize((width, height))
         _, found = detector.detect(cv2.cvtColor(photo, cv2.COLOR_RGB2BGR))
-        faces = [] if found is None else [_face(row) for row in found]
+        faces = [] if found is None else [_parse_detection(row) for row in found]
         middle = complex(width, height) / 2
-        return max(faces, key=partial(_weight, middle=middle), default=None)
+        return max(faces, key=partial(_face_score, image_center=middle), default=None)
 
-    def _of_thread(self) -> Any:
+    def _thread_detector(self) -> Any:
         if not hasattr(self._threads, "detector"):
-            size = _CLOSE, _CLOSE  # set anew for each image
+            size = _REFINE_SIZE, _REFINE_SIZE  # set anew for each image
             self._threads.detector = cv2.FaceDetectorYN.create(str(self._model), "", size, self._threshold)
         return self._threads.detector
 
 
-def _face(row: NDArray[np.float32]) -> Face:
+def _parse_detection(row: NDArray[np.float32]) -> DetectedFace:
     left, top, width, height = (float(it) for it in row[:4])
-    return Face((left, top, width, height), row[4:14:2].astype(float) + 1j * row[5:14:2])
+    return DetectedFace((left, top, width, height), row[4:14:2].astype(float) + 1j * row[5:14:2])
 
 
-def _weight(face: Face, middle: complex) -> float:
+def _face_score(face: DetectedFace, image_center: complex) -> float:
     left, top, width, height = face.box
-    offset = abs(complex(left + width / 2, top + height / 2) - middle)
+    offset = abs(complex(left + width / 2, top + height / 2) - image_center)
     return float(width * height - 2 * offset**2)
 
 
-def similarity(points: Points, target: Points) -> tuple[complex, complex]:
+def fit_similarity(points: FacePoints, target: FacePoints) -> tuple[complex, complex]:
     """(a, b) with a z + b nearest to `target`, in least squares: rotation and scale, and a shift. (A line's slope and
     intercept, in complex numbers.)
     """
@@ -114,13 +114,13 @@ def similarity(points: Points, target: Points) -> tuple[complex, complex]:
     return slope, complex(target_middle - slope * middle)
 
 
-def aligned(photo: Pixels, points: Points, size: int = _TEMPLATE_SIZE) -> Pixels:
+def align_face(photo: ImageArray, points: FacePoints, size: int = _TEMPLATE_SIZE) -> ImageArray:
     """The face [size, size, 3] whose points in `photo` are those; black where the photograph ends."""
-    slope, shift = similarity(points, TEMPLATE * (size / _TEMPLATE_SIZE))
-    return _moved(photo, slope, shift, size)
+    slope, shift = fit_similarity(points, TEMPLATE * (size / _TEMPLATE_SIZE))
+    return _warp(photo, slope, shift, size)
 
 
-def _moved(photo: Pixels, slope: complex, shift: complex, size: int) -> Pixels:
+def _warp(photo: ImageArray, slope: complex, shift: complex, size: int) -> ImageArray:
     """[size, size, 3], in which what was at z is at slope z + shift. A photograph that shrinks is made smaller before, by
     areas: else it would be sampled at single pixels.
     """
@@ -128,32 +128,34 @@ def _moved(photo: Pixels, slope: complex, shift: complex, size: int) -> Pixels:
     if abs(slope) < 0.5:
         shape = np.array(photo.shape[1::-1])
         smaller = np.maximum(1, np.round(shape * 2 * abs(slope))).astype(int)
-        photo = _resized(photo, smaller)
+        photo = _resize(photo, smaller)
         matrix[:, 2] += matrix[:, :2] @ (0.5 * shape / smaller - 0.5)  # a pixel's middle is at .5 of it
         matrix[:, :2] *= shape / smaller
     return np.asarray(cv2.warpAffine(photo, matrix, (size, size), flags=cv2.INTER_LINEAR), np.uint8)
 
 
-def _resized(photo: Pixels, shape: NDArray[np.integer]) -> Pixels:
+def _resize(photo: ImageArray, shape: NDArray[np.integer]) -> ImageArray:
     width, height = shape.tolist()
     return np.asarray(cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
 
 
-class Outcome(NamedTuple):
+class AlignmentResult(NamedTuple):
     """What came of a folder of photographs."""
 
-    photographs: int
-    faces: int
+    num_photos: int
+    num_faces: int
     missing: list[str]  # photographs without a face, or that cannot be read, and why
 
 
-def align(photos: Path, out: Path, detector: Detector, *, size: int, progress: bool = False) -> Outcome:
-    """Write the face of each photograph below `photos` as a JPEG of the same place below `out`; and a listing of those without.
+def align_folder(
+    photo_folder: Path, out_folder: Path, detector: Detector, *, size: int, progress: bool = False
+) -> AlignmentResult:
+    """Write the face of each photograph below `photo_folder` as a JPEG of the same place below `out_folder`; and a listing of those without.
 
     What is there already stays as it is, so that an interrupted call can be repeated. InputError where there are no
-    photographs, two would be written to one place, or `out` lies within `photos`.
+    photographs, two would be written to one place, or `out_folder` lies within `photo_folder`.
     """
-    places = _places(photos, out)
+    places = _output_paths(photo_folder, out_folder)
 
     def done(path: Path) -> str | None:
         """What keeps it from being aligned, if anything."""
@@ -163,25 +165,25 @@ def align(photos: Path, out: Path, detector: Detector, *, size: int, progress: b
         try:
             photo = images.read(path)
         except (InputError, OSError) as error:
-            return one_line(error).removeprefix(f"{path}: ")
-        face = detector.face(photo)
+            return format_error(error).removeprefix(f"{path}: ")
+        face = detector.detect(photo)
         if face is None:
             return "no face"
         place.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(place) as temporary:
-            temporary.write_bytes(images.encode_jpeg(aligned(photo, face.points, size), _QUALITY))
+            temporary.write_bytes(images.encode_jpeg(align_face(photo, face.points, size), _JPEG_QUALITY))
         return None
 
     missing = []
-    problems = zip(places, in_order(done, places), strict=True)
-    for path, problem in tracked(problems, "aligning", shown=progress, total=len(places)):
+    problems = zip(places, map_in_threads(done, places), strict=True)
+    for path, problem in progress_bar(problems, "aligning", enabled=progress, total=len(places)):
         if problem is not None:
-            missing.append(f"{path.relative_to(photos)}: {problem}")
-    _list_missing(out / MISSING, missing)
-    return Outcome(len(places), len(places) - len(missing), missing)
+            missing.append(f"{path.relative_to(photo_folder)}: {problem}")
+    _write_no_face_list(out_folder / NO_FACE_FILE, missing)
+    return AlignmentResult(len(places), len(places) - len(missing), missing)
 
 
-def _list_missing(path: Path, missing: list[str]) -> None:
+def _write_no_face_list(path: Path, missing: list[str]) -> None:
     if not missing:
         path.unlink(missing_ok=True)
         return
@@ -190,9 +192,9 @@ def _list_missing(path: Path, missing: list[str]) -> None:
         temporary.write_text("".join(f"{it}\n" for it in missing), encoding="utf-8")
 
 
-def _places(photos: Path, out: Path) -> dict[Path, Path]:
+def _output_paths(photos: Path, out: Path) -> dict[Path, Path]:
     """Of each photograph, where its face is written."""
-    found = images.below(photos)
+    found = images.list_images(photos)
     if out.resolve().is_relative_to(photos.resolve()):
         raise InputError(f"{out}: lies within {photos}; wanted another folder, or faces would be photographs")
     places = {path: (out / path.relative_to(photos)).with_suffix(".jpg") for path in found}

@@ -15,29 +15,31 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from partialfc.config import AugmentConfig
-from partialfc.data.images import Pixels
+from partialfc.data.images import ImageArray
 from partialfc.runtime import counter_rng
 
 _METHODS = (cv2.INTER_NEAREST, cv2.INTER_LINEAR, cv2.INTER_AREA, cv2.INTER_CUBIC, cv2.INTER_LANCZOS4)
 
 
-def flipped(samples: NDArray[np.int64], config: AugmentConfig, *, seed: int, epoch: int) -> NDArray[np.bool_]:
+def flip_mask(
+    samples: NDArray[np.int64], config: AugmentConfig, *, seed: int, epoch: int
+) -> NDArray[np.bool_]:
     """Which of `samples` [b] are mirrored in an epoch: a pure function of the arguments."""
-    chance = counter_rng.uniform(counter_rng.key(seed, "flip", epoch), samples)
+    chance = counter_rng.random_uniform(counter_rng.derive_key(seed, "flip", epoch), samples)
     return chance < config.flip
 
 
-def augmentation_draws(samples: NDArray[np.int64], *, seed: int, epoch: int) -> NDArray[np.float64]:
+def augmentation_params(samples: NDArray[np.int64], *, seed: int, epoch: int) -> NDArray[np.float64]:
     """What decides how `samples` [b] are changed in an epoch, uniform in [0, 1), for `changed`: a row for each."""
-    count = sum(1 + strengths for _, _, _, strengths in _CHANGES)
+    count = sum(1 + strengths for _, _, _, strengths in _AUGMENTATIONS)
     index = samples[:, None] * count + np.arange(count)
-    return counter_rng.uniform(counter_rng.key(seed, "augment", epoch), index)
+    return counter_rng.random_uniform(counter_rng.derive_key(seed, "augment", epoch), index)
 
 
-def augment(pixels: Pixels, draws: NDArray[np.float64], config: AugmentConfig) -> Pixels:
-    """An image of the same shape, with the changes that its row of `augmentation_draws` brings about."""
-    numbers = iter(draws.tolist())
-    for name, change, limits, strengths in _CHANGES:
+def augment(pixels: ImageArray, params: NDArray[np.float64], config: AugmentConfig) -> ImageArray:
+    """An image of the same shape, with the changes that its row of `augmentation_params` brings about."""
+    numbers = iter(params.tolist())
+    for name, change, limits, strengths in _AUGMENTATIONS:
         chance, *rest = islice(numbers, 1 + strengths)
         if chance < getattr(config, name):
             given = (getattr(config, limit) for limit in limits)
@@ -50,9 +52,11 @@ def network_input(images: Tensor) -> Tensor:
     return (images.permute(0, 3, 1, 2).float() - 127.5) / 127.5
 
 
-def _cropped(pixels: MatLike, least: float, area: float, aspect: float, down: float, right: float) -> MatLike:
+def _random_crop(
+    pixels: MatLike, min_area: float, area: float, aspect: float, down: float, right: float
+) -> MatLike:
     height, width = pixels.shape[:2]
-    cut_area = (least + (1 - least) * area) * height * width
+    cut_area = (min_area + (1 - min_area) * area) * height * width
     ratio = math.exp((2 * aspect - 1) * math.log(4 / 3))  # 3:4 to 4:3
     cut_height = max(1, min(height, round(math.sqrt(cut_area / ratio))))
     cut_width = max(1, min(width, round(math.sqrt(cut_area * ratio))))
@@ -60,7 +64,7 @@ def _cropped(pixels: MatLike, least: float, area: float, aspect: float, down: fl
     return cv2.resize(pixels[top : top + cut_height, left : left + cut_width], (width, height))
 
 
-def _shrunk(pixels: MatLike, side: float, down: float, up: float) -> MatLike:
+def _reduce_resolution(pixels: MatLike, side: float, down: float, up: float) -> MatLike:
     height, width = pixels.shape[:2]
     share = 0.2 + 0.8 * side
     small = (max(1, round(share * width)), max(1, round(share * height)))
@@ -69,12 +73,12 @@ def _shrunk(pixels: MatLike, side: float, down: float, up: float) -> MatLike:
     return cv2.resize(shrunk, (width, height), interpolation=methods[1])
 
 
-def _blurred(pixels: MatLike, strength: float) -> MatLike:
+def _blur(pixels: MatLike, strength: float) -> MatLike:
     sigma = (0.5 + 1.5 * strength) * pixels.shape[0] / 112
     return cv2.GaussianBlur(pixels, (0, 0), sigma)
 
 
-def _lit(pixels: MatLike, brightness: float, contrast: float, saturation: float) -> MatLike:
+def _jitter_colors(pixels: MatLike, brightness: float, contrast: float, saturation: float) -> MatLike:
     """Each times 0.5 to 1.5: contrast around the image's mean, saturation around each pixel's gray."""
     gray = _grayed(pixels)
     mean = gray.mean() * (0.5 + brightness)
@@ -88,10 +92,10 @@ def _grayed(pixels: MatLike) -> MatLike:
 
 
 # The key of `augment` that gives its probability, what it does, by which other keys, and by how many draws.
-_CHANGES = (
-    ("crop", _cropped, ("min_crop_area",), 4),
-    ("low_resolution", _shrunk, (), 3),
-    ("blur", _blurred, (), 1),
-    ("photometric", _lit, (), 3),
+_AUGMENTATIONS = (
+    ("crop", _random_crop, ("min_crop_area",), 4),
+    ("low_resolution", _reduce_resolution, (), 3),
+    ("blur", _blur, (), 1),
+    ("photometric", _jitter_colors, (), 3),
     ("gray", _grayed, (), 0),
 )

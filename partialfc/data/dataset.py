@@ -8,18 +8,18 @@ import numpy as np
 
 from partialfc.config import Reader
 from partialfc.data import images
-from partialfc.data.images import Pixels
+from partialfc.data.images import ImageArray
 from partialfc.data.mxnet_records import MxnetRecords
-from partialfc.data.recordio import CorruptRecord, Header, Integers, RecordFile
+from partialfc.data.recordio import CorruptRecordError, Header, IntArray, RecordFile
 from partialfc.errors import InputError
-from partialfc.runtime.progress import tracked
+from partialfc.runtime.progress import progress_bar
 
 _IDENTITIES, _IMAGES = 1 << 20, 1 << 18  # records that are read to count classes
 
-EXACT_FLOATS = 1 << 24  # the format's labels are float32: exact below this
+MAX_EXACT_FLOAT32 = 1 << 24  # the format's labels are float32: exact below this
 
 
-class Property(NamedTuple):
+class PackProperty(NamedTuple):
     """The file `property` of a pack: `classes,height,width`, and maybe more fields."""
 
     num_classes: int
@@ -43,19 +43,19 @@ class RecordDataset:
         folder: Path | str,
         image_size: int | None = None,
         *,
-        transform: Callable[[Pixels], Any] | None = None,
+        transform: Callable[[ImageArray], Any] | None = None,
         reader: Reader = "native",
     ) -> None:
         folder = Path(folder)
-        path = record_file(folder)
+        path = find_record_file(folder)
         self._records = RecordFile(path) if reader == "native" else MxnetRecords(path)
         self._size, self._transform = image_size, transform
         self._property = read_property(folder / "property")
-        self._keys, classes = self._images(self._pack_header())
+        self._keys, classes = self._image_keys(self._pack_header())
         if not len(self._keys):
-            raise CorruptRecord(f"{path}: holds no image")
+            raise CorruptRecordError(f"{path}: holds no image")
         self.num_classes = self._property.num_classes if self._property else classes or self._count_classes()
-        self._check()
+        self._validate()
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -63,10 +63,10 @@ class RecordDataset:
     def __getitem__(self, index: int) -> tuple[Any, int]:
         key = self.key(index)
         header, payload = self._records[key]
-        pixels, label = self._decoded(key, payload, self._size), self._class(key, header)
+        pixels, label = self._decode(key, payload, self._size), self._checked_label(key, header)
         return (self._transform(pixels) if self._transform else pixels), label
 
-    def prefetch_hint(self, samples: Integers) -> None:
+    def prefetch_hint(self, samples: IntArray) -> None:
         """That these [n] will be read soon: see RecordFile.prefetch_hint."""
         keys = self._keys
         self._records.prefetch_hint(keys.start + samples if isinstance(keys, range) else keys[samples])
@@ -94,11 +94,11 @@ class RecordDataset:
 
     def label(self, index: int) -> int:
         """The class of image `index`, which is not decoded."""
-        return self._class(self.key(index), self._records[self.key(index)][0])
+        return self._checked_label(self.key(index), self._records[self.key(index)][0])
 
-    def labels(self, *, progress: bool = False) -> Integers:
+    def labels(self, *, progress: bool = False) -> IntArray:
         """The class of every image, int64 [N]: reads the header of each. progress: whether a bar shows how far that is."""
-        places = tracked(range(len(self)), f"reading {self.path.parent.name}", shown=progress)
+        places = progress_bar(range(len(self)), f"reading {self.path.parent.name}", enabled=progress)
         return np.fromiter((self.label(it) for it in places), np.int64, len(self))
 
     def classes_with_images(self) -> int | None:
@@ -111,17 +111,17 @@ class RecordDataset:
     def _count_present(self) -> int | None:
         header, keys = self._pack_header(), self._records.keys
         first = len(self._keys) + 1  # of the identity records
-        if header is not None and self._has_identities() and len(keys) - first <= _IDENTITIES:
+        if header is not None and self._has_identity_records() and len(keys) - first <= _IDENTITIES:
             ranges = (self._records[int(key)][0].label for key in keys[first:])
             return sum(bool(it[1] > it[0]) for it in ranges if isinstance(it, np.ndarray) and len(it) > 1)
         return len(np.unique(self.labels())) if len(self) <= _IMAGES else None
 
-    def encoded(self, index: int) -> bytes:
+    def encoded_image(self, index: int) -> bytes:
         """Image `index` as it stands in the pack."""
         return bytes(self._records[self.key(index)][1])
 
-    def _class(self, key: int, header: Header) -> int:
-        label = self._label(key, header)
+    def _checked_label(self, key: int, header: Header) -> int:
+        label = self._read_label(key, header)
         if not 0 <= label < self.num_classes:
             raise InputError(
                 f"{self._records.path}, key {key}: label {label}; wanted 0 to {self.num_classes - 1}, "
@@ -135,7 +135,7 @@ class RecordDataset:
         header, payload = self._records[key]
         return header if key == 0 and header.flag and not len(payload) else None
 
-    def _images(self, header: Header | None) -> tuple[range | Integers, int | None]:
+    def _image_keys(self, header: Header | None) -> tuple[range | IntArray, int | None]:
         """The keys of the images, and the number of classes that the header names."""
         keys = self._records.keys
         if header is None:
@@ -143,63 +143,67 @@ class RecordDataset:
         assert isinstance(header.label, np.ndarray)
         path = self._records.path
         if header.flag < 2:
-            raise CorruptRecord(f"{path}: the key-0 header has {header.flag} labels, wanted 2")
+            raise CorruptRecordError(f"{path}: the key-0 header has {header.flag} labels, wanted 2")
         if not 1 <= header.label[0] <= header.label[1] < np.inf:
-            raise CorruptRecord(
+            raise CorruptRecordError(
                 f"{path}: its header says {header.label[:2]}, wanted the ends of images and of records"
             )
         end, last = (int(label) for label in header.label[:2])
-        if last >= EXACT_FLOATS and self._property is None:
-            raise CorruptRecord(
+        if last >= MAX_EXACT_FLOAT32 and self._property is None:
+            raise CorruptRecordError(
                 f"{path}: its header is rounded ({last} records); wanted a `property` with the classes"
             )
-        classes = last - end if last < EXACT_FLOATS or self._property is None else self._property.num_classes
+        classes = (
+            last - end if last < MAX_EXACT_FLOAT32 or self._property is None else self._property.num_classes
+        )
         if (
-            last >= EXACT_FLOATS
+            last >= MAX_EXACT_FLOAT32
         ):  # rounded: the images are what the header and the identities leave of the index
-            end = len(keys) - (classes if self._has_identities() else 0)
+            end = len(keys) - (classes if self._has_identity_records() else 0)
         if self._property is not None and classes != self._property.num_classes:
-            raise CorruptRecord(
+            raise CorruptRecordError(
                 f"{path.parent / 'property'}: {self._property.num_classes} classes, "
                 f"the header of {path.name} says {classes}"
             )
         if end > 1 and not (end <= len(keys) and keys[end - 1] == end - 1):  # keys ascend, each once
-            raise CorruptRecord(
-                f"{path}: its header says images 1 to {end - 1}, its index has {_shown(keys[1:])}"
+            raise CorruptRecordError(
+                f"{path}: its header says images 1 to {end - 1}, its index has {_format_keys(keys[1:])}"
             )
         return range(1, end), classes
 
-    def _has_identities(self) -> bool:
+    def _has_identity_records(self) -> bool:
         """Whether an identity record, with labels and no payload, stands at the highest key."""
         header, payload = self._records[int(self._records.keys[-1])]
         return bool(header.flag) and not len(payload)
 
     def _count_classes(self) -> int:
         """One more than the largest label; reads the header of every image."""
-        return 1 + max(self._label(int(key), self._records[int(key)][0]) for key in self._keys)
+        return 1 + max(self._read_label(int(key), self._records[int(key)][0]) for key in self._keys)
 
-    def _label(self, key: int, header: Header) -> int:
+    def _read_label(self, key: int, header: Header) -> int:
         try:
-            return class_of(header, in_id2=self._property is not None and self._property.labels_in_id2)
+            return label_from_header(
+                header, in_id2=self._property is not None and self._property.labels_in_id2
+            )
         except InputError as error:
             raise InputError(f"{self._records.path}, key {key}: {error}") from None
 
-    def _decoded(self, key: int, payload: bytes | memoryview, size: int | None) -> Pixels:
+    def _decode(self, key: int, payload: bytes | memoryview, size: int | None) -> ImageArray:
         try:
             return images.decode(payload, size)
         except InputError as error:
             raise InputError(f"{self._records.path}, key {key}: {error}") from None
 
-    def _check(self) -> None:
+    def _validate(self) -> None:
         """What would only show in the middle of a run."""
         path, known = self._records.path, self._property
-        if self.num_classes > EXACT_FLOATS and not (known and known.labels_in_id2):
+        if self.num_classes > MAX_EXACT_FLOAT32 and not (known and known.labels_in_id2):
             raise InputError(
-                f"{path}: {self.num_classes} classes with float32 labels, which are rounded from {EXACT_FLOATS} on; "
+                f"{path}: {self.num_classes} classes with float32 labels, which are rounded from {MAX_EXACT_FLOAT32} on; "
                 f"wanted labels in id2, declared in `property`"
             )
         key = int(self._keys[0])
-        height, width, _ = self._decoded(key, self._records[key][1], None).shape
+        height, width, _ = self._decode(key, self._records[key][1], None).shape
         if known and (known.height, known.width) != (height, width):
             raise InputError(
                 f"{path.parent / 'property'}: images of {known.height} x {known.width}, "
@@ -207,7 +211,7 @@ class RecordDataset:
             )
 
 
-def class_of(header: Header, *, in_id2: bool) -> int:
+def label_from_header(header: Header, *, in_id2: bool) -> int:
     """The class that an image's header names. ValueError where it is no integer."""
     if in_id2:
         return header.id2
@@ -222,7 +226,7 @@ def is_pack(folder: Path) -> bool:
     return any(folder.glob("*.rec"))
 
 
-def record_file(folder: Path) -> Path:
+def find_record_file(folder: Path) -> Path:
     """The .rec of a pack. FileNotFoundError where there is none, or several that could be meant."""
     for name in ("train.rec", "file.rec"):
         if (folder / name).exists():
@@ -236,7 +240,7 @@ def record_file(folder: Path) -> Path:
     return others[0]
 
 
-def read_property(path: Path) -> Property | None:
+def read_property(path: Path) -> PackProperty | None:
     """What the file says; None where it is not there."""
     if not path.exists():
         return None
@@ -247,8 +251,8 @@ def read_property(path: Path) -> Property | None:
         raise InputError(f"{path}: {','.join(fields)[:60]!r}, wanted classes,height,width") from None
     if min(classes, height, width) < 1:
         raise InputError(f"{path}: {','.join(fields)[:60]!r}, wanted numbers above 0")
-    return Property(classes, height, width, "id2" in fields[3:])
+    return PackProperty(classes, height, width, "id2" in fields[3:])
 
 
-def _shown(keys: range | Integers) -> str:
+def _format_keys(keys: range | IntArray) -> str:
     return f"{len(keys)} more keys, {keys[0]} to {keys[-1]}" if len(keys) else "none"

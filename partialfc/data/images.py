@@ -10,23 +10,23 @@ from numpy.typing import NDArray
 
 from partialfc.errors import InputError
 
-Pixels = NDArray[np.uint8]
-Encoded = bytes | memoryview | Pixels  # a file's content; an array of it is of one dimension
+ImageArray = NDArray[np.uint8]
+EncodedImage = bytes | memoryview | ImageArray  # a file's content; an array of it is of one dimension
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}  # of files that are taken for images
 
 
-def decode(encoded: Encoded, size: int | None = None) -> Pixels:
+def decode(encoded: EncodedImage, size: int | None = None) -> ImageArray:
     """Pixels [H, W, 3], resized to [size, size, 3] where a size is given. InputError where it is no image."""
     content = np.frombuffer(encoded, np.uint8)
     image = cv2.imdecode(content, cv2.IMREAD_COLOR_RGB) if len(content) else None
     if image is None:
         raise InputError(f"{len(content)} bytes that are no image OpenCV can read")
     pixels = np.asarray(image, np.uint8)
-    return pixels if size is None else resized(pixels, size)
+    return pixels if size is None else resize(pixels, size)
 
 
-def read(path: Path, size: int | None = None) -> Pixels:
+def read(path: Path, size: int | None = None) -> ImageArray:
     """As `decode`, of a file, which an InputError names."""
     try:
         return decode(path.read_bytes(), size)
@@ -34,7 +34,7 @@ def read(path: Path, size: int | None = None) -> Pixels:
         raise InputError(f"{path}: {error}") from None
 
 
-def below(folder: Path) -> list[Path]:
+def list_images(folder: Path) -> list[Path]:
     """The image files in a folder and its folders, sorted. InputError where there are none."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
@@ -44,7 +44,7 @@ def below(folder: Path) -> list[Path]:
     return found
 
 
-def resized(pixels: Pixels, size: int) -> Pixels:
+def resize(pixels: ImageArray, size: int) -> ImageArray:
     """[size, size, 3]; shrinking averages over areas."""
     if pixels.shape[:2] == (size, size):
         return pixels
@@ -52,27 +52,27 @@ def resized(pixels: Pixels, size: int) -> Pixels:
     return np.asarray(cv2.resize(pixels, (size, size), interpolation=method), np.uint8)
 
 
-def sheet(faces: Iterable[Pixels], columns: int, rows: int) -> Pixels:
+def image_grid(images: Iterable[ImageArray], columns: int, rows: int) -> ImageArray:
     """Images [H, H, 3] side by side, at the size of the first; white where there are fewer than columns x rows."""
-    made: Pixels | None = None
-    for place, face in enumerate(islice(faces, columns * rows)):
+    made: ImageArray | None = None
+    for place, face in enumerate(islice(images, columns * rows)):
         if made is None:
             size = len(face)
             made = np.full((rows * size, columns * size, 3), 255, np.uint8)
         top, left = place // columns * size, place % columns * size
-        made[top : top + size, left : left + size] = resized(face, size)
+        made[top : top + size, left : left + size] = resize(face, size)
     if made is None:
         raise InputError("no faces to show")
     return made
 
 
-def suffix(encoded: bytes) -> str:
+def file_suffix(encoded: bytes) -> str:
     """The usual end of the name of such a file; `.img` where it is none of the known ones."""
     known = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"BM": ".bmp", b"RIFF": ".webp"}
     return next((name for start, name in known.items() if encoded.startswith(start)), ".img")
 
 
-def write(path: Path, pixels: Pixels) -> None:
+def write(path: Path, pixels: ImageArray) -> None:
     """An image file of the kind that the name says; InputError where OpenCV writes no such files."""
     try:
         done, content = cv2.imencode(path.suffix, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
@@ -83,7 +83,7 @@ def write(path: Path, pixels: Pixels) -> None:
     path.write_bytes(content.tobytes())
 
 
-def encode_jpeg(pixels: Pixels, quality: int) -> bytes:
+def encode_jpeg(pixels: ImageArray, quality: int) -> bytes:
     """A JPEG file; quality 1 to 100."""
     bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
     return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()

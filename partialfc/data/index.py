@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from partialfc.errors import InputError
-from partialfc.runtime.files import atomic_write, file_fingerprint, locked
+from partialfc.runtime.files import atomic_write, file_fingerprint, file_lock
 
-Integers = NDArray[np.int64]
-Build = Callable[[], tuple[Integers, Integers]]  # keys [n] and offsets [n], in any order
+IntArray = NDArray[np.int64]
+BuildIndex = Callable[[], tuple[IntArray, IntArray]]  # keys [n] and offsets [n], in any order
 
-WORTH_CACHING = 16 << 20  # bytes of the source; smaller ones are read in a second
+MIN_CACHED_BYTES = 16 << 20  # bytes of the source; smaller ones are read in a second
 _MAGIC, _VERSION, _WORDS = 0x5844494346504E4F, 1, 8
 
 
@@ -28,8 +28,8 @@ _MAGIC, _VERSION, _WORDS = 0x5844494346504E4F, 1, 8
 class Index:
     """Keys, ascending, and where their records start."""
 
-    keys: range | Integers  # [n]; a range where they follow each other
-    offsets: Integers  # [n]
+    keys: range | IntArray  # [n]; a range where they follow each other
+    offsets: IntArray  # [n]
     cache: Path | None = None  # from which both are mapped
 
     def find(self, key: int) -> int | None:
@@ -39,7 +39,7 @@ class Index:
         place = np.searchsorted(self.keys, key)
         return int(self.offsets[place]) if place < len(self.keys) and self.keys[place] == key else None
 
-    def offsets_of(self, keys: Integers) -> Integers:
+    def offsets_of(self, keys: IntArray) -> IntArray:
         """The offsets of records that are there."""
         places = keys - self.keys.start if isinstance(self.keys, range) else np.searchsorted(self.keys, keys)
         return np.asarray(self.offsets[places])
@@ -49,10 +49,10 @@ class Index:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         cache = state["cache"]
-        self.__dict__.update(vars(_mapped(cache)) if cache else state)
+        self.__dict__.update(vars(_map_cache(cache)) if cache else state)
 
 
-def sorted_index(keys: Integers, offsets: Integers) -> Index:
+def sorted_index(keys: IntArray, offsets: IntArray) -> Index:
     """By ascending key. InputError where a key stands twice."""
     if len(keys) and (keys[1:] < keys[:-1]).any():
         order = np.argsort(keys, kind="stable")
@@ -65,58 +65,58 @@ def sorted_index(keys: Integers, offsets: Integers) -> Index:
     return Index(keys, offsets)
 
 
-def cached_index(sources: Sequence[Path], build: Build) -> Index:
+def cached_index(sources: Sequence[Path], build: BuildIndex) -> Index:
     """The index that `build` makes of `sources`, or what was kept of it since they last changed.
 
     Kept beside the first of them, or where that cannot be written, in the user's cache. Of several processes
     that want it at once one makes it.
     """
-    if sources[0].stat().st_size < WORTH_CACHING:
+    if sources[0].stat().st_size < MIN_CACHED_BYTES:
         return sorted_index(*build())
-    stamp = _stamp(sources)
-    places = [sources[0].with_name(f".{sources[0].name}.cache"), _users_cache(sources[0])]
-    if (found := _kept(places, stamp)) is not None:
+    stamp = _sources_hash(sources)
+    places = [sources[0].with_name(f".{sources[0].name}.cache"), _user_cache_path(sources[0])]
+    if (found := _load_cached(places, stamp)) is not None:
         return found
-    with locked(Path(tempfile.gettempdir(), f"partialfc-{os.getuid()}-{stamp:x}.lock")):
-        if (found := _kept(places, stamp)) is not None:
+    with file_lock(Path(tempfile.gettempdir(), f"partialfc-{os.getuid()}-{stamp:x}.lock")):
+        if (found := _load_cached(places, stamp)) is not None:
             return found
         made = sorted_index(*build())
         for place in places:
-            if _keep(made, place, stamp):
-                return _mapped(place)
+            if _write_cache(made, place, stamp):
+                return _map_cache(place)
     return made
 
 
-def _stamp(sources: Sequence[Path]) -> int:
+def _sources_hash(sources: Sequence[Path]) -> int:
     """Another one for other files, and after any change of them."""
     text = "\n".join(map(file_fingerprint, sources))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
 
 
-def _users_cache(source: Path) -> Path:
+def _user_cache_path(source: Path) -> Path:
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return home / "partialfc" / hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:32]
 
 
-def _kept(places: Sequence[Path], stamp: int) -> Index | None:
-    for place in places:
+def _load_cached(candidates: Sequence[Path], stamp: int) -> Index | None:
+    for place in candidates:
         try:
             header = np.fromfile(place, np.int64, _WORDS)
             if len(header) == _WORDS and tuple(header[:3]) == (_MAGIC, _VERSION, stamp):
-                return _mapped(place)
+                return _map_cache(place)
         except (OSError, ValueError):
             continue  # not there, not ours to read, or cut off: it is made again
     return None
 
 
-def _keep(index: Index, place: Path, stamp: int) -> bool:
+def _write_cache(index: Index, path: Path, stamp: int) -> bool:
     """Whether it could be written."""
     follow = isinstance(index.keys, range)
     header = np.zeros(_WORDS, np.int64)
     header[:6] = _MAGIC, _VERSION, stamp, len(index.offsets), index.keys[0], follow
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(place) as temporary, temporary.open("wb") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
             for array in (header, index.offsets, *(() if follow else (index.keys,))):
                 np.asarray(array, np.int64).tofile(file)
     except OSError:
@@ -124,12 +124,12 @@ def _keep(index: Index, place: Path, stamp: int) -> bool:
     return True
 
 
-def _mapped(place: Path) -> Index:
+def _map_cache(path: Path) -> Index:
     """InputError where the file is shorter or longer than it says."""
-    header = np.fromfile(place, np.int64, _WORDS)
+    header = np.fromfile(path, np.int64, _WORDS)
     length, first, follow = (int(word) for word in header[3:6])
-    words = np.memmap(place, np.int64, "r", offset=8 * _WORDS)
+    words = np.memmap(path, np.int64, "r", offset=8 * _WORDS)
     if len(words) != length * (1 if follow else 2):
-        raise InputError(f"{place}: {len(words)} words, wanted {length} entries")
+        raise InputError(f"{path}: {len(words)} words, wanted {length} entries")
     keys = range(first, first + length) if follow else words[length:]
-    return Index(keys, words[:length], place)
+    return Index(keys, words[:length], path)

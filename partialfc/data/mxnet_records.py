@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from partialfc.data.index import Integers
-from partialfc.data.recordio import CorruptRecord, Header
+from partialfc.data.index import IntArray
+from partialfc.data.recordio import CorruptRecordError, Header
 from partialfc.errors import InputError
 
 
@@ -27,14 +27,14 @@ class MxnetRecords:
             )
         self.path, self._unpack = path_rec, mxnet.unpack
         self._records = mxnet.MXIndexedRecordIO(str(path_idx), str(path_rec), "r")
-        self.keys: Integers = np.array(sorted(self._records.keys), np.int64)
+        self.keys: IntArray = np.array(sorted(self._records.keys), np.int64)
 
     def __getitem__(self, key: int) -> tuple[Header, bytes]:
         try:
             header, payload = self._unpack(self._records.read_idx(key))
         except (RuntimeError, TypeError) as error:  # mxnet's own, and None where the file has ended
-            raise CorruptRecord(f"{self.path}, key {key}: {error}") from None
+            raise CorruptRecordError(f"{self.path}, key {key}: {error}") from None
         return Header(header.label, header.id, header.id2, header.flag), payload
 
-    def prefetch_hint(self, keys: Integers) -> None:
+    def prefetch_hint(self, keys: IntArray) -> None:
         """Nothing: mxnet reads as it does."""

@@ -9,25 +9,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from partialfc.config import Config
-from partialfc.data.index import Integers
+from partialfc.data.index import IntArray
 from partialfc.data.lanes import Lanes
 from partialfc.errors import InputError
 from partialfc.runtime import counter_rng
 
 
-class Place(NamedTuple):
+class SampleRef(NamedTuple):
     """Where a sample stands in the run."""
 
     epoch: int
-    sample: int  # its index in the dataset
-    padding: bool  # fills up an epoch's last batch: an image of the epoch's beginning that counts for nothing
+    sample_index: int  # its index in the dataset
+    is_padding: (
+        bool  # fills up an epoch's last batch: an image of the epoch's beginning that counts for nothing
+    )
 
 
 def check_world_size(config: Config, world_size: int) -> None:
     """InputError where W x k x micro_batch_size = global_batch_size has no solution for this number W of ranks, or W does not divide the
     lanes; names those numbers that fit.
     """
-    train, fitting = config.train, world_sizes(config)
+    train, fitting = config.train, valid_world_sizes(config)
     if world_size not in fitting:
         parts = "" if train.micro_batch_size is None else f" in micro-batches of {train.micro_batch_size}"
         lanes = "" if config.data.order == "shuffle" else f" and data.lanes {config.data.lanes}"
@@ -37,7 +39,7 @@ def check_world_size(config: Config, world_size: int) -> None:
         )
 
 
-def world_sizes(config: Config) -> list[int]:
+def valid_world_sizes(config: Config) -> list[int]:
     """The numbers W of ranks for which W x k x micro_batch_size = global_batch_size has a solution, ascending; maybe none. With
     `data.order: blocks` they divide the lanes, too.
 
@@ -51,72 +53,76 @@ def world_sizes(config: Config) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Order:
+class SampleOrder:
     """Which samples the steps of a run take: an epoch goes through all of them, each once, and its last batch is
     filled up with padding.
     """
 
     seed: int
-    batch: int  # B
+    global_batch_size: int  # B
     num_samples: int
-    lanes: int | None = None  # unset: any sample may follow any
+    num_lanes: int | None = None  # unset: any sample may follow any
 
     @property
     def steps_per_epoch(self) -> int:
         """Steps in which every sample is seen once."""
-        return -(-self.num_samples // self.batch)
+        return -(-self.num_samples // self.global_batch_size)
 
-    def places(self, step: int) -> list[Place]:
+    def sample_refs(self, step: int) -> list[SampleRef]:
         """The B places of one step."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        samples, padding = self._mixed(epoch, within) if self.lanes is None else self._laned(epoch, within)
+        samples, padding = (
+            self._shuffled_step(epoch, within) if self.num_lanes is None else self._lane_step(epoch, within)
+        )
         both = zip(samples.tolist(), padding.tolist(), strict=True)
-        return [Place(epoch, sample, filled) for sample, filled in both]
+        return [SampleRef(epoch, sample, filled) for sample, filled in both]
 
-    def prefetch_range(self, step: int, rank: int, world_size: int, *, first: bool) -> Integers:
+    def prefetch_range(self, step: int, rank: int, world_size: int, *, first: bool) -> IntArray:
         """The samples that a rank's lanes begin to read while this step is made; first: of the steps that are made."""
-        assert self.lanes is not None
+        assert self.num_lanes is not None
         epoch, within = divmod(step, self.steps_per_epoch)
-        width = self.batch // self.lanes
-        lanes = part(np.arange(self.lanes), rank, world_size)
+        width = self.global_batch_size // self.num_lanes
+        lanes = rank_slice(np.arange(self.num_lanes), rank, world_size)
         return self._lanes().prefetch_range(epoch, lanes, within * width, width, first=first)
 
-    def _mixed(self, epoch: int, within: int) -> tuple[Integers, NDArray[np.bool_]]:
+    def _shuffled_step(self, epoch: int, step_in_epoch: int) -> tuple[IntArray, NDArray[np.bool_]]:
         """The samples of a step, and which are padding: the epoch's first ones again."""
-        positions = within * self.batch + np.arange(self.batch)
-        key = counter_rng.key(self.seed, "order", epoch)
-        samples = counter_rng.permuted(key, positions % self.num_samples, self.num_samples)
+        positions = step_in_epoch * self.global_batch_size + np.arange(self.global_batch_size)
+        key = counter_rng.derive_key(self.seed, "order", epoch)
+        samples = counter_rng.permute_indices(key, positions % self.num_samples, self.num_samples)
         return samples, positions >= self.num_samples
 
-    def _laned(self, epoch: int, within: int) -> tuple[Integers, NDArray[np.bool_]]:
+    def _lane_step(self, epoch: int, step_in_epoch: int) -> tuple[IntArray, NDArray[np.bool_]]:
         """As _mixed; B / lanes of each lane, neighbouring ranks having neighbouring lanes. Lanes are equally long but
         for one sample, so that padding, a lane's first samples again, stands in the last step only.
         """
-        assert self.lanes is not None
-        lanes, width = self._lanes(), self.batch // self.lanes
-        lane, slot = np.divmod(np.arange(self.batch), width)
-        place, length = within * width + slot, lanes.lengths(lane)
-        lane = np.where(length > 0, lane, self.lanes - 1)  # more lanes than samples: the last has one
-        samples = lanes.taken(epoch, lane, place % lanes.lengths(lane))
+        assert self.num_lanes is not None
+        lanes, width = self._lanes(), self.global_batch_size // self.num_lanes
+        lane, slot = np.divmod(np.arange(self.global_batch_size), width)
+        place, length = step_in_epoch * width + slot, lanes.lengths(lane)
+        lane = np.where(length > 0, lane, self.num_lanes - 1)  # more lanes than samples: the last has one
+        samples = lanes.sample_indices(epoch, lane, place % lanes.lengths(lane))
         return samples, place >= length
 
     def _lanes(self) -> Lanes:
-        assert self.lanes is not None
-        return Lanes(self.seed, self.lanes, self.num_samples)
+        assert self.num_lanes is not None
+        return Lanes(self.seed, self.num_lanes, self.num_samples)
 
 
-class Request(NamedTuple):
+class ReadRequest(NamedTuple):
     """What a rank is to read of one step."""
 
-    places: list[Place]
-    announced: Integers | None  # samples that the disk should look for meanwhile; None: those of the places
+    samples: list[SampleRef]
+    prefetch_indices: (
+        IntArray | None
+    )  # samples that the disk should look for meanwhile; None: those of the places
 
 
 @dataclass(frozen=True)
-class RankBatches:
+class RankBatchSampler:
     """For each of `steps`, the block of the global batch that a rank reads: its `rank`-th of `world_size` parts."""
 
-    order: Order
+    order: SampleOrder
     rank: int
     world_size: int
     steps: range
@@ -124,17 +130,20 @@ class RankBatches:
     def __len__(self) -> int:
         return len(self.steps)
 
-    def __iter__(self) -> Iterator[Request]:
+    def __iter__(self) -> Iterator[ReadRequest]:
         for step in self.steps:
-            yield Request(part(self.order.places(step), self.rank, self.world_size), self._announced(step))
+            yield ReadRequest(
+                rank_slice(self.order.sample_refs(step), self.rank, self.world_size),
+                self._prefetch_indices(step),
+            )
 
-    def _announced(self, step: int) -> Integers | None:
-        if self.order.lanes is None:
+    def _prefetch_indices(self, step: int) -> IntArray | None:
+        if self.order.num_lanes is None:
             return None
         return self.order.prefetch_range(step, self.rank, self.world_size, first=step == self.steps.start)
 
 
-def part(whole: Any, rank: int, world_size: int) -> Any:
+def rank_slice(sequence: Any, rank: int, world_size: int) -> Any:
     """The `rank`-th of `world_size` equal parts of a sequence."""
-    share = len(whole) // world_size
-    return whole[rank * share : (rank + 1) * share]
+    share = len(sequence) // world_size
+    return sequence[rank * share : (rank + 1) * share]

@@ -6,45 +6,45 @@ from datetime import timedelta
 
 from partialfc.config import Config
 from partialfc.doctor import machines, network, trial
-from partialfc.doctor.result import Finding
-from partialfc.runtime.comm import CollectiveInputError, Ranks
+from partialfc.doctor.result import CheckResult
+from partialfc.runtime.comm import CollectiveInputError, DistContext
 
-Look = Callable[[Config, Ranks], Finding]
+Check = Callable[[Config, DistContext], CheckResult]
 
-_LOOKS: dict[str, Look] = {
-    "versions": machines.versions,
-    "devices": machines.devices,
-    "network": network.network,
-    "head": trial.head,
+_CHECKS: dict[str, Check] = {
+    "versions": machines.check_versions,
+    "devices": machines.check_devices,
+    "network": network.check_network,
+    "head": trial.try_head,
     "loss": trial.loss,
-    "pack": trial.pack,
-    "output": trial.output,
-    "steps": trial.steps,
+    "pack": trial.try_pack,
+    "output": trial.try_output,
+    "steps": trial.try_steps,
 }
 
 
-def examined(config: Config, ranks: Ranks) -> list[str]:
+def run_checks(config: Config, dist_ctx: DistContext) -> list[str]:
     """What is wrong, a line each, equal on all ranks; the first one prints it all. A look that cannot be had is a problem,
     and the next ones follow.
     """
     problems: list[str] = []
     began = time.monotonic()
-    for name, look in _LOOKS.items():
+    for name, look in _CHECKS.items():
         try:
-            found = look(config, ranks)
+            found = look(config, dist_ctx)
         except CollectiveInputError as error:
-            found = Finding([], [str(error)])
+            found = CheckResult([], [str(error)])
         problems += [f"{name}: {it}" for it in found.problems]
-        if ranks.first:
-            _tell(name, found)
-    if ranks.first:
+        if dist_ctx.is_main:
+            _print_result(name, found)
+    if dist_ctx.is_main:
         taken = timedelta(seconds=round(time.monotonic() - began))
         verdict = f"{len(problems)} problem(s)" if problems else "nothing wrong"
         print(f"{verdict}, after {taken}", flush=True)
     return problems
 
 
-def _tell(name: str, found: Finding) -> None:
-    lines = [*found.lines, *(f"PROBLEM {it}" for it in found.problems)]
+def _print_result(name: str, result: CheckResult) -> None:
+    lines = [*result.lines, *(f"PROBLEM {it}" for it in result.problems)]
     for place, line in enumerate(lines):
         print(f"{name if not place else '':10} {line}", flush=True)

@@ -11,29 +11,29 @@ from pathlib import Path
 import torch
 
 from partialfc.config import Config
-from partialfc.doctor.result import Finding
+from partialfc.doctor.result import CheckResult
 from partialfc.runtime import comm
-from partialfc.runtime.comm import Ranks
+from partialfc.runtime.comm import DistContext
 
 _REPEATS = 10
-_BUCKET = 25 << 20  # bytes of the backbone's gradients that are sent at once
+_BUCKET_BYTES = 25 << 20  # bytes of the backbone's gradients that are sent at once
 _SIOCGIFADDR = 0x8915  # asks for the address of an interface
 
 
-def network(config: Config, ranks: Ranks) -> Finding:
+def check_network(config: Config, dist_ctx: DistContext) -> CheckResult:
     """The card of each machine, and what each collective of a step takes the slowest rank."""
-    if ranks.size == 1:
-        return Finding(["one rank: nothing is sent"])
-    cards = dict(comm.of_all_ranks((socket.gethostname(), _card()), ranks.host))
+    if dist_ctx.world_size == 1:
+        return CheckResult(["one rank: nothing is sent"])
+    cards = dict(comm.all_gather_object((socket.gethostname(), _network_interface()), dist_ctx.host_group))
     lines = [f"{host} by {card}" for host, card in cards.items()]
     batch, width = config.train.global_batch_size, config.backbone.embedding_size
-    share, others = batch // ranks.size, (ranks.size - 1) / ranks.size
-    local = torch.zeros(share, width, device=ranks.device, requires_grad=True)
-    sums = torch.zeros(2 * batch, dtype=torch.float64, device=ranks.device)
-    bucket = torch.zeros(_BUCKET // 4, device=ranks.device)
+    share, others = batch // dist_ctx.world_size, (dist_ctx.world_size - 1) / dist_ctx.world_size
+    local = torch.zeros(share, width, device=dist_ctx.device, requires_grad=True)
+    sums = torch.zeros(2 * batch, dtype=torch.float64, device=dist_ctx.device)
+    bucket = torch.zeros(_BUCKET_BYTES // 4, device=dist_ctx.device)
 
     def there_and_back() -> None:
-        rows, _ = comm.gather_with_gradient(local, None, ranks.group)
+        rows, _ = comm.all_gather_with_grad(local, None, dist_ctx.group)
         rows.backward(torch.zeros_like(rows))
 
     for name, call, sent in (
@@ -42,34 +42,42 @@ def network(config: Config, ranks: Ranks) -> Finding:
             there_and_back,
             8 * others * batch * width,
         ),
-        (f"softmax, {2 * batch} numbers", lambda: comm.sum_(sums, ranks.group), 2 * others * sums.nbytes),
-        (f"{_BUCKET >> 20} MiB of gradients", lambda: comm.sum_(bucket, ranks.group), 2 * others * _BUCKET),
+        (
+            f"softmax, {2 * batch} numbers",
+            lambda: comm.all_reduce_sum_(sums, dist_ctx.group),
+            2 * others * sums.nbytes,
+        ),
+        (
+            f"{_BUCKET_BYTES >> 20} MiB of gradients",
+            lambda: comm.all_reduce_sum_(bucket, dist_ctx.group),
+            2 * others * _BUCKET_BYTES,
+        ),
     ):
-        seconds = _seconds(call, ranks)
+        seconds = _time_slowest_rank(call, dist_ctx)
         lines.append(f"{name}: {1000 * seconds:.2f} ms, {sent / seconds / 1e9:.2f} GB/s from each rank")
-    return Finding(lines)
+    return CheckResult(lines)
 
 
-def _seconds(call: Callable[[], object], ranks: Ranks) -> float:
+def _time_slowest_rank(function: Callable[[], object], dist_ctx: DistContext) -> float:
     """Of one call, on the slowest rank."""
     for repeats in (2, _REPEATS):  # the first two only bring everything up
-        comm.barrier(ranks.host)
+        comm.barrier(dist_ctx.host_group)
         began = time.perf_counter()
         for _ in range(repeats):
-            call()
-        if ranks.device.type == "cuda":
-            torch.cuda.synchronize(ranks.device)
+            function()
+        if dist_ctx.device.type == "cuda":
+            torch.cuda.synchronize(dist_ctx.device)
         taken = (time.perf_counter() - began) / repeats
-    return max(comm.of_all_ranks(taken, ranks.host))
+    return max(comm.all_gather_object(taken, dist_ctx.host_group))
 
 
-def _card() -> str:
+def _network_interface() -> str:
     """The interface by which this machine reaches the first rank's, and its speed where that is known."""
     chosen = os.environ.get("NCCL_SOCKET_IFNAME") or os.environ.get("GLOO_SOCKET_IFNAME")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
         one.connect((os.environ.get("MASTER_ADDR", "localhost"), 9))  # sends nothing
         address = one.getsockname()[0]
-        names = [name for _, name in socket.if_nameindex() if _address(one, name) == address]
+        names = [name for _, name in socket.if_nameindex() if _interface_address(one, name) == address]
     name = chosen or next(iter(names), f"the interface of {address}")
     try:
         speed = f", {int(Path('/sys/class/net', name, 'speed').read_text()) / 1000:g} Gbit/s"
@@ -80,7 +88,7 @@ def _card() -> str:
     return f"{name}{speed}" + (f"; InfiniBand {', '.join(cards)}" if cards else "")
 
 
-def _address(one: socket.socket, name: str) -> str | None:
+def _interface_address(one: socket.socket, name: str) -> str | None:
     try:
         found = fcntl.ioctl(one, _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
     except OSError:  # it has none

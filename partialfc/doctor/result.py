@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """The same on all ranks."""
 
     lines: list[str]

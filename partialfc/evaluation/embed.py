@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from partialfc.data.augment import network_input
-from partialfc.data.images import Pixels
+from partialfc.data.images import ImageArray
 from partialfc.evaluation.sets import ImageSet
 from partialfc.runtime import comm
-from partialfc.runtime.comm import Ranks
+from partialfc.runtime.comm import DistContext
 
 
-class Network(Protocol):
+class EmbeddingNetwork(Protocol):
     """float images [b, 3, H, H] in [-1, 1], H its input_size, -> embeddings [b, D]: a backbone, or what stands for one."""
 
     input_size: int
@@ -34,7 +34,7 @@ class Network(Protocol):
 Embeddings = dict[str, Tensor]  # float32 [n, D] of each set's images, by its name
 
 
-class EvaluationStopped(Exception):
+class EvaluationStoppedError(Exception):
     """An evaluation that was given up, on all ranks; `signal` is the number of what asked for it."""
 
     def __init__(self, signal: int) -> None:
@@ -45,7 +45,7 @@ class EvaluationStopped(Exception):
 Progress = Callable[[str, range], Iterable[int]]
 
 
-def _never() -> int:
+def _no_stop_signal() -> int:
     return 0
 
 
@@ -54,13 +54,13 @@ def _unseen(name: str, turns: range) -> Iterable[int]:
 
 
 def embed_sets(
-    network: Network,
+    network: EmbeddingNetwork,
     sets: Iterable[ImageSet],
-    ranks: Ranks,
+    dist_ctx: DistContext,
     *,
-    batch: int,
+    batch_size: int,
     autocast: AbstractContextManager[object],
-    stop: Callable[[], int] = _never,
+    get_stop_signal: Callable[[], int] = _no_stop_signal,
     progress: Progress = _unseen,
 ) -> Embeddings:
     """Embeddings of the images of each set, see EvaluationSet.evaluate, the same on every rank.
@@ -73,22 +73,25 @@ def embed_sets(
     network.eval()
     try:
         with torch.no_grad(), autocast:
-            return {it.name: _embedded(network, it, ranks, batch, stop, progress) for it in sets}
+            return {
+                it.name: _embed_set(network, it, dist_ctx, batch_size, get_stop_signal, progress)
+                for it in sets
+            }
     finally:
         network.train(was_training)
 
 
-def mirror_sum(network: Network, pixels: Tensor) -> Tensor:
+def embed_with_flip(network: EmbeddingNetwork, pixels: Tensor) -> Tensor:
     """Embeddings [b, D] of uint8 images [b, H, H, 3]: each the sum over the image and its mirror image, not normalised."""
     return network(network_input(pixels)) + network(network_input(pixels.flip(2)))
 
 
-def embed_faces(
-    network: Network,
-    faces: Sequence[Pixels],
+def embed_images(
+    network: EmbeddingNetwork,
+    images: Sequence[ImageArray],
     device: torch.device,
     *,
-    batch: int,
+    batch_size: int,
     autocast: AbstractContextManager[object],
 ) -> NDArray[np.float32]:
     """Unit embeddings [n, D] of uint8 images [H, H, 3] of the network's size, by this rank alone. The network is in
@@ -96,46 +99,55 @@ def embed_faces(
     """
     parts = []
     with torch.no_grad(), autocast:
-        for place in range(0, len(faces), batch):
-            pixels = torch.from_numpy(np.stack(faces[place : place + batch])).to(device)
-            parts.append(normalize(mirror_sum(network, pixels).float()).cpu())
+        for place in range(0, len(images), batch_size):
+            pixels = torch.from_numpy(np.stack(images[place : place + batch_size])).to(device)
+            parts.append(normalize(embed_with_flip(network, pixels).float()).cpu())
     return torch.cat(parts).numpy()
 
 
-def _embedded(
-    network: Network, images: ImageSet, ranks: Ranks, batch: int, stop: Callable[[], int], progress: Progress
+def _embed_set(
+    network: EmbeddingNetwork,
+    images: ImageSet,
+    dist_ctx: DistContext,
+    batch_size: int,
+    stop: Callable[[], int],
+    progress: Progress,
 ) -> Tensor:
     """float32 embeddings [n, D] of all images, on every rank, not normalised.
 
-    The images go through in fixed blocks of `batch`, the last one padded, dealt out to the ranks in turn:
+    The images go through in fixed blocks of `batch_size`, the last one padded, dealt out to the ranks in turn:
     what a block computes does not depend on the number of ranks. While one is computed the next is decoded.
     """
-    blocks = -(-len(images) // batch)
-    turns = -(-blocks // ranks.size)
+    blocks = -(-len(images) // batch_size)
+    turns = -(-blocks // dist_ctx.world_size)
     parts = []
     with ThreadPoolExecutor(max(2, torch.get_num_threads())) as pool:  # decoding releases the interpreter
 
-        def begun(turn: int) -> list[Future[Pixels]]:
-            first = (turn * ranks.size + ranks.rank) * batch
-            places = range(first, min(first + batch, len(images)))
+        def begun(turn: int) -> list[Future[ImageArray]]:
+            first = (turn * dist_ctx.world_size + dist_ctx.rank) * batch_size
+            places = range(first, min(first + batch_size, len(images)))
             return [pool.submit(images.pixels, place, network.input_size) for place in places]
 
         ahead = begun(0)
         for turn in progress(images.name, range(turns)):
             coming, ahead = ahead, begun(turn + 1)
-            with comm.fail_on_all_ranks(ranks):
-                block = _decoded(coming, batch, network.input_size, pinned=ranks.device.type == "cuda")
-            parts.append(mirror_sum(network, block.to(ranks.device, non_blocking=True)))
-            if asked := max(comm.of_all_ranks(stop(), ranks.host)):
-                raise EvaluationStopped(asked)
-    everyone = comm.gather_rows(torch.cat(parts).float(), ranks.group)
-    in_turn = everyone.view(ranks.size, turns, batch, -1).transpose(0, 1)
-    return in_turn.reshape(ranks.size * turns * batch, -1)[: len(images)]
+            with comm.raise_on_all_ranks(dist_ctx):
+                block = _stack_images(
+                    coming, batch_size, network.input_size, pinned=dist_ctx.device.type == "cuda"
+                )
+            parts.append(embed_with_flip(network, block.to(dist_ctx.device, non_blocking=True)))
+            if asked := max(comm.all_gather_object(stop(), dist_ctx.host_group)):
+                raise EvaluationStoppedError(asked)
+    everyone = comm.all_gather_rows(torch.cat(parts).float(), dist_ctx.group)
+    in_turn = everyone.view(dist_ctx.world_size, turns, batch_size, -1).transpose(0, 1)
+    return in_turn.reshape(dist_ctx.world_size * turns * batch_size, -1)[: len(images)]
 
 
-def _decoded(coming: Sequence[Future[Pixels]], batch: int, size: int, *, pinned: bool) -> Tensor:
+def _stack_images(
+    futures: Sequence[Future[ImageArray]], batch_size: int, size: int, *, pinned: bool
+) -> Tensor:
     """uint8 [batch, H, H, 3]: the images that are being decoded, then black ones."""
-    block = torch.zeros(batch, size, size, 3, dtype=torch.uint8, pin_memory=pinned)
-    for row, pixels in enumerate(coming):
+    block = torch.zeros(batch_size, size, size, 3, dtype=torch.uint8, pin_memory=pinned)
+    for row, pixels in enumerate(futures):
         block[row] = torch.from_numpy(pixels.result())
     return block

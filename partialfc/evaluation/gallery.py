@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from partialfc.data import images
-from partialfc.data.images import Pixels
+from partialfc.data.images import ImageArray
 from partialfc.errors import InputError
-from partialfc.evaluation.identification import NOBODY, Subjects, identify
-from partialfc.evaluation.sets import Evaluated, check_embeddings
-from partialfc.runtime.exit_codes import one_line
+from partialfc.evaluation.identification import UNKNOWN_SUBJECT, Subjects, identify
+from partialfc.evaluation.sets import SetEvaluation, check_embeddings
+from partialfc.runtime.exit_codes import format_error
 
 RANKS = (1, 5, 20)
 _TINYFACE = {  # folder and, of who is searched, the list of their names
@@ -30,56 +30,56 @@ class Gallery:
     name: str
     files: Sequence[Path]  # [n]
     subjects: Subjects  # [n]
-    known: int  # how many of the first are the gallery
+    gallery_size: int  # how many of the first are the gallery
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def pixels(self, index: int, size: int) -> Pixels:
+    def pixels(self, index: int, size: int) -> ImageArray:
         """See EvaluationSet."""
         return images.read(self.files[index], size)
 
-    def evaluate(self, embeddings: Tensor) -> Evaluated:
+    def evaluate(self, embeddings: Tensor) -> SetEvaluation:
         """See EvaluationSet, and `identify`. No pictures."""
         check_embeddings(embeddings, self.name)
         unit = normalize(embeddings).cpu().numpy()
-        gallery, probes = slice(self.known), slice(self.known, None)
+        gallery, probes = slice(self.gallery_size), slice(self.gallery_size, None)
         scores = identify(unit[probes], self.subjects[probes], unit[gallery], self.subjects[gallery], RANKS)
         words = [f"{name.replace('tpir@fpir=', 'TPIR@FPIR ')} {it:.2%}" for name, it in scores.items()]
-        return Evaluated(scores, ", ".join(words))
+        return SetEvaluation(scores, ", ".join(words))
 
-    def encoded(self, index: int) -> bytes:
+    def encoded_image(self, index: int) -> bytes:
         """Image `index` as it is stored."""
         return self.files[index].read_bytes()
 
-    def place(self, index: int) -> str:
+    def image_location(self, index: int) -> str:
         """Where image `index` is, for people."""
         return str(self.files[index])
 
-    def without(self, dropped: Collection[int]) -> tuple[Self, list[int]]:
+    def exclude(self, excluded: Collection[int]) -> tuple[Self, list[int]]:
         """The set without these images; and which of its images it has."""
-        kept = [it for it in range(len(self)) if it not in dropped]
-        known = sum(it < self.known for it in kept)
+        kept = [it for it in range(len(self)) if it not in excluded]
+        known = sum(it < self.gallery_size for it in kept)
         files, subjects = [self.files[it] for it in kept], self.subjects[kept]
-        return replace(self, files=files, subjects=subjects, known=known), kept
+        return replace(self, files=files, subjects=subjects, gallery_size=known), kept
 
 
 def is_gallery(folder: Path) -> bool:
     """Whether a folder holds one."""
-    return (folder / "gallery").is_dir() or _testing(folder) is not None
+    return (folder / "gallery").is_dir() or _find_tinyface(folder) is not None
 
 
 def load_gallery(folder: Path) -> Gallery:
     """gallery/PERSON/..., probe/PERSON/... and, if there are any, distractors/..., of aligned faces; or TinyFace, as it is
     released (its lists of names want scipy). InputError where something is missing.
     """
-    testing = _testing(folder)
+    testing = _find_tinyface(folder)
     if testing is not None:
-        gallery, probes = (_listed(testing, name) for name in _TINYFACE)
-        distractors = images.below(testing / "Gallery_Distractor")
+        gallery, probes = (_read_tinyface_list(testing, name) for name in _TINYFACE)
+        distractors = images.list_images(testing / "Gallery_Distractor")
     else:
-        gallery, probes = (_by_folder(folder / name) for name in ("gallery", "probe"))
-        distractors = images.below(folder / "distractors") if (folder / "distractors").is_dir() else []
+        gallery, probes = (_images_by_person(folder / name) for name in ("gallery", "probe"))
+        distractors = images.list_images(folder / "distractors") if (folder / "distractors").is_dir() else []
     people = {name: number for number, name in enumerate(dict.fromkeys(name for name, _ in gallery + probes))}
     if not {name for name, _ in gallery} & {name for name, _ in probes}:
         raise InputError(f"{folder}: no probe's person is in the gallery")
@@ -88,23 +88,23 @@ def load_gallery(folder: Path) -> Gallery:
         files=[path for _, path in gallery] + distractors + [path for _, path in probes],
         subjects=np.array(
             [people[name] for name, _ in gallery]
-            + [NOBODY] * len(distractors)
+            + [UNKNOWN_SUBJECT] * len(distractors)
             + [people[name] for name, _ in probes],
             np.int64,
         ),
-        known=len(gallery) + len(distractors),
+        gallery_size=len(gallery) + len(distractors),
     )
 
 
-def _by_folder(folder: Path) -> list[tuple[str, Path]]:
+def _images_by_person(folder: Path) -> list[tuple[str, Path]]:
     """Images, and whose folder they are in."""
-    found = [(path.relative_to(folder).parts[0], path) for path in images.below(folder)]
+    found = [(path.relative_to(folder).parts[0], path) for path in images.list_images(folder)]
     if loose := next((path for _, path in found if path.parent == folder), None):
         raise InputError(f"{loose}: in no person's folder; wanted {folder.name}/PERSON/{loose.name}")
     return found
 
 
-def _testing(folder: Path) -> Path | None:
+def _find_tinyface(folder: Path) -> Path | None:
     """TinyFace's folder of what is evaluated."""
     for found in (folder, folder / "Testing_Set"):
         if (found / "Gallery_Match").is_dir():
@@ -112,10 +112,10 @@ def _testing(folder: Path) -> Path | None:
     return None
 
 
-def _listed(testing: Path, folder: str) -> list[tuple[str, Path]]:
+def _read_tinyface_list(testing: Path, folder: str) -> list[tuple[str, Path]]:
     """Images of TinyFace, and whom they show."""
     file, names, numbers = _TINYFACE[folder]
-    content = _mat(testing / file)
+    content = _load_mat(testing / file)
     if not {names, numbers} <= content.keys():
         raise InputError(f"{testing / file}: no {names} and {numbers} in it")
     flat = [str(it) for cell in content[names].reshape(-1) for it in np.asarray(cell).reshape(-1)]
@@ -125,7 +125,7 @@ def _listed(testing: Path, folder: str) -> list[tuple[str, Path]]:
     return [(who, testing / folder / name) for who, name in zip(whom, flat, strict=True)]
 
 
-def _mat(path: Path) -> dict[str, Any]:
+def _load_mat(path: Path) -> dict[str, Any]:
     try:
         from scipy.io import loadmat
     except ImportError:
@@ -135,4 +135,4 @@ def _mat(path: Path) -> dict[str, Any]:
     except OSError:
         raise
     except Exception as error:  # a damaged file raises whatever its bytes lead to
-        raise InputError(f"{path}: not a file of MATLAB's: {one_line(error)[:100]}") from None
+        raise InputError(f"{path}: not a file of MATLAB's: {format_error(error)[:100]}") from None

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from partialfc.errors import InputError
-from partialfc.evaluation.metrics import written
+from partialfc.evaluation.metrics import format_rate
 
 RANKS = (1, 5, 10)
 FPIRS = (1e-2, 1e-1)  # false positive identification rates that are of interest
@@ -17,13 +17,17 @@ _BLOCK = 1 << 24  # similarities at a time
 
 Templates = NDArray[np.float32]  # [n, D], of length 1
 Subjects = NDArray[np.int64]  # [n]
-NOBODY = -1  # in a gallery: a subject of no probe
+UNKNOWN_SUBJECT = -1  # in a gallery: a subject of no probe
 
 
 def identify(
-    probes: Templates, subjects: Subjects, gallery: Templates, known: Subjects, ranks: Sequence[int] = RANKS
+    probes: Templates,
+    probe_subjects: Subjects,
+    gallery: Templates,
+    gallery_subjects: Subjects,
+    ranks: Sequence[int] = RANKS,
 ) -> dict[str, float]:
-    """Of probes that show `subjects` in a gallery of `known` ones:
+    """Of probes that show `probe_subjects` in a gallery of `gallery_subjects` ones:
 
     - rank1 and so on: the share of mated probes of whom a mate is among so many nearest of the gallery (equally near strangers
       count as nearer);
@@ -33,11 +37,11 @@ def identify(
     InputError where no probe is mated, or a template is not finite.
     """
     _check_finite(probes, gallery)
-    order = np.argsort(known, kind="stable")
-    gallery, ascending = gallery[order], known[order]
-    starts, stops = (np.searchsorted(ascending, subjects, side=side) for side in ("left", "right"))
+    order = np.argsort(gallery_subjects, kind="stable")
+    gallery, ascending = gallery[order], gallery_subjects[order]
+    starts, stops = (np.searchsorted(ascending, probe_subjects, side=side) for side in ("left", "right"))
     places, to_mate, best = [], [], []
-    for block, similarity in _blocks(probes, gallery):
+    for block, similarity in _iter_similarities(probes, gallery):
         for row, (start, stop) in enumerate(zip(starts[block], stops[block], strict=True)):
             if start == stop:
                 best.append(similarity[row].max())
@@ -53,14 +57,14 @@ def identify(
     descending = -np.sort(-strangers)
     for fpir in FPIRS:
         if fpir * len(strangers) > 1 - 1e-9:
-            found[f"tpir@fpir={written(fpir)}"] = float(
-                (mate > descending[_share(fpir, len(strangers))]).mean()
+            found[f"tpir@fpir={format_rate(fpir)}"] = float(
+                (mate > descending[_max_count(fpir, len(strangers))]).mean()
             )
     return found
 
 
-def identify_all_mated(
-    probes: Templates, subjects: Subjects, gallery: Templates, known: Subjects
+def identify_insightface(
+    probes: Templates, probe_subjects: Subjects, gallery: Templates, gallery_subjects: Subjects
 ) -> dict[str, float]:
     """The rule of insightface's script (ijb_1n.py), in which every probe has a mate: insightface_rank1 and so on; and
     insightface_tpir@fpir=F, the share of mates above the n-th largest of all similarities to strangers, n = ceil(F probes).
@@ -68,13 +72,13 @@ def identify_all_mated(
     InputError where a subject is in the gallery twice, or a probe's is not.
     """
     _check_finite(probes, gallery)
-    mates = mates_of(subjects, known)
+    mates = find_mates(probe_subjects, gallery_subjects)
     if (missing := np.flatnonzero(mates < 0)).size:
-        raise InputError(f"subject {subjects[missing[0]]} of a probe is in no gallery")
+        raise InputError(f"subject {probe_subjects[missing[0]]} of a probe is in no gallery")
     wanted = [int(np.ceil(fpir * len(probes))) for fpir in FPIRS]
     largest = np.empty(0, np.float32)
     places, to_mate = [], []
-    for block, similarity in _blocks(probes, gallery):
+    for block, similarity in _iter_similarities(probes, gallery):
         rows = np.arange(len(similarity))
         own = similarity[rows, mates[block]]
         places.append((similarity >= own[:, None]).sum(axis=1))
@@ -86,18 +90,18 @@ def identify_all_mated(
     descending = -np.sort(-largest)
     found = {f"insightface_rank{rank}": float((place <= rank).mean()) for rank in RANKS}
     for fpir, count in zip(FPIRS, wanted, strict=True):
-        found[f"insightface_tpir@fpir={written(fpir)}"] = float((mate > descending[count - 1]).mean())
+        found[f"insightface_tpir@fpir={format_rate(fpir)}"] = float((mate > descending[count - 1]).mean())
     return found
 
 
-def mates_of(subjects: Subjects, known: Subjects) -> NDArray[np.int64]:
+def find_mates(probe_subjects: Subjects, gallery_subjects: Subjects) -> NDArray[np.int64]:
     """[P] the place of each probe's subject in the gallery, -1: it is not there. InputError where one is there twice."""
-    order = np.argsort(known, kind="stable")
-    ascending = known[order]
+    order = np.argsort(gallery_subjects, kind="stable")
+    ascending = gallery_subjects[order]
     if (twice := ascending[1:][ascending[1:] == ascending[:-1]]).size:
         raise InputError(f"subject {twice[0]} is in the gallery twice; wanted one template a subject")
-    places = np.minimum(np.searchsorted(ascending, subjects), len(known) - 1)
-    return np.where(ascending[places] == subjects, order[places], -1)
+    places = np.minimum(np.searchsorted(ascending, probe_subjects), len(gallery_subjects) - 1)
+    return np.where(ascending[places] == probe_subjects, order[places], -1)
 
 
 def _check_finite(probes: Templates, gallery: Templates) -> None:
@@ -109,7 +113,7 @@ def _check_finite(probes: Templates, gallery: Templates) -> None:
             )
 
 
-def _blocks(probes: Templates, gallery: Templates) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+def _iter_similarities(probes: Templates, gallery: Templates) -> Iterator[tuple[slice, NDArray[np.float32]]]:
     """Similarities of some probes to all of a gallery, at a time."""
     step = max(1, _BLOCK // len(gallery))
     for start in range(0, len(probes), step):
@@ -117,6 +121,6 @@ def _blocks(probes: Templates, gallery: Templates) -> Iterator[tuple[slice, NDAr
         yield block, probes[block] @ gallery.T
 
 
-def _share(rate: float, count: int) -> int:
+def _max_count(fraction: float, count: int) -> int:
     """How many of `count` are at most that share."""
-    return int(np.floor(rate * count + 1e-9))
+    return int(np.floor(fraction * count + 1e-9))

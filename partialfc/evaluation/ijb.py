@@ -23,81 +23,81 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from partialfc.data import images
-from partialfc.data.alignment import Points, aligned
-from partialfc.data.images import Pixels
+from partialfc.data.alignment import FacePoints, align_face
+from partialfc.data.images import ImageArray
 from partialfc.errors import InputError
 from partialfc.evaluation import metrics
-from partialfc.evaluation.identification import Subjects, identify, identify_all_mated
-from partialfc.evaluation.sets import Evaluated, Scores, check_embeddings
+from partialfc.evaluation.identification import Subjects, identify, identify_insightface
+from partialfc.evaluation.sets import Scores, SetEvaluation, check_embeddings
 
 _FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 _HEADLINE = "tar@far=1e-4"
 _AT_ONCE = 1 << 12  # images
 _COSINES = 1 << 24  # at a time
 _SUFFIX = "_face_tid_mid.txt"
-_WHOLE = re.compile(r"-?[0-9]{1,18}")
+_INTEGER = re.compile(r"-?[0-9]{1,18}")
 
-Places = NDArray[np.int32]  # of templates, in the order of their numbers
+TemplateIndices = NDArray[np.int32]  # of templates, in the order of their numbers
 
 
 @dataclass(frozen=True)
-class Searched:
+class SubjectTemplates:
     """Templates [n], by their places, and whom they show [n]."""
 
-    templates: Places
+    templates: TemplateIndices
     subjects: Subjects
 
 
 @dataclass(frozen=True)
-class Ijb:
+class IJBSet:
     """One of the two sets: N images of T templates, P pairs of templates."""
 
     path: Path
     name: str  # as its files' names begin
     files: list[str]  # [N]
-    points: list[Points]  # [N] of each face
+    points: list[FacePoints]  # [N] of each face
     weights: NDArray[
         np.float32
     ]  # [N] the detector's score over how many images of its template are of its media
-    templates: Places  # [N]
-    count: int  # T
-    first: Places  # [P]
-    second: Places  # [P]
-    same: NDArray[np.bool_]  # [P]
-    galleries: list[Searched]  # none: no 1:N
-    probes: Searched | None
+    templates: TemplateIndices  # [N]
+    num_templates: int  # T
+    first: TemplateIndices  # [P]
+    second: TemplateIndices  # [P]
+    is_same: NDArray[np.bool_]  # [P]
+    galleries: list[SubjectTemplates]  # none: no 1:N
+    probes: SubjectTemplates | None
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def pixels(self, index: int, size: int) -> Pixels:
+    def pixels(self, index: int, size: int) -> ImageArray:
         """See EvaluationSet: the face of image `index`, aligned by its points."""
-        return aligned(images.read(self.path / "loose_crop" / self.files[index]), self.points[index], size)
+        return align_face(images.read(self.path / "loose_crop" / self.files[index]), self.points[index], size)
 
-    def evaluate(self, embeddings: Tensor) -> Evaluated:
+    def evaluate(self, embeddings: Tensor) -> SetEvaluation:
         """See EvaluationSet. tar@far=1e-4 and so on, see metrics.tar_at_far; insightface_tar@far=..., by the rule of the public
         script, see metrics.tars_at_nearest_fars; where there are galleries, the scores of `identify`, the mean over the two, and
-        those of `identify_all_mated`, of both as one. A picture: the ROC curve.
+        those of `identify_insightface`, of both as one. A picture: the ROC curve.
         """
         check_embeddings(embeddings, self.name)
-        templates = self.embedded_templates(embeddings)
-        similarity = self._similarities(templates)
+        templates = self.pool_templates(embeddings)
+        similarity = self._pair_similarities(templates)
         found = {
-            f"{rule}@far={metrics.written(far)}": tar
+            f"{rule}@far={metrics.format_rate(far)}": tar
             for rule, tars in (
-                ("tar", metrics.tars_at_fars(similarity, self.same, _FARS)),
-                ("insightface_tar", metrics.tars_at_nearest_fars(similarity, self.same, _FARS)),
+                ("tar", metrics.tars_at_fars(similarity, self.is_same, _FARS)),
+                ("insightface_tar", metrics.insightface_tars_at_fars(similarity, self.is_same, _FARS)),
             )
             for far, tar in zip(_FARS, tars, strict=True)
         }
-        scores = {_HEADLINE: found[_HEADLINE]} | found | self._identified(templates.numpy())
-        if one_kind := metrics.one_kind(self.same):
-            return Evaluated(scores, _in_words(scores), warning=f"{self.name}: {one_kind}")
-        return Evaluated(scores, _in_words(scores), self._pictures(similarity))
+        scores = {_HEADLINE: found[_HEADLINE]} | found | self._identification_scores(templates.numpy())
+        if one_kind := metrics.one_kind(self.is_same):
+            return SetEvaluation(scores, _format_scores(scores), warning=f"{self.name}: {one_kind}")
+        return SetEvaluation(scores, _format_scores(scores), self._iter_figures(similarity))
 
-    def embedded_templates(self, embeddings: Tensor) -> Tensor:
+    def pool_templates(self, embeddings: Tensor) -> Tensor:
         """float32 [T, D] of length 1, on the host."""
-        sums = torch.zeros(self.count, embeddings.shape[1], dtype=torch.float64)
+        sums = torch.zeros(self.num_templates, embeddings.shape[1], dtype=torch.float64)
         for start in range(0, len(self), _AT_ONCE):
             part = slice(start, start + _AT_ONCE)
             weights = torch.from_numpy(self.weights[part]).double()
@@ -105,18 +105,18 @@ class Ijb:
             sums.index_add_(0, torch.from_numpy(self.templates[part]), weighted)
         return normalize(sums).float()
 
-    def _pictures(self, similarity: NDArray[np.float32]) -> Iterator[tuple[str, Pixels]]:
+    def _iter_figures(self, similarity: NDArray[np.float32]) -> Iterator[tuple[str, ImageArray]]:
         from partialfc.evaluation import plots  # here: matplotlib takes a second
 
-        yield "roc", plots.roc(self.name, similarity, self.same)
+        yield "roc", plots.plot_roc(self.name, similarity, self.is_same)
 
-    def _similarities(self, templates: Tensor) -> NDArray[np.float32]:
+    def _pair_similarities(self, templates: Tensor) -> NDArray[np.float32]:
         """Return the cosine `[P]` of each pair."""
         # Of a first template with all: a product of matrices is faster than its few thousand pairs one by one.
         order = np.argsort(self.first, kind="stable")
         firsts, starts = np.unique(self.first[order], return_index=True)
         bounds = np.append(starts, len(order))
-        step = max(1, _COSINES // self.count)
+        step = max(1, _COSINES // self.num_templates)
         found = np.empty(len(order), np.float32)
         for place in range(0, len(firsts), step):
             block = firsts[place : place + step]
@@ -125,7 +125,7 @@ class Ijb:
             found[pairs] = with_all[np.searchsorted(block, self.first[pairs]), self.second[pairs]]
         return found
 
-    def _identified(self, templates: NDArray[np.float32]) -> dict[str, float]:
+    def _identification_scores(self, templates: NDArray[np.float32]) -> dict[str, float]:
         if self.probes is None:
             return {}
         probes, subjects = templates[self.probes.templates], self.probes.subjects
@@ -133,14 +133,14 @@ class Ijb:
             each = [identify(probes, subjects, templates[it.templates], it.subjects) for it in self.galleries]
             gallery = np.concatenate([it.templates for it in self.galleries])
             known = np.concatenate([it.subjects for it in self.galleries])
-            together = identify_all_mated(probes, subjects, templates[gallery], known)
+            together = identify_insightface(probes, subjects, templates[gallery], known)
         except InputError as error:
             raise InputError(f"{self.path}: {error}") from None
         common = [name for name in each[0] if all(name in it for it in each)]
         return {name: float(np.mean([it[name] for it in each])) for name in common} | together
 
 
-def _in_words(scores: Scores) -> str:
+def _format_scores(scores: Scores) -> str:
     rates = [it for it in scores if it.startswith(("tar@far=", "rank", "tpir@"))]
     spoken = {
         name: name.replace("tar@far=", "TAR@FAR ").replace("tpir@fpir=", "TPIR@FPIR ") for name in rates
@@ -153,40 +153,40 @@ def is_ijb(folder: Path) -> bool:
     return any(folder.glob(f"meta/*{_SUFFIX}"))
 
 
-def load_ijb(folder: Path) -> Ijb:
+def load_ijb(folder: Path) -> IJBSet:
     """The set in a folder. InputError where a file is none of what is wanted, or they do not fit each other."""
     named = sorted(folder.glob(f"meta/*{_SUFFIX}"))
     if len(named) != 1:
         raise InputError(f"{folder}: {len(named)} files meta/*{_SUFFIX}; wanted one, such as ijbc{_SUFFIX}")
     name = named[0].name.removesuffix(_SUFFIX)
-    files, points, scores = _faces(folder / f"meta/{name}_name_5pts_score.txt")
-    numbers, media = _templates(named[0], files)
+    files, points, scores = _read_face_points(folder / f"meta/{name}_name_5pts_score.txt")
+    numbers, media = _read_templates(named[0], files)
     known, templates = np.unique(numbers, return_inverse=True)
     pairs = folder / f"meta/{name}_template_pair_label.txt"
-    first, second, label = _numbers(pairs, 3)
+    first, second, label = _read_int_columns(pairs, 3)
     if (wrong := np.flatnonzero((label != 0) & (label != 1))).size:
         raise InputError(f"{pairs}: pair {wrong[0] + 1} has the label {label[wrong[0]]}; wanted 0 or 1")
-    galleries, probes = _searches(folder / "meta", name, known)
-    return Ijb(
+    galleries, probes = _load_galleries(folder / "meta", name, known)
+    return IJBSet(
         path=folder,
         name=name,
         files=files,
         points=points,
-        weights=(scores / _images_of_media(templates, media)).astype(np.float32),
+        weights=(scores / _count_media_images(templates, media)).astype(np.float32),
         templates=templates.astype(np.int32),
-        count=len(known),
-        first=_places(first, known, pairs),
-        second=_places(second, known, pairs),
-        same=label == 1,
+        num_templates=len(known),
+        first=_template_indices(first, known, pairs),
+        second=_template_indices(second, known, pairs),
+        is_same=label == 1,
         galleries=galleries,
         probes=probes,
     )
 
 
-def _faces(path: Path) -> tuple[list[str], list[Points], NDArray[np.float64]]:
+def _read_face_points(path: Path) -> tuple[list[str], list[FacePoints], NDArray[np.float64]]:
     """Names [N], five points [N], scores [N]."""
     files, points, scores = [], [], []
-    for place, fields in _lines(path, 12):
+    for place, fields in _iter_fields(path, 12):
         try:
             values = np.array([float(it) for it in fields[1:]])
         except ValueError:
@@ -199,14 +199,14 @@ def _faces(path: Path) -> tuple[list[str], list[Points], NDArray[np.float64]]:
     return files, points, np.array(scores)
 
 
-def _templates(path: Path, files: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _read_templates(path: Path, files: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Template and media [N] of each image. InputError where the images are not `files`, in their order."""
     numbers = []
-    for (place, fields), wanted in zip(_lines(path, 3), [*files, None], strict=False):
+    for (place, fields), wanted in zip(_iter_fields(path, 3), [*files, None], strict=False):
         if fields[0] != wanted:
             found = wanted or f"{len(files)} images"
             raise InputError(f"{path}: line {place}: {fields[0]}; the list of points has {found} there")
-        if not all(_WHOLE.fullmatch(it) for it in fields[1:]):
+        if not all(_INTEGER.fullmatch(it) for it in fields[1:]):
             raise InputError(f"{path}: line {place}: {' '.join(fields)}; wanted name template media")
         numbers.append((int(fields[1]), int(fields[2])))
     if len(numbers) != len(files):
@@ -215,14 +215,14 @@ def _templates(path: Path, files: list[str]) -> tuple[NDArray[np.int64], NDArray
     return columns[:, 0], columns[:, 1]
 
 
-def _images_of_media(templates: NDArray[Any], media: NDArray[np.int64]) -> NDArray[np.int64]:
+def _count_media_images(templates: NDArray[Any], media: NDArray[np.int64]) -> NDArray[np.int64]:
     """[N] how many images of an image's template are of its media."""
     together = np.stack([templates.astype(np.int64), media], axis=1)
     _, inverse, counts = np.unique(together, axis=0, return_inverse=True, return_counts=True)
     return counts[inverse.reshape(-1)]
 
 
-def _lines(path: Path, fields: int) -> Iterator[tuple[int, list[str]]]:
+def _iter_fields(path: Path, fields: int) -> Iterator[tuple[int, list[str]]]:
     """The number and the fields of each line."""
     with path.open(encoding="utf-8", errors="surrogateescape") as file:  # a name may be of any bytes
         for place, line in enumerate(file, 1):
@@ -232,7 +232,7 @@ def _lines(path: Path, fields: int) -> Iterator[tuple[int, list[str]]]:
             yield place, found
 
 
-def _numbers(path: Path, columns: int) -> list[NDArray[np.int64]]:
+def _read_int_columns(path: Path, columns: int) -> list[NDArray[np.int64]]:
     """The columns of a file of whole numbers, of which there may be tens of millions."""
     with warnings.catch_warnings():
         warnings.simplefilter(
@@ -247,33 +247,39 @@ def _numbers(path: Path, columns: int) -> list[NDArray[np.int64]]:
     return [found[column::columns] for column in range(columns)]
 
 
-def _places(numbers: NDArray[np.int64], known: NDArray[np.int64], path: Path) -> Places:
+def _template_indices(
+    template_ids: NDArray[np.int64], known_ids: NDArray[np.int64], path: Path
+) -> TemplateIndices:
     """Of templates, given their numbers. InputError where one has no images."""
-    places = np.minimum(np.searchsorted(known, numbers), len(known) - 1)
-    if (wrong := np.flatnonzero(known[places] != numbers)).size:
-        raise InputError(f"{path}: template {numbers[wrong[0]]} has no images")
+    places = np.minimum(np.searchsorted(known_ids, template_ids), len(known_ids) - 1)
+    if (wrong := np.flatnonzero(known_ids[places] != template_ids)).size:
+        raise InputError(f"{path}: template {template_ids[wrong[0]]} has no images")
     return places.astype(np.int32)
 
 
-def _searches(meta: Path, name: str, known: NDArray[np.int64]) -> tuple[list[Searched], Searched | None]:
+def _load_galleries(
+    meta: Path, name: str, known: NDArray[np.int64]
+) -> tuple[list[SubjectTemplates], SubjectTemplates | None]:
     """The two galleries, and the probes, where they are there."""
     paths = [meta / f"{name}_1N_gallery_{it}.csv" for it in ("G1", "G2")]
     if not paths[0].exists():
         paths = [meta / f"{name}_1N_gallery_{it}.csv" for it in ("S1", "S2")]
     if not paths[0].exists():
         return [], None
-    return [_searched(path, known) for path in paths], _searched(meta / f"{name}_1N_probe_mixed.csv", known)
+    return [_load_subject_templates(path, known) for path in paths], _load_subject_templates(
+        meta / f"{name}_1N_probe_mixed.csv", known
+    )
 
 
-def _searched(path: Path, known: NDArray[np.int64]) -> Searched:
+def _load_subject_templates(path: Path, known: NDArray[np.int64]) -> SubjectTemplates:
     """A template of several images has several lines."""
     found: dict[int, int] = {}
     with path.open(encoding="utf-8", errors="surrogateescape") as file:
         for place, line in enumerate(file, 1):
             fields = [it.strip() for it in line.split(",")[:2]]
-            if place == 1 and not _WHOLE.fullmatch(fields[0]):
+            if place == 1 and not _INTEGER.fullmatch(fields[0]):
                 continue  # the heading
-            if len(fields) < 2 or not all(_WHOLE.fullmatch(it) for it in fields):
+            if len(fields) < 2 or not all(_INTEGER.fullmatch(it) for it in fields):
                 raise InputError(f"{path}: line {place}: wanted TEMPLATE_ID,SUBJECT_ID,...")
             template, subject = map(int, fields)
             if found.setdefault(template, subject) != subject:
@@ -281,4 +287,4 @@ def _searched(path: Path, known: NDArray[np.int64]) -> Searched:
     if not found:
         raise InputError(f"{path}: no templates")
     numbers, subjects = np.array(list(found.items()), np.int64).T
-    return Searched(_places(numbers, known, path), subjects)
+    return SubjectTemplates(_template_indices(numbers, known, path), subjects)

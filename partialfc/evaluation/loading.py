@@ -6,7 +6,7 @@ from pathlib import Path
 from partialfc.config import Config
 from partialfc.errors import InputError
 from partialfc.evaluation.gallery import is_gallery, load_gallery
-from partialfc.evaluation.group import Group
+from partialfc.evaluation.group import SetGroup
 from partialfc.evaluation.ijb import is_ijb, load_ijb
 from partialfc.evaluation.pairs import load_pairs
 from partialfc.evaluation.sets import EvaluationSet
@@ -26,7 +26,7 @@ def load_set(path: Path) -> EvaluationSet:
         return load_gallery(path)
     files = sorted(path.glob("*.bin"))
     if len(files) > 1:
-        return Group(path.resolve().name, [load_pairs(it) for it in files])
+        return SetGroup(path.resolve().name, [load_pairs(it) for it in files])
     raise InputError(f"{path}: no evaluation set; wanted a .bin file, or a folder of {_FOLDERS}")
 
 
@@ -40,6 +40,6 @@ def load_sets(paths: Sequence[Path]) -> list[EvaluationSet]:
     return found
 
 
-def paths_of(config: Config) -> list[Path]:
+def evaluation_set_paths(config: Config) -> list[Path]:
     """Of a run's sets: every .bin in the folder of its data, and those that evaluation.sets names."""
     return [*sorted(Path(config.data.path).glob("*.bin")), *map(Path, config.evaluation.sets)]

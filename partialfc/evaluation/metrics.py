@@ -10,77 +10,81 @@ from numpy.typing import ArrayLike, NDArray
 from partialfc.errors import InputError
 
 FARS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # false accept rates that are of interest
-_DRAWS, _FEWEST_DRAWS, _DRAWN_PAIRS = 1000, 100, 10_000_000  # of a bootstrap: sets, and pairs of all of them
+_BOOTSTRAP_SAMPLES, _MIN_BOOTSTRAP_SAMPLES, _MAX_BOOTSTRAP_PAIRS = (
+    1000,
+    100,
+    10_000_000,
+)  # of a bootstrap: sets, and pairs of all of them
 
 Similarities = NDArray[np.floating]  # [P] of each pair, larger is more alike
-Same = NDArray[np.bool_]  # [P] whether a pair shows one person
+IsSame = NDArray[np.bool_]  # [P] whether a pair shows one person
 
 
-def pair_accuracy(similarity: Similarities, same: Same, folds: int = 10) -> tuple[float, float]:
+def pair_accuracy(similarity: Similarities, is_same: IsSame, folds: int = 10) -> tuple[float, float]:
     """Mean and standard deviation over folds of the share of pairs told right (the LFW protocol).
 
     The folds are contiguous; each is judged at the threshold that is best on the other folds together. Every
     midpoint between neighbouring similarities is a candidate; of several best ones, the median is taken.
     """
-    fold = _folds(len(same), folds)
-    return _over_folds(_told_right(similarity, same, fold), fold)
+    fold = _fold_ids(len(is_same), folds)
+    return _mean_std_over_folds(_is_correct(similarity, is_same, fold), fold)
 
 
-def grid_accuracy(distance: Similarities, same: Same, folds: int = 10) -> tuple[float, float]:
+def insightface_accuracy(distance: Similarities, is_same: IsSame, folds: int = 10) -> tuple[float, float]:
     """As `pair_accuracy`, by the rule of insightface's verification.py: given squared distances [P] of embeddings of length 1,
     the thresholds are 0, 0.01, ... 3.99, and of several best ones the smallest is taken; pairs that do not make equal folds
     go to the first ones.
     """
-    told = (distance < np.arange(0, 4, 0.01)[:, None]) == same
+    told = (distance < np.arange(0, 4, 0.01)[:, None]) == is_same
     accuracies = []
-    for fold in np.array_split(np.arange(len(same)), folds):
+    for fold in np.array_split(np.arange(len(is_same)), folds):
         others = np.delete(told, fold, axis=1).mean(axis=1)
         accuracies.append(told[np.argmax(others), fold].mean())
     return float(np.mean(accuracies)), float(np.std(accuracies))
 
 
-def roc(similarity: Similarities, same: Same) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def roc(similarity: Similarities, is_same: IsSame) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return false accept rates, ascending from 0 to 1, and the true accept rates at the same thresholds.
 
     The rates of a kind of which there are no pairs are NaN.
     """
     false, true = (
         np.concatenate([[0.0], it / it[-1]]) if it[-1] else np.full(len(it) + 1, np.nan)
-        for it in _accepted(similarity, same)
+        for it in _accept_counts(similarity, is_same)
     )
     return false, true
 
 
-def auc(similarity: Similarities, same: Same) -> float:
+def auc(similarity: Similarities, is_same: IsSame) -> float:
     """The area under the ROC curve."""
-    far, tar = roc(similarity, same)
+    far, tar = roc(similarity, is_same)
     return float(np.trapezoid(tar, far))
 
 
-def tar_at_far(similarity: Similarities, same: Same, far: float) -> float:
+def tar_at_far(similarity: Similarities, is_same: IsSame, far: float) -> float:
     """The largest true accept rate of a threshold that falsely accepts at most the share `far`.
 
     With fewer than 1 / far different pairs this is the rate at no false accept, which says nothing of `far`.
     """
-    return tars_at_fars(similarity, same, [far])[0]
+    return tars_at_fars(similarity, is_same, [far])[0]
 
 
-def tars_at_fars(similarity: Similarities, same: Same, fars: Sequence[float]) -> list[float]:
+def tars_at_fars(similarity: Similarities, is_same: IsSame, fars: Sequence[float]) -> list[float]:
     """`tar_at_far` of each of `fars`; NaN where pairs are of one kind."""
-    if one_kind(same):
+    if one_kind(is_same):
         return [math.nan] * len(fars)
-    false, true = roc(similarity, same)
+    false, true = roc(similarity, is_same)
     return [float(true[false <= far].max()) for far in fars]
 
 
-def tars_at_nearest_fars(similarity: Similarities, same: Same, fars: Sequence[float]) -> list[float]:
+def insightface_tars_at_fars(similarity: Similarities, is_same: IsSame, fars: Sequence[float]) -> list[float]:
     """Of each of `fars`, the true accept rate by the rule of insightface's IJB scripts: at the corner of the ROC curve, as
     scikit-learn's roc_curve leaves it, whose false accept rate is nearest to `far`, above or below it; of two equally near
     ones at the larger rate, of those of one rate at the largest true accept rate. NaN where pairs are of one kind.
     """
-    if one_kind(same):
+    if one_kind(is_same):
         return [math.nan] * len(fars)
-    false, true = _accepted(similarity, same)
+    false, true = _accept_counts(similarity, is_same)
     if len(false) > 2:  # points on a line between others are dropped
         corners = np.concatenate([[True], (np.diff(false, 2) != 0) | (np.diff(true, 2) != 0), [True]])
         false, true = false[corners], true[corners]
@@ -88,15 +92,15 @@ def tars_at_nearest_fars(similarity: Similarities, same: Same, fars: Sequence[fl
     return [float(tars[np.argmin(np.abs(descending - far))]) for far in fars]
 
 
-def _accepted(similarity: Similarities, same: Same) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _accept_counts(similarity: Similarities, is_same: IsSame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """How many different pairs, and how many same ones, are accepted at each threshold, from the strictest on."""
     order = np.argsort(-similarity, kind="stable")
     ends = np.flatnonzero(np.diff(similarity[order], append=-np.inf))  # the last of each run of equals
-    true = np.cumsum(same[order], dtype=np.int64)[ends]
+    true = np.cumsum(is_same[order], dtype=np.int64)[ends]
     return ends + 1 - true, true
 
 
-def verify(similarities: ArrayLike, same: ArrayLike) -> dict[str, float]:
+def verify(similarities: ArrayLike, is_same: ArrayLike) -> dict[str, float]:
     """All that a run reports of a verification set of P pairs, given their similarities [P], larger is more alike, and
     whether each pair shows one person [P], in the order of its 10 folds:
 
@@ -111,26 +115,26 @@ def verify(similarities: ArrayLike, same: ArrayLike) -> dict[str, float]:
     Where all pairs are of one kind these are undefined: NaN, with a warning.
 
     Raises:
-        InputError: The two do not fit each other, one of them is empty, or `same` holds anything but booleans, 0 and 1.
+        InputError: The two do not fit each other, one of them is empty, or `is_same` holds anything but booleans, 0 and 1.
     """
-    truth = _truth(same)
+    truth = _truth(is_same)
     found = scores_of_pairs(similarities, truth)
     if told := one_kind(truth):
         warnings.warn(told, stacklevel=2)
     return found
 
 
-def one_kind(same: Same) -> str | None:
+def one_kind(is_same: IsSame) -> str | None:
     """Return why scores of the pairs are undefined: all of them are of one kind; None if they are defined."""
-    if not len(same) or same.any() != same.all():
+    if not len(is_same) or is_same.any() != is_same.all():
         return None
-    kind = "the same person" if same.all() else "different people"
-    return f"scores are undefined: all {len(same)} pairs show {kind}; expected pairs of both kinds"
+    kind = "the same person" if is_same.all() else "different people"
+    return f"scores are undefined: all {len(is_same)} pairs show {kind}; expected pairs of both kinds"
 
 
-def _truth(same: ArrayLike) -> Same:
+def _truth(is_same: ArrayLike) -> IsSame:
     """Return labels as booleans. InputError if they are anything but booleans, 0 and 1."""
-    given = np.asarray(same)
+    given = np.asarray(is_same)
     if given.dtype == np.bool_:
         return given
     if given.dtype.kind not in "iuf" or not np.isin(given, (0, 1)).all():
@@ -139,7 +143,7 @@ def _truth(same: ArrayLike) -> Same:
     return given.astype(bool)
 
 
-def scores_of_pairs(similarities: ArrayLike, truth: Same) -> dict[str, float]:
+def scores_of_pairs(similarities: ArrayLike, truth: IsSame) -> dict[str, float]:
     """Return the scores of `verify`, without a warning where they are undefined."""
     similarity = np.asarray(similarities, np.float64)
     if similarity.ndim != 1 or similarity.shape != truth.shape or len(similarity) < 10:
@@ -149,44 +153,44 @@ def scores_of_pairs(similarities: ArrayLike, truth: Same) -> dict[str, float]:
     if not np.isfinite(similarity).all():
         raise InputError("similarities that are not finite")
     if one_kind(truth):
-        return dict.fromkeys(_names(_measurable(int((~truth).sum()))), math.nan)
-    fold = _folds(len(truth), 10)
-    right = _told_right(similarity, truth, fold)
-    accuracy, deviation = _over_folds(right, fold)
+        return dict.fromkeys(_names(_measurable_fars(int((~truth).sum()))), math.nan)
+    fold = _fold_ids(len(truth), 10)
+    right = _is_correct(similarity, truth, fold)
+    accuracy, deviation = _mean_std_over_folds(right, fold)
     threshold = _best_threshold(similarity, truth)
     different = similarity[~truth]
-    measurable = _measurable(len(different))
+    measurable = _measurable_fars(len(different))
     found = {
         "accuracy": accuracy,
         "accuracy_std": deviation,
         "auc": auc(similarity, truth),
         **{
-            f"tar@far={written(far)}": tar
+            f"tar@far={format_rate(far)}": tar
             for far, tar in zip(measurable, tars_at_fars(similarity, truth, measurable), strict=True)
         },
         "threshold": threshold,
         "threshold_far": float(np.mean(different > threshold)),
     }
-    return found | _intervals(similarity, truth, right)
+    return found | _bootstrap_intervals(similarity, truth, right)
 
 
 def _names(measurable: Sequence[float]) -> list[str]:
     """Return the names of the scores of `verify`, given the false accept rates that the pairs can measure."""
-    with_interval = ["auc", *(f"tar@far={written(far)}" for far in measurable)]
+    with_interval = ["auc", *(f"tar@far={format_rate(far)}" for far in measurable)]
     names = ["accuracy", "accuracy_std", *with_interval, "threshold", "threshold_far"]
     return names + [f"{name}_{end}" for name in ("accuracy", *with_interval) for end in ("low", "high")]
 
 
-def headings(scores: Mapping[str, float]) -> list[str]:
+def scores_with_interval(scores: Mapping[str, float]) -> list[str]:
     """The names of those scores that have an interval."""
     return [name for name in scores if f"{name}_low" in scores]
 
 
-def rounded(scores: Mapping[str, float]) -> dict[str, str]:
+def format_scores(scores: Mapping[str, float]) -> dict[str, str]:
     """Scores in words, for a table: those with an interval beside it, the others to four digits, rates as
     percents; without deviations."""
     return {
-        name: in_words(scores, name) if f"{name}_low" in scores else _plainly(name, value)
+        name: format_with_interval(scores, name) if f"{name}_low" in scores else _format_plain(name, value)
         for name, value in scores.items()
         if not name.endswith(("_low", "_high", "_std"))
     }
@@ -197,7 +201,7 @@ def percent(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.2%}"
 
 
-def _plainly(name: str, value: float) -> str:
+def _format_plain(name: str, value: float) -> str:
     if math.isnan(value):
         return "-"
     return (
@@ -207,7 +211,7 @@ def _plainly(name: str, value: float) -> str:
     )
 
 
-def in_words(scores: Mapping[str, float], name: str) -> str:
+def format_with_interval(scores: Mapping[str, float], name: str) -> str:
     """A score with its interval, rounded to what that means: `90.8% [88.9, 92.5]`, an area without the percents."""
     value, low, high = (scores[it] for it in (name, f"{name}_low", f"{name}_high"))
     if math.isnan(value):
@@ -219,36 +223,36 @@ def in_words(scores: Mapping[str, float], name: str) -> str:
     return f"{shown}{'%' if factor == 100 else ''} [{lower}, {upper}]"
 
 
-def _measurable(different: int) -> list[float]:
+def _measurable_fars(num_different: int) -> list[float]:
     """The false accept rates for which so many different pairs have one false accept at least."""
-    return [far for far in FARS if far * different > 1 - 1e-9]
+    return [far for far in FARS if far * num_different > 1 - 1e-9]
 
 
-def written(rate: float) -> str:
+def format_rate(rate: float) -> str:
     """A power of ten, as names of scores have it."""
     return f"1e-{round(-math.log10(rate))}"
 
 
-def _intervals(similarity: Similarities, same: Same, right: Same) -> dict[str, float]:
+def _bootstrap_intervals(similarity: Similarities, is_same: IsSame, is_correct: IsSame) -> dict[str, float]:
     """The percentiles 2.5 and 97.5 of the scores of sets of as many pairs, drawn with replacement; thresholds of the
     accuracy stay those of the whole set. right: see _told_right.
     """
     order = np.argsort(-similarity, kind="stable")
     ends = np.flatnonzero(np.diff(similarity[order], append=-np.inf))  # the last of each run of equals
-    truth, told, count = same[order], right[order], len(same)
+    truth, told, count = is_same[order], is_correct[order], len(is_same)
     draws = np.random.default_rng(0)
     found: dict[str, list[float]] = {}
-    for _ in range(max(_FEWEST_DRAWS, min(_DRAWS, _DRAWN_PAIRS // count))):
+    for _ in range(max(_MIN_BOOTSTRAP_SAMPLES, min(_BOOTSTRAP_SAMPLES, _MAX_BOOTSTRAP_PAIRS // count))):
         times = np.bincount(draws.integers(count, size=count), minlength=count)
         true, false = (np.cumsum(times * kind)[ends] for kind in (truth, ~truth))
         all_true, all_false = max(1, true[-1]), max(1, false[-1])  # a drawn set may be of one kind
         found.setdefault("accuracy", []).append(float(times @ told) / count)
         rates = np.concatenate([[0], true]) / all_true, np.concatenate([[0], false]) / all_false
         found.setdefault("auc", []).append(float(np.trapezoid(*rates)))
-        for far in _measurable(int((~same).sum())):
+        for far in _measurable_fars(int((~is_same).sum())):
             accepted = np.searchsorted(false, far * all_false, side="right")
             tar = float(true[accepted - 1]) / all_true if accepted else 0.0
-            found.setdefault(f"tar@far={written(far)}", []).append(tar)
+            found.setdefault(f"tar@far={format_rate(far)}", []).append(tar)
     return {
         f"{name}_{end}": float(np.percentile(values, percent))
         for name, values in found.items()
@@ -256,29 +260,29 @@ def _intervals(similarity: Similarities, same: Same, right: Same) -> dict[str, f
     }
 
 
-def _folds(count: int, folds: int) -> NDArray[np.int64]:
+def _fold_ids(count: int, folds: int) -> NDArray[np.int64]:
     return np.arange(count) * folds // count
 
 
-def _over_folds(right: Same, fold: NDArray[np.int64]) -> tuple[float, float]:
+def _mean_std_over_folds(is_correct: IsSame, fold: NDArray[np.int64]) -> tuple[float, float]:
     """Mean and standard deviation over the folds of the share of pairs that were told right."""
-    accuracies = [np.mean(right[fold == one]) for one in range(int(fold[-1]) + 1)]
+    accuracies = [np.mean(is_correct[fold == one]) for one in range(int(fold[-1]) + 1)]
     return float(np.mean(accuracies)), float(np.std(accuracies))
 
 
-def _told_right(similarity: Similarities, same: Same, fold: NDArray[np.int64]) -> Same:
+def _is_correct(similarity: Similarities, is_same: IsSame, fold: NDArray[np.int64]) -> IsSame:
     """[P] whether each pair is, at the threshold that is best on the folds that it is not of."""
-    right = np.zeros(len(same), bool)
+    right = np.zeros(len(is_same), bool)
     for one in np.unique(fold):
-        threshold = _best_threshold(similarity[fold != one], same[fold != one])
+        threshold = _best_threshold(similarity[fold != one], is_same[fold != one])
         held_out = fold == one
-        right[held_out] = (similarity[held_out] > threshold) == same[held_out]
+        right[held_out] = (similarity[held_out] > threshold) == is_same[held_out]
     return right
 
 
-def _best_threshold(similarity: Similarities, same: Same) -> float:
+def _best_threshold(similarity: Similarities, is_same: IsSame) -> float:
     order = np.argsort(similarity, kind="stable")
-    ascending, matches = similarity[order], same[order]
+    ascending, matches = similarity[order], is_same[order]
     # right[i]: pairs told right when the i least similar ones are told apart from the rest
     right = np.concatenate([[0], np.cumsum(~matches)]) + np.concatenate([np.cumsum(matches[::-1])[::-1], [0]])
     separable = np.concatenate([[True], np.diff(ascending) > 0, [True]])  # no threshold between equals

@@ -7,61 +7,63 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from partialfc.data.images import Pixels
+from partialfc.data.images import ImageArray
 from partialfc.evaluation import metrics
-from partialfc.evaluation.metrics import Same, Similarities
+from partialfc.evaluation.metrics import IsSame, Similarities
 
-PixelsOf = Callable[[int, int], Pixels]
+GetImage = Callable[[int, int], ImageArray]
 
 _LEAST_RATE = 1e-5  # false accept rates below are not drawn
 _COLUMNS, _ROWS = 6, 2  # pairs of each kind
 _SIDE, _GAP, _LABEL = 96, 8, 24  # pixels: of a face, between pairs, of the line above one
 
 
-def roc(name: str, similarity: Similarities, same: Same) -> Pixels:
+def plot_roc(name: str, similarity: Similarities, is_same: IsSame) -> ImageArray:
     """The true accept rate of the set called `name` over the false accept rate, which is logarithmic."""
     figure = Figure(figsize=(6.4, 4.8))
     axes = figure.subplots()
-    false, true = metrics.roc(similarity, same)
-    area = metrics.auc(similarity, same)
+    false, true = metrics.roc(similarity, is_same)
+    area = metrics.auc(similarity, is_same)
     axes.step(np.maximum(false, _LEAST_RATE), true, where="post", label=f"{name}: AUC {area:.4f}")
-    least = max(_LEAST_RATE, 0.5 / max(1, int((~same).sum())))
+    least = max(_LEAST_RATE, 0.5 / max(1, int((~is_same).sum())))
     axes.set(xscale="log", xlim=(least, 1), ylim=(0, 1.01), xlabel="false accept rate")
     axes.set_ylabel("true accept rate")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
-    return _drawn(figure)
+    return _figure_to_array(figure)
 
 
-def hardest(pixels: PixelsOf, similarity: Similarities, same: Same) -> Pixels:
+def plot_hardest_pairs(pixels: GetImage, similarity: Similarities, is_same: IsSame) -> ImageArray:
     """The pairs of one person that are least alike, and those of two that are most alike, each under its similarity.
 
     pixels: gives image `index`, of a size; the images of pair i are those at 2 i and 2 i + 1.
     """
     order = np.argsort(similarity, kind="stable")
     kinds = {
-        "one person, least alike": order[same[order]],
-        "two persons, most alike": order[::-1][~same[order[::-1]]],
+        "one person, least alike": order[is_same[order]],
+        "two persons, most alike": order[::-1][~is_same[order[::-1]]],
     }
     parts = []
     for title, indices in kinds.items():
-        cells = [_cell(pixels, int(index), float(similarity[index])) for index in indices[: _COLUMNS * _ROWS]]
+        cells = [
+            _pair_cell(pixels, int(index), float(similarity[index])) for index in indices[: _COLUMNS * _ROWS]
+        ]
         cells += [np.full((_LABEL + _SIDE + _GAP, 2 * _SIDE + _GAP, 3), 255, np.uint8)] * (
             _COLUMNS * _ROWS - len(cells)
         )
         rows = [np.hstack(cells[first : first + _COLUMNS]) for first in range(0, len(cells), _COLUMNS)]
-        parts += [_text(title, rows[0].shape[1], height=40, scale=0.7), *rows]
+        parts += [_text_strip(title, rows[0].shape[1], height=40, scale=0.7), *rows]
     return np.vstack(parts)
 
 
-def _cell(pixels: PixelsOf, index: int, similarity: float) -> Pixels:
+def _pair_cell(pixels: GetImage, index: int, similarity: float) -> ImageArray:
     """A pair side by side, its similarity above, white around."""
     faces = np.hstack([pixels(2 * index + side, _SIDE) for side in (0, 1)])
-    labelled = np.vstack([_text(f"{similarity:.3f}", faces.shape[1], height=_LABEL, scale=0.45), faces])
+    labelled = np.vstack([_text_strip(f"{similarity:.3f}", faces.shape[1], height=_LABEL, scale=0.45), faces])
     return np.pad(labelled, ((0, _GAP), (0, _GAP), (0, 0)), constant_values=255)
 
 
-def _text(text: str, width: int, *, height: int, scale: float) -> Pixels:
+def _text_strip(text: str, width: int, *, height: int, scale: float) -> ImageArray:
     """Black on white, centred."""
     strip = np.full((height, width, 3), 255, np.uint8)
     (length, tall), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
@@ -70,7 +72,7 @@ def _text(text: str, width: int, *, height: int, scale: float) -> Pixels:
     return strip
 
 
-def _drawn(figure: Figure) -> Pixels:
+def _figure_to_array(figure: Figure) -> ImageArray:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -17,7 +17,7 @@ import numpy as np
 from partialfc.errors import InputError
 
 # As pickle names them; every protocol writes lists, tuples, numbers, flags, text and bytes with these.
-_OPERATIONS = {
+_ALLOWED_OPCODES = {
     *("PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "DUP"),
     *("NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2"),
     *("LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
@@ -30,11 +30,11 @@ _OPERATIONS = {
 }
 
 
-class Refused(InputError):
+class UnsafePickleError(InputError):
     """The pickle wants more than plain data."""
 
 
-def load(content: bytes) -> Any:
+def safe_load(content: bytes) -> Any:
     """Lists, tuples, numbers, text, bytes and numpy arrays, pickled by python 2 or 3. Refused where it names anything
     else; another error where it is damaged, of the kind that its bytes lead to.
     """
@@ -43,26 +43,30 @@ def load(content: bytes) -> Any:
 
 def _encode(text: str, encoding: str | bytes) -> bytes:
     if encoding not in ("latin1", b"latin1"):
-        raise Refused(f"encodes as {str(encoding)[:20]!r}; wanted latin1, as protocol 2 writes bytes")
+        raise UnsafePickleError(
+            f"encodes as {str(encoding)[:20]!r}; wanted latin1, as protocol 2 writes bytes"
+        )
     return text.encode("latin1")
 
 
 def _reconstruct(kind: Any, shape: Any, dtype: Any) -> Any:
-    if kind is not _ARRAY or shape != (0,):
-        raise Refused("makes an array of another kind or shape than numpy does; wanted numpy arrays")
+    if kind is not _NDARRAY_PLACEHOLDER or shape != (0,):
+        raise UnsafePickleError(
+            "makes an array of another kind or shape than numpy does; wanted numpy arrays"
+        )
     return np.ndarray((0,), np.int8)  # filled by its state
 
 
 def _dtype(name: Any, *_: Any) -> Any:
     text = name.decode("latin1") if isinstance(name, bytes) else str(name)
     if not re.fullmatch(r"[<>|=]?[biufSUO]\d{0,9}", text):
-        raise Refused(f"an array of {text[:40]}; wanted bytes, numbers or flags")
+        raise UnsafePickleError(f"an array of {text[:40]}; wanted bytes, numbers or flags")
     return np.dtype(text, copy=True)  # its state is set: not that of the one that all arrays share
 
 
 def _scalar(dtype: Any, data: Any = b"") -> Any:
     if not isinstance(dtype, np.dtype) or dtype.hasobject or not isinstance(data, bytes):
-        raise Refused("a number that is none; wanted bytes, numpy arrays and lists")
+        raise UnsafePickleError("a number that is none; wanted bytes, numpy arrays and lists")
     return np.frombuffer(data, dtype, 1)[0]
 
 
@@ -70,16 +74,16 @@ def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any) -> Any:
     return np.frombuffer(data, dtype).reshape(shape, order=order)
 
 
-_ARRAY = object()  # stands for the class, which makes arrays of any size when it is called
-_NAMES: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): _ARRAY,
+_NDARRAY_PLACEHOLDER = object()  # stands for the class, which makes arrays of any size when it is called
+_ALLOWED_GLOBALS: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): _NDARRAY_PLACEHOLDER,
     ("numpy", "dtype"): _dtype,
     ("_codecs", "encode"): _encode,
 }
 for _core in ("numpy.core", "numpy._core"):
-    _NAMES[f"{_core}.multiarray", "_reconstruct"] = _reconstruct
-    _NAMES[f"{_core}.multiarray", "scalar"] = _scalar
-    _NAMES[f"{_core}.numeric", "_frombuffer"] = _frombuffer
+    _ALLOWED_GLOBALS[f"{_core}.multiarray", "_reconstruct"] = _reconstruct
+    _ALLOWED_GLOBALS[f"{_core}.multiarray", "scalar"] = _scalar
+    _ALLOWED_GLOBALS[f"{_core}.numeric", "_frombuffer"] = _frombuffer
 
 
 def _set_state(unpickler: Any) -> None:
@@ -88,7 +92,9 @@ def _set_state(unpickler: Any) -> None:
     made = unpickler.stack[-1]
     whole = isinstance(made, np.dtype) and isinstance(state, tuple) and state[2:5] == (None,) * 3
     if not (whole or isinstance(made, np.ndarray)):
-        raise Refused(f"sets the state of a {type(made).__name__}; wanted bytes, numpy arrays and lists only")
+        raise UnsafePickleError(
+            f"sets the state of a {type(made).__name__}; wanted bytes, numpy arrays and lists only"
+        )
     made.__setstate__(state)
 
 
@@ -102,13 +108,13 @@ class _Unpickler(pickle._Unpickler):
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
         code: step
         for code, step in pickle._Unpickler.dispatch.items()
-        if code in {getattr(pickle, name)[0] for name in _OPERATIONS}
+        if code in {getattr(pickle, name)[0] for name in _ALLOWED_OPCODES}
     } | {pickle.BUILD[0]: _set_state, pickle.BYTEARRAY8[0]: _read_bytearray}
 
     def find_class(self, module: str, name: str) -> Any:
         try:
-            return _NAMES[module, name]
+            return _ALLOWED_GLOBALS[module, name]
         except KeyError:
-            raise Refused(
+            raise UnsafePickleError(
                 f"names {f'{module}.{name}'[:60]}; wanted bytes, numpy arrays and lists only"
             ) from None

@@ -7,7 +7,7 @@ from typing import Protocol
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from partialfc.data.images import Pixels
+from partialfc.data.images import ImageArray
 from partialfc.errors import InputError
 
 _EQUAL = 1e-6  # largest difference of a component of normalized embeddings
@@ -26,30 +26,30 @@ class ImageSet(Protocol):
     def __len__(self) -> int:
         """How many images there are."""
 
-    def pixels(self, index: int, size: int) -> Pixels:
+    def pixels(self, index: int, size: int) -> ImageArray:
         """Image `index`, uint8 RGB [size, size, 3]. InputError names one that cannot be read."""
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class SetEvaluation:
     """What embeddings of a set's images are worth. Whoever reports scores prints what comes."""
 
     scores: Scores
-    in_words: str  # the scores, for a line of the log
-    pictures: Iterable[tuple[str, Pixels]] = ()  # with their names; each is drawn when it is asked for
+    summary: str  # the scores, for a line of the log
+    figures: Iterable[tuple[str, ImageArray]] = ()  # with their names; each is drawn when it is asked for
     warning: str | None = None  # why scores are undefined
 
 
 class EvaluationSet(ImageSet, Protocol):
     """Images, and what embeddings of them are worth."""
 
-    def evaluate(self, embeddings: Tensor) -> Evaluated:
+    def evaluate(self, embeddings: Tensor) -> SetEvaluation:
         """Of the embeddings [n, D] of all images: each the sum over the image and its mirror image, as the network gives
         them, not normalised.
         """
 
 
-def headline(scores: Scores) -> tuple[str, float]:
+def primary_score(scores: Scores) -> tuple[str, float]:
     """The score that is watched: its name and its value."""
     return next(iter(scores.items()))
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from partialfc.config import AnyMargin, HeadConfig, RowRule, SgdRule
+from partialfc.config import AnyLoss, CenterSGD, CenterUpdate, HeadConfig
 from partialfc.head.buffers import BufferPool
 from partialfc.head.kernels import KernelBackend, torch_centers
 from partialfc.head.kernels.torch_centers import (
@@ -37,7 +37,7 @@ from partialfc.head.storage.initial import init_centers
 _ROWS_PER_SETTLE = 1 << 14
 
 
-def resolve_center_optimizer(config: HeadConfig, optim: RowRule | None, margin: AnyMargin) -> RowRule:
+def resolve_center_optimizer(config: HeadConfig, optim: CenterUpdate | None, margin: AnyLoss) -> CenterUpdate:
     """Return the update rule of the centers.
 
     Raises:
@@ -45,8 +45,8 @@ def resolve_center_optimizer(config: HeadConfig, optim: RowRule | None, margin: 
     """
     if optim is not None and config.optim is not None:
         raise ValueError("optim and config.optim: expected one of them, got both")
-    rule = optim or config.optim or SgdRule()
-    config.check_with(rule, margin)
+    rule = optim or config.optim or CenterSGD()
+    config.validate_with(rule, margin)
     return rule
 
 
@@ -176,7 +176,7 @@ class Centers:
         local_classes: range,
         width: int,
         config: HeadConfig,
-        optim: RowRule,
+        optim: CenterUpdate,
         *,
         on_sphere: bool,
         seed: int,
@@ -210,7 +210,7 @@ class Centers:
         self._counts = counts() if self._optimizer.counts else None
         self._kernels = kernels
         self._catch_up: CatchUp | None = None
-        if config.unsampled == "decay" and config.samples:
+        if config.unsampled == "decay" and config.uses_sampling:
             self._catch_up = CatchUp(len(local_classes), self._optimizer, device, dtype)
 
     @property

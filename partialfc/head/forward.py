@@ -103,7 +103,7 @@ def softmax_forward(work: Workspace, inputs: ForwardInputs) -> ForwardResult:
         precision.addmm_(weighted, work.center_grads(part).T, unit.for_sums)
 
     by = {"shift": shift, "scale": LogitScale(loss.scale, loss.max_logit)}
-    totals = comm.sum_(kernels.softmax_totals(sum_exp, own.logit, classes, **by), work.group)
+    totals = comm.all_reduce_sum_(kernels.softmax_totals(sum_exp, own.logit, classes, **by), work.group)
     found = kernels.softmax_gradient(totals, own.logit, own.slopes, classes, **by)
     gradients = kernels.embedding_gradients_(
         weighted, own.target.centers, found.image_factors, found.target_factors[0]
@@ -129,7 +129,7 @@ def linear_forward(work: Workspace, inputs: ForwardInputs) -> ForwardResult:
     largest = _largest_logits(
         work, inputs, scaled, torch.where(has_target, own.logit, -torch.inf), largest=None, hard=None
     )
-    shift = comm.max_(largest, work.group)
+    shift = comm.all_reduce_max_(largest, work.group)
 
     exp_logits_ = partial(kernels.exp_logits, shift=shift, largest=None, hard=None)
     sum_exp = torch.zeros(shape.batch, dtype=torch.float64, device=embeddings.device)
@@ -141,7 +141,9 @@ def linear_forward(work: Workspace, inputs: ForwardInputs) -> ForwardResult:
 
     by, logit = shift.double(), own.logit.double()
     sum_exp += torch.where(has_target, (logit - by).exp(), 0.0)
-    sum_exp, gathered = comm.sum_(torch.stack([sum_exp, torch.where(has_target, logit, 0.0)]), work.group)
+    sum_exp, gathered = comm.all_reduce_sum_(
+        torch.stack([sum_exp, torch.where(has_target, logit, 0.0)]), work.group
+    )
     lse = sum_exp.log() + by
     share = valid.double() / classes.num_valid
     value = torch.where(valid, (lse - gathered) * share, 0.0).sum()
@@ -180,7 +182,7 @@ def sigmoid_forward(work: Workspace, inputs: ForwardInputs) -> ForwardResult:
     of_targets = torch.where(classes.has_target, softplus(apart, threshold=_SOFTPLUS_THRESHOLD), 0.0).sum()
     found = torch.where(classes.valid, totals, 0.0).sum(dim=1).mul_(loss.weights.negative * share)
     found += torch.stack([of_targets * (loss.weights.positive * share), -positive_grads.sum()])
-    value, by_minus_threshold = comm.sum_(found, work.group)
+    value, by_minus_threshold = comm.all_reduce_sum_(found, work.group)
     image_factors = classes.valid.to(embeddings.dtype) * (loss.weights.negative * loss.scale * share)
     target_factors = (-loss.scale * positive_grads * own.slopes[0]).to(embeddings.dtype)
     gradients = kernels.embedding_gradients_(weighted, own.target.centers, image_factors, target_factors)
@@ -279,7 +281,7 @@ def target_and_nearest_cosines(
         found[0].index_copy_(0, targets.images, own)
         mask_targets_(cosine, targets, -torch.inf)
         torch.maximum(found[1], cosine.amax(dim=0), out=found[1])
-    target, nearest = comm.max_(found, work.group)
+    target, nearest = comm.all_reduce_max_(found, work.group)
     return target, nearest
 
 
@@ -298,7 +300,7 @@ def _margins(work: Workspace, inputs: ForwardInputs) -> _Margins:
     target = inputs.centers.targets(inputs.embeddings)
     cosines = None
     if inputs.loss.needs_cosines:
-        cosines = comm.sum_(torch.where(classes.has_target, target.angle.cos(), 0.0), work.group)
+        cosines = comm.all_reduce_sum_(torch.where(classes.has_target, target.angle.cos(), 0.0), work.group)
     batch = LossInputs(classes.valid, classes.num_valid, classes.drawn_margins, cosines, norms)
     state = inputs.loss.next_state(batch)
     loss = inputs.loss.with_state(state)

@@ -19,7 +19,7 @@ from partialfc.config import HeadConfig
 from partialfc.head.buffers import pinned
 from partialfc.head.precision import MatmulPrecision
 from partialfc.runtime import comm
-from partialfc.runtime.comm import Group
+from partialfc.runtime.comm import OptionalGroup
 
 REFRESH_INTERVAL = 8  # steps between two passes over the centers, each of which updates one block
 _COMMIT_DELAY = 4  # steps before new lists are used; the copy to the host is complete by then
@@ -49,7 +49,7 @@ class Neighbors:
         owned: range,
         config: HeadConfig,
         precision: MatmulPrecision,
-        group: Group,
+        group: OptionalGroup,
         device: torch.device,
     ) -> None:
         self._num_classes, self._owned, self._hard_fraction = num_classes, owned, config.hard_fraction
@@ -168,7 +168,7 @@ class Neighbors:
             rows[_relative_slice(mine, queries)] = normalize(
                 centers[_relative_slice(mine, self._owned)].to(dtype)
             )
-        return comm.sum_(rows, self._group)
+        return comm.all_reduce_sum_(rows, self._group)
 
     def _compute_cosines(self, directions: Tensor, rows: Tensor) -> Tensor:
         factor = self._precision.logits_dtype
@@ -178,7 +178,7 @@ class Neighbors:
 
     def _gather_candidates(self, part: Tensor, queries: int) -> Tensor:
         """Gather `[Q, K]` of each rank into `[Q, W K]`."""
-        gathered = comm.gather_rows(part, self._group)
+        gathered = comm.all_gather_rows(part, self._group)
         return gathered.view(-1, queries, self._num_neighbors).transpose(0, 1).reshape(queries, -1)
 
 

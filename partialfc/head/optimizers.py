@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from partialfc.config import AdamWRule, RowRule, SgdRule, TeacherRule
+from partialfc.config import CenterAdamW, CenterSGD, CenterUpdate, FollowTeacher
 
 NO_STEP = -1.0  # learning rate of a step that was not taken
 
@@ -87,7 +87,7 @@ class RowOptimizer(ABC):
 class RowSGD(RowOptimizer):
     """torch.optim.SGD with dampening 0; without momentum if moments are not stored."""
 
-    def __init__(self, config: SgdRule, *, moments: bool) -> None:
+    def __init__(self, config: CenterSGD, *, moments: bool) -> None:
         self._momentum = config.momentum if moments else 0.0
         self._nesterov = config.nesterov
         self.moments = ("momentum",) if self._momentum else ()
@@ -126,7 +126,7 @@ class RowAdamW(RowOptimizer):
     moments = ("first_moment", "second_moment")
     temporaries = 1
 
-    def __init__(self, config: AdamWRule) -> None:
+    def __init__(self, config: CenterAdamW) -> None:
         self._betas, self._eps, self._decay = config.betas, config.eps, config.weight_decay
         self.constants = OptimizerConstants(self._decay, betas=self._betas, eps=self._eps)
 
@@ -163,14 +163,14 @@ class RowFollowTeacher(RowOptimizer):
         raise NotImplementedError
 
 
-def build_row_optimizer(config: RowRule, *, moments: bool) -> RowOptimizer:
+def build_row_optimizer(config: CenterUpdate, *, moments: bool) -> RowOptimizer:
     """Return the optimizer of a recipe; `moments` is False if no momentum is stored."""
     match config:
-        case SgdRule():
+        case CenterSGD():
             return RowSGD(config, moments=moments)
-        case AdamWRule():
+        case CenterAdamW():
             return RowAdamW(config)
-        case TeacherRule():
+        case FollowTeacher():
             return RowFollowTeacher()
     assert_never(config)
 

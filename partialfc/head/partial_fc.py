@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.nn.functional import normalize
 
-from partialfc.config import AnyMargin, HeadConfig, RowRule
+from partialfc.config import AnyLoss, CenterUpdate, HeadConfig
 from partialfc.head import backward
 from partialfc.head.arguments import (
     check_arguments,
@@ -91,10 +91,10 @@ class PartialFC(SavedModule):
         self,
         num_classes: int,
         embedding_size: int,
-        margin: AnyMargin,
+        margin: AnyLoss,
         *,
         config: HeadConfig = HeadConfig(),
-        optim: RowRule | None = None,
+        optim: CenterUpdate | None = None,
         seed: int = 0,
         steps_per_epoch: int | None = None,
         device: torch.device | str = "cpu",
@@ -108,10 +108,12 @@ class PartialFC(SavedModule):
         self.group = group if group is not None else comm.default_group()
         self.num_classes, self.embedding_size = num_classes, embedding_size
         self.margin, self.config, self.seed = margin, config, seed
-        rank, self._world_size = comm.place_in(self.group)
+        rank, self._world_size = comm.rank_and_world_size(self.group)
         self._gradient_factor = self._world_size if backbone_gradients == "mean" else 1
         device = self.like.device  # with an index, which other threads need
-        self._losses = LossSchedule(margin, steps_per_epoch, num_classes * config.largest_rate, device, dtype)
+        self._losses = LossSchedule(
+            margin, steps_per_epoch, num_classes * config.max_sample_rate, device, dtype
+        )
         loss = self._losses(0)
         precision, scratch = MatmulPrecision(config.matmul_precision, device, dtype), BufferPool(device)
         kernels = build_kernels(
@@ -178,13 +180,15 @@ class PartialFC(SavedModule):
             ValueError: The labels are not integers `[b]`, or ranks have different numbers of them.
         """
         check_labels(local, "[b] of this rank")
-        sizes = comm.gather_rows(torch.tensor([len(local)], device=self.centers.device), self.group).tolist()
+        sizes = comm.all_gather_rows(
+            torch.tensor([len(local)], device=self.centers.device), self.group
+        ).tolist()
         if len(set(sizes)) > 1:
             raise ValueError(
                 f"labels: expected as many on every rank, got {sizes}; leave out the last batch (drop_last=True), or fill "
                 "it up with images labeled -1"
             )
-        gathered = comm.gather_rows(local.to(self.centers.device, torch.int64), self.group)
+        gathered = comm.all_gather_rows(local.to(self.centers.device, torch.int64), self.group)
         return gathered.cpu()
 
     def prepare(self, labels: Tensor, number: int) -> HeadStep:
@@ -289,7 +293,7 @@ class PartialFC(SavedModule):
         weight = gradient.to(self.centers.dtype) / loss_scale
         by = {"weight": weight, "lr": masked_lr, "finite": finite}
         if teacher is not None:
-            gathered = comm.gather_rows(normalize(teacher.to(self.centers.dtype)), self.group)
+            gathered = comm.all_gather_rows(normalize(teacher.to(self.centers.dtype)), self.group)
             backward.follow_teacher(flight.centers, flight.context.embeddings, gathered, finite)
         else:
             backward.update_centers(self._work, flight.context, flight.centers, **by)
@@ -313,7 +317,7 @@ class PartialFC(SavedModule):
         """Return what `repr` shows of the head."""
         return (
             f"num_classes={self.num_classes}, embedding_size={self.embedding_size}, margin={self.margin!r}, "
-            f"classes {self.centers.local_classes.start} to {self.centers.local_classes.stop} of rank {comm.place_in(self.group)[0]}"
+            f"classes {self.centers.local_classes.start} to {self.centers.local_classes.stop} of rank {comm.rank_and_world_size(self.group)[0]}"
         )
 
     def discard(self, step: HeadStep) -> None:
@@ -334,7 +338,7 @@ class PartialFC(SavedModule):
         flight = step.seen("observe()")
         target, nearest = target_and_nearest_cosines(self._work, flight.context, flight.centers)
         never = self._seen.never(step.classes.host_target_rows)
-        gathered = comm.of_each_rank(never, self.group, self.centers.device)
+        gathered = comm.gather_scalars(never, self.group, self.centers.device)
         return Observation(target, nearest, flight.centers.classes.drawn_margins, gathered)
 
     def snapshot(self) -> dict[str, RowSnapshot]:
@@ -363,13 +367,13 @@ class PartialFC(SavedModule):
         loss, work = step.loss, self._work
         shape = work.shape_of(centers.num_active, step.batch)
         kept = work.kept_grads(shape) if keep else None
-        gathered, norms = comm.gather_with_gradient(
+        gathered, norms = comm.all_gather_with_grad(
             loss.features(embeddings),
             loss.norms(embeddings),
             self.group,
             gradient_factor=self._gradient_factor,
-            sent_as=work.precision.logits_dtype,
-            meanwhile=partial(_normalize_first, work, centers, shape, kept),
+            comm_dtype=work.precision.logits_dtype,
+            overlap_fn=partial(_normalize_first, work, centers, shape, kept),
         )
         return ForwardInputs(loss, gathered, norms, centers, shape, kept)
 

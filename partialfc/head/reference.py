@@ -20,11 +20,11 @@ from torch.nn.functional import cross_entropy, normalize
 
 from partialfc import config
 from partialfc.runtime import comm
-from partialfc.runtime.comm import Group
+from partialfc.runtime.comm import OptionalGroup
 
 
 def sharded_loss(
-    local: Tensor, centers: Tensor, labels: Tensor, owned: range, margin: Any, group: Group
+    local: Tensor, centers: Tensor, labels: Tensor, owned: range, margin: Any, group: OptionalGroup
 ) -> Tensor:
     """Return the loss with the classes sharded over ranks, equal on all ranks.
 
@@ -39,12 +39,12 @@ def sharded_loss(
         margin: Settings of a loss without stages, state, order and random margins.
         group: Process group.
     """
-    embeddings, _ = comm.gather_with_gradient(normalize(local), None, group)  # [B, D]
+    embeddings, _ = comm.all_gather_with_grad(normalize(local), None, group)  # [B, D]
     cosine = embeddings @ normalize(centers).T  # [B, n]
     images = ((labels >= owned.start) & (labels < owned.stop)).nonzero()[:, 0]  # whose class is on this rank
     own = images, labels[images] - owned.start
     logits = margin.scale * cosine.index_put(own, target_logit(margin, cosine[own], None))
-    largest = comm.max_(logits.detach().amax(1), group)
+    largest = comm.all_reduce_max_(logits.detach().amax(1), group)
     total = _summed((logits - largest[:, None]).exp().sum(1), group)
     target = _summed(torch.zeros_like(total).index_put((images,), logits[own]), group)
     return (total.log() + largest - target).mean()
@@ -99,7 +99,7 @@ def target_logit(margin: Any, cosine: Tensor, drawn: Tensor | None) -> Tensor:
             m2 = m2 + settings.margin
         case config.CosFace():
             m3 = m3 + settings.margin
-        case config.Combined():
+        case config.CombinedMargin():
             m1, m2, m3 = settings.m1, m2 + settings.m2, m3 + settings.m3
         case config.ElasticArcFace():
             m2 = drawn
@@ -130,6 +130,6 @@ def ordered(margin: Any, cosine: Tensor, drawn: Tensor | None) -> Tensor | None:
     return torch.tensor(assigned, dtype=drawn.dtype)
 
 
-def _summed(values: Tensor, group: Group) -> Tensor:
+def _summed(values: Tensor, group: OptionalGroup) -> Tensor:
     """Return the sum over ranks, with the gradient of this rank's term only."""
-    return values + (comm.sum_(values.detach().clone(), group) - values.detach())
+    return values + (comm.all_reduce_sum_(values.detach().clone(), group) - values.detach())

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from partialfc.config import IGNORE, HeadConfig
+from partialfc.config import IGNORE_LABEL, HeadConfig
 from partialfc.config.scheduled import value_at
 from partialfc.errors import InputError
 from partialfc.head.arguments import check_labels, describe_tensor
@@ -138,7 +138,7 @@ class ClassSampler:
             neighbors,
         )
         # Rows that decay need indices, also in steps with all classes.
-        self._indexed = config.unsampled == "decay" and config.samples
+        self._indexed = config.unsampled == "decay" and config.uses_sampling
 
     def __call__(self, labels: Tensor, number: int, loss: MarginLoss) -> ActiveClasses:
         """Return the active classes of a step.
@@ -165,7 +165,7 @@ class ClassSampler:
         slots[positions] = targets if rows is None else np.searchsorted(rows, targets)
         by_class = np.argsort(slots, kind="stable")
         drawn = loss.draw(self._seed, number, len(known))
-        valid = known != IGNORE
+        valid = known != IGNORE_LABEL
         return ActiveClasses(
             rows=None if rows is None else torch.from_numpy(rows),
             target_slots=torch.from_numpy(slots),
@@ -187,10 +187,10 @@ class ClassSampler:
         if labels.device.type != "cpu" or not len(labels):
             raise ValueError(f"labels: expected integers {expected}, got {describe_tensor(labels)}")
         known = labels.numpy().astype(np.int64)
-        wrong = np.flatnonzero((known < IGNORE) | (known >= self._num_classes))
+        wrong = np.flatnonzero((known < IGNORE_LABEL) | (known >= self._num_classes))
         if len(wrong):
             raise InputError(
-                f"image {wrong[0]} of the batch: expected a label from 0 to {self._num_classes - 1}, or {IGNORE} to ignore it, "
+                f"image {wrong[0]} of the batch: expected a label from 0 to {self._num_classes - 1}, or {IGNORE_LABEL} to ignore it, "
                 f"got {known[wrong[0]]}"
             )
         return known
@@ -202,7 +202,7 @@ class ClassSampler:
         local_classes, always_active = self._local_classes, targets
         count = num_sampled_classes(self._num_classes, rate)
         if self._neighbors is not None:
-            gathered = np.unique(known[known != IGNORE])
+            gathered = np.unique(known[known != IGNORE_LABEL])
             near, count = self._neighbors.select_hard_negatives(gathered, number, count)
             mine = near[
                 np.searchsorted(near, local_classes.start) : np.searchsorted(near, local_classes.stop)
@@ -241,8 +241,8 @@ def sample_classes(num_classes: int, count: int, seed: int, step: int, local_cla
     The circle of classes is rotated by a random integer and cut into `count` nearly equal strata. Each stratum gives one
     class, and all classes have the same probability. Cost and memory are proportional to the result.
     """
-    key = counter_rng.key(seed, "sample", step)
-    rotation = int(counter_rng.below(key, np.array([count]), np.array([num_classes]))[0])
+    key = counter_rng.derive_key(seed, "sample", step)
+    rotation = int(counter_rng.random_integers(key, np.array([count]), np.array([num_classes]))[0])
     pieces = []
     for start, stop, first in _rotated_intervals(local_classes, rotation, num_classes):
         drawn = _sample_strata(num_classes, count, key, start, stop)
@@ -281,7 +281,7 @@ def _sample_strata(num_classes: int, count: int, key: int, start: int, stop: int
     strata = np.arange(first, last + 2)
     edges = strata * num_classes
     edges //= count
-    drawn = counter_rng.below(key, strata[:-1], np.diff(edges))
+    drawn = counter_rng.random_integers(key, strata[:-1], np.diff(edges))
     drawn += edges[:-1]
     # only the first and the last stratum extend beyond the interval
     return drawn[int(drawn[0] < start) : len(drawn) - int(drawn[-1] >= stop)]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from partialfc.runtime import comm, dtensors
-from partialfc.runtime.comm import Group
+from partialfc.runtime.comm import OptionalGroup
 
 CLASS_IDS = "class_ids"  # entry of the state, class of each row, int32 [C]
 
@@ -52,14 +52,14 @@ class Saved:
     shards: dict[str, Tensor]  # [n, ...], rows of the classes of this rank
     replicated: dict[str, Tensor]  # equal on all ranks
     num_classes: int
-    group: Group
+    group: OptionalGroup
     device: torch.device  # of the collectives
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors by name; those with a row per class are DTensors `[C, ...]` if there is a process group."""
         shards = {**self.shards, CLASS_IDS: self._class_ids()}
         sharded = {
-            name: dtensors.sharded(rows, self.num_classes, self.group) for name, rows in shards.items()
+            name: dtensors.as_dtensor(rows, self.num_classes, self.group) for name, rows in shards.items()
         }
         return sharded | self.replicated
 
@@ -111,7 +111,7 @@ class Saved:
 
     @property
     def _owned(self) -> range:
-        rank, world_size = comm.place_in(self.group)
+        rank, world_size = comm.rank_and_world_size(self.group)
         return class_range(self.num_classes, rank, world_size)
 
     def _of_others(self, ids: Any) -> str | None:

@@ -20,7 +20,7 @@ from partialfc.head.kernels import KernelBackend
 from partialfc.head.kernels.torch_ops import spread_to_nearest
 from partialfc.head.losses import MarginLoss
 from partialfc.head.precision import MatmulPrecision
-from partialfc.runtime.comm import Group
+from partialfc.runtime.comm import OptionalGroup
 
 # Upper bounds of the rows and logits of a chunk: they fit into the cache of a core, or fill a GPU.
 _ROWS_BYTES = {"cpu": 1 << 20, "cuda": 256 << 20}
@@ -83,7 +83,7 @@ class Workspace:
     precision: MatmulPrecision
     kernels: KernelBackend
     scratch: BufferPool
-    group: Group
+    group: OptionalGroup
     device: torch.device
     dtype: torch.dtype
 

@@ -3,16 +3,16 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from partialfc.data.stored_embeddings import PackEmbeddings
+from partialfc.data.stored_embeddings import StoredEmbeddings
 
 _AT_ONCE = 1 << 13  # images
 
 
-def class_means(
-    embeddings: PackEmbeddings, labels: NDArray[np.int64], num_classes: int
+def compute_class_means(
+    embeddings: StoredEmbeddings, labels: NDArray[np.int64], num_classes: int
 ) -> NDArray[np.float32]:
     """[C, D] of length 1, given the labels [N] of a pack's images; 0 where a class has no images. Memory: twice that."""
-    means = np.zeros((num_classes, embeddings.width), np.float32)
+    means = np.zeros((num_classes, embeddings.embedding_size), np.float32)
     for start in range(0, len(labels), _AT_ONCE):
         rows = np.arange(start, min(start + _AT_ONCE, len(labels)))
         np.add.at(means, labels[rows], embeddings[rows])

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from partialfc.data import images
-from partialfc.inference.batching import embedded
+from partialfc.inference.batching import embed_iterable
 from partialfc.inference.recognizer import Recognizer
-from partialfc.runtime.files import atomic_write, file_fingerprint, locked
-from partialfc.runtime.progress import in_order, tracked
+from partialfc.runtime.files import atomic_write, file_fingerprint, file_lock
+from partialfc.runtime.progress import map_in_threads, progress_bar
 
 _BLOCK = 1024  # images
 
@@ -24,16 +24,19 @@ def embed_folder(
     returns n. weights: where the recognizer is from; with other weights, precision or images an interrupted call is not gone on
     with. InputError names an image that cannot be read, and a folder without any.
     """
-    paths = images.below(folder)
+    paths = images.list_images(folder)
     read = partial(images.read, size=recognizer.network.input_size)
     parts = out.with_name(f".{out.name}.parts")
-    with locked(out.with_name(f".{out.name}.lock"), busy=f"{out}: another process embeds into it"):
-        _begin(parts, [recognizer.fingerprint(weights), *map(file_fingerprint, paths)])
-        blocks = list(_missing(parts, len(paths)))
-        for place in tracked(blocks, "embedding", shown=progress):
+    with file_lock(out.with_name(f".{out.name}.lock"), busy_message=f"{out}: another process embeds into it"):
+        _prepare_block_folder(parts, [recognizer.fingerprint(weights), *map(file_fingerprint, paths)])
+        blocks = list(_iter_missing_blocks(parts, len(paths)))
+        for place in progress_bar(blocks, "embedding", enabled=progress):
             with atomic_write(parts / f"{place}.npy") as temporary, temporary.open("wb") as file:
                 np.save(
-                    file, embedded(recognizer, in_order(read, paths[place : place + _BLOCK]), first=place)
+                    file,
+                    embed_iterable(
+                        recognizer, map_in_threads(read, paths[place : place + _BLOCK]), first=place
+                    ),
                 )
         whole = np.concatenate([np.load(parts / f"{place}.npy") for place in range(0, len(paths), _BLOCK)])
         names = [str(path.relative_to(folder)) for path in paths]
@@ -44,7 +47,7 @@ def embed_folder(
     return len(paths)
 
 
-def _begin(parts: Path, sources: list[str]) -> None:
+def _prepare_block_folder(parts: Path, sources: list[str]) -> None:
     """The folder of blocks, empty unless its blocks are of the same sources."""
     facts = hashlib.sha256("\n".join(sources).encode()).hexdigest()
     if parts.exists() and (not (parts / "sources").exists() or (parts / "sources").read_text() != facts):
@@ -54,5 +57,5 @@ def _begin(parts: Path, sources: list[str]) -> None:
         temporary.write_text(facts)
 
 
-def _missing(parts: Path, count: int) -> Iterator[int]:
+def _iter_missing_blocks(parts: Path, count: int) -> Iterator[int]:
     return (place for place in range(0, count, _BLOCK) if not (parts / f"{place}.npy").exists())

@@ -5,13 +5,13 @@ from pathlib import Path
 import msgspec
 
 from partialfc.data import RecordDataset
-from partialfc.data.fingerprint import fingerprint
-from partialfc.data.images import Pixels
-from partialfc.data.stored_embeddings import About, numbers
-from partialfc.inference.batching import embedded
+from partialfc.data.fingerprint import pack_fingerprint
+from partialfc.data.images import ImageArray
+from partialfc.data.stored_embeddings import EmbeddingsInfo, open_array
+from partialfc.inference.batching import embed_iterable
 from partialfc.inference.recognizer import Recognizer
-from partialfc.runtime.files import locked
-from partialfc.runtime.progress import in_order, tracked
+from partialfc.runtime.files import file_lock
+from partialfc.runtime.progress import map_in_threads, progress_bar
 
 _BLOCK = 1024  # images
 
@@ -25,27 +25,29 @@ def embed_pack(
     """
     dataset = RecordDataset(pack, image_size=recognizer.network.input_size)
 
-    def read(image: int) -> Pixels:
-        pixels: Pixels = dataset[image][0]
+    def read(image: int) -> ImageArray:
+        pixels: ImageArray = dataset[image][0]
         return pixels
 
     width = recognizer.embed([read(0)]).shape[1]
-    wanted = About(fingerprint(pack), recognizer.fingerprint(weights), len(dataset), width)
-    with locked(out / ".lock", busy=f"{out}: another process embeds into it"):
-        done = _begun(out, wanted)
-        stored = numbers(out, wanted, begin=not done)
-        for start in tracked(range(done, len(dataset), _BLOCK), "embedding", shown=progress):
+    wanted = EmbeddingsInfo(pack_fingerprint(pack), recognizer.fingerprint(weights), len(dataset), width)
+    with file_lock(out / ".lock", busy_message=f"{out}: another process embeds into it"):
+        done = _num_done(out, wanted)
+        stored = open_array(out, wanted, create=not done)
+        for start in progress_bar(range(done, len(dataset), _BLOCK), "embedding", enabled=progress):
             stop = min(start + _BLOCK, len(dataset))
-            stored[start:stop] = embedded(recognizer, in_order(read, range(start, stop)), first=start)
+            stored[start:stop] = embed_iterable(
+                recognizer, map_in_threads(read, range(start, stop)), first=start
+            )
             stored.flush()
             msgspec.structs.replace(wanted, done=stop).write(out)
     return len(dataset)
 
 
-def _begun(out: Path, wanted: About) -> int:
+def _num_done(out: Path, info: EmbeddingsInfo) -> int:
     """How many images are embedded; 0 where nothing is, or of others."""
-    before = About.read(out)
-    if before is not None and msgspec.structs.replace(before, done=0) == wanted:
+    before = EmbeddingsInfo.read(out)
+    if before is not None and msgspec.structs.replace(before, done=0) == info:
         return before.done
-    wanted.write(out)  # before the numbers of others are overwritten
+    info.write(out)  # before the numbers of others are overwritten
     return 0

@@ -10,16 +10,16 @@ from msgspec import Struct
 
 from partialfc.errors import InputError
 from partialfc.evaluation.sets import EvaluationSet, Scores
-from partialfc.inference.recognizer import EXPORTED, Recognizer
-from partialfc.inference.weights import newest
+from partialfc.inference.recognizer import WEIGHTS_FILE, Recognizer
+from partialfc.inference.weights import resolve_checkpoint
 from partialfc.runtime import checkpoint
 from partialfc.runtime.files import atomic_write
-from partialfc.runtime.versions import described, revision, versions
+from partialfc.runtime.versions import collect_versions, describe_device, git_revision
 
 _FORMAT = 1  # of the file: what a name means in it
 
 
-class TrainedRun(Struct, frozen=True):
+class RunRecord(Struct, frozen=True):
     """The run that a network is from."""
 
     step: int
@@ -29,15 +29,15 @@ class TrainedRun(Struct, frozen=True):
     recipe: dict[str, Any]  # every setting
 
 
-class Evaluated(Struct, frozen=True):
+class ModelRecord(Struct, frozen=True):
     """The network."""
 
     path: str
     sha256: str  # of the file; of a checkpoint that of its run.json, which has the digests of its tensors
-    run: TrainedRun | None  # None: weights without a run
+    run: RunRecord | None  # None: weights without a run
 
 
-class SetResult(Struct, frozen=True):
+class SetRecord(Struct, frozen=True):
     """An evaluation set and what came of it."""
 
     path: str
@@ -46,23 +46,23 @@ class SetResult(Struct, frozen=True):
     scores: Scores
 
 
-class Results(Struct, frozen=True):
+class EvaluationReport(Struct, frozen=True):
     """All that the file says."""
 
     format: int
     revision: str  # of this program
     environment: dict[str, str]  # versions, and the device
-    model: Evaluated
-    sets: dict[str, SetResult]  # by name
+    model: ModelRecord
+    sets: dict[str, SetRecord]  # by name
 
 
-def check_place(path: Path) -> None:
+def require_parent_folder(path: Path) -> None:
     """InputError where there is no folder for a file at `path`."""
     if not path.parent.is_dir():
         raise InputError(f"{path}: no folder {path.parent}; wanted one that is there")
 
 
-def write_results(
+def write_evaluation_report(
     path: Path,
     model: Path,
     recognizer: Recognizer,
@@ -72,14 +72,14 @@ def write_results(
     """Write what came of the `sets`, each with its path, to a file of JSON: Results. model: where the recognizer is from. OSError
     where it cannot be written.
     """
-    found = Results(
+    found = EvaluationReport(
         format=_FORMAT,
-        revision=revision(),
-        environment=versions(recognizer.device) | {"device": described(recognizer.device)},
-        model=_evaluated(recognizer, model),
+        revision=git_revision(),
+        environment=collect_versions(recognizer.device) | {"device": describe_device(recognizer.device)},
+        model=_model_record(recognizer, model),
         sets={
-            it.name: SetResult(
-                str(place), None if place.is_dir() else _digest(place), len(it), dict(scores[it.name])
+            it.name: SetRecord(
+                str(place), None if place.is_dir() else _sha256(place), len(it), dict(scores[it.name])
             )
             for place, it in sets
         },
@@ -88,11 +88,11 @@ def write_results(
         temporary.write_bytes(msgspec.json.format(msgspec.json.encode(found)))
 
 
-def _evaluated(recognizer: Recognizer, model: Path) -> Evaluated:
-    file = newest(model)
+def _model_record(recognizer: Recognizer, model: Path) -> ModelRecord:
+    file = resolve_checkpoint(model)
     run = None
     if known := recognizer.provenance:
-        run = TrainedRun(
+        run = RunRecord(
             step=checkpoint.read_manifest(file).step,
             images=known.num_samples,
             identities=known.num_classes,
@@ -101,10 +101,10 @@ def _evaluated(recognizer: Recognizer, model: Path) -> Evaluated:
         )
         file = file / checkpoint.MANIFEST
     elif file.is_dir():
-        file = file / EXPORTED
-    return Evaluated(str(model), _digest(file), run)
+        file = file / WEIGHTS_FILE
+    return ModelRecord(str(model), _sha256(file), run)
 
 
-def _digest(path: Path) -> str:
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

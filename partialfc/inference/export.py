@@ -11,22 +11,24 @@ import torch
 
 from partialfc.config import Config
 from partialfc.data import RecordDataset
-from partialfc.data.images import Pixels
+from partialfc.data.images import ImageArray
 from partialfc.errors import InputError
 from partialfc.evaluation.pairs import load_pairs
-from partialfc.inference.model_card import card_of, description_of
+from partialfc.inference.model_card import build_export_config, build_model_card
 from partialfc.inference.onnx import OnnxNetwork
-from partialfc.inference.recognizer import EXPORTED, SETTINGS, Recognizer, load
-from partialfc.inference.stored_scores import CONFIG, scores_of
-from partialfc.inference.weights import newest
+from partialfc.inference.recognizer import METADATA_KEY, WEIGHTS_FILE, Recognizer, load
+from partialfc.inference.stored_scores import CONFIG_FILE, load_scores
+from partialfc.inference.weights import resolve_checkpoint
 from partialfc.runtime import checkpoint
 from partialfc.runtime.files import atomic_write
 
-LEAST_COSINE = 0.9999  # of embeddings of a face by onnxruntime and by torch
-_CHECKED = 64  # faces
+MIN_COSINE = 0.9999  # of embeddings of a face by onnxruntime and by torch
+_NUM_CHECK_IMAGES = 64  # faces
 
 
-def export(run: Path, out: Path, *, backbone_target: str | None = None, trust_code: bool = False) -> float:
+def export_run(
+    run: Path, out: Path, *, backbone_target: str | None = None, trust_code: bool = False
+) -> float:
     """Write model.onnx, model.safetensors, config.json and README.md, a model card, to the folder `out`, which is one that
     the Hugging Face Hub takes. run: a run's folder or a checkpoint of it.
 
@@ -37,25 +39,25 @@ def export(run: Path, out: Path, *, backbone_target: str | None = None, trust_co
     if recognizer.provenance is None:
         raise InputError(f"{run}: weights alone; wanted a run, or a checkpoint of one")
     config = recognizer.provenance.config
-    faces = _faces(config, recognizer.network.input_size)
+    faces = _check_images(config, recognizer.network.input_size)
     out.mkdir(parents=True, exist_ok=True)
     with atomic_write(out / "model.onnx") as temporary:
         _write_onnx(recognizer, temporary)
-        cosine = _least_cosine(recognizer, temporary, faces)
-        if cosine < LEAST_COSINE:
-            raise RuntimeError(f"{run}: a cosine of {cosine} between ONNX and torch, wanted {LEAST_COSINE}")
-    provenance, scores = recognizer.provenance, scores_of(run)
-    steps = checkpoint.read_manifest(newest(run)).step
-    with atomic_write(out / EXPORTED) as temporary:
+        cosine = _min_cosine(recognizer, temporary, faces)
+        if cosine < MIN_COSINE:
+            raise RuntimeError(f"{run}: a cosine of {cosine} between ONNX and torch, wanted {MIN_COSINE}")
+    provenance, scores = recognizer.provenance, load_scores(run)
+    steps = checkpoint.read_manifest(resolve_checkpoint(run)).step
+    with atomic_write(out / WEIGHTS_FILE) as temporary:
         tensors = {name: tensor.contiguous() for name, tensor in recognizer.network.state_dict().items()}
         settings = json.dumps(msgspec.to_builtins(config.backbone))
         # by bytes: a file that safetensors makes may be read by its owner alone
-        temporary.write_bytes(safetensors.torch.save(tensors, {SETTINGS: settings}))
-    with atomic_write(out / CONFIG) as temporary:
-        described = msgspec.json.encode(description_of(provenance, steps, scores))
+        temporary.write_bytes(safetensors.torch.save(tensors, {METADATA_KEY: settings}))
+    with atomic_write(out / CONFIG_FILE) as temporary:
+        described = msgspec.json.encode(build_export_config(provenance, steps, scores))
         temporary.write_bytes(msgspec.json.format(described, indent=2))
     with atomic_write(out / "README.md") as temporary:
-        card = card_of(provenance, steps, scores, cosine, _CHECKED)
+        card = build_model_card(provenance, steps, scores, cosine, _NUM_CHECK_IMAGES)
         temporary.write_text(str(card), encoding="utf-8")
     return cosine
 
@@ -78,18 +80,20 @@ def _write_onnx(recognizer: Recognizer, path: Path) -> None:
         program.save(str(path))
 
 
-def _least_cosine(recognizer: Recognizer, path: Path, faces: list[Pixels]) -> float:
+def _min_cosine(recognizer: Recognizer, path: Path, images: list[ImageArray]) -> float:
     exported = Recognizer(OnnxNetwork(path), recognizer.device)
     return float(
-        (exported.embed(faces) * Recognizer(recognizer.network, recognizer.device).embed(faces)).sum(1).min()
+        (exported.embed(images) * Recognizer(recognizer.network, recognizer.device).embed(images))
+        .sum(1)
+        .min()
     )
 
 
-def _faces(config: Config, size: int) -> list[Pixels]:
+def _check_images(config: Config, size: int) -> list[ImageArray]:
     """Real ones: of the first verification set, else of the pack."""
     folder = Path(config.data.path)
     for path in sorted(folder.glob("*.bin")):
         pairs = load_pairs(path)
-        return [pairs.pixels(place, size) for place in range(min(_CHECKED, len(pairs.images)))]
+        return [pairs.pixels(place, size) for place in range(min(_NUM_CHECK_IMAGES, len(pairs.images)))]
     dataset = RecordDataset(folder, image_size=size)
-    return [dataset[sample][0] for sample in range(min(_CHECKED, len(dataset)))]
+    return [dataset[sample][0] for sample in range(min(_NUM_CHECK_IMAGES, len(dataset)))]

@@ -9,9 +9,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 import partialfc
 from partialfc.config.provenance import Provenance
-from partialfc.evaluation.metrics import headings, rounded
+from partialfc.evaluation.metrics import format_scores, scores_with_interval
 from partialfc.evaluation.sets import Scores
-from partialfc.runtime.versions import revision
+from partialfc.runtime.versions import git_revision
 
 _CARD = """# {name}, {width} numbers a face
 
@@ -53,7 +53,7 @@ decision hangs on it. Scores by group of people were not measured. The licence o
 """
 
 
-def card_of(
+def build_model_card(
     provenance: Provenance, steps: int, scores: dict[str, Scores], cosine: float, checked: int
 ) -> ModelCard:
     """A card whose front matter holds the scores as a model index. cosine: the least between the networks of ONNX and of
@@ -75,7 +75,7 @@ def card_of(
         ],
         metrics=["accuracy"],
         model_name=f"{name}-{pack}",
-        eval_results=_results(scores) or None,
+        eval_results=_eval_results(scores) or None,
     )
     threshold = next(iter(scores.values()), {}).get("threshold", math.nan)
     text = _CARD.format(
@@ -88,23 +88,23 @@ def card_of(
         pack=pack,
         fingerprint=provenance.pack,
         version=partialfc.__version__,
-        revision=revision(),
+        revision=git_revision(),
         threshold="" if math.isnan(threshold) else f" > {threshold:.3f}",
         cosine=cosine,
         checked=checked,
-        scores=_table(scores),
-        recipe=provenance.in_words().rstrip(),
+        scores=_scores_table(scores),
+        recipe=provenance.to_yaml().rstrip(),
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
 
 
-def description_of(provenance: Provenance, steps: int, scores: dict[str, Scores]) -> dict[str, Any]:
+def build_export_config(provenance: Provenance, steps: int, scores: dict[str, Scores]) -> dict[str, Any]:
     """What the card says, for programs: what goes in and comes out, where it comes from, its scores."""
     settings = provenance.config.backbone
     return {
         "library_name": "partialfc",
         "version": partialfc.__version__,
-        "revision": revision(),
+        "revision": git_revision(),
         "backbone": msgspec.to_builtins(settings),
         "input": {"size": settings.input_size, "channels": "RGB", "mean": 127.5, "std": 127.5},
         "embedding": settings.embedding_size,
@@ -119,7 +119,7 @@ def description_of(provenance: Provenance, steps: int, scores: dict[str, Scores]
     }
 
 
-def _results(scores: dict[str, Scores]) -> list[EvalResult]:
+def _eval_results(scores: dict[str, Scores]) -> list[EvalResult]:
     return [
         EvalResult(
             task_type="face-verification",
@@ -130,17 +130,17 @@ def _results(scores: dict[str, Scores]) -> list[EvalResult]:
             metric_name=metric,
         )
         for name, values in scores.items()
-        for metric in headings(values)
+        for metric in scores_with_interval(values)
         if not math.isnan(values[metric])
     ]
 
 
-def _table(scores: dict[str, Scores]) -> str:
+def _scores_table(scores: dict[str, Scores]) -> str:
     if not scores:
         return "None: no verification set was evaluated at this step."
-    names = list(dict.fromkeys(it for values in scores.values() for it in rounded(values)))
+    names = list(dict.fromkeys(it for values in scores.values() for it in format_scores(values)))
     rows = [
-        f"| {name} | " + " | ".join(rounded(values).get(it, "") for it in names) + " |"
+        f"| {name} | " + " | ".join(format_scores(values).get(it, "") for it in names) + " |"
         for name, values in scores.items()
     ]
     said = "In brackets: the interval of 95 % by a bootstrap over pairs."

@@ -16,39 +16,39 @@ import torch
 from numpy.typing import NDArray
 
 from partialfc.data import RecordDataset, images
-from partialfc.data.images import Encoded, Pixels
-from partialfc.data.packs.merge_split import check_apart
-from partialfc.data.packs.shared_images import pack_hashes
-from partialfc.data.perceptual_hash import distances, hashed, near_pairs
-from partialfc.data.stored_embeddings import PackEmbeddings
+from partialfc.data.images import EncodedImage, ImageArray
+from partialfc.data.packs.merge_split import require_distinct_folders
+from partialfc.data.packs.shared_images import hash_pack
+from partialfc.data.perceptual_hash import find_near_pairs, hamming_distances, hash_images
+from partialfc.data.stored_embeddings import StoredEmbeddings
 from partialfc.errors import InputError
 from partialfc.evaluation.sets import EvaluationSet, Scores
-from partialfc.inference.batching import embedded
-from partialfc.inference.class_means import class_means
+from partialfc.inference.batching import embed_iterable
+from partialfc.inference.class_means import compute_class_means
 from partialfc.inference.embed_pack import embed_pack
 from partialfc.inference.recognizer import Recognizer
 from partialfc.runtime.files import atomic_write
-from partialfc.runtime.progress import in_order, tracked
+from partialfc.runtime.progress import map_in_threads, progress_bar
 
-EMBEDDINGS = "embeddings"  # folder for the pack's
+EMBEDDINGS_FOLDER = "embeddings"  # folder for the pack's
 
 _SIDE = 112  # pixels at which images are hashed and shown
 _COLUMNS, _SHOWN = 16, 64  # of a sheet: pairs in a row, and of a kind
 _COSINES = 1 << 24  # at a time
 
-Kind = Literal["bytes", "hash", "person"]
+MatchType = Literal["bytes", "hash", "person"]
 
 
 class Comparable(EvaluationSet, Protocol):
     """An evaluation set that remains one without some of its images."""
 
-    def encoded(self, index: int) -> Encoded:
+    def encoded_image(self, index: int) -> EncodedImage:
         """Image `index` as it is stored."""
 
-    def place(self, index: int) -> str:
+    def image_location(self, index: int) -> str:
         """Where image `index` is, for people."""
 
-    def without(self, dropped: Collection[int]) -> tuple[Self, list[int]]:
+    def exclude(self, excluded: Collection[int]) -> tuple[Self, list[int]]:
         """The set without these images, and without what cannot be compared once they are gone; and which of its images it has."""
 
 
@@ -58,8 +58,8 @@ class Match:
 
     image: int
     sample: int
-    kind: Kind
-    measure: float  # bits in which the hashes differ; of a person the cosine of the image and the mean of the class
+    match_type: MatchType
+    distance_or_cosine: float  # bits in which the hashes differ; of a person the cosine of the image and the mean of the class
 
 
 @dataclass(frozen=True)
@@ -69,83 +69,93 @@ class Overlap:
     matches: list[Match]  # at most one of each image as an image, and one as a person
     scores: dict[str, Scores]  # whole, and without what it shares; empty without a judge
 
-    def count(self, *kinds: Kind) -> int:
+    def count(self, *kinds: MatchType) -> int:
         """Of how many images of the set something is in the pack."""
-        return len({it.image for it in self.matches if it.kind in kinds})
+        return len({it.image for it in self.matches if it.match_type in kinds})
 
 
 @dataclass(frozen=True)
-class Judge:
+class PersonMatcher:
     """A network that tells people, and where it is from."""
 
     recognizer: Recognizer
-    weights: Path
-    cosine: float  # of an image and the mean of a class, from which they are one person
+    source: Path
+    min_cosine: float  # of an image and the mean of a class, from which they are one person
 
 
 def find_overlaps(
-    pack: Path, sets: Sequence[Comparable], out: Path, judge: Judge | None = None, *, progress: bool = False
+    pack: Path,
+    sets: Sequence[Comparable],
+    out: Path,
+    matcher: PersonMatcher | None = None,
+    *,
+    progress: bool = False,
 ) -> dict[str, Overlap]:
     """What each set has in common with a pack, by its name; people only with a judge. Writes to the folder `out`, of each set, all
     matches to NAME.csv, and to NAME.png the most doubtful ones, the set's image above the pack's; and the pack's embeddings,
     for a later call. A call that was interrupted while it embedded is gone on with. Memory: 100 bytes an image; with a judge
     the mean of each class, float32 [C, D], twice. InputError where an image cannot be read.
     """
-    check_apart(out, [pack])
+    require_distinct_folders(out, [pack])
     out.mkdir(parents=True, exist_ok=True)  # before hours of work
     dataset = RecordDataset(pack)
-    same = {it.name: list(_same_images(it, dataset, found)) for it, found in _near(sets, dataset, progress)}
+    same = {
+        it.name: list(_match_images(it, dataset, found))
+        for it, found in _iter_hash_matches(sets, dataset, progress)
+    }
     people: dict[str, list[Match]] = {it.name: [] for it in sets}
     scores: dict[str, dict[str, Scores]] = {it.name: {} for it in sets}
-    if judge:
-        embed_pack(judge.recognizer, judge.weights, pack, out / EMBEDDINGS, progress=progress)
-        of_pack = PackEmbeddings(out / EMBEDDINGS)
+    if matcher:
+        embed_pack(matcher.recognizer, matcher.source, pack, out / EMBEDDINGS_FOLDER, progress=progress)
+        of_pack = StoredEmbeddings(out / EMBEDDINGS_FOLDER)
         labels = dataset.labels(progress=progress)
-        means = class_means(of_pack, labels, dataset.num_classes)
+        means = compute_class_means(of_pack, labels, dataset.num_classes)
         for one in sets:
-            embeddings = _embedded(judge.recognizer, one, progress)
-            people[one.name] = list(_same_people(embeddings, of_pack, labels, means, judge.cosine))
-            scores[one.name] = _scored(one, embeddings, same[one.name], people[one.name])
+            embeddings = _embed_set(matcher.recognizer, one, progress)
+            people[one.name] = list(_match_people(embeddings, of_pack, labels, means, matcher.min_cosine))
+            scores[one.name] = _score_without_matches(one, embeddings, same[one.name], people[one.name])
     for one in sets:
-        _list(out / f"{one.name}.csv", one, dataset, same[one.name] + people[one.name])
-        _draw(out / f"{one.name}.png", one, dataset, [same[one.name], people[one.name]])
+        _write_listing(out / f"{one.name}.csv", one, dataset, same[one.name] + people[one.name])
+        _write_grid(out / f"{one.name}.png", one, dataset, [same[one.name], people[one.name]])
     return {it.name: Overlap(same[it.name] + people[it.name], scores[it.name]) for it in sets}
 
 
-Near = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]  # images of a set, of the pack, bits
+HashMatches = tuple[
+    NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]
+]  # images of a set, of the pack, bits
 
 
-def _near(
+def _iter_hash_matches(
     sets: Sequence[Comparable], dataset: RecordDataset, progress: bool
-) -> Iterator[tuple[Comparable, Near]]:
+) -> Iterator[tuple[Comparable, HashMatches]]:
     """Each set, and which of its images are near which of the pack; the nearest of an image first."""
-    both = pack_hashes(dataset, mirrored=True, progress=progress)
+    both = hash_pack(dataset, mirrored=True, progress=progress)
     for one in sets:
         read = partial(one.pixels, size=_SIDE)
-        ours = hashed(read, len(one), f"reading {one.name}", progress=progress)
-        image, place = near_pairs(ours, both)
-        bits = distances(ours[image], both[place])
+        ours = hash_images(read, len(one), f"reading {one.name}", progress=progress)
+        image, place = find_near_pairs(ours, both)
+        bits = hamming_distances(ours[image], both[place])
         order = np.lexsort((place, bits, image))
         yield one, (image[order], place[order] % len(dataset), bits[order])
 
 
-def _same_images(one: Comparable, dataset: RecordDataset, near: Near) -> Iterator[Match]:
+def _match_images(eval_set: Comparable, dataset: RecordDataset, near: HashMatches) -> Iterator[Match]:
     """The nearest of each image; of those that are equally near, one of the same bytes."""
     images_of, samples, bits = near
     for image, start in zip(*(it.tolist() for it in np.unique(images_of, return_index=True)), strict=True):
         end = np.searchsorted(images_of, image, "right")
-        stored = bytes(one.encoded(image))
+        stored = bytes(eval_set.encoded_image(image))
         nearest = samples[start:end][bits[start:end] == bits[start]].tolist()
-        equal = next((it for it in nearest if dataset.encoded(it) == stored), None)
+        equal = next((it for it in nearest if dataset.encoded_image(it) == stored), None)
         if equal is not None:
             yield Match(image, equal, "bytes", 0.0)
         else:
             yield Match(image, nearest[0], "hash", float(bits[start]))
 
 
-def _same_people(
-    one: NDArray[np.float32],
-    embeddings: PackEmbeddings,
+def _match_people(
+    set_embeddings: NDArray[np.float32],
+    embeddings: StoredEmbeddings,
     labels: NDArray[np.int64],
     means: NDArray[np.float32],
     cosine: float,
@@ -156,35 +166,37 @@ def _same_people(
     order = np.argsort(labels, kind="stable")
     bounds = np.searchsorted(labels[order], np.arange(len(means) + 1))
     step = max(1, _COSINES // len(means))
-    for start in range(0, len(one), step):
-        cosines = one[start : start + step] @ means.T
+    for start in range(0, len(set_embeddings), step):
+        cosines = set_embeddings[start : start + step] @ means.T
         nearest = cosines.argmax(axis=1)
         for row in np.flatnonzero(cosines.max(axis=1) >= cosine).tolist():
             own = order[bounds[nearest[row]] : bounds[nearest[row] + 1]]
-            alike = embeddings[own] @ one[start + row]
+            alike = embeddings[own] @ set_embeddings[start + row]
             yield Match(start + row, int(own[alike.argmax()]), "person", float(cosines[row].max()))
 
 
-def _embedded(recognizer: Recognizer, one: Comparable, progress: bool) -> NDArray[np.float32]:
+def _embed_set(recognizer: Recognizer, eval_set: Comparable, progress: bool) -> NDArray[np.float32]:
     """Unit embeddings [n, D] of a set's images."""
-    read = partial(one.pixels, size=recognizer.network.input_size)
-    faces = in_order(read, range(len(one)))
-    return embedded(recognizer, tracked(faces, f"embedding {one.name}", shown=progress, total=len(one)))
+    read = partial(eval_set.pixels, size=recognizer.network.input_size)
+    faces = map_in_threads(read, range(len(eval_set)))
+    return embed_iterable(
+        recognizer, progress_bar(faces, f"embedding {eval_set.name}", enabled=progress, total=len(eval_set))
+    )
 
 
-def _scored(
-    one: Comparable, embeddings: NDArray[np.float32], same: list[Match], people: list[Match]
+def _score_without_matches(
+    eval_set: Comparable, embeddings: NDArray[np.float32], same: list[Match], people: list[Match]
 ) -> dict[str, Scores]:
     """The scores of the whole set, without the images that are in the pack, and without the people; no scores where too little
     of it is left.
     """
     found: dict[str, Scores] = {}
     for name, matches in (
-        (one.name, []),
-        (f"{one.name} without its images", same),
-        (f"{one.name} without its images and people", same + people),
+        (eval_set.name, []),
+        (f"{eval_set.name} without its images", same),
+        (f"{eval_set.name} without its images and people", same + people),
     ):
-        left, kept = one.without({it.image for it in matches})
+        left, kept = eval_set.exclude({it.image for it in matches})
         try:
             found[name] = left.evaluate(torch.from_numpy(embeddings[kept])).scores
         except InputError:
@@ -192,27 +204,40 @@ def _scored(
     return found
 
 
-def _list(path: Path, one: Comparable, dataset: RecordDataset, matches: list[Match]) -> None:
+def _write_listing(path: Path, eval_set: Comparable, dataset: RecordDataset, matches: list[Match]) -> None:
     with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "found by", "key", "class", "bits or cosine"])
-        for it in sorted(matches, key=lambda it: (it.image, it.kind)):
-            measure = f"{it.measure:.4f}" if it.kind == "person" else f"{it.measure:.0f}"
-            row = [one.place(it.image), it.kind, dataset.key(it.sample), dataset.label(it.sample), measure]
+        for it in sorted(matches, key=lambda it: (it.image, it.match_type)):
+            measure = (
+                f"{it.distance_or_cosine:.4f}"
+                if it.match_type == "person"
+                else f"{it.distance_or_cosine:.0f}"
+            )
+            row = [
+                eval_set.image_location(it.image),
+                it.match_type,
+                dataset.key(it.sample),
+                dataset.label(it.sample),
+                measure,
+            ]
             writer.writerow(row)
 
 
-def _draw(path: Path, one: Comparable, dataset: RecordDataset, kinds: list[list[Match]]) -> None:
+def _write_grid(path: Path, eval_set: Comparable, dataset: RecordDataset, kinds: list[list[Match]]) -> None:
     """Of each kind the most doubtful, in rows of a set's images above those of the pack. No file where there are none."""
     white = np.full((_SIDE, _SIDE, 3), 255, np.uint8)
-    faces: list[Pixels] = []
+    faces: list[ImageArray] = []
     for matches in kinds:
-        doubtful = sorted(matches, key=lambda it: it.measure if it.kind == "person" else -it.measure)[:_SHOWN]
+        doubtful = sorted(
+            matches,
+            key=lambda it: it.distance_or_cosine if it.match_type == "person" else -it.distance_or_cosine,
+        )[:_SHOWN]
         for start in range(0, len(doubtful), _COLUMNS):
             row = doubtful[start : start + _COLUMNS]
             blank = [white] * (_COLUMNS - len(row))
-            faces += [one.pixels(it.image, _SIDE) for it in row] + blank
-            faces += [images.resized(dataset[it.sample][0], _SIDE) for it in row] + blank
+            faces += [eval_set.pixels(it.image, _SIDE) for it in row] + blank
+            faces += [images.resize(dataset[it.sample][0], _SIDE) for it in row] + blank
     path.unlink(missing_ok=True)
     if faces:
-        images.write(path, images.sheet(faces, _COLUMNS, len(faces) // _COLUMNS))
+        images.write(path, images.image_grid(faces, _COLUMNS, len(faces) // _COLUMNS))

@@ -13,24 +13,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from partialfc.backbones import Backbone, build_backbone, for_inference, move_to_device
-from partialfc.config import AnyBackbone, Config, Python
+from partialfc.backbones import Backbone, build_backbone, inference_config, move_to_device
+from partialfc.config import AnyBackbone, Config, CustomBackbone
 from partialfc.config.optimizers import Precision
-from partialfc.config.provenance import Provenance, provenance_of
-from partialfc.conversion import converted
+from partialfc.config.provenance import Provenance, parse_provenance
+from partialfc.conversion import convert
 from partialfc.data import images
-from partialfc.data.images import Pixels
+from partialfc.data.images import ImageArray
 from partialfc.errors import InputError
-from partialfc.evaluation.embed import embed_faces
+from partialfc.evaluation.embed import embed_images
 from partialfc.inference.onnx import OnnxNetwork
-from partialfc.inference.weights import check_weights, load_weights, newest, read_weights
+from partialfc.inference.weights import check_weights, load_weights, read_weights, resolve_checkpoint
 from partialfc.runtime import checkpoint
-from partialfc.runtime.exit_codes import one_line
+from partialfc.runtime.exit_codes import format_error
 from partialfc.runtime.files import decode_json, file_fingerprint
 from partialfc.runtime.precision import autocast, uses_cuda
 
-EXPORTED = "model.safetensors"  # the weights in a folder that export wrote
-SETTINGS = "backbone"  # the key of a safetensors file's metadata under which export keeps them
+WEIGHTS_FILE = "model.safetensors"  # the weights in a folder that export wrote
+METADATA_KEY = "backbone"  # the key of a safetensors file's metadata under which export keeps them
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Recognizer:
     device: torch.device
     provenance: Provenance | None = None  # where it comes from a run
     precision: Precision | None = None  # in which it computes; None: as the run does, else float32
-    images_at_once: int | None = None  # None: as many as the run verifies at once, else 64
+    batch_size_override: int | None = None  # None: as many as the run verifies at once, else 64
 
     @property
     def config(self) -> Config | None:
@@ -49,9 +49,9 @@ class Recognizer:
         return self.provenance.config if self.provenance else None
 
     @property
-    def batch(self) -> int:
+    def batch_size(self) -> int:
         """Images that go through at once."""
-        return self.images_at_once or (self.config.evaluation.batch_size if self.config else 64)
+        return self.batch_size_override or (self.config.evaluation.batch_size if self.config else 64)
 
     def autocast(self) -> AbstractContextManager[object]:
         """Around the network: computes in the precision that is wanted."""
@@ -60,28 +60,32 @@ class Recognizer:
 
     def fingerprint(self, weights: Path) -> str:
         """By which its embeddings are known again, given where it is from: another one for other weights, or precision."""
-        return " ".join([file_fingerprint(newest(weights)), *([self.precision] if self.precision else [])])
+        return " ".join(
+            [file_fingerprint(resolve_checkpoint(weights)), *([self.precision] if self.precision else [])]
+        )
 
-    def embed(self, faces: Sequence[Pixels | Path | str] | Pixels) -> NDArray[np.float32]:
+    def embed(self, images: Sequence[ImageArray | Path | str] | ImageArray) -> NDArray[np.float32]:
         """Unit embeddings [n, D] of aligned faces: files, or uint8 RGB images [H, W, 3] of any size, which are resized as in
         training. Each is the sum over the image and its mirror image, as in verification; the similarity of two faces is
         the product of their embeddings, their cosine.
 
         InputError names an image that is none, or cannot be read.
         """
-        if isinstance(faces, str | Path):
-            raise InputError(f"{faces}: one path; wanted a list of images, or of their paths")
+        if isinstance(images, str | Path):
+            raise InputError(f"{images}: one path; wanted a list of images, or of their paths")
         size = self.network.input_size
-        pixels = [_face(face, place, size) for place, face in enumerate(faces)]
+        pixels = [_load_image(face, place, size) for place, face in enumerate(images)]
         if not pixels:
             raise InputError("no images; wanted one at least")
         found = self.embed_unchecked(pixels)
         check_finite(found)
         return found
 
-    def embed_unchecked(self, pixels: Sequence[Pixels]) -> NDArray[np.float32]:
+    def embed_unchecked(self, pixels: Sequence[ImageArray]) -> NDArray[np.float32]:
         """Return embeddings of images of the network's size, which may not be finite."""
-        return embed_faces(self.network, pixels, self.device, batch=self.batch, autocast=self.autocast())
+        return embed_images(
+            self.network, pixels, self.device, batch_size=self.batch_size, autocast=self.autocast()
+        )
 
 
 def check_finite(embeddings: NDArray[np.float32], first: int = 0) -> None:
@@ -94,16 +98,16 @@ def check_finite(embeddings: NDArray[np.float32], first: int = 0) -> None:
         )
 
 
-def _face(image: Pixels | Path | str, place: int, size: int) -> Pixels:
+def _load_image(image: ImageArray | Path | str, index: int, size: int) -> ImageArray:
     """uint8 RGB [size, size, 3]. place: in what was given, for messages."""
     if isinstance(image, str | Path):
         return images.read(Path(image), size)
     found = np.asarray(image)
     if found.dtype != np.uint8 or found.ndim != 3 or found.shape[2] != 3 or not found.size:
         raise InputError(
-            f"image {place}: {found.dtype} of shape {found.shape}; wanted uint8 RGB [H, W, 3], or the path of a file"
+            f"image {index}: {found.dtype} of shape {found.shape}; wanted uint8 RGB [H, W, 3], or the path of a file"
         )
-    return images.resized(found, size)
+    return images.resize(found, size)
 
 
 def load(
@@ -114,7 +118,7 @@ def load(
     trust_code: bool = False,
     device: str = "auto",
     precision: Precision | None = None,
-    batch: int | None = None,
+    batch_size: int | None = None,
 ) -> Recognizer:
     """Load a trained network to embed faces with.
 
@@ -135,78 +139,78 @@ def load(
         InputError: Something is missing, does not fit, or would run code from the file.
     """
     path = Path(path)
-    if (path / EXPORTED).is_file():
-        path = path / EXPORTED
+    if (path / WEIGHTS_FILE).is_file():
+        path = path / WEIGHTS_FILE
     where = torch.device("cuda" if uses_cuda(device) else "cpu")
     if path.suffix == ".onnx":
         if precision is not None:
             raise InputError(f"{path}: computes as it was exported; --precision is for other weights")
-        return Recognizer(OnnxNetwork(path), torch.device("cpu"), images_at_once=batch)
-    provenance = None if path.is_file() or backbone else _provenance(path)
-    settings = provenance.config.backbone if provenance else _settings(path, backbone)
-    settings = for_inference(_trusted(settings, path, backbone_target, trust_code))
+        return Recognizer(OnnxNetwork(path), torch.device("cpu"), batch_size_override=batch_size)
+    provenance = None if path.is_file() or backbone else _read_provenance(path)
+    settings = provenance.config.backbone if provenance else _backbone_config(path, backbone)
+    settings = inference_config(_trusted(settings, path, backbone_target, trust_code))
     weights = read_weights(path)
     _check_sizes(settings, weights, path)
     network = build_backbone(settings)
     load_weights(network, weights, path)
     network.eval()
     move_to_device(network, where, channels_last=settings.channels_last)
-    return Recognizer(network, where, provenance, precision, batch)
+    return Recognizer(network, where, provenance, precision, batch_size)
 
 
-def _trusted(settings: AnyBackbone, path: Path, target: str | None, trust_code: bool) -> AnyBackbone:
+def _trusted(config: AnyBackbone, path: Path, target: str | None, trust_code: bool) -> AnyBackbone:
     """Return the settings with the caller's class in place of the one that a file names."""
-    if not isinstance(settings, Python):
+    if not isinstance(config, CustomBackbone):
         if target is not None:
             raise InputError(f"{path}: a built-in network; --backbone-target {target} is for Python networks")
-        return settings
+        return config
     if target is not None:
-        changed = msgspec.to_builtins(settings) | {"target": target}
-        trusted: AnyBackbone = converted(changed, AnyBackbone, "--backbone-target")
+        changed = msgspec.to_builtins(config) | {"target": target}
+        trusted: AnyBackbone = convert(changed, AnyBackbone, "--backbone-target")
         return trusted
     if not trust_code:
         raise InputError(
-            f"{path}: names code, {settings.target}, which was not imported; pass --backbone-target "
-            f"{settings.target} or --trust-code (backbone_target=, trust_code=True) to run it"
+            f"{path}: names code, {config.target}, which was not imported; pass --backbone-target "
+            f"{config.target} or --trust-code (backbone_target=, trust_code=True) to run it"
         )
-    return settings
+    return config
 
 
-def _check_sizes(settings: AnyBackbone, weights: Mapping[str, Tensor], path: Path) -> None:
+def _check_sizes(config: AnyBackbone, weights: Mapping[str, Tensor], path: Path) -> None:
     """Raise InputError if the described network does not fit the weights, before it is allocated."""
-    if isinstance(settings, Python):  # code that the caller trusts may do what the meta device cannot
+    if isinstance(config, CustomBackbone):  # code that the caller trusts may do what the meta device cannot
         return
     with torch.device("meta"):
-        check_weights(build_backbone(settings), weights, path)
+        check_weights(build_backbone(config), weights, path)
 
 
-def _provenance(path: Path) -> Provenance:
+def _read_provenance(path: Path) -> Provenance:
     """What a checkpoint, or the newest one of a run, says of itself; the file `recipe.yaml` may be of a later start."""
     if not path.exists():
         raise FileNotFoundError(
             f"{path}: no run or weights; wanted a run's folder, a checkpoint of it, an exported folder, or a file of weights"
         )
-    made = newest(path)
-    return provenance_of(checkpoint.read_manifest(made).about, f"checkpoint {made}")
+    made = resolve_checkpoint(path)
+    return parse_provenance(checkpoint.read_manifest(made).about, f"checkpoint {made}")
 
 
-def _settings(path: Path, name: str | None) -> AnyBackbone:
-    known = {"name": name} if name else _described(path)
+def _backbone_config(path: Path, name: str | None) -> AnyBackbone:
+    known = {"name": name} if name else _exported_backbone(path)
     if known is None:
         raise InputError(
             f"{path}: does not say of which network; wanted a backbone (--backbone), such as iresnet100"
         )
-    settings: AnyBackbone = converted(known, AnyBackbone, f"{path}: backbone")
+    settings: AnyBackbone = convert(known, AnyBackbone, f"{path}: backbone")
     return settings
 
 
-def _described(path: Path) -> dict[str, Any] | None:
+def _exported_backbone(path: Path) -> dict[str, Any] | None:
     """Return the description of the network in the metadata of an exported file."""
     if path.suffix != ".safetensors":
         return None
     try:
         with safetensors.safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get(SETTINGS)
+            text = (file.metadata() or {}).get(METADATA_KEY)
     except safetensors.SafetensorError as error:
-        raise InputError(f"{path}: not safetensors of ours: {one_line(error)[:100]}") from None
-    return decode_json(text, dict[str, Any], f"{path}: {SETTINGS}: not JSON") if text else None
+        raise InputError(f"{path}: not safetensors of ours: {format_error(error)[:100]}") from None
+    return decode_json(text, dict[str, Any], f"{path}: {METADATA_KEY}: not JSON") if text else None

@@ -14,31 +14,38 @@ import torch
 from numpy.typing import NDArray
 
 from partialfc.data import RecordDataset, images
-from partialfc.data.images import Pixels
-from partialfc.data.packs.merge_split import check_apart, with_labels
+from partialfc.data.images import ImageArray
+from partialfc.data.packs.merge_split import require_distinct_folders, write_relabeled
 from partialfc.data.packs.names import read_names, write_names
-from partialfc.data.stored_embeddings import PackEmbeddings
+from partialfc.data.stored_embeddings import StoredEmbeddings
 from partialfc.errors import InputError
-from partialfc.inference.class_means import class_means
+from partialfc.inference.class_means import compute_class_means
 from partialfc.inference.embed_pack import embed_pack
 from partialfc.inference.recognizer import Recognizer
 from partialfc.runtime.files import atomic_write
-from partialfc.runtime.progress import tracked
+from partialfc.runtime.progress import progress_bar
 
-EMBEDDINGS, LISTING, SHEET, MAP = "embeddings", "identities.csv", "identities.png", "map.txt"
+EMBEDDINGS_FOLDER, LISTING_FILE, GRID_FILE, MAP_FILE = (
+    "embeddings",
+    "identities.csv",
+    "identities.png",
+    "map.txt",
+)
 
 _ROWS, _COLUMNS = 1 << 11, 1 << 15  # of the product of all means with all that is in memory at once
-_TURNS = 20  # of the search for two parts, at most
-_LEAST = 2  # images of a part
-_COHERENT = 0.5  # the mean cosine of a part's images with its mean, at least: else it is of nobody
-_MOST = 4  # pairs that are alike, for each identity: a network that finds so many tells nobody apart
+_MAX_KMEANS_ITERATIONS = 20  # of the search for two parts, at most
+_MIN_PART_SIZE = 2  # images of a part
+_MIN_PART_COHERENCE = 0.5  # the mean cosine of a part's images with its mean, at least: else it is of nobody
+_MAX_PAIRS_PER_IDENTITY = (
+    4  # pairs that are alike, for each identity: a network that finds so many tells nobody apart
+)
 _SHOWN, _FACES = 20, 7  # rows of each kind in the sheet, and images of each side of a row
 
 Labels = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Alike:
+class DuplicateIdentities:
     """Two identities that are one person."""
 
     first: int
@@ -47,7 +54,7 @@ class Alike:
 
 
 @dataclass(frozen=True)
-class Mixed:
+class MixedIdentity:
     """An identity that is two people."""
 
     label: int
@@ -56,27 +63,27 @@ class Mixed:
 
 
 @dataclass(frozen=True)
-class Relabelled:
+class RelabelResult:
     """What became of a pack."""
 
-    merged: int  # identities that are in others now
-    split: int  # identities that are two now
-    identities: int  # that the new pack has
-    images: int
+    num_merged: int  # identities that are in others now
+    num_split: int  # identities that are two now
+    num_identities: int  # that the new pack has
+    num_images: int
 
 
-def relabel(
+def relabel_pack(
     recognizer: Recognizer,
     weights: Path,
     pack: Path,
     out: Path,
     *,
-    merge: float,
-    split: float,
+    merge_threshold: float,
+    split_threshold: float,
     progress: bool = False,
-) -> Relabelled:
-    """Write to `out` the pack with identities merged whose means have a cosine of `merge` or more, and those split whose images
-    fall into two parts with a cosine of `split` or less (the smaller part becomes a new identity). weights: where the
+) -> RelabelResult:
+    """Write to `out` the pack with identities merged whose means have a cosine of `merge_threshold` or more, and those split whose images
+    fall into two parts with a cosine of `split_threshold` or less (the smaller part becomes a new identity). weights: where the
     recognizer is from. Of a mixed identity the mean means nothing: it is not merged.
 
     LISTING there has all of them, SHEET shows the most doubtful of each kind, MAP has a line for each new identity as
@@ -84,77 +91,81 @@ def relabel(
     twice, 0.3 GiB, and some bytes an image. InputError where an image cannot be read, or the network finds
     everybody alike.
     """
-    check_apart(out, [pack])
+    require_distinct_folders(out, [pack])
     dataset = RecordDataset(pack)
-    embed_pack(recognizer, weights, pack, out / EMBEDDINGS, progress=progress)
-    embeddings = PackEmbeddings(out / EMBEDDINGS)
+    embed_pack(recognizer, weights, pack, out / EMBEDDINGS_FOLDER, progress=progress)
+    embeddings = StoredEmbeddings(out / EMBEDDINGS_FOLDER)
     labels = dataset.labels(progress=progress)
-    mixed = list(find_mixed(embeddings, labels, split, progress=progress))
-    means = class_means(embeddings, labels, dataset.num_classes)
+    mixed = list(find_mixed_identities(embeddings, labels, split_threshold, progress=progress))
+    means = compute_class_means(embeddings, labels, dataset.num_classes)
     means[[it.label for it in mixed]] = 0
-    pairs = find_alike(torch.from_numpy(means).to(recognizer.device), merge, progress=progress)
-    most = _MOST * dataset.num_classes
+    pairs = find_duplicate_identities(
+        torch.from_numpy(means).to(recognizer.device), merge_threshold, progress=progress
+    )
+    most = _MAX_PAIRS_PER_IDENTITY * dataset.num_classes
     alike = list(islice(pairs, most))
     if len(alike) == most:
         raise InputError(
-            f"{pack}: {most} pairs of {dataset.num_classes} identities are alike by {merge:g}; wanted a higher --merge, "
+            f"{pack}: {most} pairs of {dataset.num_classes} identities are alike by {merge_threshold:g}; wanted a higher --merge, "
             "or a network that tells them apart"
         )
-    new, origins = relabelled(labels, dataset.num_classes, alike, mixed)
-    _list(out / LISTING, dataset, alike, mixed)
-    _draw(out / SHEET, dataset, labels, alike, mixed)
+    new, origins = compute_labels(labels, dataset.num_classes, alike, mixed)
+    _write_listing(out / LISTING_FILE, dataset, alike, mixed)
+    _write_grid(out / GRID_FILE, dataset, labels, alike, mixed)
     names = read_names(pack)
     kept = {label: names[it] for label, it in enumerate(origins) if it in names}
-    with atomic_write(out / MAP) as temporary, temporary.open("w", errors="surrogateescape") as file:
+    with atomic_write(out / MAP_FILE) as temporary, temporary.open("w", errors="surrogateescape") as file:
         for label, it in enumerate(origins):
             beside = f"\t{kept[label]!a}" if label in kept else ""
             file.write(f"{'new' if it is None else it}{beside}\n")
-    identities, count = with_labels(pack, out, new, len(origins), progress=progress)
+    identities, count = write_relabeled(pack, out, new, len(origins), progress=progress)
     write_names(out, kept)
-    return Relabelled(dataset.num_classes + len(mixed) - len(origins), len(mixed), identities, count)
+    return RelabelResult(dataset.num_classes + len(mixed) - len(origins), len(mixed), identities, count)
 
 
-def find_alike(means: torch.Tensor, cosine: float, *, progress: bool = False) -> Iterator[Alike]:
+def find_duplicate_identities(
+    means: torch.Tensor, min_cosine: float, *, progress: bool = False
+) -> Iterator[DuplicateIdentities]:
     """Pairs of identities, the lower label first, given their means [C, D] of length 1. Computes where the means are, in time
     that grows with the square of C.
     """
     starts = range(0, len(means), _ROWS)
-    for start in tracked(starts, "comparing identities", shown=progress, total=len(starts)):
+    for start in progress_bar(starts, "comparing identities", enabled=progress, total=len(starts)):
         block = means[start : start + _ROWS]
         for other in range(start // _COLUMNS * _COLUMNS, len(means), _COLUMNS):
             cosines = block @ means[other : other + _COLUMNS].T
-            rows, columns = torch.nonzero(cosines >= cosine, as_tuple=True)
+            rows, columns = torch.nonzero(cosines >= min_cosine, as_tuple=True)
             found = zip(rows.tolist(), columns.tolist(), cosines[rows, columns].tolist(), strict=True)
             for row, column, value in found:
                 if start + row < other + column:
-                    yield Alike(start + row, other + column, value)
+                    yield DuplicateIdentities(start + row, other + column, value)
 
 
-def find_mixed(
-    embeddings: PackEmbeddings, labels: Labels, cosine: float, *, progress: bool = False
-) -> Iterator[Mixed]:
+def find_mixed_identities(
+    embeddings: StoredEmbeddings, labels: Labels, max_cosine: float, *, progress: bool = False
+) -> Iterator[MixedIdentity]:
     """Identities whose images fall into two parts, each of two images at least that are of one person, whose means have a cosine
-    of `cosine` or less.
+    of `max_cosine` or less.
     """
     order = np.argsort(labels, kind="stable")
     known, starts = np.unique(labels[order], return_index=True)
     ends = np.append(starts[1:], len(order))
-    several = np.flatnonzero(ends - starts >= 2 * _LEAST)
-    for place in tracked(several.tolist(), "dividing identities", shown=progress):
+    several = np.flatnonzero(ends - starts >= 2 * _MIN_PART_SIZE)
+    for place in progress_bar(several.tolist(), "dividing identities", enabled=progress):
         own = order[starts[place] : ends[place]]
-        found = halves(embeddings[own])
-        if found is not None and found[1] <= cosine:
-            yield Mixed(int(known[place]), own[found[0]], found[1])
+        found = split_in_two(embeddings[own])
+        if found is not None and found[1] <= max_cosine:
+            yield MixedIdentity(int(known[place]), own[found[0]], found[1])
 
 
-def halves(embeddings: NDArray[np.float32]) -> tuple[NDArray[np.bool_], float] | None:
+def split_in_two(embeddings: NDArray[np.float32]) -> tuple[NDArray[np.bool_], float] | None:
     """Which of unit embeddings [n, D] are the smaller of two parts, and the cosine of the parts' means: spherical k-means from the
     two that are farthest from all others and from each other. None where a part has too few images, or is no one's.
     """
     first = embeddings[np.argmin(embeddings @ embeddings.sum(axis=0))]
     second = embeddings[np.argmin(embeddings @ first)]
     part = np.zeros(len(embeddings), bool)
-    for _ in range(_TURNS):
+    for _ in range(_MAX_KMEANS_ITERATIONS):
         before, part = part, embeddings @ second > embeddings @ first
         if (part == before).all() or part.all():
             break
@@ -162,20 +173,20 @@ def halves(embeddings: NDArray[np.float32]) -> tuple[NDArray[np.bool_], float] |
             it / np.linalg.norm(it) for it in (embeddings[~part].sum(0), embeddings[part].sum(0))
         )
     smaller = part if 2 * part.sum() <= len(part) else ~part
-    if smaller.sum() < _LEAST:
+    if smaller.sum() < _MIN_PART_SIZE:
         return None
     coherent = min((embeddings[~part] @ first).mean(), (embeddings[part] @ second).mean())
-    return (smaller, float(first @ second)) if coherent >= _COHERENT else None
+    return (smaller, float(first @ second)) if coherent >= _MIN_PART_COHERENCE else None
 
 
-def relabelled(
-    labels: Labels, num_classes: int, alike: list[Alike], mixed: list[Mixed]
+def compute_labels(
+    labels: Labels, num_classes: int, duplicates: list[DuplicateIdentities], mixed: list[MixedIdentity]
 ) -> tuple[Labels, list[int | None]]:
     """New labels [n], and of each new identity its old label; None where it is split off another. Merged ones have the number of
     the lowest; the others move up; those that are split off come last.
     """
     roots = np.arange(num_classes)
-    for pair in alike:
+    for pair in duplicates:
         low, high = sorted((roots[pair.first], roots[pair.second]))
         roots[roots == high] = low
     kept, numbers = np.unique(roots, return_inverse=True)
@@ -185,33 +196,41 @@ def relabelled(
     return new, [*kept.tolist(), *([None] * len(mixed))]
 
 
-def _list(path: Path, dataset: RecordDataset, alike: list[Alike], mixed: list[Mixed]) -> None:
+def _write_listing(
+    path: Path, dataset: RecordDataset, duplicates: list[DuplicateIdentities], mixed: list[MixedIdentity]
+) -> None:
     with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["class", "found", "other class or keys", "cosine"])
-        for pair in alike:
+        for pair in duplicates:
             writer.writerow([pair.first, "one person", pair.second, f"{pair.cosine:.4f}"])
         for one in mixed:
             keys = " ".join(str(dataset.key(it)) for it in one.part.tolist())
             writer.writerow([one.label, "two people", keys, f"{one.cosine:.4f}"])
 
 
-def _draw(path: Path, dataset: RecordDataset, labels: Labels, alike: list[Alike], mixed: list[Mixed]) -> None:
+def _write_grid(
+    path: Path,
+    dataset: RecordDataset,
+    labels: Labels,
+    duplicates: list[DuplicateIdentities],
+    mixed: list[MixedIdentity],
+) -> None:
     """A row for each, one of the two on either side of a gap. No file where there are none."""
     rows = [
         (np.flatnonzero(labels == it.first), np.flatnonzero(labels == it.second))
-        for it in sorted(alike, key=lambda it: it.cosine)[:_SHOWN]
+        for it in sorted(duplicates, key=lambda it: it.cosine)[:_SHOWN]
     ]
     rows += [
         (np.setdiff1d(np.flatnonzero(labels == it.label), it.part), it.part)
         for it in sorted(mixed, key=lambda it: -it.cosine)[:_SHOWN]
     ]
     white = np.full_like(dataset[0][0], 255)
-    faces: list[Pixels] = []
+    faces: list[ImageArray] = []
     for left, right in rows:
         for side, width in ((left, _FACES + 1), (right, _FACES)):
             shown = [dataset[it][0] for it in side[:_FACES].tolist()]
             faces += shown + [white] * (width - len(shown))
     path.unlink(missing_ok=True)
     if faces:
-        images.write(path, images.sheet(faces, 2 * _FACES + 1, len(rows)))
+        images.write(path, images.image_grid(faces, 2 * _FACES + 1, len(rows)))

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from partialfc.config.provenance import provenance_of
+from partialfc.config.provenance import parse_provenance
 from partialfc.head.kernels.torch_centers import CENTERS, catch_up
 from partialfc.head.optimizers import RowOptimizer, build_row_optimizer
 from partialfc.head.storage.catch_up import MAX_STEPS, CatchUp
@@ -29,8 +29,8 @@ def read_centers(path: Path, first: int, last: int) -> Tensor:
     centers = read_rows(path, f"head.{CENTERS}", first, last)
     if "head.last_step" not in manifest.tensors:
         return centers
-    config = provenance_of(manifest.about, f"checkpoint {path}").config
-    optimizer = build_row_optimizer(config.rows_rule, moments=config.head.optim_state_dtype != "none")
+    config = parse_provenance(manifest.about, f"checkpoint {path}").config
+    optimizer = build_row_optimizer(config.center_optimizer, moments=config.head.optim_state_dtype != "none")
     missed = _catch_up(path, last - first, optimizer, manifest.step)
     missed.last_step[:] = read_rows(path, "head.last_step", first, last).numpy()
     rows = {CENTERS: centers} | {

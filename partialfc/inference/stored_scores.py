@@ -6,20 +6,20 @@ from pathlib import Path
 import msgspec
 
 from partialfc.evaluation.sets import Scores
-from partialfc.inference.weights import newest
+from partialfc.inference.weights import resolve_checkpoint
 from partialfc.runtime import checkpoint
 from partialfc.runtime.files import decode_json, read_metrics
 
-CONFIG = "config.json"  # in a folder that export wrote
+CONFIG_FILE = "config.json"  # in a folder that export wrote
 
 
-def scores_of(path: Path) -> dict[str, Scores]:
+def load_scores(path: Path) -> dict[str, Scores]:
     """By verification set: the scores of the evaluation at a checkpoint's step, given a run's folder, a checkpoint, or a
     folder that export wrote; empty where there was none. InputError where what the folder says is damaged.
     """
-    if (path / CONFIG).is_file():
-        return _exported(path / CONFIG)
-    made = newest(path).resolve()
+    if (path / CONFIG_FILE).is_file():
+        return _read_export_config(path / CONFIG_FILE)
+    made = resolve_checkpoint(path).resolve()
     if not made.is_dir() or not (metrics := made.parents[1] / "metrics.jsonl").is_file():
         return {}
     step = checkpoint.read_manifest(made).step
@@ -27,12 +27,12 @@ def scores_of(path: Path) -> dict[str, Scores]:
     return dict(found[-1]["verification"]) if found else {}
 
 
-class _Config(msgspec.Struct):
+class _ExportConfig(msgspec.Struct):
     verification: dict[str, dict[str, float | None]] = {}  # null: undefined
 
 
-def _exported(path: Path) -> dict[str, Scores]:
-    found = decode_json(path.read_bytes(), _Config, f"{path}: not what an export writes").verification
+def _read_export_config(path: Path) -> dict[str, Scores]:
+    found = decode_json(path.read_bytes(), _ExportConfig, f"{path}: not what an export writes").verification
     return {
         name: {key: math.nan if value is None else value for key, value in values.items()}
         for name, values in found.items()

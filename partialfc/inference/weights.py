@@ -12,17 +12,22 @@ from torch import Tensor, nn
 
 from partialfc.errors import InputError
 from partialfc.runtime import checkpoint
-from partialfc.runtime.exit_codes import one_line
+from partialfc.runtime.exit_codes import format_error
 
 # The parts of a run's checkpoint: the weights as they are trained, and their moving average where the run keeps one.
-BACKBONE, AVERAGE = "backbone", "average"
+BACKBONE, EMA = "backbone", "average"
 
-_NESTED = ("state_dict_backbone", "state_dict", "backbone", "model")  # under which others keep the weights
+_STATE_DICT_KEYS = (
+    "state_dict_backbone",
+    "state_dict",
+    "backbone",
+    "model",
+)  # under which others keep the weights
 _DTYPES = frozenset(
     (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int8, torch.int16, torch.int32,
      torch.int64, torch.bool)
 )  # fmt: skip
-_LISTED = 5  # names of each kind of misfit
+_MAX_LISTED = 5  # names of each kind of misfit
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -32,8 +37,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     InputError where it is none of these or damaged, OSError where it cannot be read.
     """
     if path.is_dir():
-        checkpointed = newest(path)
-        return checkpoint.read_part(checkpointed, AVERAGE) or checkpoint.read_part(checkpointed, BACKBONE)
+        checkpointed = resolve_checkpoint(path)
+        return checkpoint.read_tensors(checkpointed, EMA) or checkpoint.read_tensors(checkpointed, BACKBONE)
     if not path.exists():
         raise FileNotFoundError(
             f"{path}: not there; wanted weights: a run, a checkpoint, .pth, .pt or .safetensors"
@@ -47,9 +52,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def newest(path: Path) -> Path:
+def resolve_checkpoint(path: Path) -> Path:
     """The newest checkpoint of a run's folder; of anything else, itself."""
-    return checkpoint.newest(path / "checkpoints") or path
+    return checkpoint.newest_checkpoint(path / "checkpoints") or path
 
 
 def load_weights(backbone: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
@@ -76,12 +81,12 @@ def check_weights(backbone: nn.Module, weights: Mapping[str, Tensor], source: Pa
         if own[name].is_floating_point() != weights[name].is_floating_point()
     }
     if any(misfits.values()):
-        told = (f"{len(names)} {kind}: {_some(names)}" for kind, names in misfits.items() if names)
+        told = (f"{len(names)} {kind}: {_format_names(names)}" for kind, names in misfits.items() if names)
         raise InputError(f"{source}: weights of another network; {'; '.join(told)}")
 
 
-def _some(names: set[str]) -> str:
-    return ", ".join(sorted(names)[:_LISTED]) + (" ..." if len(names) > _LISTED else "")
+def _format_names(names: set[str]) -> str:
+    return ", ".join(sorted(names)[:_MAX_LISTED]) + (" ..." if len(names) > _MAX_LISTED else "")
 
 
 def _unusable(tensor: Tensor) -> str | None:
@@ -101,7 +106,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
-        raise InputError(f"{path}: not safetensors: {one_line(error)[:100]}") from None
+        raise InputError(f"{path}: not safetensors: {format_error(error)[:100]}") from None
 
 
 def check_zip(path: Path) -> None:
@@ -112,7 +117,7 @@ def check_zip(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise InputError(f"{path}: damaged: {one_line(error)[:100]}") from None
+        raise InputError(f"{path}: damaged: {format_error(error)[:100]}") from None
     if damaged is not None:
         raise InputError(f"{path}: damaged: {damaged} is not what was written")
 
@@ -124,8 +129,8 @@ def _read_pth(path: Path) -> dict[str, Tensor]:
     except OSError:
         raise
     except Exception as error:  # a damaged or hostile file raises whatever its bytes lead to
-        raise InputError(f"{path}: not weights alone: {one_line(error)[:100]}") from None
-    for name in _NESTED:
+        raise InputError(f"{path}: not weights alone: {format_error(error)[:100]}") from None
+    for name in _STATE_DICT_KEYS:
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
     if not (isinstance(content, dict) and content and all(isinstance(it, Tensor) for it in content.values())):

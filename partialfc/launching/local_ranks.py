@@ -27,61 +27,67 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous import registry as rendezvous
 
-from partialfc.runtime.exit_codes import DIVERGED, EXIT_CODE, LOST, STOPPED, end_at_once
+from partialfc.runtime.exit_codes import (
+    EXIT_BAD_INPUT,
+    EXIT_DIVERGED,
+    EXIT_RANK_LOST,
+    EXIT_STOPPED,
+    hard_exit,
+)
 from partialfc.runtime.process import launcher_link
-from partialfc.runtime.process.signals import heard_by, say_stopped
+from partialfc.runtime.process.signals import handle_stop_signals, print_stopped
 
 # Seconds in which the other nodes' launchers see that their ranks ended with the same error: SLURM ends those that are
 # left when the first is gone, and then gives their exit code.
-_OTHERS_END = 5
-_STRAGGLING = 15  # seconds in which a machine's ranks end after the first of them
-_PATIENCE = 3  # seconds between a second Ctrl-C and SIGKILL
-_INTERRUPTED = 128 + signal.SIGINT
+_PEER_EXIT_DELAY = 5
+_STRAGGLER_TIMEOUT = 15  # seconds in which a machine's ranks end after the first of them
+_KILL_DELAY = 3  # seconds between a second Ctrl-C and SIGKILL
+_EXIT_SIGINT = 128 + signal.SIGINT
 # After which a restart would change nothing, or is not wanted.
-_FINAL = (0, EXIT_CODE, DIVERGED, STOPPED, _INTERRUPTED)
+_FINAL_EXIT_CODES = (0, EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_STOPPED, _EXIT_SIGINT)
 
 
 @dataclass(frozen=True)
-class Machines:
+class ClusterSpec:
     """The machines of a run, each with a launcher of its own."""
 
     nodes: int
     endpoint: str  # host:port where they meet
-    name: str  # of the run, at the endpoint
-    ranks: int  # of each
+    run_id: str  # of the run, at the endpoint
+    ranks_per_node: int  # of each
 
 
-def run_ranks(command: list[str], machines: Machines, restarts: int, *, numa: bool = False) -> int:
+def launch_ranks(command: list[str], cluster: ClusterSpec, max_restarts: int, *, numa: bool = False) -> int:
     """Start the ranks, each of them Python with `command`, and return the exit code of the run. All ranks are started
-    again, up to `restarts` times, when one has died. Afterwards signals are ignored: the exit code is known.
+    again, up to `max_restarts` times, when one has died. Afterwards signals are ignored: the exit code is known.
 
     numa: whether each is bound to the cores and the memory nearest to its GPU.
     """
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the rank that failed says why
-    os.environ[launcher_link.VARIABLE] = str(os.getpid())
+    os.environ[launcher_link.LAUNCHER_PID_VARIABLE] = str(os.getpid())
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # ours are the others
-    processes, code = _Processes(), 0
-    with processes.passing_signals_on():
-        for attempt in range(restarts + 1):
-            code = _attempt(command, machines, attempt, processes, numa)
-            if code in _FINAL or attempt == restarts:
+    processes, code = _RankProcesses(), 0
+    with processes.forward_signals():
+        for attempt in range(max_restarts + 1):
+            code = _attempt(command, cluster, attempt, processes, numa)
+            if code in _FINAL_EXIT_CODES or attempt == max_restarts:
                 break
             processes.pids = []
-            _say(f"starting all ranks again, {attempt + 1} of {restarts} times at most")
+            _print_error(f"starting all ranks again, {attempt + 1} of {max_restarts} times at most")
     Console().show_cursor()  # on a terminal: a rank that was killed could not end its display
-    if code == EXIT_CODE and machines.nodes > 1:
-        time.sleep(_OTHERS_END)
+    if code == EXIT_BAD_INPUT and cluster.nodes > 1:
+        time.sleep(_PEER_EXIT_DELAY)
     return code
 
 
 def _attempt(
-    command: list[str], machines: Machines, attempt: int, processes: "_Processes", numa: bool
+    command: list[str], machines: ClusterSpec, attempt: int, processes: "_RankProcesses", numa: bool
 ) -> int:
     meeting = rendezvous.get_rendezvous_handler(
         RendezvousParameters(
             backend="c10d",
             endpoint=machines.endpoint,
-            run_id=f"{machines.name}.{attempt}",
+            run_id=f"{machines.run_id}.{attempt}",
             min_nodes=machines.nodes,
             max_nodes=machines.nodes,
             timeout=900,
@@ -89,7 +95,7 @@ def _attempt(
     )
     spec = WorkerSpec(
         role="ranks",
-        local_world_size=machines.ranks,
+        local_world_size=machines.ranks_per_node,
         entrypoint=sys.executable,
         args=tuple(command),
         rdzv_handler=meeting,
@@ -111,12 +117,12 @@ def _numa_options() -> dict[str, Any]:
     try:
         from torch.numa.binding import AffinityMode, NumaOptions
     except ImportError:
-        _say("warning: launch.numa: this version of PyTorch binds no ranks")
+        _print_error("warning: launch.numa: this version of PyTorch binds no ranks")
         return {}
     return {"numa_options": NumaOptions(AffinityMode.NODE, should_fall_back_if_binding_fails=True)}
 
 
-class _Processes:
+class _RankProcesses:
     """The ranks that run on this machine, and the signals for them."""
 
     def __init__(self) -> None:
@@ -124,31 +130,31 @@ class _Processes:
         self.folder = ""  # of the agent's own files; none yet
         self._killed: set[int] = set()  # by this process
         self._ended: list[int] = []  # pids in the order in which they ended
-        self._passed_on: set[int] = set()  # signals
+        self._forwarded: set[int] = set()  # signals
         self._interrupted = False  # by a second Ctrl-C
 
     @contextmanager
-    def passing_signals_on(self) -> Iterator[None]:
+    def forward_signals(self) -> Iterator[None]:
         """Within the block a signal goes to every rank, and a second Ctrl-C ends those that do not end by themselves; after
         it signals are ignored.
         """
-        with heard_by(self._receive):
+        with handle_stop_signals(self._handle_signal):
             yield
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        again = number == signal.SIGINT and number in self._passed_on
-        self._passed_on.add(number)
-        _send(number, self.pids)
+    def _handle_signal(self, signal_number: int, frame: FrameType | None) -> None:
+        again = signal_number == signal.SIGINT and signal_number in self._forwarded
+        self._forwarded.add(signal_number)
+        _send(signal_number, self.pids)
         if again and not self._interrupted:
             self._interrupted = True
-            say_stopped(number, again=True)
-            threading.Timer(_PATIENCE, _send, [signal.SIGKILL, self.pids]).start()
+            print_stopped(signal_number, again=True)
+            threading.Timer(_KILL_DELAY, _send, [signal.SIGKILL, self.pids]).start()
         if not self.pids:  # and ranks that are just being started end with this process
-            say_stopped(number, again=False)
+            print_stopped(signal_number, again=False)
             shutil.rmtree(self.folder, ignore_errors=True)
-            end_at_once(STOPPED)  # see StopRequest
+            hard_exit(EXIT_STOPPED)  # see StopRequest
 
-    def started(self, pids: list[int]) -> None:
+    def track(self, pids: list[int]) -> None:
         """Take note of ranks that run from now on."""
         self.pids, self._ended = pids, []
         for pid in pids:
@@ -163,43 +169,45 @@ class _Processes:
 
     def _end_stragglers(self, pids: list[int]) -> None:
         """When one has ended, end those that are left some time later: they may wait for it for ever."""
-        while all(_runs(pid) for pid in pids):
+        while all(_is_running(pid) for pid in pids):
             time.sleep(0.5)
-        limit = time.monotonic() + _STRAGGLING
-        while any(_runs(pid) for pid in pids):
+        limit = time.monotonic() + _STRAGGLER_TIMEOUT
+        while any(_is_running(pid) for pid in pids):
             time.sleep(0.5)
             if time.monotonic() > limit:
-                self._killed |= {pid for pid in pids if _runs(pid)}
+                self._killed |= {pid for pid in pids if _is_running(pid)}
                 _send(signal.SIGKILL, pids)
                 return
 
     def exit_code(self, failures: Mapping[int, ProcessFailure]) -> int:
         """That of the rank whose failure was the first; says which was killed, as that one could not."""
         if self._interrupted:
-            return _INTERRUPTED
+            return _EXIT_SIGINT
         own = self._in_order([it for it in failures.values() if it.pid not in self._killed])
-        for number in self._passed_on:
+        for number in self._forwarded:
             if any(it.exitcode == -number for it in own):  # it came before the rank could listen
                 if 0 not in failures or failures[0].exitcode == -number:  # else the first rank said so
-                    say_stopped(number, again=False)
-                return STOPPED
+                    print_stopped(number, again=False)
+                return EXIT_STOPPED
             if (
                 0 in failures
                 and failures[0].pid in self._killed
-                and any(it.exitcode == STOPPED for it in own)
+                and any(it.exitcode == EXIT_STOPPED for it in own)
             ):
                 # It was waiting for the others, inside a library that hears no signal.
-                _say(f"stopped by {signal.Signals(number).name}; the first rank did not end by itself")
-                return STOPPED
+                _print_error(
+                    f"stopped by {signal.Signals(number).name}; the first rank did not end by itself"
+                )
+                return EXIT_STOPPED
         # Others may abort only because this one is gone.
-        first = next((it for it in own if it.exitcode != LOST), None)
+        first = next((it for it in own if it.exitcode != EXIT_RANK_LOST), None)
         if first is None:
-            return LOST
+            return EXIT_RANK_LOST
         if first.exitcode > 0:  # it said why itself
             return first.exitcode
         rank = next(rank for rank, it in failures.items() if it is first)
         memory = " (out of memory?)" if first.exitcode == -signal.SIGKILL else ""
-        _say(f"rank {rank} on {socket.gethostname()} was killed by {first.signal_name()}{memory}")
+        _print_error(f"rank {rank} on {socket.gethostname()} was killed by {first.signal_name()}{memory}")
         return 128 - first.exitcode  # as a shell tells it
 
     def _in_order(self, failures: list[ProcessFailure]) -> list[ProcessFailure]:
@@ -211,13 +219,13 @@ class _Processes:
 class _Agent(LocalElasticAgent):
     """Knows the processes that it has started."""
 
-    def __init__(self, spec: WorkerSpec, logs: DefaultLogsSpecs, processes: _Processes) -> None:
+    def __init__(self, spec: WorkerSpec, logs: DefaultLogsSpecs, processes: _RankProcesses) -> None:
         super().__init__(spec, logs)
         self._processes = processes
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         started = super()._start_workers(worker_group)
-        self._processes.started([int(pid) for pid in started.values()])
+        self._processes.track([int(pid) for pid in started.values()])
         return started
 
 
@@ -227,7 +235,7 @@ def _send(number: int, pids: list[int]) -> None:
             os.kill(pid, number)
 
 
-def _runs(pid: int) -> bool:
+def _is_running(pid: int) -> bool:
     """Whether a child of this process has not ended; who waits for it still can."""
     try:
         return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
@@ -235,5 +243,5 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def _say(text: str) -> None:
+def _print_error(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

@@ -19,13 +19,13 @@ from pathlib import Path
 from types import FrameType
 
 from partialfc.errors import InputError
-from partialfc.launching.launcher import Launch
-from partialfc.runtime.exit_codes import STOPPED
-from partialfc.runtime.files import SUMMARY
+from partialfc.launching.launcher import LaunchRequest
+from partialfc.runtime.exit_codes import EXIT_STOPPED
+from partialfc.runtime.files import SUMMARY_FILE
 
-_ENDED_BY_SLURM = 60  # seconds in which it ends a batch script that has queued its job again
+_REQUEUE_WAIT = 60  # seconds in which it ends a batch script that has queued its job again
 # Signals that SLURM, or somebody, sends to the batch script alone.
-_WARNINGS = (signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+_FORWARDED_SIGNALS = (signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 
 # Counts of the job's tasks, which a step of one launcher per node must not inherit.
@@ -37,7 +37,7 @@ def in_allocation() -> bool:
     return "SLURM_JOB_ID" in os.environ and "SLURM_STEP_ID" not in os.environ
 
 
-def check_tasks(asked: Launch) -> None:
+def check_tasks(asked: LaunchRequest) -> None:
     """Raise InputError if srun started several launchers of one run, each of which would be a run of its own."""
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
     if "SLURM_STEP_ID" in os.environ and tasks > 1 and asked.nodes == 1:
@@ -46,7 +46,7 @@ def check_tasks(asked: Launch) -> None:
         )
 
 
-def run_job(asked: Launch) -> int:
+def run_job(request: LaunchRequest) -> int:
     """Check the recipe, start a launcher on each node of the job, wait for them; return the exit code.
 
     Only a batch script that asks for it requeues its job. A shell in an allocation, or a notebook, has no use for that.
@@ -58,16 +58,16 @@ def run_job(asked: Launch) -> int:
         )
     job, nodes = job_name(os.environ), int(os.environ["SLURM_NNODES"])
     restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    config, _ = replace(asked, nodes=nodes).checked()  # once, before every node says it
+    config, _ = replace(request, nodes=nodes).validate()  # once, before every node says it
     endpoint = f"{_first_node()}:{_port()}"
-    everywhere = replace(asked, nodes=nodes, endpoint=endpoint, name=f"{job}.{restarts}")
-    code = _launchers(everywhere.arguments(), job, nodes, batch=asked.requeue)
-    if asked.command != "train":
+    everywhere = replace(request, nodes=nodes, endpoint=endpoint, run_id=f"{job}.{restarts}")
+    code = _run_launchers(everywhere.to_arguments(), job, nodes, batch=request.requeue)
+    if request.command != "train":
         return code
-    if code == 0 and not (Path(config.output) / SUMMARY).exists():
-        _say("a launcher was killed before the run had ended")  # srun says 0 then
+    if code == 0 and not (Path(config.output) / SUMMARY_FILE).exists():
+        _print_error("a launcher was killed before the run had ended")  # srun says 0 then
         code = 1
-    if code == STOPPED and asked.requeue:
+    if code == EXIT_STOPPED and request.requeue:
         requeue(config.launch.max_requeues)
     return code
 
@@ -79,7 +79,7 @@ def job_name(environment: Mapping[str, str]) -> str:
     return environment["SLURM_JOB_ID"]
 
 
-def _launchers(arguments: Sequence[str], job: str, nodes: int, *, batch: bool) -> int:
+def _run_launchers(arguments: Sequence[str], job: str, nodes: int, *, batch: bool) -> int:
     """Return the exit code of srun, which is the largest of the launchers'."""
     step = f"partialfc-{uuid.uuid4().hex[:8]}"
     command = [
@@ -87,10 +87,10 @@ def _launchers(arguments: Sequence[str], job: str, nodes: int, *, batch: bool) -
         *_cpus(),
         *(sys.executable, "-m", "partialfc", *arguments),
     ]
-    for one in _WARNINGS:
-        signal.signal(one, partial(_pass_on, job, step))
+    for one in _FORWARDED_SIGNALS:
+        signal.signal(one, partial(_forward_signal, job, step))
     # SLURM sends it to the launchers of a batch job, too; in a shell it comes from somebody else.
-    signal.signal(signal.SIGTERM, _ignore if batch else partial(_pass_on, job, step))
+    signal.signal(signal.SIGTERM, _ignore if batch else partial(_forward_signal, job, step))
     environment = {name: value for name, value in os.environ.items() if name not in _TASK_COUNTS}
     # Else each end of a job warns that other processes are gone.
     environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -108,7 +108,7 @@ def _cpus() -> list[str]:
     return [f"--cpus-per-task={int(each) * int(tasks)}"] if each else []
 
 
-def _pass_on(job: str, step: str, number: int, frame: FrameType | None) -> None:
+def _forward_signal(job: str, step: str, number: int, frame: FrameType | None) -> None:
     """Send a signal to the launchers; never to srun, which would end them at once, nor to other steps of the job."""
     command = ["squeue", "--noheader", "--steps", f"--jobs={job}", "--format=%i %j"]
     listed = subprocess.run(command, check=False, capture_output=True, text=True).stdout
@@ -121,15 +121,15 @@ def _pass_on(job: str, step: str, number: int, frame: FrameType | None) -> None:
 def requeue(limit: int) -> None:
     """Requeue this job, at most `limit` times, unless somebody has cancelled or requeued it."""
     job, restarts = job_name(os.environ), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    if _shown("job", job, "JobState") != "RUNNING":
+    if _scontrol_field("job", job, "JobState") != "RUNNING":
         return
     if restarts >= limit:
-        _say(f"not queued again: launch.max_requeues is {limit}")
+        _print_error(f"not queued again: launch.max_requeues is {limit}")
         return
-    _say(f"queued again, {restarts + 1} of {limit} times at most")
+    _print_error(f"queued again, {restarts + 1} of {limit} times at most")
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which SLURM ends this process
     if subprocess.run(["scontrol", "requeue", job], check=False).returncode == 0:
-        time.sleep(_ENDED_BY_SLURM)
+        time.sleep(_REQUEUE_WAIT)
 
 
 def _first_node() -> str:
@@ -139,7 +139,7 @@ def _first_node() -> str:
     try:
         socket.getaddrinfo(name, None)
     except OSError:
-        return _shown("node", name, "NodeAddr") or name
+        return _scontrol_field("node", name, "NodeAddr") or name
     return name
 
 
@@ -148,7 +148,7 @@ def _port() -> str:
     return os.environ.get("MASTER_PORT", str(20_000 + job % 10_000))
 
 
-def _shown(kind: str, name: str, key: str) -> str | None:
+def _scontrol_field(kind: str, name: str, key: str) -> str | None:
     """What SLURM says of a job or a node."""
     command = ["scontrol", "--oneliner", "show", kind, name]
     text = subprocess.run(command, check=False, capture_output=True, text=True).stdout
@@ -156,5 +156,5 @@ def _shown(kind: str, name: str, key: str) -> str | None:
     return found[1] if found else None
 
 
-def _say(text: str) -> None:
+def _print_error(text: str) -> None:
     print(time.strftime("%F %T"), text, file=sys.stderr, flush=True)

@@ -12,79 +12,79 @@ import msgspec
 
 from partialfc import recipe
 from partialfc.config import Config
-from partialfc.config.provenance import settings_of
-from partialfc.conversion import converted
-from partialfc.evaluation.metrics import rounded
-from partialfc.monitoring.metrics_file import Line
-from partialfc.monitoring.plots import draw_runs
-from partialfc.runtime.files import SUMMARY, atomic_write, decode_json, read_metrics
+from partialfc.config.provenance import flatten_config
+from partialfc.conversion import convert
+from partialfc.evaluation.metrics import format_scores
+from partialfc.monitoring.metrics_file import MetricsRecord
+from partialfc.monitoring.plots import plot_runs
+from partialfc.runtime.files import SUMMARY_FILE, atomic_write, decode_json, read_metrics
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 _TITLES = {"roc": "ROC", "hardest_pairs": "the pairs that are hardest to tell"}
-_COLOURS = ("#2f6fde", "#e07a3f", "#3c9d6b", "#8d63c9", "#c24d6e", "#6b7a8f")  # of the parts of a step's time
-_RECENT = 10  # lines of a log that say where the time goes
+_COLORS = ("#2f6fde", "#e07a3f", "#3c9d6b", "#8d63c9", "#c24d6e", "#6b7a8f")  # of the parts of a step's time
+_NUM_RECENT_RECORDS = 10  # lines of a log that say where the time goes
 
 
-def write_page(runs: Sequence[Path], page: Path) -> None:
+def write_html_report(runs: Sequence[Path], path: Path) -> None:
     """Write the page of these runs' folders. FileNotFoundError where one is none, InputError where it is damaged."""
     for run in runs:
         if not (run / "metrics.jsonl").is_file():
             below = sorted(it.parent for it in run.glob("*/metrics.jsonl"))
             hint = f"; it holds runs: {' '.join(map(str, below[:5]))}" if below else ""
             raise FileNotFoundError(f"{run}: expected the folder of a run, with metrics.jsonl{hint}")
-    names = _names(runs)
+    names = _run_names(runs)
     lines = [read_metrics(run / "metrics.jsonl") for run in runs]
-    scores = [row for name, found in zip(names, lines, strict=True) for row in _scores(name, found)]
+    scores = [row for name, found in zip(names, lines, strict=True) for row in _score_rows(name, found)]
     content = {
         "title": names[0] if len(runs) == 1 else f"{len(runs)} runs",
         "made": f"Made by partialfc report on {time.strftime('%F')}, of {', '.join(map(str, runs))}.",
-        "curves": _curves(runs),
+        "curves": _curves_image(runs),
         "scores": scores,
         "score_names": list(dict.fromkeys(it for row in scores for it in row["cells"])),
-        "pictures": [it for it in map(_pictures, names, runs) if it["sets"]],
-        "times": [it for it in map(_times, names, lines) if it["parts"]],
+        "pictures": [it for it in map(_figures, names, runs) if it["sets"]],
+        "times": [it for it in map(_time_bars, names, lines) if it["parts"]],
         "settings_of": names if len(runs) > 1 else ["value"],
-        "settings": _settings(runs),
+        "settings": _settings_rows(runs),
         "environments": [
-            {"name": name, "words": _environment(run)} for name, run in zip(names, runs, strict=True)
+            {"name": name, "words": _environment_text(run)} for name, run in zip(names, runs, strict=True)
         ],
     }
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     text = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(content)
-    with atomic_write(page) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _names(runs: Sequence[Path]) -> list[str]:
+def _run_names(runs: Sequence[Path]) -> list[str]:
     """The folders' names; their paths where two have the same."""
     names = [run.resolve().name for run in runs]
     return names if len(set(names)) == len(names) else [str(run) for run in runs]
 
 
-def _source(image: bytes) -> str:
+def _data_uri(image: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(image).decode()
 
 
-def _curves(runs: Sequence[Path]) -> str:
+def _curves_image(runs: Sequence[Path]) -> str:
     with tempfile.TemporaryDirectory() as folder:
         picture = Path(folder, "curves.png")
-        draw_runs([run / "metrics.jsonl" for run in runs], picture)
-        return _source(picture.read_bytes())
+        plot_runs([run / "metrics.jsonl" for run in runs], picture)
+        return _data_uri(picture.read_bytes())
 
 
-def _scores(name: str, lines: list[Line]) -> list[dict[str, Any]]:
+def _score_rows(name: str, lines: list[MetricsRecord]) -> list[dict[str, Any]]:
     """A row for each set, of the newest evaluation."""
     found = [it for it in lines if it.get("verification")]
     if not found:
         return []
     newest = found[-1]
     return [
-        {"run": name, "set": one, "step": newest["step"], "cells": rounded(values)}
+        {"run": name, "set": one, "step": newest["step"], "cells": format_scores(values)}
         for one, values in newest["verification"].items()
     ]
 
 
-def _pictures(name: str, run: Path) -> dict[str, Any]:
+def _figures(name: str, run: Path) -> dict[str, Any]:
     """The newest of each set, as TensorBoard has them."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # takes a second
 
@@ -97,14 +97,14 @@ def _pictures(name: str, run: Path) -> dict[str, Any]:
         kind, of, one = tag.removeprefix("verification/").partition("_of_")
         if tag.startswith("verification/") and of:
             image = board.Images(tag)[-1].encoded_image_string
-            picture = {"title": _TITLES.get(kind, kind), "source": _source(image)}
+            picture = {"title": _TITLES.get(kind, kind), "source": _data_uri(image)}
             by_set.setdefault(one, []).append(picture)
     return {"name": name, "sets": [{"name": one, "pictures": it} for one, it in sorted(by_set.items())]}
 
 
-def _times(name: str, lines: list[Line]) -> dict[str, Any]:
+def _time_bars(name: str, lines: list[MetricsRecord]) -> dict[str, Any]:
     """The mean of the newest lines' parts of a step, in milliseconds."""
-    recent = [it for it in lines if "milliseconds" in it][-_RECENT:]
+    recent = [it for it in lines if "milliseconds" in it][-_NUM_RECENT_RECORDS:]
     if not recent:
         return {"name": name, "parts": []}
     means = {
@@ -115,32 +115,32 @@ def _times(name: str, lines: list[Line]) -> dict[str, Any]:
     speed = sum(it["images_per_second"] for it in recent) / len(recent)
     parts = [
         {"name": part, "milliseconds": f"{mean:.1f}", "share": f"{100 * mean / whole:.2f}", "colour": colour}
-        for (part, mean), colour in zip(means.items(), _COLOURS * 2, strict=False)
+        for (part, mean), colour in zip(means.items(), _COLORS * 2, strict=False)
     ]
     return {"name": name, "words": f"{whole:.1f} ms a step, {speed:.0f} images/s", "parts": parts}
 
 
-def _settings(runs: Sequence[Path]) -> list[dict[str, Any]]:
+def _settings_rows(runs: Sequence[Path]) -> list[dict[str, Any]]:
     """Of several runs those that differ; of one, all."""
-    resolved = [_resolved(run) for run in runs]
+    resolved = [_load_config(run) for run in runs]
     every = dict.fromkeys(key for settings in resolved for key in settings)
     kept = [key for key in every if len(runs) == 1 or len({str(it.get(key)) for it in resolved}) > 1]
     return [{"key": key, "cells": [it.get(key, "") for it in resolved]} for key in kept]
 
 
-def _resolved(run: Path) -> dict[str, Any]:
+def _load_config(run: Path) -> dict[str, Any]:
     path = run / "recipe.yaml"
     tree = recipe.parse(path.read_bytes().decode(errors="replace"), f"{path}: not the recipe of a run")
-    return dict(settings_of(converted(tree, Config, str(path))))
+    return dict(flatten_config(convert(tree, Config, str(path))))
 
 
 class _Summary(msgspec.Struct):
     environment: dict[str, str] = {}
 
 
-def _environment(run: Path) -> str:
+def _environment_text(run: Path) -> str:
     """What a finished run says of it; else the first line of its log."""
-    summary = run / SUMMARY
+    summary = run / SUMMARY_FILE
     if summary.exists():
         known = decode_json(summary.read_bytes(), _Summary, f"{summary}: not what a run writes").environment
         if known:

@@ -10,11 +10,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from partialfc.data.images import Pixels
-from partialfc.monitoring.loggers.logger import Logger, Setting
+from partialfc.data.images import ImageArray
+from partialfc.monitoring.loggers.logger import Logger, SettingValue
 
 # Of a line of numbers: the group that each stands in.
-_GROUPS = {
+_GROUP_OF_METRIC = {
     "loss": "loss",
     "rate": "workings_optimizer",
     "gradient_norm": "workings_optimizer",
@@ -30,11 +30,11 @@ _GROUPS = {
     "nearest_angle": "workings_angle",
     "never_positive": "workings_classes",
 }
-TIME, MEMORY, SETTINGS = "workings_time", "workings_memory", "workings_settings"
-_SCORES = "verification"
+TIME_GROUP, MEMORY_GROUP, SCHEDULE_GROUP = "workings_time", "workings_memory", "workings_settings"
+_EVAL_GROUP = "verification"
 
 
-class Board:
+class LoggerGroup:
     """Puts what a run says into groups, for all its loggers. What one of them cannot write is told, and stops neither the
     others nor the run.
     """
@@ -42,76 +42,86 @@ class Board:
     def __init__(
         self,
         loggers: Sequence[Logger],
-        tell: Callable[[OSError], None],
+        on_error: Callable[[OSError], None],
         pictures: Literal["local", "remote", "off"] = "local",
     ) -> None:
-        self._loggers, self._tell = loggers, tell
+        self._loggers, self._tell = loggers, on_error
         self._pictured: Sequence[Logger] = []  # those that get pictures
         if pictures != "off":
             self._pictured = [it for it in loggers if pictures == "remote" or not it.is_remote]
 
     def close(self) -> None:
         """Bring everything to where it is kept."""
-        self._each(lambda it: it.close())
+        self._for_each_logger(lambda it: it.close())
 
-    def recipe(self, text: str, settings: Mapping[str, Setting]) -> None:
+    def log_config(self, text: str, flat_config: Mapping[str, SettingValue]) -> None:
         """Show the run's recipe, in YAML and by its keys."""
-        self._each(lambda it: it.recipe(text, settings))
+        self._for_each_logger(lambda it: it.log_config(text, flat_config))
 
-    def numbers(self, step: int, line: Mapping[str, float]) -> None:
+    def log_record(self, step: int, record: Mapping[str, float]) -> None:
         """Show each number of a line in its group."""
-        known = {f"{_GROUPS[name]}/{name}": value for name, value in line.items() if name in _GROUPS}
+        known = {
+            f"{_GROUP_OF_METRIC[name]}/{name}": value
+            for name, value in record.items()
+            if name in _GROUP_OF_METRIC
+        }
         self._scalars(step, known)
 
-    def group(self, step: int, group: str, values: Mapping[str, float]) -> None:
+    def log_group(self, step: int, group: str, values: Mapping[str, float]) -> None:
         """Show the numbers of one group."""
         self._scalars(step, {f"{group}/{name}": value for name, value in values.items()})
 
-    def scores(self, step: int, name: str, values: Mapping[str, float]) -> None:
+    def log_scores(self, step: int, name: str, values: Mapping[str, float]) -> None:
         """Show the scores of an evaluation set, without the ends of their intervals."""
-        self._scalars(step, {f"{_SCORES}/{name}/{it}": value for it, value in _shown(values).items()})
+        self._scalars(
+            step, {f"{_EVAL_GROUP}/{name}/{it}": value for it, value in _without_intervals(values).items()}
+        )
 
-    def histogram(self, step: int, name: str, values: NDArray[np.floating]) -> None:
+    def log_histogram(self, step: int, name: str, values: NDArray[np.floating]) -> None:
         """Show the distribution of finite values; nothing where there are none."""
         if len(values):
-            self._each(lambda it: it.histogram(step, name, values))
+            self._for_each_logger(lambda it: it.log_histogram(step, name, values))
 
-    def picture(self, step: int, name: str, pixels: Pixels) -> None:
+    def log_image(self, step: int, name: str, image: ImageArray) -> None:
         """Show an RGB image [H, W, 3]."""
-        self._each(lambda it: it.picture(step, name, pixels), self._pictured)
+        self._for_each_logger(lambda it: it.log_image(step, name, image), self._pictured)
 
-    def pictures_of(self, step: int, name: str, pictures: Iterable[tuple[str, Pixels]]) -> None:
+    def log_figures(self, step: int, name: str, figures: Iterable[tuple[str, ImageArray]]) -> None:
         """Show pictures of an evaluation set, with their names. They are drawn as they are taken: none without a logger."""
-        for kind, pixels in pictures if self._pictured else ():
-            self.picture(step, f"{_SCORES}/{kind}_of_{name}", pixels)
+        for kind, pixels in figures if self._pictured else ():
+            self.log_image(step, f"{_EVAL_GROUP}/{kind}_of_{name}", pixels)
 
-    def embeddings(
-        self, step: int, vectors: NDArray[np.float32], names: list[str], faces: list[Pixels]
+    def log_embeddings(
+        self, step: int, vectors: NDArray[np.float32], names: list[str], images: list[ImageArray]
     ) -> None:
         """Show embeddings [n, D] with the name and the face of each."""
-        self._each(lambda it: it.embeddings(step, vectors, names, faces), self._pictured)
+        self._for_each_logger(lambda it: it.log_embeddings(step, vectors, names, images), self._pictured)
 
-    def outcome(self, settings: Mapping[str, Setting], scores: Mapping[str, Mapping[str, float]]) -> None:
+    def log_hparams(
+        self, flat_config: Mapping[str, SettingValue], scores: Mapping[str, Mapping[str, float]]
+    ) -> None:
         """Show what came of which settings: the last scores of each set."""
         values = {
-            f"{_SCORES}/{name}/{it}": value
+            f"{_EVAL_GROUP}/{name}/{it}": value
             for name, found in scores.items()
-            for it, value in _shown(found).items()
+            for it, value in _without_intervals(found).items()
         }
-        self._each(lambda it: it.outcome(settings, values))
+        self._for_each_logger(lambda it: it.log_hparams(flat_config, values))
 
-    def _each(self, show: Callable[[Logger], None], loggers: Sequence[Logger] | None = None) -> None:
+    def _for_each_logger(
+        self, action: Callable[[Logger], None], loggers: Sequence[Logger] | None = None
+    ) -> None:
         for logger in self._loggers if loggers is None else loggers:
             try:
-                show(logger)
+                action(logger)
             except OSError as error:
                 self._tell(error)
 
     def _scalars(self, step: int, values: Mapping[str, float]) -> None:
-        self._each(lambda it: it.scalars(step, values))
+        self._for_each_logger(lambda it: it.log_scalars(step, values))
 
 
-def _shown(scores: Mapping[str, float]) -> dict[str, float]:
+def _without_intervals(scores: Mapping[str, float]) -> dict[str, float]:
     """Return the scores that are defined, without the ends of their intervals."""
     return {
         name: value

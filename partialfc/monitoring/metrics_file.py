@@ -7,17 +7,17 @@ from typing import Any
 
 import msgspec
 
-from partialfc.evaluation.sets import Scores, headline
+from partialfc.evaluation.sets import Scores, primary_score
 from partialfc.runtime.files import atomic_write, with_undefined
 
 # Keys of lines, for records that are damaged: each is named in one line.
 DAMAGED = ("unreadable", "corrupt")
 _LISTED = 1000  # keys in a summary
 
-Line = dict[str, Any]  # with "step": the number of steps taken
+MetricsRecord = dict[str, Any]  # with "step": the number of steps taken
 
 
-class History:
+class MetricsFile:
     """What an earlier part of the run wrote stays, up to the step that the run goes on from.
 
     start: that step; 0 for a fresh run, which keeps nothing.
@@ -25,7 +25,7 @@ class History:
 
     def __init__(self, path: Path, start: int) -> None:
         self.loss: float | None = None  # newest; None before the first
-        self.verified_step: int | None = None  # of the newest scores
+        self.last_evaluated_step: int | None = None  # of the newest scores
         self.verification: list[
             Mapping[str, Scores]
         ] = []  # of each set, by its name: the first, and the newest
@@ -36,16 +36,16 @@ class History:
             name: {} for name in DAMAGED
         }  # keys of records, each once
         lines = path.read_bytes().splitlines() if path.exists() and start else []
-        earlier = [line for line in map(_parsed, lines) if line and line["step"] <= start]
+        earlier = [line for line in map(_parse_line, lines) if line and line["step"] <= start]
         for line in earlier:
-            self._note(line)
+            self._track(line)
         with atomic_write(path) as temporary:
             temporary.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in earlier))
         self._file = path.open("ab")
 
-    def write(self, line: Line) -> None:
+    def write(self, line: MetricsRecord) -> None:
         """Write a line, which is in the file at once."""
-        self._note(line)
+        self._track(line)
         self._file.write(msgspec.json.encode(line) + b"\n")
         self._file.flush()
 
@@ -62,7 +62,7 @@ class History:
             "verification_before": verification[0],
             "verification": verification[-1],
             "verification_best": {
-                name: {headline(verification[-1][name])[0]: best, "step": at}
+                name: {primary_score(verification[-1][name])[0]: best, "step": at}
                 for name, (best, at) in self.best.items()
                 if name in verification[-1]
             },
@@ -72,27 +72,27 @@ class History:
         """Close the file."""
         self._file.close()
 
-    def _note(self, line: Line) -> None:
-        self.loss = line.get("loss", self.loss)
+    def _track(self, record: MetricsRecord) -> None:
+        self.loss = record.get("loss", self.loss)
         for name, keys in self.damaged.items():
-            keys |= dict.fromkeys(line.get(name, []))
-        scores: Mapping[str, Scores] | None = line.get("verification")
+            keys |= dict.fromkeys(record.get(name, []))
+        scores: Mapping[str, Scores] | None = record.get("verification")
         if scores is None:
             return
         self.verification = [*self.verification[:1], scores]
-        self.verified_step = line["step"]
+        self.last_evaluated_step = record["step"]
         for name, values in scores.items():
-            _, value = headline(values)
+            _, value = primary_score(values)
             if math.isnan(value):
                 continue
             if name not in self.best or value > self.best[name][0]:
-                self.best[name] = value, line["step"]
+                self.best[name] = value, record["step"]
 
 
-def _parsed(line: bytes) -> Line | None:
+def _parse_line(line: bytes) -> MetricsRecord | None:
     """None for a line that a killed process left half written."""
     try:
-        parsed: Line = msgspec.json.decode(line)
+        parsed: MetricsRecord = msgspec.json.decode(line)
     except (msgspec.DecodeError, ValueError, RecursionError):
         return None
     return with_undefined(parsed)

@@ -9,12 +9,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from partialfc.errors import InputError
-from partialfc.evaluation.sets import headline
-from partialfc.monitoring.metrics_file import Line
+from partialfc.evaluation.sets import primary_score
+from partialfc.monitoring.metrics_file import MetricsRecord
 from partialfc.runtime.files import atomic_write, read_metrics
 
 
-def draw_runs(runs: Sequence[Path], picture: Path) -> None:
+def plot_runs(runs: Sequence[Path], out: Path) -> None:
     """Loss, learning rate and the headline score of every evaluation set over the steps, as a PNG.
 
     runs: their metrics.jsonl. FileNotFoundError where one is not there, InputError where it is none.
@@ -31,15 +31,15 @@ def draw_runs(runs: Sequence[Path], picture: Path) -> None:
         for axes, name in ((loss, "loss"), (rate, "rate")):
             axes.plot([line["step"] for line in reports], [line[name] for line in reports], label=run)
         for name in sorted({name for line in scores for name in line["verification"]}):
-            _draw_headline(
+            _plot_primary_score(
                 scores_of_sets, run, name, [line for line in scores if name in line["verification"]]
             )
     if len(runs) > 1:
         loss.legend()
-    _save(figure, picture)
+    _save(figure, out)
 
 
-def draw_comparison(runs: list[Path], picture: Path) -> dict[str, float]:
+def plot_loss_differences(runs: list[Path], out: Path) -> dict[str, float]:
     """The losses of several runs' metrics.jsonl, and their relative differences from the first one's, as a PNG.
 
     Returns the largest difference of each run, by the name of its folder. InputError where steps differ.
@@ -66,12 +66,12 @@ def draw_comparison(runs: list[Path], picture: Path) -> dict[str, float]:
     differences.set_title(f"relative difference from {next(iter(curves))} (0 drawn as 1e-9)")
     losses.legend()
     differences.legend()
-    _save(figure, picture)
+    _save(figure, out)
     return largest
 
 
-def _draw_headline(axes: Axes, run: str, name: str, lines: list[Line]) -> None:
-    watched = [headline(line["verification"][name]) for line in lines]
+def _plot_primary_score(axes: Axes, run: str, name: str, lines: list[MetricsRecord]) -> None:
+    watched = [primary_score(line["verification"][name]) for line in lines]
     values = [100 * value for _, value in watched]
     label = f"{run}{name}, {watched[-1][0]}: {'-' if math.isnan(values[-1]) else f'{values[-1]:.1f}'}"
     axes.plot([line["step"] for line in lines], values, marker="o", label=label)

@@ -9,26 +9,26 @@ import torch
 from torch import Tensor
 
 from partialfc.monitoring.diagnostics import StepDiagnostics
-from partialfc.monitoring.metrics_file import DAMAGED, Line
-from partialfc.runtime.host_copy import Reading
+from partialfc.monitoring.metrics_file import DAMAGED, MetricsRecord
+from partialfc.runtime.host_copy import HostCopy
 
 _DAMAGED = {"unreadable": "unreadable records", "corrupt": "records with corrupt JPEG data"}
 _NAMED = 8  # keys in a line of the log
 
 
 @dataclass(frozen=True)
-class Metrics:
+class StepMetrics:
     """What one step brings; the tensors are scalars on the device, the same on every rank."""
 
     loss: Tensor
-    gradient_norm: Tensor  # of the backbone, before clipping
-    finite: Tensor  # bool: whether the step was taken
+    grad_norm: Tensor  # of the backbone, before clipping
+    is_finite: Tensor  # bool: whether the step was taken
     lr: float  # the backbone's learning rate
-    waited: float  # seconds for data
-    replaced: int  # images that could not be read
+    data_wait_seconds: float  # seconds for data
+    num_replaced: int  # images that could not be read
     diagnostics: StepDiagnostics | None = None  # where the step was looked at more closely
     # those that change as training goes on, by their keys
-    settings: Mapping[str, float] = field(default_factory=dict)
+    scheduled_values: Mapping[str, float] = field(default_factory=dict)
     unreadable: tuple[int, ...] = ()  # keys of records that could not be read, not named before
     corrupt: tuple[int, ...] = ()  # those of which the decoder warned
 
@@ -37,23 +37,23 @@ class Metrics:
 class RunProgress:
     """How far a run goes, and how far it has come."""
 
-    start: int  # the step it goes on from
-    total: int  # steps
+    start_step: int  # the step it goes on from
+    total_steps: int  # steps
     steps_per_epoch: int
-    batch: int  # images a step, over all ranks
-    seconds: float  # that the steps before `start` took
+    global_batch_size: int  # images a step, over all ranks
+    elapsed_seconds: float  # that the steps before `start_step` took
 
 
-class Window:
+class MetricsWindow:
     """Some steps, up to number `step`, whose numbers are on their way to the host.
 
     health: what else is to be read beside them, [h] on the device.
     """
 
-    def __init__(self, step: int, steps: Sequence[Metrics], health: Tensor) -> None:
+    def __init__(self, step: int, steps: Sequence[StepMetrics], health: Tensor) -> None:
         self.step, self.steps = step, steps
-        values = torch.stack([torch.stack([it.loss, it.gradient_norm, it.finite.float()]) for it in steps])
-        self._reading = Reading(torch.cat([values.double().flatten(), health.double()]))
+        values = torch.stack([torch.stack([it.loss, it.grad_norm, it.is_finite.float()]) for it in steps])
+        self._reading = HostCopy(torch.cat([values.double().flatten(), health.double()]))
 
     def read(self) -> tuple[list[list[float]], list[float]]:
         """Loss, norm, and whether it was taken, of each step, by what they are; and the health. Waits for these alone."""
@@ -63,84 +63,86 @@ class Window:
         return columns, numbers[count:].tolist()
 
 
-def line_of(
-    step: int, steps: Sequence[Metrics], columns: Sequence[Sequence[float]], length: RunProgress
-) -> Line:
+def build_record(
+    step: int, steps: Sequence[StepMetrics], values: Sequence[Sequence[float]], progress: RunProgress
+) -> MetricsRecord:
     """The newest `steps`, up to number `step`, without what takes a clock. columns: from their Window."""
-    losses, norms, taken = columns
-    beside: Line = {"settings": dict(steps[-1].settings)} if steps[-1].settings else {}
+    losses, norms, taken = values
+    beside: MetricsRecord = (
+        {"settings": dict(steps[-1].scheduled_values)} if steps[-1].scheduled_values else {}
+    )
     for name in DAMAGED:
         if keys := [key for it in steps for key in getattr(it, name)]:
             beside[name] = keys
     return beside | {
         "step": step,
-        "epoch": step / length.steps_per_epoch,
+        "epoch": step / progress.steps_per_epoch,
         "loss": sum(losses) / len(steps),
         "rate": steps[-1].lr,
         "gradient_norm": norms[-1],
         "skipped": len(steps) - int(sum(taken)),
-        "replaced": sum(it.replaced for it in steps),
-        "longest_data_wait": max(it.waited for it in steps),  # seconds, of one step
+        "replaced": sum(it.num_replaced for it in steps),
+        "longest_data_wait": max(it.data_wait_seconds for it in steps),  # seconds, of one step
     }
 
 
-def speed_of(
-    steps: Sequence[Metrics], length: RunProgress, seconds: float, spent: Mapping[str, float]
-) -> Line:
-    """What took `seconds`, of which the sections of the steps took those `spent`."""
-    parts = {**spent, "other": max(0.0, seconds - sum(spent.values()))}
+def throughput_fields(
+    steps: Sequence[StepMetrics], progress: RunProgress, seconds: float, section_seconds: Mapping[str, float]
+) -> MetricsRecord:
+    """What took `seconds`, of which the sections of the steps took those `section_seconds`."""
+    parts = {**section_seconds, "other": max(0.0, seconds - sum(section_seconds.values()))}
     return {
-        "images_per_second": len(steps) * length.batch / seconds,
-        "data_wait": sum(it.waited for it in steps) / seconds,  # share of the time
+        "images_per_second": len(steps) * progress.global_batch_size / seconds,
+        "data_wait": sum(it.data_wait_seconds for it in steps) / seconds,  # share of the time
         "milliseconds": {name: 1000 * part / len(steps) for name, part in parts.items()},  # of a step
     }
 
 
-def columns_of(line: Line) -> dict[str, str]:
+def format_columns(record: MetricsRecord) -> dict[str, str]:
     """A line's numbers for people, by their titles."""
     return {
-        "epoch": f"{line['epoch']:.2f}",
-        "loss": f"{line['loss']:.4f}",
-        "rate": f"{line['rate']:.3g}",
-        "norm": f"{line['gradient_norm']:.3g}",
-        "images/s": f"{line['images_per_second']:.0f}",
-        "data wait": f"{line['data_wait']:.0%}",
+        "epoch": f"{record['epoch']:.2f}",
+        "loss": f"{record['loss']:.4f}",
+        "rate": f"{record['rate']:.3g}",
+        "norm": f"{record['gradient_norm']:.3g}",
+        "images/s": f"{record['images_per_second']:.0f}",
+        "data wait": f"{record['data_wait']:.0%}",
     }
 
 
-def log_line(line: Line, length: RunProgress, seconds_left: float) -> str:
+def format_log_line(record: MetricsRecord, progress: RunProgress, seconds_left: float) -> str:
     """A line of the log."""
-    shown = columns_of(line)
+    shown = format_columns(record)
     speed = f"{shown.pop('images/s')} images/s"
     wait = f"data wait {shown.pop('data wait')}"
     parts = [
-        f"step {line['step']}/{length.total}",
+        f"step {record['step']}/{progress.total_steps}",
         *(f"{name} {text}" for name, text in shown.items()),
         speed,
         wait,
     ]
     parts.append(f"ETA {timedelta(seconds=round(seconds_left))}")
-    if line["skipped"]:
-        parts.append(f"{line['skipped']} steps skipped (not finite)")
-    if line["replaced"]:
-        parts.append(f"{line['replaced']} unreadable images replaced")
+    if record["skipped"]:
+        parts.append(f"{record['skipped']} steps skipped (not finite)")
+    if record["replaced"]:
+        parts.append(f"{record['replaced']} unreadable images replaced")
     for name, what in _DAMAGED.items():
-        if keys := line.get(name):
+        if keys := record.get(name):
             more = " ..." if len(keys) > _NAMED else ""
             parts.append(f"{len(keys)} more {what}: keys {', '.join(map(str, keys[:_NAMED]))}{more}")
     return "  ".join(parts)
 
 
-class Waits:
+class EpochTimer:
     """What an epoch waited for data, or the part of it that a resumed run takes."""
 
     def __init__(self) -> None:
-        self._began, self.steps, self.waited = time.perf_counter(), 0, 0.0
+        self._began, self.steps, self.data_wait_seconds = time.perf_counter(), 0, 0.0
 
     def add(self, waited: float) -> None:
         """A step that waited so many seconds for its data."""
         self.steps += 1
-        self.waited += waited
+        self.data_wait_seconds += waited
 
     @property
     def seconds(self) -> float:

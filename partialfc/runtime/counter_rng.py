@@ -21,7 +21,7 @@ _FACTORS = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 Words = NDArray[np.uint64]
 
 
-def key(seed: int, purpose: str, *counters: int) -> int:
+def derive_key(seed: int, purpose: str, *counters: int) -> int:
     """A 64-bit key for one purpose at one place (step, epoch, block ...) of a run; counters are not
     negative.
     """
@@ -31,43 +31,43 @@ def key(seed: int, purpose: str, *counters: int) -> int:
     return int(state)
 
 
-def bits(key: int | Words, index: NDArray[np.integer]) -> Words:
+def random_bits(key: int | Words, index: NDArray[np.integer]) -> Words:
     """64 random bits for each index, uint64, in index's shape; key: one for all, or one for each."""
     words = np.multiply(index, np.uint64(GAMMA), dtype=np.uint64, casting="unsafe")
     words += np.asarray(key, np.uint64)
     return _mix(_mix(words))
 
 
-def uniform(key: int, index: NDArray[np.integer]) -> NDArray[np.float64]:
+def random_uniform(key: int, index: NDArray[np.integer]) -> NDArray[np.float64]:
     """Uniform in [0, 1), float64: multiples of 2^-53."""
-    words = bits(key, index)
+    words = random_bits(key, index)
     words >>= np.uint64(11)
     drawn = words.astype(np.float64)
     drawn *= 2.0**-53
     return drawn
 
 
-def below(key: int, index: NDArray[np.integer], bound: NDArray[np.integer]) -> NDArray[np.int64]:
+def random_integers(key: int, index: NDArray[np.integer], bound: NDArray[np.integer]) -> NDArray[np.int64]:
     """Uniform integers in [0, bound), int64, for bounds up to 2^32 (bias below bound / 2^53)."""
-    drawn = uniform(key, index)
+    drawn = random_uniform(key, index)
     drawn *= bound
     return drawn.astype(np.int64)
 
 
-def normal(key: int, index: NDArray[np.integer]) -> NDArray[np.float64]:
+def random_normal(key: int, index: NDArray[np.integer]) -> NDArray[np.float64]:
     """Standard normal, float64, by Box and Muller's transform."""
     twice = index.astype(np.uint64) * np.uint64(2)
-    radius: NDArray[np.float64] = np.sqrt(-2 * np.log1p(-uniform(key, twice)))
-    return radius * np.cos(2 * np.pi * uniform(key, twice + np.uint64(1)))
+    radius: NDArray[np.float64] = np.sqrt(-2 * np.log1p(-random_uniform(key, twice)))
+    return radius * np.cos(2 * np.pi * random_uniform(key, twice + np.uint64(1)))
 
 
-def permuted(key: int, index: NDArray[np.integer], length: int) -> NDArray[np.int64]:
+def permute_indices(key: int, index: NDArray[np.integer], length: int) -> NDArray[np.int64]:
     """Where a keyed permutation of range(length) sends each index; nothing of size `length` is stored."""
     keys, lengths = np.array([key], np.uint64), np.array([length])
-    return permuted_each(keys, index, lengths, bound=length)
+    return permute_indices_per_key(keys, index, lengths, bound=length)
 
 
-def permuted_each(
+def permute_indices_per_key(
     keys: Words, index: NDArray[np.integer], lengths: NDArray[np.integer], *, bound: int
 ) -> NDArray[np.int64]:
     """Where a permutation of range(length) sends each index, with a key and a length for each of them.
@@ -87,20 +87,20 @@ def _feistel(keys: Words, value: Words, half: int) -> Words:
     low = np.uint64((1 << half) - 1)
     left, right = value >> np.uint64(half), value & low
     for turn in range(6):
-        left, right = right, left ^ (bits(keys ^ np.uint64(turn), right) & low)
+        left, right = right, left ^ (random_bits(keys ^ np.uint64(turn), right) & low)
     return left << np.uint64(half) | right
 
 
-def signed(word: int) -> int:
+def as_int64(word: int) -> int:
     """A word of 64 bits as the int64 of the same bits."""
     return word - (1 << 64) if word >> 63 else word
 
 
-def mixed(words_: "Tensor") -> "Tensor":
-    """What `bits` makes of key + index * GAMMA, as int64 of the same bits, on any device; `words_` is overwritten."""
+def mix_words(words_: "Tensor") -> "Tensor":
+    """What `random_bits` makes of key + index * GAMMA, as int64 of the same bits, on any device; `words_` is overwritten."""
     for _ in range(2):
         for shift, factor in ((30, _FACTORS[0]), (27, _FACTORS[1]), (31, 1)):
-            words_.bitwise_xor_((words_ >> shift) & ((1 << 64 - shift) - 1)).mul_(signed(factor))
+            words_.bitwise_xor_((words_ >> shift) & ((1 << 64 - shift) - 1)).mul_(as_int64(factor))
     return words_
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from partialfc.runtime.comm import Group
+from partialfc.runtime.comm import OptionalGroup
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 _MODULE = "torch.distributed.tensor"
 
 
-def prepare() -> None:
+def preload() -> None:
     """Import what the others would import when they are called first, in the middle of a run."""
     import_module(_MODULE)
 
 
-def sharded(rows: Tensor, num_rows: int, group: Group) -> Tensor:
+def as_dtensor(rows: Tensor, num_rows: int, group: OptionalGroup) -> Tensor:
     """This rank's rows [n, ...] as its part of a DTensor [num_rows, ...] split by Shard(0); shares memory.
 
     Without a process group they are all rows, as they are.
@@ -41,20 +41,20 @@ def sharded(rows: Tensor, num_rows: int, group: Group) -> Tensor:
 
 def local_rows(value: Any) -> Tensor | None:
     """This rank's rows of a DTensor that is split by Shard(0); None for what is no such tensor."""
-    found = _sharded(value)
+    found = _as_row_sharded(value)
     return None if found is None else found.to_local()
 
 
-def row_range(tensor: Tensor) -> tuple[Tensor, int]:
+def local_rows_and_offset(tensor: Tensor) -> tuple[Tensor, int]:
     """This rank's rows of a tensor, and the number of the first: of a DTensor split by Shard(0), else all of them."""
-    found = _sharded(tensor)
+    found = _as_row_sharded(tensor)
     if found is None:
         return tensor, 0
     share = -(-found.shape[0] // found.device_mesh.size())
     return found.to_local(), min(found.shape[0], found.device_mesh.get_local_rank() * share)
 
 
-def _sharded(value: Any) -> "DTensor | None":
+def _as_row_sharded(value: Any) -> "DTensor | None":
     """The same, where it is a DTensor that is split by Shard(0)."""
     if _MODULE not in sys.modules:  # so it is none
         return None

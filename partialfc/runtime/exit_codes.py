@@ -8,10 +8,10 @@ from typing import NoReturn
 
 from partialfc.errors import InputError
 
-EXIT_CODE = 2  # of a program that was given bad input
-DIVERGED = 3  # of a run whose loss is lost
-LOST = 4  # of a rank that lost another
-STOPPED = 75  # of a run that a signal ended, to be started again: EX_TEMPFAIL of sysexits.h
+EXIT_BAD_INPUT = 2  # of a program that was given bad input
+EXIT_DIVERGED = 3  # of a run whose loss is lost
+EXIT_RANK_LOST = 4  # of a rank that lost another
+EXIT_STOPPED = 75  # of a run that a signal ended, to be started again: EX_TEMPFAIL of sysexits.h
 
 
 @contextmanager
@@ -22,21 +22,21 @@ def exit_on_input_error() -> Iterator[None]:
     try:
         yield
     except (InputError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
-        sys.exit(EXIT_CODE)
+        print(f"error: {format_error(error)}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_BAD_INPUT)
 
 
 @contextmanager
-def exit_on_defect() -> Iterator[None]:
+def exit_on_internal_error() -> Iterator[None]:
     """End the program on a defect of ours, with its traceback and exit code 1, as Python would, but at once."""
     try:
         yield
     except Exception:
         sys.excepthook(*sys.exc_info())
-        end_at_once(1)
+        hard_exit(1)
 
 
-def end_at_once(code: int) -> NoReturn:
+def hard_exit(code: int) -> NoReturn:
     """End the process without waiting for its threads. Python's own end aborts it, exit code 134, where a thread comes
     back from a collective meanwhile. Helper processes end by themselves when they see that this one has.
     """
@@ -46,7 +46,7 @@ def end_at_once(code: int) -> NoReturn:
     os._exit(code)
 
 
-def one_line(error: Exception) -> str:
+def format_error(error: Exception) -> str:
     """What an error says, without line breaks and with what cannot be printed escaped; of the system's errors, the file
     first.
     """

@@ -5,16 +5,16 @@ from contextlib import AbstractContextManager
 
 import torch
 
-_TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+_AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
     """Around a network: it computes in float32, bfloat16 or float16."""
-    dtype = _TYPES.get(precision)
+    dtype = _AUTOCAST_DTYPES.get(precision)
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
-def choose_algorithms(*, deterministic: bool) -> None:
+def set_deterministic(*, deterministic: bool) -> None:
     """How this process chooses among a GPU's algorithms: the fastest that it finds, or those whose bits do not vary.
 
     Before anything is computed there. An operation that has no such algorithm is warned of.

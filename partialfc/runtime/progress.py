@@ -9,21 +9,25 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import track
 
-_AHEAD = 256  # items that are worked on before they are asked for
+_MAX_PENDING = 256  # items that are worked on before they are asked for
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def tracked(items: Iterable[T], what: str, *, shown: bool, total: int | None = None) -> Iterable[T]:
-    """The same items, in order; with `shown`, and on a terminal, a bar says how many are through of `total`, or of as
+def progress_bar(
+    items: Iterable[T], description: str, *, enabled: bool, total: int | None = None
+) -> Iterable[T]:
+    """The same items, in order; with `enabled`, and on a terminal, a bar says how many are through of `total`, or of as
     many as there are.
     """
     console = Console(stderr=True)
-    return track(items, what, total=total, console=console, disable=not (shown and console.is_terminal))
+    return track(
+        items, description, total=total, console=console, disable=not (enabled and console.is_terminal)
+    )
 
 
-def in_order(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+def map_in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """function(item) for each item, in their order, computed by all cores and not far ahead of who asks."""
     waiting: deque[Future[R]] = deque()
     with ThreadPoolExecutor(
@@ -31,7 +35,7 @@ def in_order(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     ) as pool:  # OpenCV decodes outside the interpreter lock
         for item in items:
             waiting.append(pool.submit(function, item))
-            if len(waiting) >= _AHEAD:
+            if len(waiting) >= _MAX_PENDING:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -36,13 +36,13 @@ class Timeline:
         self._mark()
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
+    def pause(self) -> Iterator[None]:
         """Around what is no part of a step: nothing is measured."""
         self._paused = True
         yield
         self._paused = False
 
-    def cut(self) -> Marks:
+    def take_marks(self) -> Marks:
         """What was measured since the last call, between steps, for `seconds_of`."""
         marks, self._marks = self._marks, []
         return marks
@@ -84,7 +84,7 @@ _timeline: Timeline | None = None
 
 
 @contextmanager
-def measured(device: torch.device) -> Iterator[Timeline]:
+def use_timeline(device: torch.device) -> Iterator[Timeline]:
     """Around the steps whose sections are to be timed; one at a time."""
     global _timeline
     assert _timeline is None
@@ -135,7 +135,7 @@ def followed(device: torch.device) -> Iterator[DeviceProgress | None]:
 _sections: list[str] = []  # that are open, whether or not anybody measures
 
 
-def whereabouts() -> str:
+def current_sections() -> str:
     """The sections that are open, outermost first, such as `head, communication`; from any thread."""
     return ", ".join(_sections) or "between sections"
 

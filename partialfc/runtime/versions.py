@@ -13,10 +13,10 @@ import torch
 import partialfc
 
 
-def versions(device: torch.device) -> dict[str, str]:
+def collect_versions(device: torch.device) -> dict[str, str]:
     """By name, as this process sees them; that of the package with a digest of its code."""
     own = {
-        "partialfc": f"{partialfc.__version__} ({_digest()})",
+        "partialfc": f"{partialfc.__version__} ({_code_digest()})",
         "Python": platform.python_version(),
         "torch": str(torch.__version__),
         "numpy": np.__version__,
@@ -24,7 +24,7 @@ def versions(device: torch.device) -> dict[str, str]:
     return own | ({"CUDA": str(torch.version.cuda), "NCCL": _nccl()} if device.type == "cuda" else {})
 
 
-def revision() -> str:
+def git_revision() -> str:
     """The revision of this code, where it stands in a repository."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
@@ -33,7 +33,7 @@ def revision() -> str:
         return "unknown"
 
 
-def described(device: torch.device) -> str:
+def describe_device(device: torch.device) -> str:
     """What a device is, in words."""
     if device.type != "cuda":
         return f"cpu with {torch.get_num_threads()} thread(s)"
@@ -46,7 +46,7 @@ def _nccl() -> str:
     return ".".join(map(str, version()))
 
 
-def _digest() -> str:
+def _code_digest() -> str:
     folder = Path(partialfc.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):

@@ -11,7 +11,7 @@ from partialfc.errors import InputError
 
 SEED = "seed"  # the setting over whose values scores are averaged
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
-_LONGEST = 120  # signs of a folder's name
+_MAX_NAME_LENGTH = 120  # signs of a folder's name
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,15 @@ class Point:
         """Of its folder: the same for the same settings, whatever else is in the grid."""
         text = ",".join(f"{key}={value}" for key, value in self.settings) or "run"
         name = re.sub(r"[^\w.,=+-]", "_", text)
-        if len(name) <= _LONGEST and name == text:
+        if len(name) <= _MAX_NAME_LENGTH and name == text:
             return name
-        return f"{name[:_LONGEST]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        return f"{name[:_MAX_NAME_LENGTH]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     def overrides(self) -> list[str]:
         """As `partialfc train` takes them."""
         return [f"{key}={value}" for key, value in self.settings]
 
-    def row(self) -> tuple[tuple[str, str], ...]:
+    def settings_without_seed(self) -> tuple[tuple[str, str], ...]:
         """The settings without the seed: runs that differ in nothing else are of one row."""
         return tuple(it for it in self.settings if it[0] != SEED)
 
@@ -51,7 +51,7 @@ class Grid:
         return [*self.fixed, *point.overrides()]
 
 
-def grid_of(recipe: str, arguments: Sequence[str]) -> Grid:
+def parse_grid(recipe: str, arguments: Sequence[str]) -> Grid:
     """The grid of arguments `key=value` (the same for all), `key=a,b,c` and `key=0..4` (whole numbers, both ends among them).
 
     A comma within brackets or quotes is part of a value. InputError where a run's recipe would be none, before any is started.
@@ -63,7 +63,7 @@ def grid_of(recipe: str, arguments: Sequence[str]) -> Grid:
             raise InputError(f"{argument!r}: wanted section.key=value, or section.key=one,other")
         if key == "output":
             raise InputError(f"{argument}: each run has a folder of its own; wanted --out FOLDER")
-        values = values_of(text)
+        values = parse_values(text)
         if len(values) > 1:
             axes.append([(key, value) for value in values])
         else:
@@ -77,7 +77,7 @@ def grid_of(recipe: str, arguments: Sequence[str]) -> Grid:
     return grid
 
 
-def values_of(text: str) -> list[str]:
+def parse_values(text: str) -> list[str]:
     """The values that a text lists."""
     if found := _RANGE.fullmatch(text):
         first, last = map(int, found.groups())

@@ -11,84 +11,86 @@ from types import FrameType
 import msgspec
 
 from partialfc.config import load_config
-from partialfc.config.provenance import setting_changes
+from partialfc.config.provenance import diff_configs
 from partialfc.errors import InputError
-from partialfc.runtime.exit_codes import STOPPED
-from partialfc.runtime.files import SUMMARY
-from partialfc.runtime.process.signals import heard_by
+from partialfc.runtime.exit_codes import EXIT_STOPPED
+from partialfc.runtime.files import SUMMARY_FILE
+from partialfc.runtime.process.signals import handle_stop_signals
 from partialfc.sweep.grid import Grid, Point
 
 
 @dataclass(frozen=True)
-class Share:
+class TaskShard:
     """Which runs of the grid are this process's: every `count`-th, from number `index`."""
 
     index: int = 0
     count: int = 1
 
 
-def share_of(task: str | None) -> Share:
+def parse_task(task: str | None) -> TaskShard:
     """Of a task `I/N`, counted from 0; without, of a job array of SLURM's; else all. InputError where it is none of N."""
     if task is None and "SLURM_ARRAY_TASK_ID" in os.environ:
-        return _share_of_array()
+        return _shard_of_slurm_array()
     if task is None:
-        return Share()
+        return TaskShard()
     index, _, count = task.partition("/")
     if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
         raise InputError(f"--task {task}: wanted I/N, with I from 0 to N - 1")
-    return Share(int(index), int(count))
+    return TaskShard(int(index), int(count))
 
 
-def _share_of_array() -> Share:
+def _shard_of_slurm_array() -> TaskShard:
     this, least, most, step, count = (
         int(os.environ[f"SLURM_ARRAY_TASK_{it}"]) for it in ("ID", "MIN", "MAX", "STEP", "COUNT")
     )
     if (most - least) // step + 1 != count:  # a listing with gaps: runs would be left out
         raise InputError(f"a job array of {count} tasks from {least} to {most}; wanted --array=0-N")
-    return Share((this - least) // step, count)
+    return TaskShard((this - least) // step, count)
 
 
-def check_finished(grid: Grid, out: Path) -> None:
+def require_same_configs(grid: Grid, out: Path) -> None:
     """InputError where a run that has finished in `out` was one of other settings, or another recipe."""
     for point in grid.points:
         folder = out / point.name
-        if not (folder / SUMMARY).exists():
+        if not (folder / SUMMARY_FILE).exists():
             continue
         before, now = load_config(folder / "recipe.yaml"), load_config(grid.recipe, grid.overrides(point))
         if now.train.micro_batch_size is None:  # which the run has chosen
             train = msgspec.structs.replace(now.train, micro_batch_size=before.train.micro_batch_size)
             now = msgspec.structs.replace(now, train=train)
-        if changed := setting_changes(before, now):
+        if changed := diff_configs(before, now):
             raise InputError(
                 f"{folder}: made with other settings: {'; '.join(changed)}; wanted another --out"
             )
 
 
-def run_all(grid: Grid, out: Path, share: Share, ranks: int | None, say: Callable[[str], None]) -> int:
+def run_all(
+    grid: Grid, out: Path, shard: TaskShard, ranks: int | None, print_line: Callable[[str], None]
+) -> int:
     """Run the share's runs that have not finished; returns 0, STOPPED where a signal ended them, or the exit code of the
     first run that failed, after which the others were run all the same.
 
     A run's folder is out/NAME, what it prints is added to out/logs/NAME.log.
     """
-    code, running = 0, _Running()
-    with heard_by(running.stop):
-        for number, point in list(enumerate(grid.points))[share.index :: share.count]:
+    code, running = 0, _CurrentRun()
+    with handle_stop_signals(running.stop):
+        for number, point in list(enumerate(grid.points))[shard.index :: shard.count]:
             place = f"{number + 1} of {len(grid.points)}: {point.name}"
-            if (out / point.name / SUMMARY).exists():
-                say(f"{place}: finished before")
+            if (out / point.name / SUMMARY_FILE).exists():
+                print_line(f"{place}: finished before")
                 continue
-            say(place)
-            ended = running.run(_command(grid, point, out, ranks), _log(out, point))
+            print_line(place)
+            ended = running.run(_command(grid, point, out, ranks), _log_path(out, point))
             if running.stopped:
-                say(f"{place}: stopped; the same call goes on")
-                return STOPPED
+                print_line(f"{place}: stopped; the same call goes on")
+                return EXIT_STOPPED
             if ended:
-                say(f"{place}: exit code {ended}, see {_log(out, point)}")
+                print_line(f"{place}: exit code {ended}, see {_log_path(out, point)}")
                 code = code or ended
     return code
 
 
-class _Running:
+class _CurrentRun:
     """The run under way, and whether a signal has ended it, and all that would come."""
 
     def __init__(self) -> None:
@@ -118,5 +120,5 @@ def _command(grid: Grid, point: Point, out: Path, ranks: int | None) -> list[str
     return [*command, f"output={out / point.name}", *([] if ranks is None else [f"--ranks={ranks}"])]
 
 
-def _log(out: Path, point: Point) -> Path:
+def _log_path(out: Path, point: Point) -> Path:
     return out / "logs" / f"{point.name}.log"

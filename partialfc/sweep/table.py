@@ -9,19 +9,19 @@ from typing import Any
 
 import msgspec
 
-from partialfc.evaluation.sets import headline
-from partialfc.runtime.files import SUMMARY, atomic_write, decode_json, with_undefined
+from partialfc.evaluation.sets import primary_score
+from partialfc.runtime.files import SUMMARY_FILE, atomic_write, decode_json, with_undefined
 from partialfc.sweep.grid import Grid
 
 # Student's t, two-sided 95 %, by degrees of freedom from 1; 1.96 beyond
-_T = (
+_STUDENT_T_95 = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
     2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Row:
+class ResultRow:
     """Runs that differ by their seeds alone."""
 
     settings: tuple[tuple[str, str], ...]
@@ -29,12 +29,12 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Results:
+class SweepResults:
     """Of the runs that have finished; the best first."""
 
-    rows: list[Row]
+    rows: list[ResultRow]
     runs: list[dict[str, Any]]  # each: settings, and what its summary says
-    missing: int  # runs that have not
+    num_unfinished: int  # runs that have not
 
     @property
     def sets(self) -> list[str]:
@@ -54,12 +54,12 @@ class Results:
         return sums
 
 
-def results_of(grid: Grid, out: Path) -> Results:
+def collect_results(grid: Grid, out: Path) -> SweepResults:
     """What the grid's runs in `out` came to."""
     rows: dict[tuple[tuple[str, str], ...], dict[str, list[float]]] = {}
     runs, missing = [], 0
     for point in grid.points:
-        path = out / point.name / SUMMARY
+        path = out / point.name / SUMMARY_FILE
         if not path.exists():
             missing += 1
             continue
@@ -67,15 +67,15 @@ def results_of(grid: Grid, out: Path) -> Results:
             decode_json(path.read_bytes(), dict[str, Any], f"{path}: not what a run writes")
         )
         runs.append({"settings": dict(point.settings), "folder": point.name, **summary})
-        scores = rows.setdefault(point.row(), {})
+        scores = rows.setdefault(point.settings_without_seed(), {})
         for name, found in summary["verification"].items():
-            scores.setdefault(name, []).append(headline(found)[1])
-    results = Results([Row(*it) for it in rows.items()], runs, missing)
+            scores.setdefault(name, []).append(primary_score(found)[1])
+    results = SweepResults([ResultRow(*it) for it in rows.items()], runs, missing)
     order = sorted(range(len(results.rows)), key=results.rank_sums().__getitem__)
-    return Results([results.rows[it] for it in order], runs, missing)
+    return SweepResults([results.rows[it] for it in order], runs, missing)
 
 
-def cells(results: Results) -> list[list[str]]:
+def table_cells(results: SweepResults) -> list[list[str]]:
     """The table: its header, and a line for each row."""
     keys = [key for key, _ in results.rows[0].settings] if results.rows else []
     lines = [[*keys, "runs", *results.sets, "rank sum"]]
@@ -83,12 +83,17 @@ def cells(results: Results) -> list[list[str]]:
         count = max((len(it) for it in row.scores.values()), default=0)
         values = [value for _, value in row.settings]
         lines.append(
-            [*values, str(count), *(in_words(row.scores[it]) for it in results.sets), f"{rank_sum:g}"]
+            [
+                *values,
+                str(count),
+                *(format_mean_interval(row.scores[it]) for it in results.sets),
+                f"{rank_sum:g}",
+            ]
         )
     return lines
 
 
-def in_words(scores: Sequence[float]) -> str:
+def format_mean_interval(scores: Sequence[float]) -> str:
     """Mean and 95 % interval of the mean over seeds, in percent, by Student's t; of one seed the score alone."""
     mean = statistics.fmean(scores)
     if math.isnan(mean):  # a score that the set cannot give
@@ -96,14 +101,14 @@ def in_words(scores: Sequence[float]) -> str:
     if len(scores) < 2:
         return f"{mean:.1%}"
     degrees = len(scores) - 1
-    quantile = _T[degrees - 1] if degrees <= len(_T) else 1.96
+    quantile = _STUDENT_T_95[degrees - 1] if degrees <= len(_STUDENT_T_95) else 1.96
     half = quantile * statistics.stdev(scores) / len(scores) ** 0.5
     return f"{mean:.1%} ± {100 * half:.1f}"
 
 
-def write(results: Results, out: Path) -> None:
+def write_sweep_results(results: SweepResults, out: Path) -> None:
     """out/results.json, the raw numbers; out/results.md, the table."""
-    header, *lines = cells(results)
+    header, *lines = table_cells(results)
     text = [header, ["---"] * len(header), *lines]
     with atomic_write(out / "results.json") as temporary:
         temporary.write_bytes(msgspec.json.format(msgspec.json.encode(results.runs)))

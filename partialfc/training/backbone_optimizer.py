@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from partialfc.config import AdamW, AnyOptimizer, Sgd, TorchOptimizer
+from partialfc.config import SGD, AdamW, AnyOptimizer, TorchOptimizer
 from partialfc.errors import InputError
 from partialfc.runtime import precision
-from partialfc.runtime.comm import Ranks
-from partialfc.training.replicas import ReplicatedGradients
+from partialfc.runtime.comm import DistContext
+from partialfc.training.replicas import GradientBuckets
 
-_CLOSURES = ("Optimizer", "LBFGS", "SparseAdam")  # whose step takes more than gradients, or other ones
-_SCALE = "lr_scale"  # of a group's rate
+_UNSUPPORTED = ("Optimizer", "LBFGS", "SparseAdam")  # whose step takes more than gradients, or other ones
+_LR_SCALE = "lr_scale"  # of a group's rate
 _GROWTH_INTERVAL = 2000  # steps without an overflow after which the loss scale doubles
 
 
-class LossScale:
+class LossScaler:
     """What a loss is multiplied by before backward so that float16 gradients do not vanish; lives on the device.
 
     Halved after an overflow, doubled after 2000 steps without one, as torch.amp.GradScaler does, but without
@@ -29,16 +29,16 @@ class LossScale:
     def __init__(self, *, enabled: bool, device: torch.device) -> None:
         self._enabled = enabled
         self.value = torch.full((), 2.0**16 if enabled else 1.0, device=device)
-        self.streak = torch.zeros((), device=device)  # steps since it last changed
+        self.growth_streak = torch.zeros((), device=device)  # steps since it last changed
 
     def update(self, finite: Tensor) -> None:
         """After a step, in place; finite: bool scalar."""
         if not self._enabled:
             return
-        self.streak.add_(1).mul_(finite)
-        grown = self.streak >= _GROWTH_INTERVAL
+        self.growth_streak.add_(1).mul_(finite)
+        grown = self.growth_streak >= _GROWTH_INTERVAL
         self.value.mul_(torch.where(finite, torch.where(grown, 2.0, 1.0), 0.5))
-        self.streak.mul_(~grown)
+        self.growth_streak.mul_(~grown)
 
 
 class BackboneOptimizer:
@@ -48,42 +48,44 @@ class BackboneOptimizer:
     any other, what the step has changed is taken back, for which parameters and moments are copied before.
     """
 
-    def __init__(self, backbone: nn.Module, config: AnyOptimizer, ranks: Ranks) -> None:
-        self._config, self._device = config, ranks.device
+    def __init__(self, backbone: nn.Module, config: AnyOptimizer, dist_ctx: DistContext) -> None:
+        self._config, self._device = config, dist_ctx.device
         self._named = {name: it for name, it in backbone.named_parameters() if it.requires_grad}
         sent_as = torch.bfloat16 if config.reduce_dtype == "bfloat16" else None
-        self.gradients = ReplicatedGradients(self._named.values(), ranks.group, sent_as=sent_as)
-        self.loss_scale = LossScale(enabled=config.precision == "float16", device=ranks.device)
+        self.gradients = GradientBuckets(self._named.values(), dist_ctx.group, reduce_dtype=sent_as)
+        self.loss_scale = LossScaler(enabled=config.precision == "float16", device=dist_ctx.device)
         self._fused = not isinstance(config, TorchOptimizer)
         # Any: torch does not declare found_inf, which its fused optimizers read.
-        self._scales = _scales(backbone, list(self._named.values()), config.layer_decay)
-        self._torchs: Any = _optimizer(config, list(self._named.values()), self._scales)
+        self._lr_scales = _layer_lr_scales(backbone, list(self._named.values()), config.layer_decay)
+        self._optimizer: Any = _build_optimizer(config, list(self._named.values()), self._lr_scales)
         # Made here and not at the first step, which may be one that is skipped.
         for parameter in self._named.values():
-            self._torchs.state[parameter].update(_moments(config, parameter))
+            self._optimizer.state[parameter].update(_initial_state(config, parameter))
 
     @property
-    def moments(self) -> dict[str, dict[str, Tensor]]:
+    def state(self) -> dict[str, dict[str, Tensor]]:
         """What the optimizer keeps of each parameter; empty before the first step, but for the fused ones."""
-        return {name: self._torchs.state[it] for name, it in self._named.items() if it in self._torchs.state}
+        return {
+            name: self._optimizer.state[it] for name, it in self._named.items() if it in self._optimizer.state
+        }
 
-    def forget(self, names: Collection[str]) -> None:
+    def reset_state(self, names: Collection[str]) -> None:
         """What is kept of the parameters of these names is as before the first step."""
         for name in names:
             parameter = self._named[name]
-            self._torchs.state[parameter] = _moments(self._config, parameter)
+            self._optimizer.state[parameter] = _initial_state(self._config, parameter)
 
-    def make_moments(self) -> None:
-        """Make the tensors of `moments`, with any content, for a checkpoint to be read into."""
-        if self._fused or any(self._torchs.state.values()):
+    def materialize_state(self) -> None:
+        """Make the tensors of `state`, with any content, for a checkpoint to be read into."""
+        if self._fused or any(self._optimizer.state.values()):
             return
         copies = {name: nn.Parameter(it.detach().clone()) for name, it in self._named.items()}
         for copy in copies.values():
             copy.grad = torch.zeros_like(copy)
-        dry = _optimizer(self._config, list(copies.values()), self._scales)
+        dry = _build_optimizer(self._config, list(copies.values()), self._lr_scales)
         dry.step()
         for name, copy in copies.items():
-            self._torchs.state[self._named[name]] = dry.state[copy]
+            self._optimizer.state[self._named[name]] = dry.state[copy]
 
     def autocast(self) -> AbstractContextManager[object]:
         """Around the backbone: it computes in the recipe's precision."""
@@ -101,63 +103,63 @@ class BackboneOptimizer:
         clip = self._config.max_grad_norm
         excess = (norm / clip).clamp_min(1.0) if clip else torch.ones_like(norm)
         self.gradients.divide(self.loss_scale.value * excess)
-        for group in self._torchs.param_groups:
-            group["lr"] = lr * group[_SCALE]
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr * group[_LR_SCALE]
         if self._fused:
-            self._torchs.found_inf = (~finite).float()  # where it is 1, nothing changes
-            self._torchs.step()
+            self._optimizer.found_inf = (~finite).float()  # where it is 1, nothing changes
+            self._optimizer.step()
         else:
-            self._step_or_take_back(finite)
+            self._step_or_revert(finite)
         self.loss_scale.update(finite)
         return norm, finite
 
-    def _step_or_take_back(self, finite: Tensor) -> None:
+    def _step_or_revert(self, finite: Tensor) -> None:
         # What such an optimizer keeps is made in its first step: only before that one is there nothing to go back to.
-        if not any(self._torchs.state.values()) and not bool(finite):
+        if not any(self._optimizer.state.values()) and not bool(finite):
             return
         tensors = self._tensors()
         before = [it.clone() for it in tensors]
-        self._torchs.step()
+        self._optimizer.step()
         for now, then in zip(tensors, before, strict=True):
             # What is kept on the host, as steps are where `capturable` is unknown, waits for the device.
             now.copy_(torch.where(finite.to(now.device), now, then))
 
     def _tensors(self) -> list[Tensor]:
         """All that a step changes."""
-        kept = [it for moments in self.moments.values() for it in moments.values() if isinstance(it, Tensor)]
+        kept = [it for moments in self.state.values() for it in moments.values() if isinstance(it, Tensor)]
         return [*(it.detach() for it in self._named.values()), *kept]
 
 
-def _optimizer(
+def _build_optimizer(
     config: AnyOptimizer, parameters: list[nn.Parameter], scales: list[float]
 ) -> torch.optim.Optimizer:
     shared: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
-    groups = _groups(config, parameters, scales)
+    groups = _param_groups(config, parameters, scales)
     match config:
-        case Sgd():
+        case SGD():
             return torch.optim.SGD(
                 groups, momentum=config.momentum, nesterov=config.nesterov, fused=True, **shared
             )
         case AdamW():
             return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, fused=True, **shared)
         case TorchOptimizer():
-            return _of_torch(config, groups, shared)
+            return _build_torch_optimizer(config, groups, shared)
 
 
-def _of_torch(
-    config: TorchOptimizer, groups: list[dict[str, Any]], shared: dict[str, Any]
+def _build_torch_optimizer(
+    config: TorchOptimizer, groups: list[dict[str, Any]], common: dict[str, Any]
 ) -> torch.optim.Optimizer:
     kind = getattr(torch.optim, config.optimizer_class, None)
     if (
         not isinstance(kind, type)
         or not issubclass(kind, torch.optim.Optimizer)
-        or config.optimizer_class in _CLOSURES
+        or config.optimizer_class in _UNSUPPORTED
     ):
         raise InputError(
             f"optim.optimizer_class: {config.optimizer_class!r}, wanted a class of torch.optim, such as NAdam"
         )
     try:
-        arguments: dict[str, Any] = shared | config.kwargs
+        arguments: dict[str, Any] = common | config.kwargs
         if groups[0]["params"][0].is_cuda and "capturable" in inspect.signature(kind).parameters:
             arguments.setdefault("capturable", True)  # what it keeps lies on the device, too
         optimizer: torch.optim.Optimizer = kind(groups, **arguments)
@@ -166,13 +168,13 @@ def _of_torch(
     return optimizer
 
 
-def copies_of(config: AnyOptimizer) -> int:
+def num_state_copies(config: AnyOptimizer) -> int:
     """How many tensors of the size of the parameters an optimizer keeps beside them, for a plan.
 
     Two moments are assumed of a class of torch.optim, and three copies with which a step may be taken back.
     """
     match config:
-        case Sgd():
+        case SGD():
             return 1
         case AdamW():
             return 2
@@ -180,7 +182,7 @@ def copies_of(config: AnyOptimizer) -> int:
             return 5
 
 
-def _scales(backbone: nn.Module, parameters: list[nn.Parameter], decay: float) -> list[float]:
+def _layer_lr_scales(backbone: nn.Module, parameters: list[nn.Parameter], decay: float) -> list[float]:
     """By what each parameter's rate is multiplied: 1 after the last block, `decay` in it, and so on to the first layers."""
     if decay == 1:
         return [1.0] * len(parameters)
@@ -196,7 +198,7 @@ def _scales(backbone: nn.Module, parameters: list[nn.Parameter], decay: float) -
     return [decay ** (len(blocks) - depth) for depth in depths]
 
 
-def _groups(
+def _param_groups(
     config: AnyOptimizer, parameters: list[nn.Parameter], scales: list[float]
 ) -> list[dict[str, Any]]:
     """Those that decay, and those that do not, of each scale of the rate."""
@@ -204,14 +206,14 @@ def _groups(
     for parameter, scale in zip(parameters, scales, strict=True):
         # not a ViT's positions, which are [1, N, width]
         decayed = config.weight_decay_on == "all" or (parameter.ndim > 1 and len(parameter) > 1)
-        new: dict[str, Any] = {"params": [], _SCALE: scale} | ({} if decayed else {"weight_decay": 0.0})
+        new: dict[str, Any] = {"params": [], _LR_SCALE: scale} | ({} if decayed else {"weight_decay": 0.0})
         groups.setdefault((scale, decayed), new)["params"].append(parameter)
     return list(groups.values())
 
 
-def _moments(config: AnyOptimizer, parameter: Tensor) -> dict[str, Tensor]:
+def _initial_state(config: AnyOptimizer, parameter: Tensor) -> dict[str, Tensor]:
     match config:
-        case Sgd():
+        case SGD():
             return {"momentum_buffer": torch.zeros_like(parameter)}
         case AdamW():
             return {

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Forward = Callable[[Tensor], Tensor]  # inputs [m, ...] -> float32 [m, D]
+ForwardFn = Callable[[Tensor], Tensor]  # inputs [m, ...] -> float32 [m, D]
 
-_WARM_UPS = 3  # in which libraries choose their algorithms and make their workspaces
+_NUM_WARMUP_PASSES = 3  # in which libraries choose their algorithms and make their workspaces
 
 
-class RecordedNetwork:
+class CUDAGraphNetwork:
     """What `forward` and its backward do on a GPU with inputs of one shape, as graphs that are replayed.
 
     All tensors that they read and write stay where they were when they were recorded: parameters, their `.grad`, running
@@ -24,14 +24,14 @@ class RecordedNetwork:
     recorded; `warm_up` comes first. Whatever waits for the device raises a RuntimeError of torch's.
     """
 
-    def __init__(self, forward: Forward, parameters: list[nn.Parameter], inputs: Tensor) -> None:
+    def __init__(self, forward: ForwardFn, parameters: list[nn.Parameter], inputs: Tensor) -> None:
         self._inputs = inputs.clone()
         self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         pool = torch.cuda.graph_pool_handle()
-        with _recording(self._forward, pool):
+        with _capture(self._forward, pool):
             self._outputs = forward(self._inputs)
         self._gradient = torch.zeros_like(self._outputs)
-        with _recording(self._backward, pool):
+        with _capture(self._backward, pool):
             _add_gradients(self._outputs, parameters, self._gradient)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -46,12 +46,12 @@ class RecordedNetwork:
         self._backward.replay()
 
 
-def warm_up(forward: Forward, parameters: list[nn.Parameter], inputs: Tensor) -> None:
+def warm_up(forward: ForwardFn, parameters: list[nn.Parameter], inputs: Tensor) -> None:
     """Run forward and backward a few times, as recording wants it; gradients stay as they are."""
     here, aside = torch.cuda.current_stream(inputs.device), torch.cuda.Stream(inputs.device)
     aside.wait_stream(here)
     with torch.cuda.stream(aside):
-        for _ in range(_WARM_UPS):
+        for _ in range(_NUM_WARMUP_PASSES):
             outputs = forward(inputs)
             torch.autograd.grad(outputs, parameters, torch.zeros_like(outputs), allow_unused=True)
     here.wait_stream(aside)
@@ -70,7 +70,7 @@ def _add_gradients(outputs: Tensor, parameters: list[nn.Parameter], gradient: Te
 
 
 @contextmanager
-def _recording(graph: torch.cuda.CUDAGraph, pool: Any) -> Iterator[None]:
+def _capture(graph: torch.cuda.CUDAGraph, pool: Any) -> Iterator[None]:
     # thread_local: the threads of loader and NCCL go on
     with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         yield

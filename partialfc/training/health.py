@@ -7,24 +7,24 @@ import torch
 from torch import Tensor
 
 from partialfc.runtime import comm
-from partialfc.runtime.comm import Ranks
+from partialfc.runtime.comm import DistContext
 
 _DIGESTED = 1 << 20  # elements at a time
 
 
-class Diverged(Exception):
+class DivergenceError(Exception):
     """A run whose loss is lost; says since when."""
 
 
-def check_replicas(state: Mapping[str, Tensor], step: int, ranks: Ranks) -> None:
+def check_replicas(state: Mapping[str, Tensor], step: int, dist_ctx: DistContext) -> None:
     """Compare a digest of parameters and buffers over the ranks; waits for the device.
 
     Raises:
         Diverged: The replicas differ; names the ranks that disagree with most others, and the first tensor.
     """
-    everyones = comm.of_all_ranks(_digests(state), ranks.host)
+    everyones = comm.all_gather_object(_digests(state), dist_ctx.host_group)
     usual, count = Counter(everyones).most_common(1)[0]
-    if count == ranks.size:
+    if count == dist_ctx.world_size:
         return
     odd = [rank for rank, digests in enumerate(everyones) if digests != usual]
     first = next(
@@ -32,8 +32,8 @@ def check_replicas(state: Mapping[str, Tensor], step: int, ranks: Ranks) -> None
         for name, pair in zip(state, zip(usual, everyones[odd[0]], strict=True), strict=True)
         if pair[0] != pair[1]
     )
-    names = f"ranks {', '.join(map(str, odd))}" if 2 * count > ranks.size else "the ranks"
-    raise Diverged(
+    names = f"ranks {', '.join(map(str, odd))}" if 2 * count > dist_ctx.world_size else "the ranks"
+    raise DivergenceError(
         f"replicas differ after step {step}: {names} hold other values of {first} than the others; expected equal "
         "parameters and buffers on all ranks; check the memory of their GPUs, and resume from an earlier checkpoint"
     )
@@ -59,7 +59,7 @@ def _digest(tensor: Tensor) -> Tensor:
     return total
 
 
-class Health:
+class TrainingHealth:
     """Skipped steps and lost losses, the same on every rank."""
 
     def __init__(self, device: torch.device) -> None:
@@ -75,22 +75,22 @@ class Health:
         self._lost.add_(first * step)
 
     @property
-    def skipped(self) -> int:
+    def num_skipped(self) -> int:
         """How many steps were skipped since the last that was taken; waits for the device."""
         return int(self._skipped)
 
-    def numbers(self) -> Tensor:
-        """What `problem_of` is told, as it is now, on the device."""
+    def counters(self) -> Tensor:
+        """What `describe_problem` is told, as it is now, on the device."""
         return torch.stack([self._lost, self._skipped])
 
-    def problem(self, step: int, max_skipped: int) -> str | None:
+    def find_problem(self, step: int, max_skipped: int) -> str | None:
         """What is wrong after step `step`, if the run is to end for it; waits for the device."""
-        return problem_of(self.numbers().tolist(), step, max_skipped)
+        return describe_problem(self.counters().tolist(), step, max_skipped)
 
 
-def problem_of(numbers: Sequence[float], step: int, max_skipped: int) -> str | None:
+def describe_problem(counters: Sequence[float], step: int, max_skipped: int) -> str | None:
     """What is wrong after step `step`, if the run is to end for it. numbers: the health's after it."""
-    lost, skipped = map(int, numbers)
+    lost, skipped = map(int, counters)
     if lost:
         return f"diverged: the loss of step {lost} is not finite"
     if skipped >= max_skipped:

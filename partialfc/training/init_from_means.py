@@ -10,20 +10,20 @@ from torch.nn.functional import normalize
 
 from partialfc.config import Config
 from partialfc.data import RecordDataset, images
-from partialfc.data.images import Pixels
+from partialfc.data.images import ImageArray
 from partialfc.errors import InputError
 from partialfc.evaluation.embed import embed_sets
 from partialfc.head.kernels.torch_centers import CENTERS
 from partialfc.runtime import comm
-from partialfc.runtime.progress import tracked
-from partialfc.training.init_from_run import new_identities
+from partialfc.runtime.progress import progress_bar
+from partialfc.training.init_from_run import new_identity_mask
 from partialfc.training.run import Run
 
 _IMAGES = 1 << 13  # that are embedded at once, by all ranks
 
 
 @dataclass(frozen=True)
-class _Some:
+class _PackSubset:
     """Some images of a pack, to be embedded."""
 
     name: str
@@ -33,12 +33,12 @@ class _Some:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def pixels(self, index: int, size: int) -> Pixels:
+    def pixels(self, index: int, size: int) -> ImageArray:
         """Image `index` of them."""
-        return images.resized(self.dataset[int(self.samples[index])][0], size)
+        return images.resize(self.dataset[int(self.samples[index])][0], size)
 
 
-def take_means(run: Run) -> None:
+def init_centers_from_means(run: Run) -> None:
     """Put in the place of the centres of new identities the mean of the embeddings, each of length 1, of their images by the
     backbone as it is, of the length that was drawn; the same at any number of ranks. The centre of an identity without images
     stays as it was drawn. Memory: float64 [C, D] of this rank's classes.
@@ -46,24 +46,24 @@ def take_means(run: Run) -> None:
     CollectiveInputError where an image cannot be read, or its embedding is not finite.
     """
     config, centers, owned = run.config, run.head.centers.tensors[CENTERS], run.head.centers.local_classes
-    with comm.fail_on_all_ranks(run.ranks):
-        dataset, samples, labels = _images_of_new(config)
+    with comm.raise_on_all_ranks(run.dist_ctx):
+        dataset, samples, labels = _images_of_new_identities(config)
     sums = torch.zeros(len(owned), centers.shape[1], dtype=torch.float64)
     starts = range(0, len(samples), _IMAGES)
-    for start in tracked(starts, "means of new identities", shown=run.ranks.first):
-        part = _Some("new", dataset, samples[start : start + _IMAGES])
+    for start in progress_bar(starts, "means of new identities", enabled=run.dist_ctx.is_main):
+        part = _PackSubset("new", dataset, samples[start : start + _IMAGES])
         embeddings = embed_sets(
             run.backbone,
             [part],
-            run.ranks,
-            batch=config.evaluation.batch_size,
+            run.dist_ctx,
+            batch_size=config.evaluation.batch_size,
             autocast=run.optimizer.autocast(),
         )[part.name]
         unit = normalize(embeddings.cpu().double())
         own = labels[start : start + _IMAGES] - owned.start
         rows = np.flatnonzero((own >= 0) & (own < len(owned)))
         sums.index_add_(0, torch.from_numpy(own[rows]), unit[torch.from_numpy(rows)])
-    with comm.fail_on_all_ranks(run.ranks):
+    with comm.raise_on_all_ranks(run.dist_ctx):
         if not sums.isfinite().all():
             raise InputError(f"init.centers.new: embeddings by {config.init.backbone} are not finite")
     found = sums.norm(dim=1) > 0
@@ -72,11 +72,11 @@ def take_means(run: Run) -> None:
     centers[rows_of] = (normalize(sums[found]).to(centers.device) * length).to(centers)
 
 
-def _images_of_new(config: Config) -> tuple[RecordDataset, NDArray[np.int64], NDArray[np.int64]]:
+def _images_of_new_identities(config: Config) -> tuple[RecordDataset, NDArray[np.int64], NDArray[np.int64]]:
     """The pack, and of new identities the images and their labels."""
     assert config.init.centers is not None
     dataset = RecordDataset(Path(config.data.path), reader=config.data.reader)
-    new = new_identities(config.init.centers, dataset.num_classes)
+    new = new_identity_mask(config.init.centers, dataset.num_classes)
     labels = dataset.labels()
     samples = np.flatnonzero(new[labels])
     return dataset, samples, labels[samples]

@@ -9,59 +9,59 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from partialfc.config import InitialCenters
+from partialfc.config import CenterInitConfig
 from partialfc.errors import InputError
 from partialfc.head import PartialFC
 from partialfc.head.kernels.torch_centers import CENTERS
 from partialfc.inference.stored_centers import read_centers
-from partialfc.inference.weights import newest, read_weights
+from partialfc.inference.weights import read_weights, resolve_checkpoint
 from partialfc.runtime import checkpoint
 
 _NAME = f"head.{CENTERS}"  # in a checkpoint
 _ROWS = 1 << 16  # of the other run that are read at once
 # What heads of others call their centres: ElasticFace's, whose columns they are, and a linear layer.
 _AS_COLUMNS, _AS_ROWS = "kernel", "weight"
-NEW = -1
+NEW_IDENTITY = -1
 
 
-def take_known(head: PartialFC, settings: InitialCenters) -> None:
+def load_known_centers(head: PartialFC, config: CenterInitConfig) -> None:
     """Put the centres that are known in the place of this rank's; the others stay as they were drawn. What the optimizer keeps
     of them begins anew.
 
     InputError where there are none, they are of another shape, or the file of labels does not fit.
     """
-    if settings.source is None:
+    if config.source is None:
         return
-    source = _opened(Path(settings.source))
+    source = _open_source(Path(config.source))
     centers, owned = head.centers.tensors[CENTERS], head.centers.local_classes
-    if source.width != centers.shape[1]:
+    if source.embedding_size != centers.shape[1]:
         raise InputError(
-            f"init.centers: those of {settings.source} are of {source.width} components; wanted {centers.shape[1]}"
+            f"init.centers: those of {config.source} are of {source.embedding_size} components; wanted {centers.shape[1]}"
         )
-    labels = _labels(settings, head.num_classes, source.count)[owned.start : owned.stop]
-    for first in range(0, source.count, _ROWS):
+    labels = _read_label_map(config, head.num_classes, source.num_centers)[owned.start : owned.stop]
+    for first in range(0, source.num_centers, _ROWS):
         rows = np.flatnonzero((labels >= first) & (labels < first + _ROWS))
         if len(rows):
-            block = source.rows(first, min(first + _ROWS, source.count))
+            block = source.rows(first, min(first + _ROWS, source.num_centers))
             centers[torch.from_numpy(rows)] = block[torch.from_numpy(labels[rows] - first)].to(centers)
 
 
-def new_identities(settings: InitialCenters, classes: int) -> NDArray[np.bool_]:
-    """[C] whether an identity's centre is known to nobody. InputError as of `take_known`."""
-    if settings.source is None:
-        return np.ones(classes, bool)
-    return _labels(settings, classes, _opened(Path(settings.source)).count) == NEW
+def new_identity_mask(config: CenterInitConfig, num_classes: int) -> NDArray[np.bool_]:
+    """[C] whether an identity's centre is known to nobody. InputError as of `load_known_centers`."""
+    if config.source is None:
+        return np.ones(num_classes, bool)
+    return _read_label_map(config, num_classes, _open_source(Path(config.source)).num_centers) == NEW_IDENTITY
 
 
-class _Source(Protocol):
+class _CenterSource(Protocol):
     """Centres of others."""
 
     @property
-    def count(self) -> int:
+    def num_centers(self) -> int:
         """How many."""
 
     @property
-    def width(self) -> int:
+    def embedding_size(self) -> int:
         """Components of each."""
 
     def rows(self, first: int, end: int) -> Tensor:
@@ -69,69 +69,69 @@ class _Source(Protocol):
 
 
 @dataclass(frozen=True)
-class _OfRun:
+class _CheckpointCenters:
     """Those of a checkpoint: read where they are asked for."""
 
     path: Path
-    count: int
-    width: int
+    num_centers: int
+    embedding_size: int
 
     def rows(self, first: int, end: int) -> Tensor:
         return read_centers(self.path, first, end)
 
 
 @dataclass(frozen=True)
-class _OfFile:
+class _FileCenters:
     """Those of a file of weights: in memory."""
 
     centers: Tensor  # [count, width]
 
     @property
-    def count(self) -> int:
+    def num_centers(self) -> int:
         return self.centers.shape[0]
 
     @property
-    def width(self) -> int:
+    def embedding_size(self) -> int:
         return self.centers.shape[1]
 
     def rows(self, first: int, end: int) -> Tensor:
         return self.centers[first:end]
 
 
-def _opened(path: Path) -> _Source:
+def _open_source(path: Path) -> _CenterSource:
     """A run, a checkpoint of one, or a file of a head's weights. InputError where there are no centres."""
     if path.is_file():
         tensors = read_weights(path)
         for name, transposed in ((_AS_COLUMNS, True), (_AS_ROWS, False)):
             if name in tensors and tensors[name].dim() == 2:
-                return _OfFile(tensors[name].T if transposed else tensors[name])
+                return _FileCenters(tensors[name].T if transposed else tensors[name])
         found = ", ".join(f"{name} {tuple(it.shape)}" for name, it in list(tensors.items())[:3])
         raise InputError(
             f"init.centers: {path} has {found}; wanted {_AS_COLUMNS} [D, C] or {_AS_ROWS} [C, D]"
         )
-    path = newest(path)
+    path = resolve_checkpoint(path)
     stored = checkpoint.read_manifest(path).tensors.get(_NAME)
     if stored is None:
         raise InputError(f"init.centers: {path} has none")
-    return _OfRun(path, stored.shape[0], stored.shape[1])
+    return _CheckpointCenters(path, stored.shape[0], stored.shape[1])
 
 
-def _labels(settings: InitialCenters, classes: int, known: int) -> NDArray[np.int64]:
+def _read_label_map(config: CenterInitConfig, num_classes: int, num_known: int) -> NDArray[np.int64]:
     """[C] the label in the other run of each identity; NEW: it has none."""
-    if settings.map is None:
-        if known != classes:
+    if config.map is None:
+        if num_known != num_classes:
             raise InputError(
-                f"init.centers: {settings.source} knows {known} identities, the pack has {classes}; wanted init.centers.map"
+                f"init.centers: {config.source} knows {num_known} identities, the pack has {num_classes}; wanted init.centers.map"
             )
-        return np.arange(classes)
-    path = Path(settings.map)
+        return np.arange(num_classes)
+    path = Path(config.map)
     labels = [
-        _label(line.partition("\t")[0].strip(), f"{path}: line {place}", known)  # a name may follow
+        _parse_label(line.partition("\t")[0].strip(), f"{path}: line {place}", num_known)  # a name may follow
         for place, line in enumerate(_lines(path), 1)
     ]
-    if len(labels) != classes:
+    if len(labels) != num_classes:
         raise InputError(
-            f"{path}: {len(labels)} lines; wanted one for each of the pack's {classes} identities"
+            f"{path}: {len(labels)} lines; wanted one for each of the pack's {num_classes} identities"
         )
     return np.array(labels, np.int64)
 
@@ -143,9 +143,11 @@ def _lines(path: Path) -> list[str]:
         raise InputError(f"{path}: not text") from None
 
 
-def _label(text: str, place: str, known: int) -> int:
+def _parse_label(text: str, location: str, num_known: int) -> int:
     if text == "new":
-        return NEW
-    if not text.isdecimal() or int(text) >= known:
-        raise InputError(f"{place}: {text!r}; wanted a label of the other run, 0 to {known - 1}, or new")
+        return NEW_IDENTITY
+    if not text.isdecimal() or int(text) >= num_known:
+        raise InputError(
+            f"{location}: {text!r}; wanted a label of the other run, 0 to {num_known - 1}, or new"
+        )
     return int(text)

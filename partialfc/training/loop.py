@@ -9,153 +9,159 @@ from pathlib import Path
 import torch
 
 from partialfc.config import Config
-from partialfc.config.durations import in_steps, seconds_of
-from partialfc.config.provenance import Provenance, settings_of
-from partialfc.config.scheduled import stages_at
+from partialfc.config.durations import parse_seconds, to_steps
+from partialfc.config.provenance import Provenance, flatten_config
+from partialfc.config.scheduled import scheduled_values
 from partialfc.data import images
-from partialfc.data.loader import Batch, Notices
-from partialfc.data.preview import some_identities
-from partialfc.evaluation.embed import EvaluationStopped
+from partialfc.data.loader import Batch, StepFlags
+from partialfc.data.preview import sample_identities
+from partialfc.evaluation.embed import EvaluationStoppedError
 from partialfc.evaluation.sets import Scores
 from partialfc.head import HeadStep
-from partialfc.monitoring.run_logger import Report
-from partialfc.monitoring.step_metrics import Metrics, RunProgress
+from partialfc.monitoring.run_logger import RunLogger
+from partialfc.monitoring.step_metrics import RunProgress, StepMetrics
 from partialfc.runtime import comm
-from partialfc.runtime.checkpoint import Checkpoints, Found
-from partialfc.runtime.comm import CollectiveInputError, Ranks
-from partialfc.runtime.files import SUMMARY, atomic_write
+from partialfc.runtime.checkpoint import CheckpointManager, VerifiedCheckpoint
+from partialfc.runtime.comm import CollectiveInputError, DistContext
+from partialfc.runtime.files import SUMMARY_FILE, atomic_write
 from partialfc.runtime.process import flight_recorder
-from partialfc.runtime.process.run_lock import occupied
+from partialfc.runtime.process.run_lock import lock_output_folder
 from partialfc.runtime.process.signals import StopRequest
-from partialfc.runtime.process.watchdog import Watchdog, watching
+from partialfc.runtime.process.watchdog import Watchdog, watch
 from partialfc.runtime.timing import section
 from partialfc.training import schedule
-from partialfc.training.checkpoint_scheduler import Saving
-from partialfc.training.distillation_loss import regression
-from partialfc.training.health import Diverged, check_replicas, problem_of
-from partialfc.training.resume import begun, finished, to_resume
+from partialfc.training.checkpoint_scheduler import CheckpointScheduler
+from partialfc.training.distillation_loss import cosine_distillation_loss
+from partialfc.training.health import DivergenceError, check_replicas, describe_problem
+from partialfc.training.resume import find_resume_point, is_finished, start_or_resume
 from partialfc.training.run import Run
 
 
-def train(config: Config, ranks: Ranks, stop: StopRequest | None = None) -> Run:
+def train(config: Config, dist_ctx: DistContext, stop_request: StopRequest | None = None) -> Run:
     """Train up to `train.length`, going on from the checkpoint that `checkpoint.resume` means, or up to the step in which
-    `stop` is requested on any rank: then the run is saved, and `stopped`.
+    `stop_request` is requested on any rank: then the run is saved, and `stopped`.
 
     Diverged where the loss is lost; CollectiveInputError on bad input, and where the last checkpoint cannot be written.
     """
     output = Path(config.output)
-    with occupied(output, ranks):
-        checkpoints = Checkpoints(output / "checkpoints", keep=config.checkpoint.keep, ranks=ranks)
-        found = to_resume(checkpoints, config.checkpoint.resume)
-        run, provenance = begun(config, ranks, checkpoints, found)
-        if found is not None and finished(output, run):
-            if ranks.first:
+    with lock_output_folder(output, dist_ctx):
+        checkpoints = CheckpointManager(
+            output / "checkpoints", keep=config.checkpoint.keep, dist_ctx=dist_ctx
+        )
+        found = find_resume_point(checkpoints, config.checkpoint.resume)
+        run, provenance = start_or_resume(config, dist_ctx, checkpoints, found)
+        if found is not None and is_finished(output, run):
+            if dist_ctx.is_main:
                 print(f"{output}: finished at step {run.step}", flush=True)
             return run
-        with comm.fail_on_all_ranks(ranks):
-            report = _report(run, provenance)
+        with comm.raise_on_all_ranks(dist_ctx):
+            report = _create_run_logger(run, provenance)
         with report:
-            report.recipe(provenance.in_words(), settings_of(run.config))
-            _introduce(run, report, found, provenance)
-            saving = Saving(run, checkpoints, provenance.about(), report.saved)
-            _train(run, report, saving, stop or StopRequest())
+            report.log_config(provenance.to_yaml(), flatten_config(run.config))
+            _log_start(run, report, found, provenance)
+            saving = CheckpointScheduler(run, checkpoints, provenance.to_dict(), report.log_checkpoint)
+            _run(run, report, saving, stop_request or StopRequest())
     return run
 
 
-def _train(run: Run, report: Report, saving: Saving, stop: StopRequest) -> None:
+def _run(run: Run, run_logger: RunLogger, scheduler: CheckpointScheduler, stop: StopRequest) -> None:
     """All that there is to do of the run, unless it is stopped."""
-    check_replicas(run.replicas(), run.step, run.ranks)
+    check_replicas(run.replicas(), run.step, run.dist_ctx)
     if run.step == 0:
-        _evaluate(run, report, StopRequest())  # which a signal ends at once, with the run
-    with stop.deferred():
-        if _evaluation_missed(run, report):
-            _evaluate(run, report, stop)
-        if not run.stopped:
-            _steps(run, report, saving, stop)
-        _end(run, report, saving)
+        _evaluate(run, run_logger, StopRequest())  # which a signal ends at once, with the run
+    with stop.defer():
+        if _evaluation_was_missed(run, run_logger):
+            _evaluate(run, run_logger, stop)
+        if not run.stop_signal:
+            _run_steps(run, run_logger, scheduler, stop)
+        _finish(run, run_logger, scheduler)
 
 
-def _steps(run: Run, report: Report, saving: Saving, stop: StopRequest) -> None:
+def _run_steps(run: Run, run_logger: RunLogger, scheduler: CheckpointScheduler, stop: StopRequest) -> None:
     """The run's steps, and what lies between them."""
     start = run.step
 
-    def notices() -> Notices:
-        return Notices(stop.received, int(saving.notice), int(report.diverged))
+    def notices() -> StepFlags:
+        return StepFlags(stop.signal_number, int(scheduler.is_due), int(run_logger.has_diverged))
 
-    limit = seconds_of(run.config.launch.step_timeout)
-    with watching(run.ranks, limit, partial(_record_hang, run)) as watchdog:
-        for batch, metrics, heard in _taken(run, notices, watchdog):
+    limit = parse_seconds(run.config.launch.step_timeout)
+    with watch(run.dist_ctx, limit, partial(_record_hang, run)) as watchdog:
+        for batch, metrics, heard in _iterate_steps(run, notices, watchdog):
             if run.step == start:
-                _show_faces(run, report, batch)
-            report.step(run.step + 1, metrics)
+                _log_training_images(run, run_logger, batch)
+            run_logger.log_step(run.step + 1, metrics)
             run.step += 1
-            run.stopped = heard.signal if run.step < run.last_step else 0
-            if heard.diverged and _problem(run):  # else a step was taken since
+            run.stop_signal = heard.signal if run.step < run.total_steps else 0
+            if heard.diverged and _find_problem(run):  # else a step was taken since
                 return
-            with watchdog.paused():
-                scores = _evaluate(run, report, stop) if _evaluation_due(run) else None
-                with report.untimed():
-                    saving.after_step(bool(heard.save), report.seconds, scores)
-            if run.stopped:
+            with watchdog.pause():
+                scores = _evaluate(run, run_logger, stop) if _is_evaluation_due(run) else None
+                with run_logger.pause_timing():
+                    scheduler.after_step(bool(heard.save_due), run_logger.elapsed_seconds, scores)
+            if run.stop_signal:
                 return
 
 
 def _record_hang(run: Run) -> None:
     """Write this rank's latest collectives, where the run is about to end because a rank stands still."""
     if run.config.launch.flight_recorder:
-        flight_recorder.dump(Path(run.config.output) / "flight_recorder", run.ranks.rank)
+        flight_recorder.dump(Path(run.config.output) / "flight_recorder", run.dist_ctx.rank)
 
 
-def _show_faces(run: Run, report: Report, batch: Batch) -> None:
-    with report.untimed():
-        report.picture(
-            "workings_faces/as_trained", images.sheet(batch.images.cpu().numpy(), 8, 8), run.step + 1
+def _log_training_images(run: Run, run_logger: RunLogger, batch: Batch) -> None:
+    with run_logger.pause_timing():
+        run_logger.log_image(
+            "workings_faces/as_trained", images.image_grid(batch.images.cpu().numpy(), 8, 8), run.step + 1
         )
 
 
-def _show_identities(run: Run, report: Report) -> None:
+def _log_identity_embeddings(run: Run, run_logger: RunLogger) -> None:
     """The embeddings of some images that were trained on; on the first rank alone."""
-    if found := some_identities(run.loader.dataset):
+    if found := sample_identities(run.loader.dataset):
         faces, names = zip(*found, strict=True)
-        report.identities(run.step, run.embed_faces(faces), list(names), list(faces))
+        run_logger.log_identities(run.step, run.embed_images(faces), list(names), list(faces))
 
 
-def _evaluate(run: Run, report: Report, stop: StopRequest) -> dict[str, Scores] | None:
+def _evaluate(run: Run, report: RunLogger, stop: StopRequest) -> dict[str, Scores] | None:
     """The scores of each set, on the first rank; None where the evaluation, and with it the run, was stopped."""
-    with report.evaluating():
+    with report.time_evaluation():
         try:
-            return report.evaluated(run.step, run.sets, run.embed_sets(stop.asked, report.tracked))
-        except EvaluationStopped as stopped:
-            run.stopped = stopped.signal
+            return report.log_evaluation(
+                run.step, run.eval_sets, run.embed_sets(stop.get_signal, report.tracked)
+            )
+        except EvaluationStoppedError as stopped:
+            run.stop_signal = stopped.signal
             return None
 
 
-def _evaluation_missed(run: Run, report: Report) -> bool:
+def _evaluation_was_missed(run: Run, run_logger: RunLogger) -> bool:
     """Whether the run goes on after an evaluation that was due and stopped."""
-    missed = run.step > 0 and _evaluation_due(run) and not report.has_scores(run.step)
-    return comm.of_first_rank(missed, run.ranks.host)
+    missed = run.step > 0 and _is_evaluation_due(run) and not run_logger.has_scores(run.step)
+    return comm.broadcast_object(missed, run.dist_ctx.host_group)
 
 
-def _end(run: Run, report: Report, saving: Saving) -> None:
+def _finish(run: Run, run_logger: RunLogger, scheduler: CheckpointScheduler) -> None:
     """Whatever the steps ended for. Where the loss is lost nothing more is saved."""
-    if problem := _problem(run):
-        report.catch_up()
-        saving.finish()
-        raise Diverged(problem)
-    if run.stopped:
-        name = signal.Signals(run.stopped).name
-        report.say(f"stopped by {name} at step {run.step} of {run.last_step}: {saving.stop(report.seconds)}")
+    if problem := _find_problem(run):
+        run_logger.flush()
+        scheduler.wait()
+        raise DivergenceError(problem)
+    if run.stop_signal:
+        name = signal.Signals(run.stop_signal).name
+        run_logger.log_message(
+            f"stopped by {name} at step {run.step} of {run.total_steps}: {scheduler.save_and_stop(run_logger.elapsed_seconds)}"
+        )
         return
-    if problem := saving.finish():
+    if problem := scheduler.wait():
         raise CollectiveInputError(f"step {run.step} is not saved: {problem}")
-    if run.ranks.first and run.config.log.loggers and run.config.log.pictures != "off":
-        _show_identities(run, report)
-    report.summary(run.step, settings_of(run.config))
+    if run.dist_ctx.is_main and run.config.log.loggers and run.config.log.pictures != "off":
+        _log_identity_embeddings(run, run_logger)
+    run_logger.write_summary(run.step, flatten_config(run.config))
 
 
-def _taken(
-    run: Run, notices: Callable[[], Notices], watchdog: Watchdog
-) -> Iterator[tuple[Batch, Metrics, Notices]]:
+def _iterate_steps(
+    run: Run, get_flags: Callable[[], StepFlags], watchdog: Watchdog
+) -> Iterator[tuple[Batch, StepMetrics, StepFlags]]:
     """Take the run's steps, one each time the next is asked for: its batch, what it brings, and the latest that ranks have
     told each other.
 
@@ -163,8 +169,8 @@ def _taken(
     Before it is on a CPU, whose launching is computing, and where rows live outside the device: they are on their way
     while the step computes, and not only when it is through.
     """
-    numbers, batches = count(run.step), run.loader.batches(run.step, run.last_step, notices)
-    launched_first = run.ranks.device.type == "cuda" and run.config.head.memory == "device"
+    numbers, batches = count(run.step), run.loader.batches(run.step, run.total_steps, get_flags)
+    launched_first = run.dist_ctx.device.type == "cuda" and run.config.head.memory == "device"
 
     def following() -> tuple[Batch, HeadStep] | None:
         with section("data"):
@@ -176,117 +182,131 @@ def _taken(
         batch, step = ahead
         if not launched_first:
             ahead = following()
-        watchdog.moved(run.step + 1)
+        watchdog.begin_step(run.step + 1)
         metrics = train_step(run, batch, step)
         if launched_first:
             ahead = following()
-        yield batch, metrics, (batch if ahead is None else ahead[0]).notices
+        yield batch, metrics, (batch if ahead is None else ahead[0]).flags
 
 
-def train_step(run: Run, batch: Batch, step: HeadStep) -> Metrics:
-    """One optimizer step over one global batch, with whose labels `step` was prepared; queues work and never waits
+def train_step(run: Run, batch: Batch, head_step: HeadStep) -> StepMetrics:
+    """One optimizer step over one global batch, with whose labels `head_step` was prepared; queues work and never waits
     for the device.
     """
     config, number = run.config, run.step
     rate = partial(
-        schedule.rate, config.schedule, number, total=run.last_step, steps_per_epoch=run.steps_per_epoch
+        schedule.learning_rate,
+        config.schedule,
+        number,
+        total_steps=run.total_steps,
+        steps_per_epoch=run.steps_per_epoch,
     )
-    lr, rows_lr = rate(peak=config.optim.lr), rate(peak=config.rows_lr)
-    statistics, loss_scale = run.statistics.kept(), run.optimizer.loss_scale.value.clone()
-    frozen = number < in_steps(config.init.freeze_backbone, run.steps_per_epoch)
+    lr, rows_lr = rate(peak=config.optim.lr), rate(peak=config.center_lr)
+    statistics, loss_scale = run.running_stats.clone(), run.optimizer.loss_scale.value.clone()
+    frozen = number < to_steps(config.init.freeze_backbone, run.steps_per_epoch)
     with section("backbone"):  # [b, D]: of this rank's images
-        embeddings = run.micro_batches.forward(batch.images, number, frozen=frozen)
+        embeddings = run.micro_batch_runner.forward(batch.images, number, frozen=frozen)
     with section("head"):
-        loss = run.head(embeddings, step)  # over all B images, the same on every rank
-        if batch.teacher is not None and (weight := config.distillation.cosine_weight):
-            loss = loss + weight * regression(
-                embeddings, batch.teacher, config.train.global_batch_size, run.ranks.group
+        loss = run.head(embeddings, head_step)  # over all B images, the same on every rank
+        if batch.teacher_embeddings is not None and (weight := config.distillation.cosine_weight):
+            loss = loss + weight * cosine_distillation_loss(
+                embeddings, batch.teacher_embeddings, config.train.global_batch_size, run.dist_ctx.group
             )
         (loss * loss_scale).backward()
     assert embeddings.grad is not None
     if not frozen:
         with section("backbone"):
-            run.statistics.start_average(statistics, run.ranks.group)  # while the gradients are summed
-            run.micro_batches.backward(batch.images, number, embeddings.grad)
-            run.statistics.finish_average(statistics, run.ranks.group)
+            run.running_stats.start_average(statistics, run.dist_ctx.group)  # while the gradients are summed
+            run.micro_batch_runner.backward(batch.images, number, embeddings.grad)
+            run.running_stats.finish_average(statistics, run.dist_ctx.group)
     with section("optimizer"):  # all ranks skip, or none
         norm, finite = (torch.zeros_like(loss), loss.isfinite()) if frozen else run.optimizer.step(lr, loss)
-        run.statistics.restore_unless(finite, statistics)
-        if run.average:
-            run.average.update(number, finite)
+        run.running_stats.restore_unless(finite, statistics)
+        if run.ema:
+            run.ema.update(number, finite)
         run.health.update(number + 1, finite, loss.detach())
-    diagnostics = run.observe(step) if _diagnostics_due(run) else None
+    diagnostics = run.collect_diagnostics(head_step) if _is_diagnostics_due(run) else None
     with section("head"):
-        run.head.update(step, rows_lr, finite, loss_scale, teacher=batch.teacher)
-    return Metrics(
+        run.head.update(head_step, rows_lr, finite, loss_scale, teacher=batch.teacher_embeddings)
+    return StepMetrics(
         loss=loss.detach(),
-        gradient_norm=norm,
-        finite=finite,
+        grad_norm=norm,
+        is_finite=finite,
         lr=lr,
-        waited=batch.waited,
-        replaced=batch.replaced,
+        data_wait_seconds=batch.data_wait_seconds,
+        num_replaced=batch.num_replaced,
         diagnostics=diagnostics,
-        settings=stages_at({"head": config.head, "loss": config.loss}, number, run.steps_per_epoch),
+        scheduled_values=scheduled_values(
+            {"head": config.head, "loss": config.loss}, number, run.steps_per_epoch
+        ),
         unreadable=batch.unreadable,
         corrupt=batch.corrupt,
     )
 
 
-def _problem(run: Run) -> str | None:
+def _find_problem(run: Run) -> str | None:
     """What is wrong with the run, if it is to end for it; waits for the device. Equal on all ranks."""
-    return run.health.problem(run.step, run.config.train.max_skipped_steps)
+    return run.health.find_problem(run.step, run.config.train.max_skipped_steps)
 
 
-def _diagnostics_due(run: Run) -> bool:
+def _is_diagnostics_due(run: Run) -> bool:
     """Whether the step under way is looked at more closely."""
     done = run.step + 1
-    return done % run.config.log.histograms_every == 0 or done == run.last_step
+    return done % run.config.log.histograms_every == 0 or done == run.total_steps
 
 
-def _evaluation_due(run: Run) -> bool:
-    every = in_steps(run.config.evaluation.every, run.steps_per_epoch)
-    return schedule.due(run.step, every=every, last=run.last_step)
+def _is_evaluation_due(run: Run) -> bool:
+    every = to_steps(run.config.evaluation.every, run.steps_per_epoch)
+    return schedule.is_due(run.step, every=every, last=run.total_steps)
 
 
-def _report(run: Run, provenance: Provenance) -> Report:
+def _create_run_logger(run: Run, provenance: Provenance) -> RunLogger:
     output = Path(run.config.output)
-    if run.ranks.first:
-        (output / SUMMARY).unlink(missing_ok=True)
+    if run.dist_ctx.is_main:
+        (output / SUMMARY_FILE).unlink(missing_ok=True)
         with atomic_write(output / "recipe.yaml") as temporary:
-            temporary.write_text(provenance.in_words(), encoding="utf-8")
+            temporary.write_text(provenance.to_yaml(), encoding="utf-8")
     progress = RunProgress(
-        run.step, run.last_step, run.steps_per_epoch, run.config.train.global_batch_size, run.seconds
+        run.step,
+        run.total_steps,
+        run.steps_per_epoch,
+        run.config.train.global_batch_size,
+        run.elapsed_seconds,
     )
-    return Report(
+    return RunLogger(
         output,
         progress,
-        every=run.config.log.every,
-        device=run.ranks.device,
-        enabled=run.ranks.first,
+        log_every=run.config.log.every,
+        device=run.dist_ctx.device,
+        enabled=run.dist_ctx.is_main,
         loggers=run.config.log.loggers,
         pictures=run.config.log.pictures,
-        health=run.health.numbers,
-        problem=lambda numbers, step: problem_of(numbers, step, run.config.train.max_skipped_steps),
+        health_numbers=run.health.counters,
+        find_problem=lambda numbers, step: describe_problem(
+            numbers, step, run.config.train.max_skipped_steps
+        ),
     )
 
 
-def _introduce(run: Run, report: Report, found: Found | None, provenance: Provenance) -> None:
+def _log_start(
+    run: Run, run_logger: RunLogger, checkpoint: VerifiedCheckpoint | None, provenance: Provenance
+) -> None:
     parameters = sum(parameter.numel() for parameter in run.backbone.parameters())
     identities = f"{run.head.num_classes} identities"
-    present = run.loader.dataset.classes_with_images() if run.ranks.first else None
+    present = run.loader.dataset.classes_with_images() if run.dist_ctx.is_main else None
     if present is not None and present < run.head.num_classes:
         identities = f"{present} identities ({run.head.num_classes - present} classes without images)"
-    report.say(
-        f"{run.order.num_samples} images of {identities}, batch {run.config.train.global_batch_size} on "
-        f"{run.ranks.size} rank(s) of {', '.join(comm.hosts(run.ranks))}, {run.ranks.device.type}, {torch.get_num_threads()} thread(s) each; "
+    run_logger.log_message(
+        f"{run.sample_order.num_samples} images of {identities}, batch {run.config.train.global_batch_size} on "
+        f"{run.dist_ctx.world_size} rank(s) of {', '.join(comm.all_hostnames(run.dist_ctx))}, {run.dist_ctx.device.type}, {torch.get_num_threads()} thread(s) each; "
         f"backbone with {parameters / 1e6:.2f} M parameters"
     )
-    if found is None:
+    if checkpoint is None:
         return
-    for problem in found.problems:
-        report.say(f"not taken: {problem}")
-    report.say(f"going on from {found.path}, at step {run.step} of {run.last_step}")
+    for problem in checkpoint.problems:
+        run_logger.log_message(f"not taken: {problem}")
+    run_logger.log_message(f"going on from {checkpoint.path}, at step {run.step} of {run.total_steps}")
     for step, changes in provenance.history:
         if step == run.step:
             for change in changes:
-                report.say(f"changed: {change}")
+                run_logger.log_message(f"changed: {change}")

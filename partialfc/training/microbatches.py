@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from partialfc.runtime import counter_rng
-from partialfc.training.cuda_graphs import RecordedNetwork, warm_up
-from partialfc.training.replicas import ReplicatedGradients
+from partialfc.training.cuda_graphs import CUDAGraphNetwork, warm_up
+from partialfc.training.replicas import GradientBuckets
 
 
-class MicroBatches:
+class MicroBatchRunner:
     """Runs a network forward and backward. With k > 1 in two passes, so that one micro-batch's graph exists at a time.
 
     Dropout is keyed by (seed, step, index of the micro-batch in the global batch). The running statistics of
@@ -29,100 +29,102 @@ class MicroBatches:
         self,
         network: nn.Module,
         forward: Callable[[Tensor], Tensor],
-        gradients: ReplicatedGradients,
+        gradients: GradientBuckets,
         *,
-        size: int | None,
+        micro_batch_size: int | None,
         seed: int,
         rank: int,
-        recorded: bool = False,
+        use_cuda_graphs: bool = False,
     ) -> None:
         self._network, self._forward, self._gradients = network, forward, gradients
-        self._size, self._seed, self._rank = size, seed, rank
+        self._size, self._seed, self._rank = micro_batch_size, seed, rank
         self._norms = [it for it in network.modules() if isinstance(it, nn.BatchNorm1d | nn.BatchNorm2d)]
         self._momenta = [norm.momentum or 0.0 for norm in self._norms]
         self._graph: Tensor | None = None
-        self._recorded: RecordedNetwork | None = None
-        self._to_record = recorded
+        self._cuda_graph: CUDAGraphNetwork | None = None
+        self._use_cuda_graphs = use_cuda_graphs
 
     def forward(self, inputs: Tensor, step: int, *, frozen: bool = False) -> Tensor:
         """Outputs [b, D], a leaf that wants a gradient; backward() goes on from there, unless the network is frozen: then it
         is in evaluation mode, and keeps nothing.
         """
-        parts = self._parts(inputs)
+        parts = self._split(inputs)
         if self._network.training == frozen:
             self._network.train(not frozen)
-        if self._to_record and not frozen:
-            return self._replayed(inputs, step)
+        if self._use_cuda_graphs and not frozen:
+            return self._forward_graph(inputs, step)
         with torch.set_grad_enabled(len(parts) == 1 and not frozen):
             outputs = []
             for index, part in enumerate(parts):
-                self._set_momenta([_share(momentum, index, len(parts)) for momentum in self._momenta])
-                outputs.append(self._one(part, step, self._rank * len(parts) + index))
+                self._set_momenta(
+                    [_micro_batch_momentum(momentum, index, len(parts)) for momentum in self._momenta]
+                )
+                outputs.append(self._forward_micro_batch(part, step, self._rank * len(parts) + index))
         self._graph = outputs[0] if len(parts) == 1 and not frozen else None
         return torch.cat(outputs).detach().requires_grad_()
 
     def backward(self, inputs: Tensor, step: int, gradient: Tensor) -> None:
         """From the outputs' gradient [b, D] to every parameter's `.grad`, summed over the ranks."""
-        parts = self._parts(inputs)
+        parts = self._split(inputs)
         self._set_momenta([0.0] * len(self._norms))  # the running statistics have moved already
         self._gradients.zero()
-        if self._recorded is not None:
-            self._recorded.backward(gradient)
-            with self._gradients.summed():
+        if self._cuda_graph is not None:
+            self._cuda_graph.backward(gradient)
+            with self._gradients.all_reduce_on_exit():
                 pass  # all gradients are there
             return
         for index, (part, share) in enumerate(zip(parts, gradient.split(len(parts[0])), strict=True)):
             outputs = self._graph
             if outputs is None:
-                outputs = self._one(part, step, self._rank * len(parts) + index)
-            with self._gradients.summed() if index == len(parts) - 1 else nullcontext():
+                outputs = self._forward_micro_batch(part, step, self._rank * len(parts) + index)
+            with self._gradients.all_reduce_on_exit() if index == len(parts) - 1 else nullcontext():
                 outputs.backward(share)
         self._graph = None
 
-    def _replayed(self, inputs: Tensor, step: int) -> Tensor:
+    def _forward_graph(self, inputs: Tensor, step: int) -> Tensor:
         """The outputs, by graphs that are recorded with the first inputs."""
-        if self._recorded is None:
-            self._recorded = self._record(inputs)
-        self._seed_part(step, self._rank)
-        torch._foreach_add_(self._counts(), 1)  # by the host, which has no part in a replay
-        return self._recorded.forward(inputs).clone().requires_grad_()
+        if self._cuda_graph is None:
+            self._cuda_graph = self._record(inputs)
+        self._seed_micro_batch(step, self._rank)
+        torch._foreach_add_(self._batch_counters(), 1)  # by the host, which has no part in a replay
+        return self._cuda_graph.forward(inputs).clone().requires_grad_()
 
-    def _record(self, inputs: Tensor) -> RecordedNetwork:
+    def _record(self, inputs: Tensor) -> CUDAGraphNetwork:
         """Record forward and backward; running statistics and counts stay as they are."""
-        wanted, counts = [it for it in self._network.parameters() if it.requires_grad], self._counts()
+        wanted, counts = [it for it in self._network.parameters() if it.requires_grad], self._batch_counters()
         before = [it.clone() for it in counts]
         self._set_momenta([0.0] * len(self._norms))
         warm_up(self._forward, wanted, inputs)
         self._set_momenta(self._momenta)
-        recorded = RecordedNetwork(self._forward, wanted, inputs)
+        recorded = CUDAGraphNetwork(self._forward, wanted, inputs)
         torch._foreach_copy_(counts, before)
         return recorded
 
-    def _counts(self) -> list[Tensor]:
+    def _batch_counters(self) -> list[Tensor]:
         """Of the batches that each norm has seen, on the host."""
         counts = (norm.num_batches_tracked for norm in self._norms)
         return [it for it in counts if it is not None]
 
-    def _parts(self, inputs: Tensor) -> tuple[Tensor, ...]:
+    def _split(self, inputs: Tensor) -> tuple[Tensor, ...]:
         return inputs.split(self._size or len(inputs))
 
     def _set_momenta(self, momenta: list[float]) -> None:
         for norm, momentum in zip(self._norms, momenta, strict=True):
             norm.momentum = momentum
 
-    def _one(self, part: Tensor, step: int, place: int) -> Tensor:
-        self._seed_part(step, place)
+    def _forward_micro_batch(self, part: Tensor, step: int, index: int) -> Tensor:
+        self._seed_micro_batch(step, index)
         return self._forward(part)
 
-    def _seed_part(self, step: int, place: int) -> None:
-        """Of the micro-batch that stands at `place` among those of the global batch."""
-        seed = counter_rng.key(self._seed, "dropout", step, place) >> 1
+    def _seed_micro_batch(self, step: int, index: int) -> None:
+        """Of the micro-batch that stands at `index` among those of the global batch."""
+        seed = counter_rng.derive_key(self._seed, "dropout", step, index) >> 1
         # Not by torch.manual_seed, which takes a millisecond to note where it was called for each kind of device that is not there.
         torch.default_generator.manual_seed(seed)
         if torch.cuda.is_initialized():
             torch.cuda.manual_seed(seed)
 
 
-def _share(momentum: float, index: int, total: int) -> float:
+def _micro_batch_momentum(momentum: float, index: int, total: int) -> float:
     """The momentum of update `index` of `total`, with which all of them end up weighing momentum / total."""
     return momentum / (total - (total - 1 - index) * momentum)

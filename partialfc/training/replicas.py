@@ -16,12 +16,12 @@ from torch.distributed import ProcessGroup, Work
 
 from partialfc.runtime import comm
 
-Network = TypeVar("Network", bound=nn.Module)
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 _BUCKET_BYTES = 25 << 20
 
 
-class ReplicatedGradients:
+class GradientBuckets:
     """Owns the gradients of `parameters`: every `.grad` is a view into one of a few flat buckets.
 
     Parameters fill the buckets from the last to the first, since backward reaches them in about that order.
@@ -34,17 +34,17 @@ class ReplicatedGradients:
         parameters: Iterable[nn.Parameter],
         group: ProcessGroup,
         *,
-        sent_as: torch.dtype | None = None,
+        reduce_dtype: torch.dtype | None = None,
     ) -> None:
         self._group = group
-        self._sent_as = sent_as if group.size() > 1 else None
+        self._sent_as = reduce_dtype if group.size() > 1 else None
         self._sent: list[Tensor] = []  # in place of the buckets whose sums have been started
         self._buckets: list[Tensor] = []
         self._sizes: list[int] = []  # parameters in a bucket
         self._missing: list[int] = []  # of them, those whose gradient backward has not completed
         self._started: list[Work] = []
         self._summing = False
-        for bucket in _buckets([parameter for parameter in parameters if parameter.requires_grad]):
+        for bucket in _iter_buckets([parameter for parameter in parameters if parameter.requires_grad]):
             self._lay_out(bucket)
 
     def zero(self) -> None:
@@ -53,7 +53,7 @@ class ReplicatedGradients:
             bucket.zero_()
 
     @contextmanager
-    def summed(self) -> Iterator[None]:
+    def all_reduce_on_exit(self) -> Iterator[None]:
         """Around the last backward of a step: when the block ends, every `.grad` is the sum over the
         ranks.
         """
@@ -61,8 +61,8 @@ class ReplicatedGradients:
         yield
         self._summing = False
         self._missing = [0] * len(self._buckets)  # what backward did not reach has its gradient, too
-        self._start_complete()
-        comm.wait(self._started)
+        self._reduce_ready_buckets()
+        comm.wait_all(self._started)
         for bucket, sent in zip(self._buckets, self._sent, strict=False):
             bucket.copy_(sent)
         self._sent.clear()
@@ -84,17 +84,17 @@ class ReplicatedGradients:
         for parameter in parameters:
             # The parameter's own strides: fused optimizers walk parameter and gradient as flat memory.
             parameter.grad = bucket.as_strided(parameter.shape, parameter.stride(), offset)
-            parameter.register_post_accumulate_grad_hook(lambda _, index=index: self._complete(index))
+            parameter.register_post_accumulate_grad_hook(lambda _, index=index: self._on_grad_ready(index))
             offset += parameter.numel()
         self._buckets.append(bucket)
         self._sizes.append(len(parameters))
 
-    def _complete(self, index: int) -> None:
+    def _on_grad_ready(self, index: int) -> None:
         if self._summing:
             self._missing[index] -= 1
-            self._start_complete()
+            self._reduce_ready_buckets()
 
-    def _start_complete(self) -> None:
+    def _reduce_ready_buckets(self) -> None:
         """Start what is complete, in the order of the buckets: collectives must be issued alike on all
         ranks.
         """
@@ -103,10 +103,10 @@ class ReplicatedGradients:
             if self._sent_as is not None:
                 bucket = bucket.to(self._sent_as)
                 self._sent.append(bucket)
-            self._started.append(comm.start_sum(bucket, self._group))
+            self._started.append(comm.all_reduce_async(bucket, self._group))
 
 
-def _buckets(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+def _iter_buckets(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
     bucket: list[nn.Parameter] = []
     filled = 0
     for parameter in reversed(parameters):
@@ -119,7 +119,7 @@ def _buckets(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
         yield bucket
 
 
-class RunningStatistics:
+class RunningStats:
     """The floating-point buffers of a module (BatchNorm's running statistics) as parts of one flat tensor."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -138,32 +138,32 @@ class RunningStatistics:
         self._change: Tensor | None = None  # since the step began, while it is summed over the ranks
         self._summing: list[Work] = []
 
-    def kept(self) -> Tensor:
+    def clone(self) -> Tensor:
         """A copy, for `restore_unless`."""
         return self._flat.clone()
 
     def restore_unless(self, finite: Tensor, kept: Tensor) -> None:
-        """Go back to `kept` where `finite`, a bool scalar on the device, is false."""
+        """Go back to `clone` where `finite`, a bool scalar on the device, is false."""
         self._flat.copy_(torch.where(finite, self._flat, kept))
 
     def start_average(self, kept: Tensor, group: ProcessGroup) -> None:
-        """Start to sum over the ranks what the step's forward has changed since `kept`; `finish_average` must follow."""
+        """Start to sum over the ranks what the step's forward has changed since `clone`; `finish_average` must follow."""
         if group.size() > 1 and len(kept):
             self._change = self._flat - kept
-            self._summing.append(comm.start_sum(self._change, group))
+            self._summing.append(comm.all_reduce_async(self._change, group))
 
     def finish_average(self, kept: Tensor, group: ProcessGroup) -> None:
-        """Set the statistics to `kept` plus the mean change: as if one process had seen all micro-batches.
+        """Set the statistics to `clone` plus the mean change: as if one process had seen all micro-batches.
 
         Buffers that a network never changes keep their bits.
         """
         if self._change is not None:
-            comm.wait(self._summing)
+            comm.wait_all(self._summing)
             torch.add(kept, self._change, alpha=1 / group.size(), out=self._flat)
             self._change = None
 
 
-class MovingAverage(Generic[Network]):
+class ModelEMA(Generic[NetworkT]):
     """The moving average of a network's parameters and running statistics, kept in a second network, `network`.
 
     average += (1 - d) (present - average) after every step, with d = min(decay, (1 + step) / (10 + step)): the first
@@ -173,21 +173,21 @@ class MovingAverage(Generic[Network]):
     the same place; begins as a copy.
     """
 
-    def __init__(self, of: Network, network: Network, decay: float) -> None:
-        network.load_state_dict(of.state_dict())
+    def __init__(self, source: NetworkT, network: NetworkT, decay: float) -> None:
+        network.load_state_dict(source.state_dict())
         network.requires_grad_(False).eval()
         self.network = network
         self._decay = decay
-        self._present, self._averages = _averaged(of), _averaged(network)
+        self._source_tensors, self._ema_tensors = _averaged_tensors(source), _averaged_tensors(network)
 
     def update(self, step: int, finite: Tensor) -> None:
         """After step `step`, counted from 0; nothing changes where `finite`, a bool scalar on the device, is false."""
         share = finite.float() * (1 - min(self._decay, (1 + step) / (10 + step)))
-        change = torch._foreach_sub(self._present, self._averages)
+        change = torch._foreach_sub(self._source_tensors, self._ema_tensors)
         torch._foreach_mul_(change, share)
-        torch._foreach_add_(self._averages, change)
+        torch._foreach_add_(self._ema_tensors, change)
 
 
-def _averaged(network: nn.Module) -> list[Tensor]:
+def _averaged_tensors(network: nn.Module) -> list[Tensor]:
     buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
     return [parameter.detach() for parameter in network.parameters()] + buffers

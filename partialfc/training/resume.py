@@ -5,86 +5,93 @@ from pathlib import Path
 import msgspec
 
 from partialfc.config import Config
-from partialfc.config.provenance import Provenance, checked_changes, provenance_of
-from partialfc.data.fingerprint import fingerprint
+from partialfc.config.provenance import Provenance, parse_provenance, require_unchanged
+from partialfc.data.fingerprint import pack_fingerprint
 from partialfc.data.sampler import check_world_size
 from partialfc.errors import InputError
 from partialfc.runtime import comm
-from partialfc.runtime.checkpoint import WORDS, Checkpoints, Found
-from partialfc.runtime.comm import Ranks
-from partialfc.runtime.files import SUMMARY
-from partialfc.training.init_from_means import take_means
+from partialfc.runtime.checkpoint import RESUME_KEYWORDS, CheckpointManager, VerifiedCheckpoint
+from partialfc.runtime.comm import DistContext
+from partialfc.runtime.files import SUMMARY_FILE
+from partialfc.training.init_from_means import init_centers_from_means
 from partialfc.training.run import Run, build_run
 
 
-def to_resume(checkpoints: Checkpoints, resume: str) -> Found | None:
+def find_resume_point(checkpoints: CheckpointManager, resume: str) -> VerifiedCheckpoint | None:
     """The checkpoint that a recipe's `checkpoint.resume` means: a path where the run begins, but where it has saved since,
     the newest of its own, as the same command goes on. CollectiveInputError as of Checkpoints.to_resume.
     """
-    if resume not in WORDS and checkpoints.newest_about().get("origin") == resume:
+    if resume not in RESUME_KEYWORDS and checkpoints.latest_metadata().get("origin") == resume:
         resume = "auto"
-    return checkpoints.to_resume(resume)
+    return checkpoints.find_resume_point(resume)
 
 
-def begun(
-    config: Config, ranks: Ranks, checkpoints: Checkpoints, found: Found | None
+def start_or_resume(
+    config: Config,
+    dist_ctx: DistContext,
+    checkpoints: CheckpointManager,
+    checkpoint: VerifiedCheckpoint | None,
 ) -> tuple[Run, Provenance]:
     """The run, at the step of the checkpoint, if there is one, and what its own checkpoints are to say of it.
 
     CollectiveInputError where recipe, data and ranks do not fit, and where the checkpoint was made with other settings.
     """
-    with comm.fail_on_all_ranks(ranks):
-        check_world_size(config, ranks.size)
-        before = provenance_of(found.manifest.about, f"checkpoint {found.path}") if found else None
-        config = _with_micro_batch(config, before, ranks)
-        run = build_run(config, ranks, drawn=found is None)
-        pack = fingerprint(Path(config.data.path)) if ranks.first else ""
-        if ranks.first and run.loader.teacher is not None:
+    with comm.raise_on_all_ranks(dist_ctx):
+        check_world_size(config, dist_ctx.world_size)
+        before = (
+            parse_provenance(checkpoint.manifest.about, f"checkpoint {checkpoint.path}")
+            if checkpoint
+            else None
+        )
+        config = _resolve_micro_batch(config, before, dist_ctx)
+        run = build_run(config, dist_ctx, init_centers=checkpoint is None)
+        pack = pack_fingerprint(Path(config.data.path)) if dist_ctx.is_main else ""
+        if dist_ctx.is_main and run.loader.teacher is not None:
             run.loader.teacher.check_pack(pack, Path(config.data.path))
-    pack = comm.of_first_rank(pack, ranks.host)
+    pack = comm.broadcast_object(pack, dist_ctx.host_group)
     resume = config.checkpoint.resume
-    origin = resume if resume not in WORDS else (before.origin if before else None)
-    now = Provenance(config, run.head.num_classes, run.order.num_samples, pack, origin=origin)
-    if found is None or before is None:
-        if config.init.means:
-            take_means(run)
+    origin = resume if resume not in RESUME_KEYWORDS else (before.origin if before else None)
+    now = Provenance(config, run.head.num_classes, run.sample_order.num_samples, pack, origin=origin)
+    if checkpoint is None or before is None:
+        if config.init.uses_mean_init:
+            init_centers_from_means(run)
         return run, now
-    with comm.fail_on_all_ranks(ranks):
-        changed = _changed(run, found, before, now)
-    begun = run.restore(checkpoints, found, changed=bool(changed))
-    changed += [f"{name} begins here: the checkpoint has none" for name in _in_short(begun)]
-    history = [*before.history, (found.manifest.step, changed)] if changed else before.history
+    with comm.raise_on_all_ranks(dist_ctx):
+        changed = _check_changes(run, checkpoint, before, now)
+    begun = run.restore(checkpoints, checkpoint, changed=bool(changed))
+    changed += [f"{name} begins here: the checkpoint has none" for name in _summarize_names(begun)]
+    history = [*before.history, (checkpoint.manifest.step, changed)] if changed else before.history
     return run, msgspec.structs.replace(now, history=history)
 
 
-def finished(output: Path, run: Run) -> bool:
+def is_finished(output: Path, run: Run) -> bool:
     """Whether nothing is left to do of a run that goes on from a checkpoint; equal on all ranks."""
-    done = run.step == run.last_step and (output / SUMMARY).exists()
-    return comm.of_first_rank(done, run.ranks.host)
+    done = run.step == run.total_steps and (output / SUMMARY_FILE).exists()
+    return comm.broadcast_object(done, run.dist_ctx.host_group)
 
 
-def _with_micro_batch(config: Config, before: Provenance | None, ranks: Ranks) -> Config:
+def _resolve_micro_batch(config: Config, old: Provenance | None, dist_ctx: DistContext) -> Config:
     """What is normalised together belongs to the run, at any number of ranks: where the recipe does not say, it is what
     it was when the run began.
     """
-    size = config.train.micro_batch_size or (before and before.config.train.micro_batch_size)
+    size = config.train.micro_batch_size or (old and old.config.train.micro_batch_size)
     train = msgspec.structs.replace(
-        config.train, micro_batch_size=size or config.train.global_batch_size // ranks.size
+        config.train, micro_batch_size=size or config.train.global_batch_size // dist_ctx.world_size
     )
     return msgspec.structs.replace(config, train=train)
 
 
-def _changed(run: Run, found: Found, before: Provenance, now: Provenance) -> list[str]:
-    step = found.manifest.step
+def _check_changes(run: Run, checkpoint: VerifiedCheckpoint, old: Provenance, new: Provenance) -> list[str]:
+    step = checkpoint.manifest.step
     allowed = run.config.checkpoint.on_config_change == "allow"
-    changed = checked_changes(found.path, before, now, allowed=allowed)
-    if step > run.last_step:
+    changed = require_unchanged(checkpoint.path, old, new, allowed=allowed)
+    if step > run.total_steps:
         raise InputError(
-            f"train.length: {run.last_step} steps, but checkpoint {found.path} has taken {step}; wanted as many or more"
+            f"train.length: {run.total_steps} steps, but checkpoint {checkpoint.path} has taken {step}; wanted as many or more"
         )
     return changed
 
 
-def _in_short(names: list[str]) -> list[str]:
+def _summarize_names(names: list[str]) -> list[str]:
     """Of tensors: those of the head each, of a network or its moments one for all."""
     return list(dict.fromkeys(name if name.startswith("head.") else name.partition(".")[0] for name in names))

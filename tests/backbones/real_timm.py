@@ -16,8 +16,8 @@ import torch
 
 import partialfc
 from partialfc.backbones import build_backbone
-from partialfc.config import Timm, load_config
-from partialfc.plan import Job, report
+from partialfc.config import TimmBackbone, load_config
+from partialfc.plan import PlannedRun, format_plan
 
 _PARTS = ("", ".transforms", ".transforms.functional", ".models", ".models.feature_extraction", ".datasets", ".ops",
           ".ops.misc", ".transforms.v2")  # fmt: skip
@@ -49,7 +49,7 @@ def stand_in_for_torchvision() -> None:
 
 
 def try_model(model: str, folder: Path) -> None:
-    settings = Timm(model=model, embedding_size=24, input_size=64, kwargs={"drop_rate": 0.1})
+    settings = TimmBackbone(model=model, embedding_size=24, input_size=64, kwargs={"drop_rate": 0.1})
     network = build_backbone(settings).eval()
     assert network(torch.zeros(2, 3, 64, 64)).shape == (2, 24)
     about = {"backbone": json.dumps(msgspec.to_builtins(settings))}
@@ -58,7 +58,7 @@ def try_model(model: str, folder: Path) -> None:
     images = torch.rand(2, 3, 64, 64)
     torch.testing.assert_close(loaded(images), network(images), atol=1e-4, rtol=1e-4)
     config = msgspec.structs.replace(load_config("quickstart"), backbone=settings)
-    assert "backbone: parameters" in report(Job(config, 1000, 1), "a100", None)
+    assert "backbone: parameters" in format_plan(PlannedRun(config, 1000, 1), "a100", None)
     print(f"{model}: ok")
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import partialfc
 from partialfc.backbones import build_backbone
-from partialfc.config import Config, Python, Timm, load_config
+from partialfc.config import Config, CustomBackbone, TimmBackbone, load_config
 from partialfc.errors import InputError
 
 SOURCE = """
@@ -52,7 +52,9 @@ def by_their_network(folder: str, config) -> dict:
 
 
 def test_a_class_of_ones_own_is_trained_saved_and_used(ranks, pack, tmp_path, module):
-    backbone = Python(target=f"{module}:Small", kwargs={"channels": 8}, embedding_size=16, input_size=32)
+    backbone = CustomBackbone(
+        target=f"{module}:Small", kwargs={"channels": 8}, embedding_size=16, input_size=32
+    )
 
     def config_in(output: Path) -> Config:
         small = {"length": 6, "micro_batch_size": 12}
@@ -87,7 +89,7 @@ def test_a_class_of_ones_own_is_trained_saved_and_used(ranks, pack, tmp_path, mo
 def test_what_is_no_network_is_refused(module, tmp_path, monkeypatch, target, more, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=message):
-        build_backbone(Python(**{"target": target, "embedding_size": 16, "input_size": 32} | more))
+        build_backbone(CustomBackbone(**{"target": target, "embedding_size": 16, "input_size": 32} | more))
     assert not Path("HERE").exists()
 
 
@@ -140,28 +142,28 @@ def test_a_network_of_timm_gets_an_embedding_layer(timm, tmp_path):
 
 def test_a_model_that_timm_has_not_is_refused(timm):
     with pytest.raises(InputError, match=r"timm has no 'convnext_tny'; .* such as convnext_tiny"):
-        build_backbone(Timm(model="convnext_tny"))
+        build_backbone(TimmBackbone(model="convnext_tny"))
 
 
 def test_without_timm(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(InputError, match="timm, which is not installed; pip install --no-deps timm"):
-        build_backbone(Timm(model="convnext_tiny"))
+        build_backbone(TimmBackbone(model="convnext_tiny"))
 
 
 def test_arguments_reach_a_model_of_timm_whose_head_may_be_wider(timm):
     network = build_backbone(
-        Timm(model="convnext_tiny", kwargs={"wide": True}, embedding_size=7, input_size=32)
+        TimmBackbone(model="convnext_tiny", kwargs={"wide": True}, embedding_size=7, input_size=32)
     )
     assert network.state_dict()["2.weight"].shape == (7, 24)
     with pytest.raises(InputError, match=r"backbone\.kwargs: unexpected keyword argument 'depth'"):
-        build_backbone(Timm(model="convnext_tiny", kwargs={"depth": 3}))
+        build_backbone(TimmBackbone(model="convnext_tiny", kwargs={"depth": 3}))
 
 
 @pytest.mark.parametrize("name", ["checkpoint_path", "pretrained", "pretrained_cfg_overlay", "num_classes"])
 def test_arguments_that_are_timms_own_are_refused(name):
     with pytest.raises(InputError, match=f"backbone.kwargs: expected arguments of the model, got {name}"):
-        Timm(model="convnext_tiny", kwargs={name: "/somewhere"})
+        TimmBackbone(model="convnext_tiny", kwargs={name: "/somewhere"})
 
 
 MODELS = ("mobilenetv3_large_100", "ghostnet_100", "convnext_tiny", "vit_tiny_patch16_224")

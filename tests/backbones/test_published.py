@@ -9,7 +9,7 @@ import torch
 from partialfc.backbones import build_backbone
 from partialfc.config import (
     IResNetTiny,
-    MobileFaceNet,
+    MobileFaceNetConfig,
     MobileFaceNetLarge,
     ViTBase,
     ViTLarge,
@@ -95,7 +95,7 @@ def vit(width: int, depth: int) -> Shapes:
 @pytest.mark.parametrize(
     ("settings", "shapes"),
     [
-        (MobileFaceNet(), mobilefacenet()),
+        (MobileFaceNetConfig(), mobilefacenet()),
         (MobileFaceNetLarge(), mobilefacenet_large()),
         (ViTTiny(), vit(256, 12)),
         (ViTSmall(), vit(512, 12)),
@@ -112,7 +112,7 @@ def test_names_and_shapes_are_the_published_ones(settings, shapes):
 
 SMALL = [
     IResNetTiny(width=4, depths=(1, 2), input_size=32, embedding_size=8, dropout=0.3),
-    MobileFaceNet(input_size=32, embedding_size=8, dropout=0.3),
+    MobileFaceNetConfig(input_size=32, embedding_size=8, dropout=0.3),
     MobileFaceNetLarge(input_size=32, embedding_size=8, dropout=0.3),
     ViTTiny(input_size=32, embedding_size=8, patch_size=8, dropout=0.3, drop_path_rate=0.3, mask_ratio=0.3),
 ]

@@ -10,14 +10,14 @@ import pytest
 from faces import write_pack, write_pairs
 
 from partialfc.__main__ import OLD_NAMES, main
-from partialfc.bundled_recipes import shipped
-from partialfc.commands.app import GROUPS
+from partialfc.bundled_recipes import bundled_recipes
+from partialfc.commands.app import COMMAND_GROUPS
 from partialfc.config import load_config
 from partialfc.launching import launcher
-from partialfc.plan import DEVICES
+from partialfc.plan import GPUS
 
 ROOT = Path(__file__).parents[2]
-NAMES = [function.__name__.rstrip("_") for functions in GROUPS.values() for function in functions]
+NAMES = [function.__name__.rstrip("_") for functions in COMMAND_GROUPS.values() for function in functions]
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_help_names_every_command_in_its_group(called):
     for arguments in ([], ["--help"], ["-h"]):
         code, out, err = called(*arguments)
         assert code == 0 and not err
-        places = [out.index(f" {group} ") for group in GROUPS]
+        places = [out.index(f" {group} ") for group in COMMAND_GROUPS]
         assert places == sorted(places) and all(re.search(rf"│ {name} ", out) for name in NAMES)
 
 
@@ -97,7 +97,7 @@ def test_recipes_are_listed_with_a_line_each(called):
     assert all(30 < len(line) < 130 for line in lines), lines
 
 
-@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("name", bundled_recipes())
 def test_a_recipe_that_is_copied_says_the_same(called, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     code, out, _ = called("recipes", "show", name)
@@ -182,7 +182,7 @@ def test_plan_is_what_train_with_plan_says(called, recipe):
 
 def test_plan_names_every_gpu_that_it_knows(called):
     _, out, _ = called("plan", "--help")
-    assert all(re.search(rf"\b{name}\b", out) for name in DEVICES)
+    assert all(re.search(rf"\b{name}\b", out) for name in GPUS)
 
 
 def test_a_code_of_a_run_is_the_commands(called, recipe, monkeypatch):

@@ -16,13 +16,13 @@ from runs import assert_refused, config_of, trained, verification_of
 
 import partialfc
 from partialfc.data import images
-from partialfc.data.fingerprint import fingerprint
-from partialfc.data.stored_embeddings import PackEmbeddings
+from partialfc.data.fingerprint import pack_fingerprint
+from partialfc.data.stored_embeddings import StoredEmbeddings
 from partialfc.errors import InputError
 from partialfc.inference.embed_folder import embed_folder
 from partialfc.inference.embed_pack import embed_pack
 from partialfc.inference.recognizer import load
-from partialfc.inference.weights import newest
+from partialfc.inference.weights import resolve_checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,7 +37,7 @@ def test_faces_of_any_size_are_embedded_as_training_sees_them(run, folder):
     for given in (paths, [str(path) for path in paths], np.stack(faces)):
         np.testing.assert_array_equal(recognizer.embed(given), expected)
     np.testing.assert_array_equal(
-        recognizer.embed(large), recognizer.embed([images.resized(face, size) for face in large])
+        recognizer.embed(large), recognizer.embed([images.resize(face, size) for face in large])
     )
     many = recognizer.embed(faces * 50)  # in several batches
     np.testing.assert_allclose(many, np.tile(expected, (50, 1)), atol=1e-6)
@@ -81,7 +81,10 @@ def test_the_file_of_results_says_what_they_are_of(run, pack, exported, tmp_path
         if model == run:
             about = found["model"]["run"]
             assert (about["step"], about["images"], about["identities"]) == (30, 115, 23)
-            assert about["pack"] == fingerprint(pack) and about["recipe"]["train"]["global_batch_size"] == 24
+            assert (
+                about["pack"] == pack_fingerprint(pack)
+                and about["recipe"]["train"]["global_batch_size"] == 24
+            )
         else:
             assert found["model"]["run"] is None
 
@@ -115,9 +118,9 @@ def test_an_embedding_in_another_precision_is_begun_anew(run, folder, pack, tmp_
     usual, half = load(run), load(run, precision="bfloat16")
     assert usual.fingerprint(run) != half.fingerprint(run)
     embed_pack(usual, run, pack, tmp_path)
-    before = PackEmbeddings(tmp_path)[np.arange(5)]
+    before = StoredEmbeddings(tmp_path)[np.arange(5)]
     embed_pack(half, run, pack, tmp_path)
-    assert not np.array_equal(PackEmbeddings(tmp_path)[np.arange(5)], before)
+    assert not np.array_equal(StoredEmbeddings(tmp_path)[np.arange(5)], before)
 
 
 def test_evaluate_takes_a_precision_and_a_batch(run, exported, tmp_path):
@@ -197,8 +200,8 @@ def test_the_newest_checkpoint_is_taken(run):
     last, earlier = load(run).network, load(run / "checkpoints/step_00000015").network
     assert not torch.equal(last.fc.weight, earlier.fc.weight)
     assert (
-        newest(run).name == "step_00000030"
-        and newest(run / "checkpoints/step_00000015").name == "step_00000015"
+        resolve_checkpoint(run).name == "step_00000030"
+        and resolve_checkpoint(run / "checkpoints/step_00000015").name == "step_00000015"
     )
 
 

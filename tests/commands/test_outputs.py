@@ -135,7 +135,7 @@ def test_names_of_identities_stay_with_a_pack(photographs, run, tmp_path):
         images = RecordDataset(tmp_path / folder)
         for index in range(len(images)):
             name = read_names(tmp_path / folder)[images.label(index)]
-            assert images.encoded(index) in {it.read_bytes() for it in (photographs / name).iterdir()}
+            assert images.encoded_image(index) in {it.read_bytes() for it in (photographs / name).iterdir()}
     ok("unpack", tmp_path / "pack", tmp_path / "images")
     assert {it.name for it in (tmp_path / "images").iterdir() if it.is_dir()} == {"Jürgen", "ann\tlee", "zoe"}
     ok("unpack", tmp_path / "twice", tmp_path / "numbered")  # names of two identities each

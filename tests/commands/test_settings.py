@@ -8,13 +8,13 @@ import pytest
 
 from partialfc.__main__ import main
 from partialfc.config import load_config
-from partialfc.config.reference import as_markdown, sections, selected
+from partialfc.config.reference import document_sections, select_sections, to_markdown
 from partialfc.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 KEYS = [
     (section, variant, key)
-    for section in sections()
+    for section in document_sections()
     for variant in section.variants or (None,)
     for key in section.keys
 ]
@@ -24,13 +24,13 @@ def test_the_page_is_fresh(capfd):
     with pytest.raises(SystemExit) as ended:
         main(["settings", "--markdown"])
     assert not ended.value.code
-    assert capfd.readouterr().out == as_markdown() == (ROOT / "docs/settings.md").read_text(), (
+    assert capfd.readouterr().out == to_markdown() == (ROOT / "docs/settings.md").read_text(), (
         "wanted: partialfc settings --markdown > docs/settings.md"
     )
 
 
 def test_every_key_says_what_it_is_for():
-    assert not [(section.name, key.name) for section, _, key in KEYS if len(key.sentence) < 10]
+    assert not [(section.name, key.name) for section, _, key in KEYS if len(key.description) < 10]
 
 
 @pytest.mark.parametrize(
@@ -45,17 +45,17 @@ def test_every_key_says_what_it_is_for():
     ],
 )
 def test_a_part_of_them(place, titles, keys):
-    found = selected(place)
+    found = select_sections(place)
     assert len(found) == titles and [key.name for key in found[0].keys] == keys
 
 
 def test_bounds_units_and_defaults():
-    (batch,) = selected("head.logits_budget")[0].keys
-    assert (batch.values, batch.default) == ("integer, 0 or more, MiB a rank", "4096")
-    (timeout,) = selected("launch.step_timeout")[0].keys
-    assert (timeout.values, timeout.default) == ("a time above 0, such as 15 minutes", "10 minutes")
-    (depths,) = selected("backbone.depths")[0].keys
-    assert (depths.values, depths.default) == ("list of integer, 1 to 1000", "[1, 1, 1, 1]")
+    (batch,) = select_sections("head.logits_budget")[0].keys
+    assert (batch.allowed, batch.default) == ("integer, 0 or more, MiB a rank", "4096")
+    (timeout,) = select_sections("launch.step_timeout")[0].keys
+    assert (timeout.allowed, timeout.default) == ("a time above 0, such as 15 minutes", "10 minutes")
+    (depths,) = select_sections("backbone.depths")[0].keys
+    assert (depths.allowed, depths.default) == ("list of integer, 1 to 1000", "[1, 1, 1, 1]")
 
 
 def test_on_the_command_line(capfd):

@@ -12,7 +12,14 @@ from detector import MAGENTA, write_detector
 from onnx import TensorProto, helper
 
 from partialfc.data import images
-from partialfc.data.alignment import MISSING, TEMPLATE, Detector, align, aligned, similarity
+from partialfc.data.alignment import (
+    NO_FACE_FILE,
+    TEMPLATE,
+    Detector,
+    align_face,
+    align_folder,
+    fit_similarity,
+)
 from partialfc.errors import InputError
 
 PHOTOGRAPHS = os.environ.get("PARTIALFC_PHOTOGRAPHS")  # a folder with points.csv and yunet.onnx
@@ -25,7 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def photograph(*squares: tuple[int, int], size: tuple[int, int] = (480, 320)) -> images.Pixels:
+def photograph(*squares: tuple[int, int], size: tuple[int, int] = (480, 320)) -> images.ImageArray:
     """Grey, with magenta squares of 64 x 64 pixels at [left, top]."""
     photo = np.full((size[1], size[0], 3), 128, np.uint8)
     for left, top in squares:
@@ -37,11 +44,11 @@ def test_similarity_is_numpys_least_squares():
     generator = np.random.default_rng(0)
     for _ in range(20):
         points = generator.normal(size=5) * 40 + 1j * generator.normal(size=5) * 40 + 100
-        slope, shift = similarity(points, TEMPLATE)
+        slope, shift = fit_similarity(points, TEMPLATE)
         rows = [[it.real, -it.imag, 1, 0] for it in points] + [[it.imag, it.real, 0, 1] for it in points]
         wanted = np.linalg.lstsq(np.array(rows), np.concatenate([TEMPLATE.real, TEMPLATE.imag]))[0]
         np.testing.assert_allclose([slope.real, slope.imag, shift.real, shift.imag], wanted, rtol=1e-9)
-        exact = similarity(points, (2 - 3j) * points + 5j)
+        exact = fit_similarity(points, (2 - 3j) * points + 5j)
         np.testing.assert_allclose(exact, (2 - 3j, 5j), atol=1e-9)
 
 
@@ -56,7 +63,7 @@ def test_points_come_to_those_of_the_template(scale, size):
         center = round(point.real * 16), round(point.imag * 16)
         cv2.circle(canvas, center, round(3 * scale * 16), 255, cv2.FILLED, cv2.LINE_AA, shift=4)
         photo[..., number % 3] = np.maximum(photo[..., number % 3], canvas)
-    face = aligned(photo, points, size)
+    face = align_face(photo, points, size)
     assert face.shape == (size, size, 3)
     for number, wanted in enumerate(TEMPLATE * (size / 112)):
         near = face[..., number % 3].astype(float)
@@ -68,16 +75,16 @@ def test_points_come_to_those_of_the_template(scale, size):
 
 def test_the_face_nearest_to_the_middle_is_taken(model):
     detector = Detector(model, threshold=0.9)
-    face = detector.face(photograph((32, 32), (224, 128)))
+    face = detector.detect(photograph((32, 32), (224, 128)))
     assert abs(face.points.mean() - (256 + 160j)) < 20
-    assert detector.face(photograph()) is None
+    assert detector.detect(photograph()) is None
 
 
 def test_a_large_photograph_is_searched_as_a_small_one(model):
     small = photograph((224, 128))
     large = cv2.resize(small, None, fx=6, fy=6, interpolation=cv2.INTER_NEAREST)
     detector = Detector(model, threshold=0.9)
-    middle = detector.face(large).points.mean() / 6
+    middle = detector.detect(large).points.mean() / 6
     assert abs(middle - (256 + 160j)) < 40
 
 
@@ -105,14 +112,14 @@ def test_a_folder_keeps_its_structure_and_goes_on_where_it_was(model, tmp_path):
     (photos / "Ben/broken.jpg").write_bytes(b"no image")
     (photos / "Ben/folder.jpg").mkdir()
     detector = Detector(model, threshold=0.9)
-    found = align(photos, out, detector, size=112)
-    assert (found.photographs, found.faces) == (5, 2)
+    found = align_folder(photos, out, detector, size=112)
+    assert (found.num_photos, found.num_faces) == (5, 2)
     assert found.missing == [
         "Ben/broken.jpg: 8 bytes that are no image OpenCV can read",
         "Ben/folder.jpg: Is a directory",
         "Ben/old/1.jpg: no face",
     ]
-    assert (out / MISSING).read_text().splitlines() == found.missing
+    assert (out / NO_FACE_FILE).read_text().splitlines() == found.missing
     faces = sorted(out.rglob("*.jpg"))
     assert [str(it.relative_to(out)) for it in faces] == ["Ann/1.jpg", "Ann/2.jpg"]
     assert all(images.read(it).shape == (112, 112, 3) for it in faces)
@@ -124,8 +131,8 @@ def test_a_folder_keeps_its_structure_and_goes_on_where_it_was(model, tmp_path):
         (photos / "Ben/broken.jpg").unlink(),
         (photos / "Ben/old/1.jpg").unlink(),
     )
-    assert align(photos, out, detector, size=112).missing == []
-    assert faces[0].stat().st_mtime_ns == before and faces[1].exists() and not (out / MISSING).exists()
+    assert align_folder(photos, out, detector, size=112).missing == []
+    assert faces[0].stat().st_mtime_ns == before and faces[1].exists() and not (out / NO_FACE_FILE).exists()
 
 
 def test_photographs_that_would_be_one_face_are_told(model, tmp_path):
@@ -134,9 +141,9 @@ def test_photographs_that_would_be_one_face_are_told(model, tmp_path):
         images.write(tmp_path / "photos" / name, photograph((224, 128)))
     detector = Detector(model, threshold=0.9)
     with pytest.raises(InputError, match=r"a\.jpg and .*a\.png: both would be .*a\.jpg"):
-        align(tmp_path / "photos", tmp_path / "faces", detector, size=112)
+        align_folder(tmp_path / "photos", tmp_path / "faces", detector, size=112)
     with pytest.raises(InputError, match=r"faces: lies within .*photos; wanted another folder"):
-        align(tmp_path / "photos", tmp_path / "photos/faces", detector, size=112)
+        align_folder(tmp_path / "photos", tmp_path / "photos/faces", detector, size=112)
 
 
 def test_a_folder_without_photographs_is_told(model, tmp_path):
@@ -146,7 +153,7 @@ def test_a_folder_without_photographs_is_told(model, tmp_path):
         (tmp_path / "none", "no such folder"),
     ):
         with pytest.raises(InputError, match=message):
-            align(folder, tmp_path / "faces", detector, size=112)
+            align_folder(folder, tmp_path / "faces", detector, size=112)
 
 
 @pytest.mark.skipif(PHOTOGRAPHS is None, reason="PARTIALFC_PHOTOGRAPHS names no folder of photographs")
@@ -158,8 +165,8 @@ def test_in_real_photographs_it_is_the_face_that_was_meant():
     with open(folder / "points.csv", newline="") as listing:
         for row in csv.DictReader(listing):
             wanted = np.array([complex(float(row[f"x{it}"]), float(row[f"y{it}"])) for it in range(1, 6)])
-            face = detector.face(images.read(folder / row["photo"]))
-            slope, _ = similarity(wanted, TEMPLATE)
+            face = detector.detect(images.read(folder / row["photo"]))
+            slope, _ = fit_similarity(wanted, TEMPLATE)
             apart.append((face.points - wanted) * abs(slope))
     assert np.abs(apart).max() < 11.2
     assert np.abs(np.mean(apart, axis=0)).max() < 1

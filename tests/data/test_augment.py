@@ -5,7 +5,7 @@ import pytest
 from faces import face
 
 from partialfc.config import AugmentConfig
-from partialfc.data.augment import augment, augmentation_draws
+from partialfc.data.augment import augment, augmentation_params
 from partialfc.data.images import decode
 
 NAMES = ("crop", "low_resolution", "blur", "photometric", "gray")
@@ -14,7 +14,7 @@ FACE = decode(face(3, 4, 112))
 
 def versions(config: AugmentConfig, count: int = 400, epoch: int = 0) -> list[np.ndarray]:
     """Of one face, as if it were that of many samples."""
-    draws = augmentation_draws(np.arange(count), seed=5, epoch=epoch)
+    draws = augmentation_params(np.arange(count), seed=5, epoch=epoch)
     return [augment(FACE, row, config) for row in draws]
 
 
@@ -30,10 +30,10 @@ def test_each_change_happens_as_often_as_the_recipe_says_and_differs_each_time(n
 
 def test_the_draws_are_those_of_seed_epoch_and_sample():
     samples = np.array([7, 3, 8])
-    whole = augmentation_draws(np.arange(10), seed=5, epoch=1)
-    assert np.array_equal(augmentation_draws(samples, seed=5, epoch=1), whole[samples])
-    assert not np.isin(augmentation_draws(samples, seed=5, epoch=2), whole).any()
-    assert not np.isin(augmentation_draws(samples, seed=6, epoch=1), whole).any()
+    whole = augmentation_params(np.arange(10), seed=5, epoch=1)
+    assert np.array_equal(augmentation_params(samples, seed=5, epoch=1), whole[samples])
+    assert not np.isin(augmentation_params(samples, seed=5, epoch=2), whole).any()
+    assert not np.isin(augmentation_params(samples, seed=6, epoch=1), whole).any()
     assert len(np.unique(whole)) == whole.size
 
 
@@ -46,7 +46,7 @@ def test_what_each_change_does():
     assert max(flat) < 0.9 * detail(FACE)
     shrunk = [detail(it) for it in versions(AugmentConfig(low_resolution=1.0), 50)]
     assert min(shrunk) < 0.3 * detail(FACE) < max(shrunk)
-    smallest = np.zeros_like(augmentation_draws(np.arange(1), seed=5, epoch=0)[0])
+    smallest = np.zeros_like(augmentation_params(np.arange(1), seed=5, epoch=0)[0])
     pixel = augment(FACE, smallest, AugmentConfig(crop=1.0, min_crop_area=1e-9))
     assert pixel.shape == FACE.shape and (pixel == FACE[0, 0]).all()
     grey = versions(AugmentConfig(gray=1.0), 1)[0]
@@ -60,7 +60,7 @@ def test_a_crop_is_a_part_of_the_image_enlarged(least):
     rows, columns = np.mgrid[:112, :112].astype(np.uint8)
     grid = np.stack([rows, columns, rows], -1)  # each pixel says where it comes from
     shares = []
-    for draws in augmentation_draws(np.arange(200), seed=5, epoch=0):
+    for draws in augmentation_params(np.arange(200), seed=5, epoch=0):
         made = augment(grid, draws, AugmentConfig(crop=1.0, min_crop_area=least)).astype(int)
         spans = [made[..., axis].max() - made[..., axis].min() + 1 for axis in (0, 1)]
         shares.append(spans[0] * spans[1] / 112**2)

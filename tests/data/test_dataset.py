@@ -89,7 +89,7 @@ def test_labels_in_id2(tmp_path):
 
 def test_a_header_rounded_by_float32_gives_way_to_the_index(tmp_path, monkeypatch):
     """As in packs of more than 2^24 images: here everything from 8 on counts as rounded, and the header lies."""
-    monkeypatch.setattr(dataset, "EXACT_FLOATS", 8)
+    monkeypatch.setattr(dataset, "MAX_EXACT_FLOAT32", 8)
     lies = [(0, Header(np.array([8, 12]), 0), b"")]
     write_records(tmp_path, records(1) + identity_records() + lies)
     with pytest.raises(InputError, match="its header is rounded"):
@@ -99,7 +99,7 @@ def test_a_header_rounded_by_float32_gives_way_to_the_index(tmp_path, monkeypatc
 
 
 def test_a_rounded_header_without_identities(tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "EXACT_FLOATS", 8)
+    monkeypatch.setattr(dataset, "MAX_EXACT_FLOAT32", 8)
     write_records(tmp_path, [*records(1), (0, Header(np.array([8, 12]), 0), b"")])
     with_property(tmp_path)
     assert_holds_the_faces(tmp_path)

@@ -11,13 +11,13 @@ import pytest
 
 from partialfc.data import index
 from partialfc.data.index import cached_index, sorted_index
-from partialfc.data.recordio import CorruptRecord, Header, RecordFile, RecordWriter
+from partialfc.data.recordio import CorruptRecordError, Header, RecordFile, RecordWriter
 from partialfc.errors import InputError
 
 
 @pytest.fixture(autouse=True)
 def everything_is_worth_caching(monkeypatch, tmp_path):
-    monkeypatch.setattr(index, "WORTH_CACHING", 0)
+    monkeypatch.setattr(index, "MIN_CACHED_BYTES", 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -40,7 +40,10 @@ def test_from_the_cache_it_is_the_same(tmp_path, keys, with_index):
     if not with_index:
         path.with_suffix(".idx").unlink()
     first = RecordFile(path)
-    with mock.patch.object(RecordFile, "_scan"), mock.patch.object(RecordFile, "_read"):  # neither is called
+    with (
+        mock.patch.object(RecordFile, "_scan"),
+        mock.patch.object(RecordFile, "_read_index_file"),
+    ):  # neither is called
         again = RecordFile(path)
     assert isinstance(again._index.offsets, np.memmap)
     wanted = {key: b"payload %d" % key for key in keys}
@@ -70,7 +73,7 @@ def test_a_changed_file_is_noticed(tmp_path):
     write(tmp_path / "pack", [1, 2, 3, 4])
     assert list(RecordFile(path).keys) == [1, 2, 3, 4]
     os.utime(path, ns=(1, 1))
-    with mock.patch.object(RecordFile, "_read", return_value=(np.array([9]), np.array([0]))):
+    with mock.patch.object(RecordFile, "_read_index_file", return_value=(np.array([9]), np.array([0]))):
         assert list(RecordFile(path).keys) == [9]
 
 
@@ -110,7 +113,7 @@ def test_beside_a_pack_that_cannot_be_written_it_is_kept_for_the_user(tmp_path):
 
 
 def test_small_files_leave_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr(index, "WORTH_CACHING", 1 << 20)
+    monkeypatch.setattr(index, "MIN_CACHED_BYTES", 1 << 20)
     path = write(tmp_path / "pack", [1, 2, 3])
     RecordFile(path)
     assert {it.name for it in path.parent.iterdir()} == {"train.rec", "train.idx"}
@@ -119,5 +122,5 @@ def test_small_files_leave_nothing_behind(tmp_path, monkeypatch):
 def test_a_key_that_stands_twice_is_refused(tmp_path):
     with pytest.raises(InputError, match="key 2 stands for several records"):
         sorted_index(np.array([2, 1, 2]), np.array([0, 8, 16]))
-    with pytest.raises(CorruptRecord, match=r"train.idx: key 2 stands for several records"):
+    with pytest.raises(CorruptRecordError, match=r"train.idx: key 2 stands for several records"):
         RecordFile(write(tmp_path / "pack", [1, 2, 2]))

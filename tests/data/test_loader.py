@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from partialfc.config import AugmentConfig, DataConfig
-from partialfc.data.loader import Loader, _Augmented, _own, _Unread
-from partialfc.data.sampler import Order, Place, Request
+from partialfc.data.loader import BatchLoader, _AugmentedSamples, _copy_if_shared, _ReadFailure
+from partialfc.data.sampler import ReadRequest, SampleOrder, SampleRef
 from partialfc.errors import InputError
 from partialfc.runtime import comm
 
@@ -28,21 +28,21 @@ class Damaged:
         return np.full((2, 2, 3), sample, np.uint8), sample
 
 
-def request(*places: Place) -> Request:
-    return Request(list(places), None)
+def request(*places: SampleRef) -> ReadRequest:
+    return ReadRequest(list(places), None)
 
 
 def samples(unreadable: set[int], *, skip: bool) -> list:
     """Images, labels and the number of replaced ones, of parts of one sample each."""
-    reading = _Augmented(Damaged(unreadable), AugmentConfig(flip=0.0), seed=5, skip=skip)
-    return [_own(reading[request(Place(0, sample, False))]) for sample in range(100)]
+    reading = _AugmentedSamples(Damaged(unreadable), AugmentConfig(flip=0.0), seed=5, skip=skip)
+    return [_copy_if_shared(reading[request(SampleRef(0, sample, False))]) for sample in range(100)]
 
 
 def test_what_a_worker_hands_over_stays_until_it_has_made_three_more():
-    reading = _Augmented(Damaged(set()), AugmentConfig(flip=0.0), seed=5, skip=False)
-    parts = [reading[request(Place(0, sample, False))][0] for sample in range(4)]
+    reading = _AugmentedSamples(Damaged(set()), AugmentConfig(flip=0.0), seed=5, skip=False)
+    parts = [reading[request(SampleRef(0, sample, False))][0] for sample in range(4)]
     assert [part.max().item() for part in parts] == [0, 1, 2, 3]
-    assert reading[request(Place(0, 4, False))][0].data_ptr() == parts[0].data_ptr()
+    assert reading[request(SampleRef(0, 4, False))][0].data_ptr() == parts[0].data_ptr()
 
 
 def test_only_what_cannot_be_read_is_replaced_by_what_can():
@@ -68,9 +68,13 @@ class Gradient:
 
 def epochs(device: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Images and labels of two epochs of one batch each."""
-    ranks = comm.ranks_of(torch.device(device))
-    loader = Loader(
-        Gradient(), Order(5, 64, 64), DataConfig(path="", num_workers=0), AugmentConfig(flip=0.5), ranks
+    dist_ctx = comm.create_dist_context(torch.device(device))
+    loader = BatchLoader(
+        Gradient(),
+        SampleOrder(5, 64, 64),
+        DataConfig(path="", num_workers=0),
+        AugmentConfig(flip=0.5),
+        dist_ctx,
     )
     return [(batch.images.cpu(), batch.labels) for batch in loader.batches(0, 2)]
 
@@ -87,17 +91,17 @@ def test_half_of_the_images_are_mirrored_others_in_each_epoch(ranks):
 
 def test_what_stands_in_for_an_image_brings_its_own_embedding():
     embeddings = np.arange(100, dtype=np.float32)[:, None]
-    reading = _Augmented(Damaged({3}), AugmentConfig(), seed=5, skip=True, teacher=embeddings)
-    part = reading[request(Place(0, 3, False), Place(0, 4, False))]
-    assert part.teacher[:, 0].tolist() == part.labels.tolist() and part.replaced == 1
+    reading = _AugmentedSamples(Damaged({3}), AugmentConfig(), seed=5, skip=True, teacher=embeddings)
+    part = reading[request(SampleRef(0, 3, False), SampleRef(0, 4, False))]
+    assert part.teacher_embeddings[:, 0].tolist() == part.labels.tolist() and part.num_replaced == 1
 
 
 def test_padding_stays_padding():
-    reading = _Augmented(Damaged({3}), AugmentConfig(), seed=5, skip=True)
-    _, labels, _, replaced, *_ = reading[request(Place(0, 3, True), Place(0, 4, False))]
+    reading = _AugmentedSamples(Damaged({3}), AugmentConfig(), seed=5, skip=True)
+    _, labels, _, replaced, *_ = reading[request(SampleRef(0, 3, True), SampleRef(0, 4, False))]
     assert labels.tolist() == [-1, 4] and replaced == 1
 
 
 def test_without_skip_and_where_nothing_can_be_read_the_first_error_is_told():
-    assert samples({7}, skip=False)[7] == _Unread("sample 7: damaged")
-    assert samples(set(range(100)), skip=True)[7] == _Unread("sample 7: damaged")
+    assert samples({7}, skip=False)[7] == _ReadFailure("sample 7: damaged")
+    assert samples(set(range(100)), skip=True)[7] == _ReadFailure("sample 7: damaged")

@@ -165,7 +165,7 @@ def test_packs_of_im2rec_load(tmp_path):
     assert (tmp_path / "train.rec").exists(), done.stdout + done.stderr
     dataset = RecordDataset(tmp_path)
     assert dataset.num_classes == 3 and dataset.dialect.startswith("im2rec")
-    found = [(dataset.label(sample), dataset.encoded(sample)) for sample in range(len(dataset))]
+    found = [(dataset.label(sample), dataset.encoded_image(sample)) for sample in range(len(dataset))]
     assert found == [
         (1, face(1, 0)),
         (0, face(0, 0)),

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from partialfc.data import recordio
-from partialfc.data.recordio import CorruptRecord, Header, RecordFile, RecordWriter, frame, read_record
+from partialfc.data.recordio import CorruptRecordError, Header, RecordFile, RecordWriter, frame, read_record
 
 MAGIC = struct.pack("<I", 0xCED7230A)
 # Payloads in which the magic stands, aligned and not, at the ends and twice in a row.
@@ -115,7 +115,7 @@ def test_a_truncated_file_is_refused_on_opening(written, with_index, missing):
     if not with_index and missing == 36:  # nothing but whole records: all that can be seen without an index
         assert len(RecordFile(written)) == 4
         return
-    with pytest.raises(CorruptRecord, match=r"train.rec: record at byte \d+: .*the file"):
+    with pytest.raises(CorruptRecordError, match=r"train.rec: record at byte \d+: .*the file"):
         RecordFile(written)
 
 
@@ -134,14 +134,14 @@ def test_a_truncated_file_is_refused_on_opening(written, with_index, missing):
 )
 def test_an_index_that_does_not_fit_is_refused(written, content, message):
     written.with_suffix(".idx").write_text(content)
-    with pytest.raises(CorruptRecord, match=message):
+    with pytest.raises(CorruptRecordError, match=message):
         RecordFile(written)
 
 
 def test_a_key_given_twice_is_refused(written):
     index = written.with_suffix(".idx")
     index.write_text(index.read_text() + "5\t0\n")
-    with pytest.raises(CorruptRecord, match="key 5 stands for several records"):
+    with pytest.raises(CorruptRecordError, match="key 5 stands for several records"):
         RecordFile(written)
 
 
@@ -159,7 +159,7 @@ def part(number: int, payload: bytes) -> bytes:
     ],
 )
 def test_parts_in_a_wrong_order_are_refused(data, message):
-    with pytest.raises(CorruptRecord, match=message):
+    with pytest.raises(CorruptRecordError, match=message):
         read_record(memoryview(data), 0)
 
 
@@ -168,7 +168,7 @@ def test_parts_in_a_wrong_order_are_refused(data, message):
     [(b"short", "5 bytes, wanted a header"), (struct.pack("<IfQQ", 3, 0, 0, 0), "3 labels")],
 )
 def test_a_record_too_short_for_its_header_is_refused(record, message):
-    with pytest.raises(CorruptRecord, match=message):
+    with pytest.raises(CorruptRecordError, match=message):
         recordio.unpack(record)
 
 
@@ -176,7 +176,7 @@ def test_a_missing_and_an_empty_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         RecordFile(tmp_path / "none.rec")
     (tmp_path / "empty.rec").touch()
-    with pytest.raises(CorruptRecord, match="an empty file"):
+    with pytest.raises(CorruptRecordError, match="an empty file"):
         RecordFile(tmp_path / "empty.rec")
 
 
@@ -208,5 +208,7 @@ def test_a_file_that_is_cut_while_it_is_read_is_named(tmp_path):
     size = path.stat().st_size
     with path.open("r+b") as file:
         file.truncate(4096)
-    with pytest.raises(CorruptRecord, match=rf"train.rec: 4096 bytes, {size} when it was opened; cut while"):
+    with pytest.raises(
+        CorruptRecordError, match=rf"train.rec: 4096 bytes, {size} when it was opened; cut while"
+    ):
         records[49]

@@ -20,16 +20,16 @@ from partialfc.__main__ import main
 from partialfc.config import (
     AdaFace,
     ArcFace,
-    Combined,
+    CombinedMargin,
     Config,
     CosFace,
+    CosineSoftmax,
     CurricularFace,
     ElasticArcFace,
     ElasticCosFace,
     HeadConfig,
-    Linear,
+    LinearSoftmax,
     MagFace,
-    SoftMax,
     SphereFace2,
     UniFace,
 )  # fmt: skip
@@ -42,15 +42,15 @@ from partialfc.runtime.process import run_lock
 
 def examined(config: Config, planted: str = "") -> tuple[list[str], str]:
     """What a rank comes back with, and prints."""
-    ranks = comm.ranks_of(torch.device("cpu"))
+    dist_ctx = comm.create_dist_context(torch.device("cpu"))
     places = {
-        "version": mock.patch.object(versions, "_digest", return_value=f"code{ranks.rank}"),
-        "head": mock.patch.object(trial, "_CLOSE", 0.0),
+        "version": mock.patch.object(versions, "_code_digest", return_value=f"code{dist_ctx.rank}"),
+        "head": mock.patch.object(trial, "_TOLERANCE", 0.0),
         "derivative": mock.patch.object(CosFaceLoss, "logit_with_derivatives", doubled),
-        "": mock.patch.object(trial, "_PATIENCE", 0.0),
+        "": mock.patch.object(trial, "_TIME_LIMIT", 0.0),
     }
     with redirect_stdout(StringIO()) as printed, places[planted]:
-        return checks.examined(config, ranks), printed.getvalue()
+        return checks.run_checks(config, dist_ctx), printed.getvalue()
 
 
 def doubled(loss: CosFaceLoss, angle: torch.Tensor, norm: None, draws: None) -> TargetLogit:
@@ -97,25 +97,25 @@ def test_a_head_that_is_not_the_formulas_is_a_problem(ranks, config):
 
 def test_a_wrong_derivative_of_the_recipes_loss_is_a_problem(ranks, config):
     """Sharded equals dense even so, where both use it."""
-    planted = msgspec.structs.replace(config, loss=SoftMax(scale=16.0))
+    planted = msgspec.structs.replace(config, loss=CosineSoftmax(scale=16.0))
     problems, told = ranks.run(2, examined, planted, "derivative")[0]
     assert "loss: derivatives of the target's logit are autograd's to 5e-01" in problems and "loss " in told
 
 
 MARGINS = [
-    SoftMax(), CosFace(), ArcFace(), ArcFace(gradient="detached"), Combined(m1=1.35, m2=0.1, m3=0.1), ElasticArcFace(order="paper"),
-    ElasticCosFace(), AdaFace(), MagFace(), CurricularFace(), UniFace(), SphereFace2(), Linear(),
+    CosineSoftmax(), CosFace(), ArcFace(), ArcFace(gradient="detached"), CombinedMargin(m1=1.35, m2=0.1, m3=0.1), ElasticArcFace(order="paper"),
+    ElasticCosFace(), AdaFace(), MagFace(), CurricularFace(), UniFace(), SphereFace2(), LinearSoftmax(),
 ]  # fmt: skip
 
 
 def losses(config: Config) -> list[list[str]]:
-    ranks = comm.ranks_of(torch.device("cpu"))
+    dist_ctx = comm.create_dist_context(torch.device("cpu"))
     options = [{"sample_rate": 0.3}, {"sample_rate": 0.3, "logit_correction": "log_q", "subcenters": 2}]
     found = []
     for margin in MARGINS:
-        for option in options[: 1 if isinstance(margin, UniFace | SphereFace2 | Linear) else 2]:
+        for option in options[: 1 if isinstance(margin, UniFace | SphereFace2 | LinearSoftmax) else 2]:
             tried = msgspec.structs.replace(config, loss=margin, head=HeadConfig(**option))
-            found.append(trial.loss(tried, ranks).problems)
+            found.append(trial.loss(tried, dist_ctx).problems)
     return found
 
 

@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_ranks_and_rates_are_those_of_plain_loops(folder):
     found = load_gallery(folder)
-    assert (found.name, len(found), found.known) == ("office", 10 + 4 + 15, 14)
+    assert (found.name, len(found), found.gallery_size) == ("office", 10 + 4 + 15, 14)
     names = [path.parent.name for path in found.files]
     draws = np.random.default_rng(0)
     centers = {name: draws.normal(size=8) for name in [*PEOPLE, "distractors"]}
@@ -59,7 +59,7 @@ def test_ranks_and_rates_are_those_of_plain_loops(folder):
     evaluated = found.evaluate(torch.tensor(rows, dtype=torch.float32) * 7)
     scores = evaluated.scores
     assert scores == pytest.approx(expected) and 0 < scores["rank1"] < scores["rank5"]
-    assert evaluated.in_words.startswith("rank1 ")
+    assert evaluated.summary.startswith("rank1 ")
 
 
 def test_tinyface_is_read_as_it_is_released(folder, tmp_path):
@@ -119,7 +119,7 @@ def test_sets_that_belong_together_are_scored_each_and_by_their_deviation(tmp_pa
         [np.mean(accuracies), statistics.stdev(accuracies), *accuracies]
     )
     np.testing.assert_array_equal(group.pixels(41, 16), each[1].pixels(1, 16))
-    assert evaluated.in_words.startswith(f"accuracy {scores['accuracy']:.2%}, deviation ")
+    assert evaluated.summary.startswith(f"accuracy {scores['accuracy']:.2%}, deviation ")
 
 
 def test_a_run_is_evaluated_on_them_and_evaluate_says_the_same(ranks, pack, folder, tmp_path):
@@ -179,10 +179,10 @@ def test_a_group_with_a_set_of_one_kind_has_no_mean(tmp_path):
     for name in ("one", "two"):
         write_pairs(tmp_path / f"rfw/{name}.bin")
     group = load_set(tmp_path / "rfw")
-    spoilt = dataclasses.replace(group.sets[0], same=np.ones(20, bool))
+    spoilt = dataclasses.replace(group.sets[0], is_same=np.ones(20, bool))
     found = dataclasses.replace(group, sets=[spoilt, group.sets[1]]).evaluate(torch.randn(len(group), 8))
     assert np.isnan(found.scores["accuracy"]) and np.isnan(found.scores["accuracy_deviation"])
-    assert found.scores["two_accuracy"] > 0 and found.in_words.startswith(
+    assert found.scores["two_accuracy"] > 0 and found.summary.startswith(
         "accuracy -, deviation -: one -, two "
     )
     assert "one: scores are undefined" in found.warning

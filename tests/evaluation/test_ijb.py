@@ -21,9 +21,9 @@ from partialfc.backbones import build_backbone
 from partialfc.config import IResNetTiny
 from partialfc.errors import InputError
 from partialfc.evaluation import metrics
-from partialfc.evaluation.identification import identify, identify_all_mated
-from partialfc.evaluation.ijb import Ijb, load_ijb
-from partialfc.inference.recognizer import SETTINGS
+from partialfc.evaluation.identification import identify, identify_insightface
+from partialfc.evaluation.ijb import IJBSet, load_ijb
+from partialfc.inference.recognizer import METADATA_KEY
 
 FARS = [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
 
@@ -135,7 +135,7 @@ def test_the_nearest_far_is_taken_at_a_corner_of_the_curve():
         for far in (0.001, 0.01, 0.1, 0.35):
             theirs = min(zip(np.abs(rates - far), range(len(rates)), strict=True))[1]
             nearest = min((abs(false[i] - far), -false[i], -true[i]) for i in kept)
-            (found,) = metrics.tars_at_nearest_fars(scores, same, [far])
+            (found,) = metrics.insightface_tars_at_fars(scores, same, [far])
             assert found == pytest.approx(-nearest[2])
             assert found == tars[theirs]  # as the script takes it from scikit-learn's curve
 
@@ -153,7 +153,7 @@ def test_a_face_is_aligned_by_its_points(ijb):
 def test_the_command_says_it_on_any_number_of_ranks(ijb, tmp_path):
     torch.manual_seed(0)
     settings = IResNetTiny(width=4, depths=(1, 1), input_size=32, embedding_size=16)
-    about = {SETTINGS: json.dumps(msgspec.to_builtins(settings))}
+    about = {METADATA_KEY: json.dumps(msgspec.to_builtins(settings))}
     save_file(build_backbone(settings).state_dict(), tmp_path / "a.safetensors", about)
     arguments = [
         tmp_path / "a.safetensors",
@@ -234,21 +234,21 @@ def test_blocks_change_nothing(ijb, monkeypatch):
 
 def test_its_curve_is_drawn_of_the_similarities_that_were_scored(ijb, monkeypatch):
     evaluated = load_ijb(ijb.folder).evaluate(embeddings_of(ijb))
-    monkeypatch.delattr(Ijb, "_similarities")
-    ((name, picture),) = evaluated.pictures
+    monkeypatch.delattr(IJBSet, "_pair_similarities")
+    ((name, picture),) = evaluated.figures
     assert name == "roc" and picture.ndim == 3 and picture.std() > 10
 
 
 def test_probes_without_any_mate_are_refused():
     one, two = np.eye(2, dtype=np.float32)[:1], np.eye(2, dtype=np.float32)[1:]
-    for search in (identify, identify_all_mated):
+    for search in (identify, identify_insightface):
         with pytest.raises(
             InputError, match=r"no probe's subject is in the gallery|subject 1 of a probe is in no"
         ):
             search(one, np.array([1]), two, np.array([2]))
 
 
-@pytest.mark.parametrize("search", [identify, identify_all_mated])
+@pytest.mark.parametrize("search", [identify, identify_insightface])
 def test_templates_that_are_not_finite_find_nobody(search):
     """No similarity is below NaN: such a probe would be found at rank 1 by everybody."""
     one = np.eye(3, dtype=np.float32)
@@ -269,9 +269,9 @@ def test_embeddings_that_are_not_finite_are_refused(ijb):
 
 
 def test_pairs_of_one_kind_have_no_rates(ijb):
-    found = dataclasses.replace(one := load_ijb(ijb.folder), same=np.zeros_like(one.same)).evaluate(
+    found = dataclasses.replace(one := load_ijb(ijb.folder), is_same=np.zeros_like(one.is_same)).evaluate(
         embeddings_of(ijb)
     )
     assert "all" in found.warning and "show different people" in found.warning
-    assert np.isnan(found.scores["tar@far=1e-4"]) and "TAR@FAR 1e-4 -" in found.in_words
+    assert np.isnan(found.scores["tar@far=1e-4"]) and "TAR@FAR 1e-4 -" in found.summary
     assert np.isfinite(found.scores["rank1"])

@@ -81,9 +81,9 @@ def test_scores_are_fractions_for_any_similarities(similarity, random):
     assert all(0 <= value <= 1 for value in found.values())
     told = (similarity > threshold) == same
     assert np.mean(told) >= max(np.mean(same), np.mean(~same)) - 1e-9
-    for name in verification.headings(found):
+    for name in verification.scores_with_interval(found):
         assert found[f"{name}_low"] <= found[f"{name}_high"]
-        assert re.fullmatch(r"[\d.]+%? \[[\d.]+, [\d.]+\]", verification.in_words(found, name))
+        assert re.fullmatch(r"[\d.]+%? \[[\d.]+, [\d.]+\]", verification.format_with_interval(found, name))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_scores_are_fractions_for_any_similarities(similarity, random):
 def test_a_far_that_no_pair_can_measure_is_left_out(different, least):
     similarity = np.random.default_rng(0).normal(size=different + 100)
     found = verification.verify(similarity, np.arange(different + 100) < 100)
-    rates = [name for name in verification.headings(found) if name.startswith("tar@far=")]
+    rates = [name for name in verification.scores_with_interval(found) if name.startswith("tar@far=")]
     assert rates[-1:] == ([f"tar@far={least}"] if least else [])
 
 
@@ -143,10 +143,10 @@ def test_scores_of_pairs_of_one_kind_are_undefined(kind):
         found = verification.verify(similarity, [kind] * 1000)
     assert all(map(math.isnan, found.values()))
     assert {it for it in found if "tar@" not in it} == {it for it in both if "tar@" not in it}
-    assert set(verification.rounded(found).values()) == {"-"}
+    assert set(verification.format_scores(found).values()) == {"-"}
     assert math.isnan(verification.tar_at_far(similarity, np.full(1000, kind), 0.1))
     assert math.isnan(verification.auc(similarity, np.full(1000, kind)))
-    assert np.isnan(verification.tars_at_nearest_fars(similarity, np.full(1000, kind), [0.1])).all()
+    assert np.isnan(verification.insightface_tars_at_fars(similarity, np.full(1000, kind), [0.1])).all()
 
 
 @pytest.mark.parametrize("labels", [[0, 1] * 6, [0.0, 1.0] * 6, np.arange(12) % 2 == 1])
@@ -169,4 +169,4 @@ def test_labels_may_be_numbers(labels):
 )
 def test_numbers_are_rounded_to_what_they_mean(scores, words):
     (name, *_) = scores
-    assert verification.in_words(scores, name) == words
+    assert verification.format_with_interval(scores, name) == words

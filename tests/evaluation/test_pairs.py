@@ -35,7 +35,7 @@ def test_every_protocol_and_kind_of_content(tmp_path, protocol, kind):
     same = np.array(SAME) if kind == "array of flags" else SAME
     pairs = load_pairs(saved(tmp_path, (images, same), protocol))
     assert [bytes(image) for image in pairs.images] == IMAGES
-    assert pairs.same.tolist() == SAME and pairs.same.dtype == bool and pairs.name == "lfw"
+    assert pairs.is_same.tolist() == SAME and pairs.is_same.dtype == bool and pairs.name == "lfw"
 
 
 def test_a_pickle_of_python_2_with_strings_and_an_array(tmp_path):
@@ -48,7 +48,7 @@ def test_a_pickle_of_python_2_with_strings_and_an_array(tmp_path):
     )
     flags = b"](" + b"\x88\x89" * 5 + b"e"
     pairs = load_pairs(saved(tmp_path, b"\x80\x02](" + strings + array + b"e" + flags + b"\x86."))
-    assert [bytes(image) for image in pairs.images] == IMAGES and pairs.same.tolist() == SAME
+    assert [bytes(image) for image in pairs.images] == IMAGES and pairs.is_same.tolist() == SAME
 
 
 class Runs:
@@ -116,14 +116,14 @@ def test_embeddings_that_are_not_finite_or_all_alike_are_refused(tmp_path, value
 
 def test_a_set_of_one_kind_says_so(tmp_path):
     write_pairs(tmp_path / "some.bin")
-    pairs = dataclasses.replace(load_pairs(tmp_path / "some.bin"), same=np.ones(20, bool))
+    pairs = dataclasses.replace(load_pairs(tmp_path / "some.bin"), is_same=np.ones(20, bool))
     found = pairs.evaluate(torch.randn(40, 8))
     assert (
         found.warning
         == "some: scores are undefined: all 20 pairs show the same person; expected pairs of both kinds"
     )
-    assert found.in_words == "accuracy -, AUC -" and not list(found.pictures)
-    assert all(map(np.isnan, pairs.score_by_grid(torch.randn(40, 8)).values()))
+    assert found.summary == "accuracy -, AUC -" and not list(found.figures)
+    assert all(map(np.isnan, pairs.score_insightface(torch.randn(40, 8)).values()))
 
 
 @pytest.mark.parametrize("flag", [-1, 2, "True", 0.0, None])
@@ -133,15 +133,15 @@ def test_a_flag_that_is_no_boolean_is_refused(tmp_path, flag):
         load_pairs(saved(tmp_path, (images, [True, False, True, flag, *[False] * 6])))
 
 
-def theirs(embeddings: np.ndarray, same: list[bool]) -> tuple[float, float]:
+def theirs(embeddings: np.ndarray, is_same: list[bool]) -> tuple[float, float]:
     """The accuracy of the public script, step by step: scikit-learn's folds, a threshold's accuracy by counting."""
     distances = [float(((a - b) ** 2).sum()) for a, b in zip(embeddings[::2], embeddings[1::2], strict=True)]
     thresholds, accuracies = np.arange(0, 4, 0.01), []
 
     def share(threshold: float, pairs: np.ndarray) -> float:
-        return sum((distances[it] < threshold) == same[it] for it in pairs) / len(pairs)
+        return sum((distances[it] < threshold) == is_same[it] for it in pairs) / len(pairs)
 
-    for train, test in KFold(n_splits=10, shuffle=False).split(np.arange(len(same))):
+    for train, test in KFold(n_splits=10, shuffle=False).split(np.arange(len(is_same))):
         best = np.argmax([share(threshold, train) for threshold in thresholds])
         accuracies.append(share(thresholds[best], test))
     return float(np.mean(accuracies)), float(np.std(accuracies))
@@ -152,9 +152,9 @@ def test_the_rule_of_insightface_to_the_last_digit(tmp_path, count):
     write_pairs(tmp_path / "some.bin", count)
     pairs = load_pairs(tmp_path / "some.bin")
     embeddings = torch.randn(2 * count, 3, generator=torch.Generator().manual_seed(count))
-    found = pairs.score_by_grid(embeddings)
+    found = pairs.score_insightface(embeddings)
     unit = sklearn_normalize(embeddings.double().numpy())
-    assert tuple(found.values()) == theirs(unit, pairs.same.tolist())
+    assert tuple(found.values()) == theirs(unit, pairs.is_same.tolist())
     assert (
         list(found) == ["insightface_accuracy", "insightface_accuracy_std"]
         and 0 < found["insightface_accuracy"] < 1

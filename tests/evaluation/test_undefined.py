@@ -11,7 +11,7 @@ from runs import config_of, trained
 
 from partialfc.data.packs.pairs import write_pairs as write_set
 from partialfc.evaluation.pairs import load_pairs
-from partialfc.inference.stored_scores import scores_of
+from partialfc.inference.stored_scores import load_scores
 from partialfc.inference.weights import read_weights
 
 
@@ -46,7 +46,7 @@ def test_a_run_on_a_set_of_one_kind_says_so_and_goes_on(ranks, pack, one_kind, t
     assert summary["verification"]["one_kind"]["accuracy"] is None
     assert summary["verification"]["both"]["accuracy"] > 0
     assert "one_kind" not in summary["verification_best"] and not (tmp_path / "checkpoints/best").exists()
-    assert np.isnan(scores_of(tmp_path)["one_kind"]["accuracy"])
+    assert np.isnan(load_scores(tmp_path)["one_kind"]["accuracy"])
     for command in (
         ["report", tmp_path, "--out", tmp_path / "page.html"],
         ["plot", tmp_path, "--out", tmp_path / "a.png"],

@@ -22,7 +22,7 @@ from partialfc.data.packs import sources
 from partialfc.data.recordio import Header, RecordFile, RecordWriter
 from partialfc.errors import InputError
 from partialfc.evaluation.pairs import load_pairs
-from partialfc.runtime.exit_codes import one_line
+from partialfc.runtime.exit_codes import format_error
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SHOWN = 8  # records that are read of a file
@@ -80,8 +80,8 @@ def read_index(path: Path) -> None:
 
 
 def read_listing(path: Path) -> None:
-    source = sources.opened(path, sparse=False)
-    assert len(list(source.faces())) == len(list(source.labels())) == source.total()
+    source = sources.open_source(path, allow_empty=False)
+    assert len(list(source.items())) == len(list(source.labels())) == source.num_images()
 
 
 def pairs() -> list[bytes]:
@@ -123,7 +123,7 @@ def attempt(which: Format, data: bytes, folder: Path) -> bool:
         with nothing_run():
             which.read(path)
     except (InputError, OSError) as error:
-        line = one_line(error)
+        line = format_error(error)
         assert which.name.split(".")[0] in line and line.isprintable() and len(line) < 600, repr(line)
         return False
     return True

@@ -8,7 +8,7 @@ from ranks import mine
 from reference import drawn_classes
 from torch import Tensor
 
-from partialfc.config import AnyMargin, HeadConfig, Sgd
+from partialfc.config import SGD, AnyLoss, HeadConfig
 from partialfc.head import PartialFC
 from partialfc.head.storage.initial import init_centers
 
@@ -76,14 +76,14 @@ def stepped(head: PartialFC, device: str) -> tuple[list[Tensor], list[Tensor]]:
     return losses, gradients
 
 
-def sharded(margin: AnyMargin, options: dict[str, Any], device: str) -> Steps:
+def sharded(margin: AnyLoss, options: dict[str, Any], device: str) -> Steps:
     """This rank's."""
     head = PartialFC(
         CLASSES,
         WIDTH,
         margin,
         config=HeadConfig(**options),
-        optim=Sgd(momentum=0.0, weight_decay=0.0),
+        optim=SGD(momentum=0.0, weight_decay=0.0),
         seed=SEED,
         dtype=torch.float64,
         device=device,

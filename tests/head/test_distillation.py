@@ -10,7 +10,7 @@ from stateful import BATCH, CLASSES, LABELS, SEED, SKIPPED, WIDTH, active_classe
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from partialfc.config import ArcFace, CurricularFace, HeadConfig, TeacherRule
+from partialfc.config import ArcFace, CurricularFace, FollowTeacher, HeadConfig
 from partialfc.head import PartialFC
 from partialfc.head.storage.initial import init_centers
 from partialfc.runtime import dtensors
@@ -57,7 +57,7 @@ def dense(sample_rate: float) -> Moved:
 
 def sharded(options: dict[str, Any], device: str, margin: Any = MARGIN) -> Moved:
     head = PartialFC(
-        CLASSES, WIDTH, margin, config=HeadConfig(**options), optim=TeacherRule(), seed=SEED,
+        CLASSES, WIDTH, margin, config=HeadConfig(**options), optim=FollowTeacher(), seed=SEED,
         dtype=torch.float64, device=device,
     )  # fmt: skip
     losses = []
@@ -94,7 +94,7 @@ def test_rows_in_bfloat16_are_the_same_at_any_world_size(ranks, device, options)
 
 
 def test_a_centre_comes_to_its_teacher_and_stays_where_the_student_agrees(device):
-    head = PartialFC(2, 4, CurricularFace(), optim=TeacherRule(), device=device)
+    head = PartialFC(2, 4, CurricularFace(), optim=FollowTeacher(), device=device)
     teacher = torch.eye(4, device=device)[:1]
     for number, student in enumerate((-teacher, teacher)):
         step = head.prepare(torch.tensor([1]), number)
@@ -109,13 +109,13 @@ def test_a_centre_comes_to_its_teacher_and_stays_where_the_student_agrees(device
 @pytest.mark.parametrize(
     ("optim", "teacher", "message"),
     [
-        (TeacherRule(), None, "teacher: expected embeddings"),
+        (FollowTeacher(), None, "teacher: expected embeddings"),
         (
-            TeacherRule(),
+            FollowTeacher(),
             torch.ones(2, 5),
             r"teacher: expected floats \[2, 4\] on cpu, got float32 \[2, 5\] on cpu",
         ),
-        (TeacherRule(), torch.ones(2, 4, dtype=torch.int64), r"got int64 \[2, 4\]"),
+        (FollowTeacher(), torch.ones(2, 4, dtype=torch.int64), r"got int64 \[2, 4\]"),
         (None, torch.ones(2, 4), r"teacher: expected None without optim=TeacherRule\(\), got embeddings"),
     ],
 )

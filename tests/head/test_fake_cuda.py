@@ -10,16 +10,16 @@ from fake_cuda import DEVICE, Launches, fake_cuda, launches
 
 from partialfc.config import (
     AdaFace,
-    AdamWRule,
-    AnyMargin,
+    AnyLoss,
+    CenterAdamW,
     CosFace,
     CurricularFace,
     ElasticArcFace,
+    FollowTeacher,
     HeadConfig,
-    Linear,
+    LinearSoftmax,
     MagFace,
     SphereFace2,
-    TeacherRule,
     UniFace,
 )
 from partialfc.head import PartialFC, centers
@@ -36,10 +36,10 @@ OPTIONS: list[dict[str, Any]] = [
     SAMPLED | {"unsampled": "decay"},
     SAMPLED | {"unsampled": "decay", "optim_state_dtype": "none"},
     SAMPLED | {"centers_dtype": "bfloat16", "optim_state_dtype": "bfloat16"},
-    SAMPLED | {"optim": AdamWRule()},
+    SAMPLED | {"optim": CenterAdamW()},
     SAMPLED | {"memory": "host"},
     SAMPLED | {"subcenters": 3, "matmul_precision": "half"},
-    SAMPLED | {"memory": "host", "centers_dtype": "bfloat16", "optim": AdamWRule()},
+    SAMPLED | {"memory": "host", "centers_dtype": "bfloat16", "optim": CenterAdamW()},
     SAMPLED
     | {
         "sampling": "hard",
@@ -53,7 +53,7 @@ OPTIONS: list[dict[str, Any]] = [
 def stepped(
     world_size: int,
     options: dict[str, Any],
-    margin: AnyMargin | None = None,
+    margin: AnyLoss | None = None,
     shape: tuple[int, int, int] = (CLASSES, WIDTH, BATCH),
     observed: bool = True,
     distilled: bool = False,
@@ -63,7 +63,7 @@ def stepped(
     labels = torch.arange(batch) * 37 % classes
     with fake_cuda(world_size) as fake, mock.patch.object(centers, "init_centers"):
         with fake:
-            config, optim = HeadConfig(**options), TeacherRule() if distilled else None
+            config, optim = HeadConfig(**options), FollowTeacher() if distilled else None
             head = PartialFC(classes, width, margin or CosFace(), config=config, optim=optim, device=DEVICE)
         step = head.prepare(labels, 0)
         with launches(fake) as found:
@@ -109,7 +109,7 @@ def test_a_step_with_a_teacher_holds_nobody_up(options, kernels, world_size):
 @pytest.mark.parametrize("world_size", [1, 8])
 @pytest.mark.parametrize("options", [{}, SAMPLED | {"logits_budget": 0, "kernels": "triton"}], ids=str)
 def test_a_step_of_a_linear_layer_holds_nobody_up(options, world_size):
-    assert not stepped(world_size, options, Linear()).crossings
+    assert not stepped(world_size, options, LinearSoftmax()).crossings
 
 
 @pytest.mark.parametrize(("products", "precision"), [("auto", "tf32"), ("tf32", "tf32"), ("float32", "ieee")])

@@ -10,7 +10,7 @@ from stateful import CLASSES, WIDTH, State, assert_equal, dense, sharded
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy, linear
 
-from partialfc.config import HeadConfig, Linear, TeacherRule
+from partialfc.config import FollowTeacher, HeadConfig, LinearSoftmax
 from partialfc.errors import InputError
 from partialfc.head import PartialFC
 
@@ -36,11 +36,11 @@ def formula(
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_sharded_is_dense(ranks, device, options, world_size):
     expected = dense(formula, {}, options.get("sample_rate", 1), device, width=WIDTH + 1)
-    assert_equal(ranks.run(world_size, sharded, Linear(), options, device), expected)
+    assert_equal(ranks.run(world_size, sharded, LinearSoftmax(), options, device), expected)
 
 
 def test_logits_of_any_size_have_a_loss(device):
-    head = PartialFC(3, 2, Linear(), device=device)
+    head = PartialFC(3, 2, LinearSoftmax(), device=device)
     rows = torch.tensor([[1e4, 0.0, 5.0], [0.0, 1e4, -5.0], [-1e4, 0.0, 0.0]], device=device)
     head.load_state_dict(head.state_dict() | {"centers": rows})
     embeddings = torch.tensor([[1.0, 0.999], [-0.5, 2.0]], device=device).requires_grad_()
@@ -61,9 +61,9 @@ def test_what_wants_cosines_is_refused(tmp_path):
         ({"interclass_threshold": 0.4}, r"head\.interclass_threshold: 0\.4; wanted 0"),
     ):
         with pytest.raises(InputError, match=message):
-            PartialFC(CLASSES, WIDTH, Linear(), config=HeadConfig(**head))
+            PartialFC(CLASSES, WIDTH, LinearSoftmax(), config=HeadConfig(**head))
     with pytest.raises(InputError, match="no cosines, which class centres that follow a teacher need"):
-        PartialFC(CLASSES, WIDTH, Linear(), optim=TeacherRule())
+        PartialFC(CLASSES, WIDTH, LinearSoftmax(), optim=FollowTeacher())
     with pytest.raises(
         msgspec.ValidationError, match=r"Object contains unknown field `margin` - at `\$\.loss`"
     ):

@@ -13,15 +13,15 @@ from torch.nn.functional import normalize
 
 from partialfc.config import (
     AdaFace,
-    AnyMargin,
+    AnyLoss,
     ArcFace,
-    Combined,
+    CombinedMargin,
     CosFace,
+    CosineSoftmax,
     CurricularFace,
     ElasticArcFace,
     ElasticCosFace,
     MagFace,
-    SoftMax,
     SphereFace2,
     UniFace,
 )
@@ -31,18 +31,18 @@ from partialfc.head.losses import MarginLoss, build_loss
 from partialfc.head.losses.elasticface import assign_margins
 
 EXACT = [
-    SoftMax(),
+    CosineSoftmax(),
     ArcFace(),
     ArcFace(beyond_pi="wrap"),
     CosFace(),
-    Combined(m1=1.35, m2=0.3, m3=0.1),
-    Combined(m1=2.0, m2=0.3, m3=0.1, beyond_pi="wrap"),
+    CombinedMargin(m1=1.35, m2=0.3, m3=0.1),
+    CombinedMargin(m1=2.0, m2=0.3, m3=0.1, beyond_pi="wrap"),
     ElasticArcFace(),
     ElasticCosFace(),
 ]
 
 
-def of_angle(margin: AnyMargin, angle: Tensor) -> tuple[Tensor, Tensor]:
+def of_angle(margin: AnyLoss, angle: Tensor) -> tuple[Tensor, Tensor]:
     drawn = torch.full_like(angle, 0.4) if "Elastic" in type(margin).__name__ else None
     return build_loss(margin).logit_with_derivatives(angle, None, drawn)[:2]
 
@@ -58,7 +58,7 @@ def test_logit_and_slope_are_those_of_the_formula(margin):
 
 
 @pytest.mark.parametrize(
-    "margin", [ArcFace(), ArcFace(margin=1.5), Combined(m1=1.5, m2=1.0, m3=0.2)], ids=repr
+    "margin", [ArcFace(), ArcFace(margin=1.5), CombinedMargin(m1=1.5, m2=1.0, m3=0.2)], ids=repr
 )
 def test_linear_beyond_pi_is_continuous_and_falls_with_the_angle(margin):
     logit, _ = of_angle(margin, torch.linspace(0, math.pi, 100_001, dtype=torch.float64))
@@ -73,14 +73,14 @@ def test_wrap_is_not_monotone():
 
 
 @pytest.mark.parametrize(
-    "margin", [ArcFace(gradient="detached"), Combined(m1=1.2, m2=0.1, gradient="detached")]
+    "margin", [ArcFace(gradient="detached"), CombinedMargin(m1=1.2, m2=0.1, gradient="detached")]
 )
 def test_detached_takes_the_slope_as_one(margin):
     _, slope = of_angle(margin, torch.linspace(0, math.pi, 11))
     assert (slope == 1).all()
 
 
-def embedding_gradient(margin: AnyMargin, image: Tensor, center: Tensor) -> Tensor:
+def embedding_gradient(margin: AnyLoss, image: Tensor, center: Tensor) -> Tensor:
     """The gradient of the target logit by the raw embedding, through the angle as the head computes it."""
     image = image.requires_grad_()
     unit, center = normalize(image), normalize(center)
@@ -104,11 +104,13 @@ def test_an_angle_does_not_depend_on_its_position_in_the_batch():
 
 
 @pytest.mark.parametrize("angle", [1e-4, 1e-3, 0.1, 1.5, math.pi - 1e-3, math.pi - 1e-4])
-@pytest.mark.parametrize("margin", [ArcFace(beyond_pi="wrap"), ArcFace(), Combined(m1=1.3, m2=0.4)], ids=repr)
+@pytest.mark.parametrize(
+    "margin", [ArcFace(beyond_pi="wrap"), ArcFace(), CombinedMargin(m1=1.3, m2=0.4)], ids=repr
+)
 def test_embedding_gradient_in_single_precision_near_the_ends(margin, angle):
     image, center = at_angle(angle, 64, 512)
     found = embedding_gradient(margin, image.float(), center.float()).double()
-    m1, m2 = (margin.m1, margin.m2) if isinstance(margin, Combined) else (1.0, margin.margin)
+    m1, m2 = (margin.m1, margin.m2) if isinstance(margin, CombinedMargin) else (1.0, margin.margin)
     beyond = margin.beyond_pi == "linear" and m1 * angle + m2 > math.pi
     # d/dt of the logit is the length of its gradient on the sphere, towards the centre.
     length = math.sin(angle) if beyond else m1 * math.sin(m1 * angle + m2)
@@ -148,8 +150,8 @@ def test_paper_gives_the_farthest_sample_the_largest_margin_and_released_does_no
         assert torch.equal(found, ordered(ElasticArcFace(order=order), cosine, drawn))
 
 
-EVERY_LOSS: list[AnyMargin] = [
-    SoftMax(), *EXACT, AdaFace(), CurricularFace(), MagFace(), MagFace(beyond_pi="wrap"), UniFace(), SphereFace2(),
+EVERY_LOSS: list[AnyLoss] = [
+    CosineSoftmax(), *EXACT, AdaFace(), CurricularFace(), MagFace(), MagFace(beyond_pi="wrap"), UniFace(), SphereFace2(),
 ]  # fmt: skip
 
 

@@ -13,15 +13,15 @@ from ranks import mine
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from partialfc.config import AdamW, AnyOptimizer, CosFace, HeadConfig, Sgd, SgdRule, TeacherRule
+from partialfc.config import SGD, AdamW, AnyOptimizer, CenterSGD, CosFace, FollowTeacher, HeadConfig
 from partialfc.head import PartialFC
 
 CLASSES, WIDTH, BATCH = 31, 5, 12
 KINDS: dict[str, tuple[AnyOptimizer, dict[str, Any]]] = {
-    "sgd": (Sgd(), {}),
+    "sgd": (SGD(), {}),
     "adamw": (AdamW(lr=0.01), {"sample_rate": 0.3}),
-    "decay": (Sgd(nesterov=True), {"sample_rate": 0.3, "unsampled": "decay"}),
-    "host, bfloat16": (Sgd(), {"sample_rate": 0.3, "memory": "host", "centers_dtype": "bfloat16"}),
+    "decay": (SGD(nesterov=True), {"sample_rate": 0.3, "unsampled": "decay"}),
+    "host, bfloat16": (SGD(), {"sample_rate": 0.3, "memory": "host", "centers_dtype": "bfloat16"}),
 }
 
 
@@ -225,7 +225,7 @@ def test_it_is_not_loaded_while_an_update_is_due():
         ({"num_classes": 0}, "got 0 classes, .*; expected positive numbers"),
         ({"backbone_gradients": "max"}, "backbone_gradients 'max'; expected .* 'sum' or 'mean'"),
         (
-            {"optim": Sgd(), "config": HeadConfig(optim=SgdRule())},
+            {"optim": SGD(), "config": HeadConfig(optim=CenterSGD())},
             "optim and config.optim: expected one of them, got both",
         ),
         ({"optim": AdamW(), "config": HeadConfig(unsampled="decay")}, "head.unsampled: decay needs .*sgd"),
@@ -234,7 +234,7 @@ def test_it_is_not_loaded_while_an_update_is_due():
             "head.optim_state_dtype: none needs .*sgd",
         ),
         (
-            {"optim": TeacherRule(), "config": HeadConfig(unsampled="decay")},
+            {"optim": FollowTeacher(), "config": HeadConfig(unsampled="decay")},
             "decay .* follow a teacher have none",
         ),
     ],

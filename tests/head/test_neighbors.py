@@ -11,7 +11,7 @@ from reference import dense_loss
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from partialfc.config import AnyMargin, CosFace, HeadConfig, Linear, SgdRule
+from partialfc.config import AnyLoss, CenterSGD, CosFace, HeadConfig, LinearSoftmax
 from partialfc.errors import InputError
 from partialfc.head import PartialFC, sampling
 from partialfc.head.neighbors import REFRESH_INTERVAL, Neighbors
@@ -112,7 +112,7 @@ def head_of(options: dict[str, Any], device: str) -> PartialFC:
         WIDTH,
         MARGIN,
         config=HeadConfig(**options),
-        optim=SgdRule(momentum=0.0, weight_decay=0.0),
+        optim=CenterSGD(momentum=0.0, weight_decay=0.0),
         seed=SEED,
         dtype=torch.float64,
         device=device,
@@ -212,12 +212,12 @@ def test_near_classes_take_part_in_the_place_of_others(device):
         ({"sample_rate": 1.0}, MARGIN, "head.sampling: hard wants a head.sample_rate below 1"),
         ({"memory": "host"}, MARGIN, "head.memory: host; wanted device"),
         ({"subcenters": 2}, MARGIN, "head.subcenters: 2; wanted 1"),
-        ({}, Linear(), "head.sampling: hard; wanted uniform, as loss.name: linear has no cosines"),
+        ({}, LinearSoftmax(), "head.sampling: hard; wanted uniform, as loss.name: linear has no cosines"),
         ({"hard_fraction": 1.0}, MARGIN, "hard_fraction: expected float < 1.0; found 1.0"),
         ({"hard_neighbors": 0}, MARGIN, "hard_neighbors: expected int >= 1; found 0"),
         ({"hard_refresh_steps": 0}, MARGIN, "hard_refresh_steps: expected int >= 1; found 0"),
     ],
 )
-def test_what_has_no_neighbours_is_refused(options: dict[str, Any], margin: AnyMargin, message: str):
+def test_what_has_no_neighbours_is_refused(options: dict[str, Any], margin: AnyLoss, message: str):
     with pytest.raises(InputError, match=message):
         PartialFC(CLASSES, WIDTH, margin, config=HeadConfig(**(HARD | options)))

@@ -10,7 +10,7 @@ from reference import drawn_classes
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from partialfc.config import CosFace, ElasticArcFace, HeadConfig, Sgd
+from partialfc.config import SGD, CosFace, ElasticArcFace, HeadConfig
 from partialfc.head import PartialFC
 
 CLASSES, WIDTH, SEED = 11, 5, 7
@@ -35,7 +35,7 @@ def steps(options: dict[str, Any], device: str, look: bool) -> list[dict[str, An
         WIDTH,
         margin,
         config=HeadConfig(**options),
-        optim=Sgd(),
+        optim=SGD(),
         seed=SEED,
         dtype=torch.float64,
         device=device,

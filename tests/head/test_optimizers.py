@@ -9,7 +9,7 @@ import torch.distributed as dist
 from reference import dense_loss, drawn_classes
 from torch import Tensor
 
-from partialfc.config import AdamW, AnyOptimizer, CosFace, HeadConfig, Sgd
+from partialfc.config import SGD, AdamW, AnyOptimizer, CosFace, HeadConfig
 from partialfc.head import PartialFC
 from partialfc.head.storage.initial import init_centers
 
@@ -17,15 +17,15 @@ CLASSES, WIDTH, BATCH, SEED = 60, 8, 12, 5
 MARGIN = CosFace(scale=8.0, margin=0.2)
 SKIPPED = 7  # a step that is not finite
 OPTIMIZERS = {
-    "sgd": Sgd(momentum=0.9, weight_decay=5e-3),
-    "nesterov": Sgd(momentum=0.9, nesterov=True, weight_decay=5e-3),
-    "plain": Sgd(momentum=0.0, weight_decay=5e-3),
+    "sgd": SGD(momentum=0.9, weight_decay=5e-3),
+    "nesterov": SGD(momentum=0.9, nesterov=True, weight_decay=5e-3),
+    "plain": SGD(momentum=0.0, weight_decay=5e-3),
     "adamw": AdamW(lr=0.01, betas=(0.8, 0.95), weight_decay=0.1),
 }
 
 
 def rate_of(step: int, optim: AnyOptimizer) -> float:
-    peak = 0.3 if isinstance(optim, Sgd) else 0.02
+    peak = 0.3 if isinstance(optim, SGD) else 0.02
     return peak * (1 + step % 5) / 5 / (1 + step / 200)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict as helpers
 from torch.nn.functional import cross_entropy, normalize, one_hot
 
-from partialfc.config import AdamW, ArcFace, CosFace, HeadConfig, Sgd, SgdRule
+from partialfc.config import SGD, AdamW, ArcFace, CenterSGD, CosFace, HeadConfig
 from partialfc.head import PartialFC
 
 CLASSES, WIDTH = 31, 8
@@ -94,7 +94,7 @@ def test_a_second_derivative_is_refused():
         second_derivative(lambda point: head(point, head.prepare(labels, 0)), embeddings)
 
 
-@pytest.mark.parametrize("optim", [SgdRule(weight_decay=5e-3), SgdRule(weight_decay=5e-3, momentum=0.0)])
+@pytest.mark.parametrize("optim", [CenterSGD(weight_decay=5e-3), CenterSGD(weight_decay=5e-3, momentum=0.0)])
 @pytest.mark.parametrize("memory", ["device", "host"])
 def test_settled_rows_are_where_a_dense_optimizer_has_them(optim, memory):
     def head_with(**options: Any) -> PartialFC:
@@ -212,7 +212,7 @@ def test_a_step_that_a_scaler_skips_moves_no_center(enabled):
     network = nn.Linear(8, WIDTH)
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, enabled=enabled)  # infinite times a gradient
-    head = PartialFC(100, WIDTH, ArcFace(), optim=Sgd())
+    head = PartialFC(100, WIDTH, ArcFace(), optim=SGD())
     moved = []
     for number in range(60):
         images, labels = torch.randn(16, 8), torch.randint(100, (16,))
@@ -286,7 +286,7 @@ MISTAKES = [
     (lambda: PartialFC(100, 32, "arcface"), TypeError,
      r"margin: expected the settings of a loss, such as partialfc.config.ArcFace\(\), got 'arcface'"),
     (lambda: PartialFC(100, 32, ArcFace), TypeError, "margin: expected the settings of a loss"),
-    (lambda: PartialFC(100, 32, ArcFace(), optim=AdamW(), config=HeadConfig(optim=SgdRule())), ValueError, "expected one of them, got both"),
+    (lambda: PartialFC(100, 32, ArcFace(), optim=AdamW(), config=HeadConfig(optim=CenterSGD())), ValueError, "expected one of them, got both"),
     (accumulated, RuntimeError,
      r"forward\(\) of step 1: call update\(\) or discard\(\) of step 0 first; with accumulated gradients of the "
      r"backbone, update the head after each backward\(\)"),

@@ -14,19 +14,19 @@ from reference import dense_loss, drawn_classes
 from torch import Tensor
 
 from partialfc.config import (
+    SGD,
     AdaFace,
-    AdamWRule,
-    AnyMargin,
+    AnyLoss,
     ArcFace,
-    Combined,
+    CenterAdamW,
+    CombinedMargin,
     CosFace,
+    CosineSoftmax,
     CurricularFace,
     ElasticArcFace,
     ElasticCosFace,
     HeadConfig,
     MagFace,
-    Sgd,
-    SoftMax,
 )
 from partialfc.head import PartialFC
 from partialfc.head.losses import build_loss
@@ -35,12 +35,12 @@ from partialfc.head.workspace import classes_per_chunk
 from partialfc.runtime import comm
 
 WIDTH, RATE, MOMENTUM, DECAY, SEED = 5, 0.3, 0.9, 5e-3, 7
-OPTIM = Sgd(momentum=MOMENTUM, weight_decay=DECAY)
+OPTIM = SGD(momentum=MOMENTUM, weight_decay=DECAY)
 
 
 @dataclass
 class Case:
-    margin: AnyMargin
+    margin: AnyLoss
     num_classes: int = 7
     labels: list[list[int]] = field(default_factory=lambda: [[0, 6, 3, -1, 2, 2], [5, -1, 1, 4, 6, 0]])
     options: dict[str, Any] = field(default_factory=dict)
@@ -58,17 +58,17 @@ ORDERS = [
     for order in ("paper", "released")
 ]
 MARGINS = [
-    SoftMax(scale=8.0),
-    SoftMax(scale=300.0),
+    CosineSoftmax(scale=8.0),
+    CosineSoftmax(scale=300.0),
     ArcFace(),
     ArcFace(gradient="detached", scale=8.0),
     ArcFace(margin=1.5, beyond_pi="wrap", scale=8.0),
     ArcFace(margin=1.5, beyond_pi="linear", scale=8.0),
     CosFace(),
-    Combined(m1=1.2, m2=0.3, m3=0.2, scale=8.0),
-    Combined(m1=1.35, m2=1.0, m3=0.1, beyond_pi="wrap", scale=8.0),
-    Combined(m1=1.35, m2=1.0, m3=0.1, gradient="detached", scale=8.0),
-    Combined(m3=0.4, scale=8.0),
+    CombinedMargin(m1=1.2, m2=0.3, m3=0.2, scale=8.0),
+    CombinedMargin(m1=1.35, m2=1.0, m3=0.1, beyond_pi="wrap", scale=8.0),
+    CombinedMargin(m1=1.35, m2=1.0, m3=0.1, gradient="detached", scale=8.0),
+    CombinedMargin(m3=0.4, scale=8.0),
     ElasticArcFace(sigma=0.2, scale=8.0),
     ElasticArcFace(sigma=0.2, scale=8.0, gradient="detached", beyond_pi="wrap"),
     ElasticCosFace(sigma=0.2, scale=8.0),
@@ -201,7 +201,7 @@ def test_sharded_is_dense_for_margins_and_options_in_turn(ranks, device, place, 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_sharded_is_dense_whatever_the_chunks(ranks, device, options, chunk):
     """With a scale that makes the softmax look for its maximum, chunk by chunk."""
-    assert_same(ranks, Case(SoftMax(scale=300.0), options=options, chunk=chunk), 2, device)
+    assert_same(ranks, Case(CosineSoftmax(scale=300.0), options=options, chunk=chunk), 2, device)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -255,7 +255,7 @@ def step_that_is_not_finite(options: dict[str, Any], device: str) -> bool:
         {"memory": "host"},
         {"centers_dtype": "bfloat16"},
         {"kernels": "triton", "centers_dtype": "bfloat16"},
-        {"kernels": "triton", "optim": AdamWRule()},
+        {"kernels": "triton", "optim": CenterAdamW()},
     ],
     ids=str,
 )
@@ -273,7 +273,7 @@ COLLECTIVES = [
 ]
 
 
-def count_collectives(margin: AnyMargin) -> tuple[int, int, int]:
+def count_collectives(margin: AnyLoss) -> tuple[int, int, int]:
     """Collectives of the head's prepare, of its forward, and of its backward and update."""
     head = PartialFC(7, WIDTH, margin, config=HeadConfig(sample_rate=0.5))
     embeddings = torch.randn(3, WIDTH, requires_grad=True)

@@ -9,7 +9,7 @@ from reference import dense_loss
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from partialfc.config import CosFace, HeadConfig, Sgd
+from partialfc.config import SGD, CosFace, HeadConfig
 from partialfc.head import PartialFC
 from partialfc.head.precision import MatmulPrecision
 
@@ -17,7 +17,7 @@ from partialfc.head.precision import MatmulPrecision
 def in_float32(scale: float, near: float, device: str) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, embedding gradients and centre updates of one step, centres and embeddings of 50 classes in float32."""
     embeddings, weight, labels = float32_batch(near)
-    config, optim = HeadConfig(matmul_precision="float32"), Sgd(momentum=0.0, weight_decay=0.0)
+    config, optim = HeadConfig(matmul_precision="float32"), SGD(momentum=0.0, weight_decay=0.0)
     head = PartialFC(50, 32, CosFace(scale=scale), config=config, optim=optim, device=device)
     owned = head.centers.local_classes
     centers = head.centers.tensors["centers"].copy_(weight[owned.start : owned.stop])
@@ -78,7 +78,7 @@ def test_without_a_gpu_tf32_is_float32(ranks, kind):
 def with_products(kind: str, budget: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
     embeddings, _, labels = float32_batch(0.3)
     config = HeadConfig(sample_rate=0.5, matmul_precision=kind, logits_budget=budget)
-    head = PartialFC(50, 32, CosFace(), config=config, optim=Sgd(momentum=0.0), device=device)
+    head = PartialFC(50, 32, CosFace(), config=config, optim=SGD(momentum=0.0), device=device)
     before = head.centers.tensors["centers"].clone()
     local = mine(embeddings).to(device).requires_grad_()
     step = head.prepare(labels, 0)

@@ -6,7 +6,7 @@ from ranks import mine
 from reference import dense_loss, sharded_loss
 from torch import Tensor
 
-from partialfc.config import AnyMargin, ArcFace, CosFace, SgdRule
+from partialfc.config import AnyLoss, ArcFace, CenterSGD, CosFace
 from partialfc.head import PartialFC
 from partialfc.runtime import comm
 
@@ -19,14 +19,14 @@ def numbers(*shape: int) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(shape[0]))
 
 
-def ten_lines(margin: AnyMargin) -> Found:
+def ten_lines(margin: AnyLoss) -> Found:
     local, owned = mine(numbers(6, WIDTH)).requires_grad_(), new_head(margin).centers.local_classes
     centers = numbers(CLASSES, WIDTH)[owned.start : owned.stop].requires_grad_()
     loss = sharded_loss(local, centers, LABELS, owned, margin, comm.default_group())
     return loss.detach(), *torch.autograd.grad(loss, [local, centers])
 
 
-def by_head(margin: AnyMargin) -> Found:
+def by_head(margin: AnyLoss) -> Found:
     head, local = new_head(margin), mine(numbers(6, WIDTH)).requires_grad_()
     before = (
         head.centers.tensors["centers"].copy_(numbers(CLASSES, WIDTH)[head.centers.local_classes]).clone()
@@ -38,8 +38,8 @@ def by_head(margin: AnyMargin) -> Found:
     return loss.detach(), local.grad, before - head.centers.tensors["centers"]
 
 
-def new_head(margin: AnyMargin) -> PartialFC:
-    rule = SgdRule(momentum=0.0, weight_decay=0.0)
+def new_head(margin: AnyLoss) -> PartialFC:
+    rule = CenterSGD(momentum=0.0, weight_decay=0.0)
     return PartialFC(CLASSES, WIDTH, margin, optim=rule, dtype=torch.float64)
 
 

@@ -9,7 +9,7 @@ from stateful import CLASSES, LABELS, LR, SEED, SKIPPED, WIDTH, active_classes, 
 from torch import Tensor
 from torch.nn.functional import normalize, softplus
 
-from partialfc.config import HeadConfig, SgdRule, SphereFace2, UniFace
+from partialfc.config import CenterSGD, HeadConfig, SphereFace2, UniFace
 from partialfc.head import PartialFC
 from partialfc.head.losses import build_loss
 from partialfc.head.storage.initial import init_centers
@@ -88,7 +88,7 @@ def first_threshold(margin: Margin, classes: float) -> float:
 
 def sharded(margin: Margin, options: dict[str, Any], device: str) -> Steps:
     head = PartialFC(
-        CLASSES, WIDTH, margin, config=HeadConfig(**options), optim=SgdRule(momentum=0, weight_decay=0),
+        CLASSES, WIDTH, margin, config=HeadConfig(**options), optim=CenterSGD(momentum=0, weight_decay=0),
         seed=SEED, dtype=torch.float64, device=device,
     )  # fmt: skip
     losses, gradients = stepped(head, device)

@@ -9,14 +9,14 @@ import torch
 from ranks import mine
 from runs import assert_same_bits, config_of, curve, trained, whole
 
-from partialfc.config import AnyMargin, ArcFace, CosFace, CurricularFace, ElasticArcFace, HeadConfig, Sgd
+from partialfc.config import SGD, AnyLoss, ArcFace, CosFace, CurricularFace, ElasticArcFace, HeadConfig
 from partialfc.config.scheduled import value_at
 from partialfc.head import PartialFC
 
 CLASSES, WIDTH, BATCH, EPOCH = 23, 6, 12, 3
 STEPS = 10
 RATES = {0: 0.2, "1 epochs": [0.2, 0.5], "2 epochs": 1.0}
-CASES: dict[str, tuple[AnyMargin, dict[str, Any]]] = {
+CASES: dict[str, tuple[AnyLoss, dict[str, Any]]] = {
     "sampled, then full": (ElasticArcFace(scale=16.0, margin={0: [0.0, 0.5], 4: 0.5, 7: 0.7}), {"sample_rate": RATES}),
     "decay": (CosFace(), {"sample_rate": RATES, "unsampled": "decay"}),
     "log_rate, bfloat16": (ArcFace(), {"sample_rate": RATES, "logit_correction": "log_q", "centers_dtype": "bfloat16"}),
@@ -27,8 +27,8 @@ CASES: dict[str, tuple[AnyMargin, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def head_of(margin: AnyMargin, options: dict[str, Any], device: str, **more: Any) -> PartialFC:
-    config, optim = HeadConfig(**options), Sgd(lr=0.1, momentum=0.9, weight_decay=1e-2)
+def head_of(margin: AnyLoss, options: dict[str, Any], device: str, **more: Any) -> PartialFC:
+    config, optim = HeadConfig(**options), SGD(lr=0.1, momentum=0.9, weight_decay=1e-2)
     return PartialFC(
         CLASSES, WIDTH, margin, config=config, optim=optim, device=device, dtype=torch.float64, **more
     )
@@ -45,7 +45,7 @@ def stepped(head: PartialFC, number: int, device: str) -> tuple[torch.Tensor, to
     return loss.detach(), local.grad
 
 
-def held_against_plain_heads(margin: AnyMargin, options: dict[str, Any], device: str) -> int:
+def held_against_plain_heads(margin: AnyLoss, options: dict[str, Any], device: str) -> int:
     """Steps a head with stages, and from the same state a head of the step's numbers; how many were the same."""
     head, same = head_of(margin, options, device, steps_per_epoch=EPOCH), 0
     for number in range(STEPS):

@@ -10,16 +10,16 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from partialfc.config import (
-    AdamWRule,
-    AnyMargin,
+    AnyLoss,
     ArcFace,
+    CenterAdamW,
+    CenterSGD,
     CosFace,
     CurricularFace,
     ElasticArcFace,
+    FollowTeacher,
     HeadConfig,
     MagFace,
-    SgdRule,
-    TeacherRule,
 )
 from partialfc.errors import InputError
 from partialfc.head import PartialFC
@@ -28,9 +28,9 @@ from partialfc.head.storage.initial import init_centers
 from partialfc.runtime import dtensors
 
 K, LR = 3, 0.3
-SGD = SgdRule(momentum=0.9, weight_decay=1e-2)
+SGD = CenterSGD(momentum=0.9, weight_decay=1e-2)
 SAMPLED = {"sample_rate": 0.4}
-CASES: dict[str, tuple[AnyMargin, dict[str, Any]]] = {
+CASES: dict[str, tuple[AnyLoss, dict[str, Any]]] = {
     "all": (ArcFace(scale=16.0), {}),
     "all, twice": (CosFace(scale=16.0), {"logits_budget": 0}),
     "sampled": (ElasticArcFace(scale=16.0, sigma=0.1, order="paper"), SAMPLED),
@@ -42,7 +42,7 @@ CASES: dict[str, tuple[AnyMargin, dict[str, Any]]] = {
 Steps = tuple[list[Tensor], list[Tensor], Tensor]  # losses, gradients by the embeddings, centres [C, K D]
 
 
-def dense(margin: AnyMargin, options: dict[str, Any]) -> Steps:
+def dense(margin: AnyLoss, options: dict[str, Any]) -> Steps:
     weight = torch.empty(CLASSES, K * WIDTH, dtype=torch.float64)
     init_centers(weight, SEED, range(CLASSES), torch.device("cpu"))
     momentum = torch.zeros_like(weight)
@@ -63,7 +63,7 @@ def dense(margin: AnyMargin, options: dict[str, Any]) -> Steps:
 
 
 def formula(
-    embeddings: Tensor, centers: Tensor, labels: Tensor, margin: AnyMargin, active: Tensor, number: int,
+    embeddings: Tensor, centers: Tensor, labels: Tensor, margin: AnyLoss, active: Tensor, number: int,
     options: dict[str, Any],
 ) -> Tensor:  # fmt: skip
     valid = labels >= 0
@@ -84,7 +84,7 @@ def formula(
     return cross_entropy(logits.scatter(1, chosen[:, None], margin.scale * target[:, None]), chosen)
 
 
-def sharded(margin: AnyMargin, options: dict[str, Any], device: str, rule: Any = SGD) -> Steps:
+def sharded(margin: AnyLoss, options: dict[str, Any], device: str, rule: Any = SGD) -> Steps:
     head = PartialFC(
         CLASSES, WIDTH, margin, config=HeadConfig(subcenters=K, **options), optim=rule, seed=SEED,
         dtype=torch.float64, device=device,
@@ -111,7 +111,7 @@ def test_sharded_is_dense(ranks, device, case, world_size):
     [
         (CurricularFace(scale=16.0), SAMPLED, SGD),
         (MagFace(scale=16.0), SAMPLED | {"matmul_precision": "half"}, SGD),
-        (ArcFace(scale=16.0), SAMPLED | {"centers_dtype": "bfloat16"}, AdamWRule()),
+        (ArcFace(scale=16.0), SAMPLED | {"centers_dtype": "bfloat16"}, CenterAdamW()),
         (ArcFace(scale=16.0), SAMPLED | {"unsampled": "decay"}, SGD),
     ],
     ids=["state", "norms", "adamw", "decay"],
@@ -125,7 +125,7 @@ def test_other_losses_and_rows_are_the_same_at_any_world_size(ranks, device, mar
 
 def test_only_the_nearest_centre_of_a_class_moves(device):
     head = PartialFC(
-        2, 4, ArcFace(), config=HeadConfig(subcenters=2), optim=SgdRule(momentum=0, weight_decay=0), device=device
+        2, 4, ArcFace(), config=HeadConfig(subcenters=2), optim=CenterSGD(momentum=0, weight_decay=0), device=device
     )  # fmt: skip
     rows = torch.tensor([[1.0, 0, 0, 0, 0, 1, 0, 0], [0, 0, 1, 0, 0, 0, 0, 1]], device=device)
     head.load_state_dict(head.state_dict() | {"centers": rows})
@@ -153,4 +153,4 @@ def test_one_centre_is_what_it_was():
 
 def test_sub_centres_and_a_teacher_are_refused():
     with pytest.raises(InputError, match=r"head\.subcenters: 2; wanted 1, as class centres follow a teacher"):
-        PartialFC(3, 4, ArcFace(), config=HeadConfig(subcenters=2), optim=TeacherRule())
+        PartialFC(3, 4, ArcFace(), config=HeadConfig(subcenters=2), optim=FollowTeacher())

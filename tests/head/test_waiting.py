@@ -5,7 +5,15 @@ import torch
 from test_losses import EXACT
 from waiting import NoWaiting
 
-from partialfc.config import AdaFace, AnyMargin, CurricularFace, ElasticArcFace, HeadConfig, MagFace, SoftMax
+from partialfc.config import (
+    AdaFace,
+    AnyLoss,
+    CosineSoftmax,
+    CurricularFace,
+    ElasticArcFace,
+    HeadConfig,
+    MagFace,
+)
 from partialfc.head import PartialFC
 from partialfc.runtime import comm
 
@@ -15,16 +23,18 @@ MARGINS = [
     AdaFace(),
     CurricularFace(),
     MagFace(),
-    SoftMax(scale=300.0),
+    CosineSoftmax(scale=300.0),
     ElasticArcFace(order="paper"),
     ElasticArcFace(order="released"),
 ]
 
 
-def step_without_waiting(margin: AnyMargin, device: str) -> None:
+def step_without_waiting(margin: AnyLoss, device: str) -> None:
     config = HeadConfig(sample_rate=0.5, interclass_threshold=0.5)
     head = PartialFC(7, WIDTH, margin, config=config, device=device)
-    embeddings = torch.randn(4 // comm.place_in(head.group)[1], WIDTH, device=device, requires_grad=True)
+    embeddings = torch.randn(
+        4 // comm.rank_and_world_size(head.group)[1], WIDTH, device=device, requires_grad=True
+    )
     with NoWaiting(device):
         step = head.prepare(torch.tensor([1, 2, -1, 4]), 0)
         head(embeddings, step).backward()

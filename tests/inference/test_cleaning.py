@@ -12,13 +12,13 @@ from torch.nn.functional import normalize
 
 from partialfc.data import RecordDataset
 from partialfc.data.packs import pack_writer
-from partialfc.data.stored_embeddings import PackEmbeddings
+from partialfc.data.stored_embeddings import StoredEmbeddings
 from partialfc.errors import InputError
 from partialfc.inference import cleaning
 from partialfc.inference.embed_pack import embed_pack
 from partialfc.inference.recognizer import load
-from partialfc.inference.weights import newest
-from partialfc.runtime.checkpoint import read_part, read_rows
+from partialfc.inference.weights import resolve_checkpoint
+from partialfc.runtime.checkpoint import read_rows, read_tensors
 
 CLASSES, IMAGES, SIZE = 16, 8, 32
 
@@ -51,25 +51,27 @@ def test_images_stand_where_a_plain_loop_finds_them(run, noisy, tmp_path, monkey
     monkeypatch.setattr(cleaning, "_IMAGES", 10)
     recognizer, dataset = load(run), RecordDataset(noisy)
     embed_pack(recognizer, run, noisy, tmp_path)
-    embeddings = PackEmbeddings(tmp_path)
+    embeddings = StoredEmbeddings(tmp_path)
     labels = np.array([dataset.label(image) for image in range(len(dataset))])
-    found = cleaning.placed(embeddings, labels, newest(run), recognizer.provenance)
-    centers = normalize(read_part(newest(run), "head")["centers"].view(CLASSES + 1, 2, -1), dim=2)
+    found = cleaning.compute_image_angles(embeddings, labels, resolve_checkpoint(run), recognizer.provenance)
+    centers = normalize(
+        read_tensors(resolve_checkpoint(run), "head")["centers"].view(CLASSES + 1, 2, -1), dim=2
+    )
     for label in range(CLASSES):
         own = np.flatnonzero(labels == label)
         cosines = torch.from_numpy(embeddings[own]) @ centers[label].T
         nearest = cosines.argmax(dim=1)
         dominant = nearest.bincount(minlength=2).argmax()
-        assert found.nearest[own].tolist() == nearest.tolist()
+        assert found.nearest_subcenter[own].tolist() == nearest.tolist()
         expected = torch.rad2deg(cosines[:, dominant].clamp(-1, 1).acos())
-        np.testing.assert_allclose(found.degrees[own], expected, atol=1e-2)
+        np.testing.assert_allclose(found.angles[own], expected, atol=1e-2)
 
 
 def test_planted_images_are_dropped_and_the_others_stay(run, noisy, tmp_path):
-    kept, dropped = cleaning.clean(load(run), run, noisy, tmp_path, degrees=43.0)
+    kept, dropped = cleaning.clean_pack(load(run), run, noisy, tmp_path, max_angle=43.0)
     before, after = RecordDataset(noisy), RecordDataset(tmp_path)
     planted = {IMAGES * label + IMAGES for label in range(0, CLASSES, 2)}  # keys begin at 1
-    with (tmp_path / cleaning.LISTING).open(newline="") as file:
+    with (tmp_path / cleaning.DROPPED_FILE).open(newline="") as file:
         rows = list(csv.DictReader(file))
     listed = [int(row["key"]) for row in rows]
     assert (
@@ -79,11 +81,11 @@ def test_planted_images_are_dropped_and_the_others_stay(run, noisy, tmp_path):
     assert degrees == sorted(degrees, reverse=True) and degrees[-1] > 43
     assert (kept, dropped) == (len(after), len(listed)) and kept + dropped == len(before)
     stay = [image for image in range(len(before)) if before.key(image) not in listed]
-    assert [(after.label(image), after.encoded(image)) for image in range(kept)] == [
-        (before.label(image), before.encoded(image)) for image in stay
+    assert [(after.label(image), after.encoded_image(image)) for image in range(kept)] == [
+        (before.label(image), before.encoded_image(image)) for image in stay
     ]
     assert after.num_classes == CLASSES + 1
-    height, width, _ = cv2.imread(str(tmp_path / cleaning.SHEET)).shape
+    height, width, _ = cv2.imread(str(tmp_path / cleaning.GRID_FILE)).shape
     assert width == 13 * SIZE and height == SIZE * len({row["class"] for row in rows})
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "dropped.csv", "dropped.png", "property", "train.idx", "train.rec",
@@ -92,14 +94,14 @@ def test_planted_images_are_dropped_and_the_others_stay(run, noisy, tmp_path):
 
 def test_what_does_not_go_together_is_refused(run, noisy, pack, tmp_path):
     with pytest.raises(InputError, match=r"not the pack that .* was trained on"):
-        cleaning.clean(load(run), run, pack, tmp_path, degrees=75.0)
+        cleaning.clean_pack(load(run), run, pack, tmp_path, max_angle=75.0)
     with pytest.raises(InputError, match=r"no image is within 0 degrees of its class"):
-        cleaning.clean(load(run), run, noisy, tmp_path, degrees=0.0)
+        cleaning.clean_pack(load(run), run, noisy, tmp_path, max_angle=0.0)
     with pytest.raises(InputError, match="wanted another folder than that of a pack which is read"):
-        cleaning.clean(load(run), run, noisy, noisy, degrees=75.0)
+        cleaning.clean_pack(load(run), run, noisy, noisy, max_angle=75.0)
     weights = load(run)
     weights.provenance = None  # as those of a file have none
     with pytest.raises(InputError, match="no run; wanted one that was trained on"):
-        cleaning.clean(weights, run, noisy, tmp_path, degrees=75.0)
+        cleaning.clean_pack(weights, run, noisy, tmp_path, max_angle=75.0)
     with pytest.raises(InputError, match=r"no head\.nothing in it"):
-        read_rows(newest(run), "head.nothing", 0, 1)
+        read_rows(resolve_checkpoint(run), "head.nothing", 0, 1)

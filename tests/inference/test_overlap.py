@@ -18,7 +18,7 @@ from partialfc.errors import InputError
 from partialfc.evaluation.gallery import load_gallery
 from partialfc.evaluation.metrics import verify
 from partialfc.evaluation.pairs import load_pairs
-from partialfc.inference.overlap import EMBEDDINGS, Judge, find_overlaps
+from partialfc.inference.overlap import EMBEDDINGS_FOLDER, PersonMatcher, find_overlaps
 from partialfc.inference.recognizer import load
 
 SIZE = 112
@@ -65,12 +65,12 @@ def run(ranks, pack, tmp_path_factory) -> Path:
 
 def test_images_of_a_set_are_found_however_they_are_encoded(pack, pairs, tmp_path):
     found = find_overlaps(pack, [load_pairs(pairs)], tmp_path / "out")["lfw"]
-    assert [(it.image, it.sample, it.kind) for it in found.matches] == [
+    assert [(it.image, it.sample, it.match_type) for it in found.matches] == [
         (0, 48, "bytes"),
         (2, 49, "hash"),
         (4, 50, "hash"),
     ]
-    assert found.matches[0].measure == 0 and not found.scores
+    assert found.matches[0].distance_or_cosine == 0 and not found.scores
     assert (found.count("bytes"), found.count("bytes", "hash"), found.count("person")) == (1, 3, 0)
     with (tmp_path / "out/lfw.csv").open(newline="") as file:
         rows = list(csv.reader(file))
@@ -92,25 +92,25 @@ def test_people_of_a_set_are_found_and_what_is_left_is_scored(run, pack, pairs, 
     means = own.reshape(2, 4, -1).sum(axis=1)
     means /= np.linalg.norm(means, axis=1, keepdims=True)
     to_means = {6: embeddings[6] @ means[0], 8: embeddings[8] @ means[1], 9: embeddings[9] @ means[1]}
-    judge = Judge(recognizer, run, min(to_means.values()) - 1e-3)
+    judge = PersonMatcher(recognizer, run, min(to_means.values()) - 1e-3)
     found = find_overlaps(pack, [one], tmp_path, judge)["lfw"]
-    people = {it.image: it for it in found.matches if it.kind == "person"}
+    people = {it.image: it for it in found.matches if it.match_type == "person"}
     assert people.keys() >= to_means.keys() and people.keys() < set(range(len(one)))
     for image, cosine in to_means.items():
-        assert people[image].measure == pytest.approx(cosine, abs=1e-3)
+        assert people[image].distance_or_cosine == pytest.approx(cosine, abs=1e-3)
         assert people[image].sample // 4 == (5 if image == 6 else 7)
     assert list(found.scores) == ["lfw", "lfw without its images", "lfw without its images and people"]
     left = [it for it in range(PAIRS) if it > 2]
     rows = [row for pair in left for row in (2 * pair, 2 * pair + 1)]
-    expected = one.without({0, 2, 4})
-    assert expected[1] == rows and expected[0].same.tolist() == one.same[left].tolist()
+    expected = one.exclude({0, 2, 4})
+    assert expected[1] == rows and expected[0].is_same.tolist() == one.is_same[left].tolist()
     unit = (embeddings[rows][0::2] * embeddings[rows][1::2]).sum(axis=1)
     scores = found.scores["lfw without its images"]
-    assert scores["accuracy"] == verify(unit, one.same[left])["accuracy"]
-    before = (tmp_path / EMBEDDINGS / "embeddings.npy").stat().st_mtime_ns
+    assert scores["accuracy"] == verify(unit, one.is_same[left])["accuracy"]
+    before = (tmp_path / EMBEDDINGS_FOLDER / "embeddings.npy").stat().st_mtime_ns
     assert find_overlaps(pack, [one], tmp_path, judge)["lfw"] == found
     assert (
-        tmp_path / EMBEDDINGS / "embeddings.npy"
+        tmp_path / EMBEDDINGS_FOLDER / "embeddings.npy"
     ).stat().st_mtime_ns == before  # the pack is not embedded again
 
 
@@ -131,9 +131,9 @@ def test_a_gallery_goes_on_without_images(pack, tmp_path):
         path.write_bytes(content)
     gallery = load_gallery(tmp_path / "office")
     found = find_overlaps(pack, [gallery], tmp_path / "out")["office"]
-    assert [(it.image, it.kind) for it in found.matches] == [(0, "bytes")]
-    left, kept = gallery.without({0})
-    assert kept == [1, 2, 3] and left.known == 1 and left.subjects.tolist() == [1, 0, 1]
+    assert [(it.image, it.match_type) for it in found.matches] == [(0, "bytes")]
+    left, kept = gallery.exclude({0})
+    assert kept == [1, 2, 3] and left.gallery_size == 1 and left.subjects.tolist() == [1, 0, 1]
     assert [path.parent.name for path in left.files] == ["bea", "ann", "bea"]
 
 

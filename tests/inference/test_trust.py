@@ -16,11 +16,11 @@ from runs import config_of, refusal, trained
 
 import partialfc
 from partialfc.backbones import build_backbone
-from partialfc.config import IResNetTiny, Python, ViTTiny, load_config
-from partialfc.conversion import converted
+from partialfc.config import CustomBackbone, IResNetTiny, ViTTiny, load_config
+from partialfc.conversion import convert
 from partialfc.errors import InputError
 from partialfc.inference.recognizer import load
-from partialfc.inference.weights import newest
+from partialfc.inference.weights import resolve_checkpoint
 from partialfc.runtime.checkpoint import read_rows
 
 NETWORK = """
@@ -54,7 +54,7 @@ def stranger(ranks, pack, tmp_path_factory) -> Path:
     """A run whose network is a class of its owner, and its export."""
     folder = tmp_path_factory.mktemp("stranger")
     (folder / "planted.py").write_text(NETWORK)
-    settings = Python(target="planted:Net", embedding_size=16, input_size=32)
+    settings = CustomBackbone(target="planted:Net", embedding_size=16, input_size=32)
     config = config_of(pack, folder / "run", train={"length": 2}, log={"every": 1, "loggers": []})
     ranks.run(1, train_in, str(folder), msgspec.structs.replace(config, backbone=settings))
     weights = partialfc.inference.weights.read_weights(folder / "run")
@@ -197,11 +197,11 @@ def test_recipes_that_are_too_deep_are_refused(tmp_path):
     for _ in range(5000):
         tree = {"a": tree}
     with pytest.raises(InputError, match="nested too deeply"):
-        converted(tree, IResNetTiny, "here")
+        convert(tree, IResNetTiny, "here")
 
 
 def test_rows_of_a_checkpoint_are_compared_with_their_digest(stranger, tmp_path):
-    checkpoint = newest(stranger / "run")
+    checkpoint = resolve_checkpoint(stranger / "run")
     rows = read_rows(checkpoint, "head.centers", 0, 23)
     file = next(checkpoint.glob("*.safetensors"))
     whole = file.read_bytes()

@@ -29,10 +29,10 @@ device: cpu
 # Within the program, in the rank that comes there: function, and the least and greatest number of its call.
 INSIDE = {
     "a step": ("partialfc.training.loop.train_step", 1, 60),
-    "a snapshot": ("partialfc.runtime.checkpoint.state_snapshot.Snapshot.take", 1, 6),
-    "a write": ("partialfc.runtime.checkpoint.writer.Pace.__call__", 1, 20),
-    "a digest": ("partialfc.runtime.checkpoint.manager.digest_of", 1, 2),
-    "a load": ("partialfc.runtime.checkpoint.manager.fill", 1, 60),
+    "a snapshot": ("partialfc.runtime.checkpoint.state_snapshot.StateSnapshot.copy_state", 1, 6),
+    "a write": ("partialfc.runtime.checkpoint.writer.Throttle.__call__", 1, 20),
+    "a digest": ("partialfc.runtime.checkpoint.manager.compute_digest", 1, 2),
+    "a load": ("partialfc.runtime.checkpoint.manager.read_rows_into", 1, 60),
     "a manifest": ("partialfc.runtime.checkpoint.folder.write_manifest", 1, 6),
     "a publication": ("partialfc.runtime.checkpoint.folder.CheckpointFolder.publish", 1, 6),
     "a link": ("partialfc.runtime.checkpoint.folder.CheckpointFolder._link", 1, 6),

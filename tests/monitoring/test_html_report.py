@@ -9,8 +9,8 @@ import pytest
 from runs import config_of, trained, verification_of
 
 from partialfc.errors import InputError
-from partialfc.evaluation.metrics import rounded
-from partialfc.monitoring.html_report import write_page
+from partialfc.evaluation.metrics import format_scores
+from partialfc.monitoring.html_report import write_html_report
 
 
 class Page(HTMLParser):
@@ -57,11 +57,11 @@ def two(ranks, pack, tmp_path_factory) -> list[Path]:
 
 
 def test_one_run(two, tmp_path):
-    write_page(two[:1], tmp_path / "page.html")
+    write_html_report(two[:1], tmp_path / "page.html")
     page = Page(tmp_path / "page.html")
     assert not page.fetched and len(page.images) == 3  # curves, ROC, pairs
     assert all(it.startswith("data:image/png;base64,iVBOR") for it in page.images)
-    for value in rounded(verification_of(two[0], 6)["unseen"]).values():
+    for value in format_scores(verification_of(two[0], 6)["unseen"]).values():
         assert value in page.cells
     assert {"train.length", "6", "loss.sigma", "0.05", "unseen"} <= set(page.cells)
     assert re.search(r"ms a step, \d+ images/s", page.text) and "backbone" in page.text
@@ -71,7 +71,7 @@ def test_one_run(two, tmp_path):
 
 
 def test_of_several_runs_the_settings_that_differ(two, tmp_path):
-    write_page(two, tmp_path / "page.html")
+    write_html_report(two, tmp_path / "page.html")
     page = Page(tmp_path / "page.html")
     settings = page.text.partition("Settings that differ")[2].partition("Environment")[0]
     keys = re.findall(r"<tr><td>([\w.]+)</td>", settings)
@@ -84,16 +84,16 @@ def test_a_run_that_has_just_begun(two, tmp_path):
     run.mkdir()
     (run / "metrics.jsonl").write_bytes(b"")
     (run / "recipe.yaml").write_bytes((two[0] / "recipe.yaml").read_bytes())
-    write_page([run], tmp_path / "page.html")
+    write_html_report([run], tmp_path / "page.html")
     assert len(Page(tmp_path / "page.html").images) == 1
 
 
 def test_what_is_no_run_is_refused(two, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none: expected the folder of a run, with metrics.jsonl"):
-        write_page([tmp_path / "none"], tmp_path / "page.html")
+        write_html_report([tmp_path / "none"], tmp_path / "page.html")
     run = tmp_path / "run"
     run.mkdir()
     (run / "metrics.jsonl").write_bytes(b"")
     (run / "recipe.yaml").write_text("data: [")
     with pytest.raises(InputError, match=r"run/recipe.yaml: not the recipe of a run"):
-        write_page([run], tmp_path / "page.html")
+        write_html_report([run], tmp_path / "page.html")

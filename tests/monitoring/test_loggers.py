@@ -16,14 +16,14 @@ from rich.console import Console
 from runs import config_of, curve, refusal, trained, verification_of
 from wandb.proto import wandb_internal_pb2
 
-from partialfc.config import Config, ReportConfig, load_config
+from partialfc.config import Config, LogConfig, load_config
 from partialfc.errors import InputError
 from partialfc.evaluation import plots
-from partialfc.monitoring.logger_group import Board
-from partialfc.monitoring.loggers.logger import identity_of
-from partialfc.monitoring.loggers.mlflow import Mlflow
-from partialfc.monitoring.loggers.tensorboard import TensorBoard
-from partialfc.monitoring.loggers.wandb import Wandb
+from partialfc.monitoring.logger_group import LoggerGroup
+from partialfc.monitoring.loggers.logger import tracker_run_id
+from partialfc.monitoring.loggers.mlflow import MLflowLogger
+from partialfc.monitoring.loggers.tensorboard import TensorBoardLogger
+from partialfc.monitoring.loggers.wandb import WandbLogger
 from partialfc.monitoring.terminal import Terminal
 from partialfc.training.run import Run
 
@@ -53,8 +53,8 @@ def run(ranks, pack, tmp_path_factory) -> Path:
 
 def drawing_nothing(config: Config) -> None:
     with (
-        mock.patch.object(plots, "roc", side_effect=AssertionError),
-        mock.patch.object(Run, "embed_faces", side_effect=AssertionError),
+        mock.patch.object(plots, "plot_roc", side_effect=AssertionError),
+        mock.patch.object(Run, "embed_images", side_effect=AssertionError),
     ):
         trained(config, None, True)
 
@@ -172,9 +172,9 @@ def test_a_server_of_mlflow_that_is_none_is_refused_in_one_line(ranks, pack, tmp
 
 
 def test_a_run_that_begins_anew_is_another_one_there(tmp_path):
-    first = identity_of(tmp_path, "wandb", 0)
-    assert identity_of(tmp_path, "wandb", 5) == first == identity_of(tmp_path, "wandb", 7)
-    assert identity_of(tmp_path, "wandb", 0) != first
+    first = tracker_run_id(tmp_path, "wandb", 0)
+    assert tracker_run_id(tmp_path, "wandb", 5) == first == tracker_run_id(tmp_path, "wandb", 7)
+    assert tracker_run_id(tmp_path, "wandb", 0) != first
 
 
 def test_an_unknown_one_is_refused():
@@ -197,26 +197,26 @@ class Shown:
 )
 def test_faces_stay_on_the_machine_unless_the_recipe_says_so(where, shown):
     loggers = [Shown(is_remote=False), Shown(is_remote=True)]
-    board = Board(loggers, lambda error: None, where)
+    board = LoggerGroup(loggers, lambda error: None, where)
     face = np.zeros((4, 4, 3), np.uint8)
-    board.picture(1, "workings_faces/as_trained", face)
-    board.pictures_of(1, "lfw", [("hardest_pairs", face)])
-    board.embeddings(1, np.zeros((1, 2), np.float32), ["ann"], [face])
-    board.numbers(1, {"loss": 1.0})
+    board.log_image(1, "workings_faces/as_trained", face)
+    board.log_figures(1, "lfw", [("hardest_pairs", face)])
+    board.log_embeddings(1, np.zeros((1, 2), np.float32), ["ann"], [face])
+    board.log_record(1, {"loss": 1.0})
     for logger, seen in zip(loggers, shown, strict=True):
         assert logger.calls == ["picture", "picture", "embeddings"] * seen + ["scalars"]
 
 
 def test_only_tensorboard_is_local():
-    assert not TensorBoard.is_remote and Wandb.is_remote and Mlflow.is_remote
-    assert ReportConfig().pictures == "local"
+    assert not TensorBoardLogger.is_remote and WandbLogger.is_remote and MLflowLogger.is_remote
+    assert LogConfig().pictures == "local"
 
 
 def test_the_display_says_how_far_an_evaluation_is():
     terminal = Terminal(0, 10)
     terminal.doing("evaluating lfw: 3 of 40 batches")
     console = Console(file=io.StringIO(), width=80)
-    console.print(terminal._drawn())
+    console.print(terminal._render())
     terminal.doing("")
-    console.print(terminal._drawn())
+    console.print(terminal._render())
     assert console.file.getvalue().count("evaluating lfw: 3 of 40 batches") == 1

@@ -12,39 +12,44 @@ from runs import CLASSES, config_of, trained, whole
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from partialfc.evaluation.sets import Evaluated
-from partialfc.monitoring.run_logger import Report
-from partialfc.monitoring.step_metrics import Metrics, RunProgress
+from partialfc.evaluation.sets import SetEvaluation
+from partialfc.monitoring.run_logger import RunLogger
+from partialfc.monitoring.step_metrics import RunProgress, StepMetrics
 
 
-def metrics(loss: float, finite: bool = True) -> Metrics:
-    return Metrics(
-        torch.tensor(loss), torch.tensor(1.0), torch.tensor(finite), lr=0.1, waited=0.5, replaced=0
+def metrics(loss: float, finite: bool = True) -> StepMetrics:
+    return StepMetrics(
+        torch.tensor(loss),
+        torch.tensor(1.0),
+        torch.tensor(finite),
+        lr=0.1,
+        data_wait_seconds=0.5,
+        num_replaced=0,
     )
 
 
-def report(folder: Path, start: int = 0, every: int = 2, enabled: bool = True) -> Report:
-    length = RunProgress(start, 6, 3, 8, seconds=100.0 * (start > 0))
-    return Report(folder, length, every=every, device=torch.device("cpu"), enabled=enabled)
+def report(folder: Path, start: int = 0, every: int = 2, enabled: bool = True) -> RunLogger:
+    length = RunProgress(start, 6, 3, 8, elapsed_seconds=100.0 * (start > 0))
+    return RunLogger(folder, length, log_every=every, device=torch.device("cpu"), enabled=enabled)
 
 
 def lines(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def scores(accuracy: float) -> dict[str, Evaluated]:
+def scores(accuracy: float) -> dict[str, SetEvaluation]:
     names = ("accuracy_std", "auc", "tar@far=1e-2", "tar@far=1e-3")
-    return {"lfw": Evaluated({"accuracy": accuracy, **dict.fromkeys(names, 0.5)}, "in words")}
+    return {"lfw": SetEvaluation({"accuracy": accuracy, **dict.fromkeys(names, 0.5)}, "in words")}
 
 
 def run(folder: Path, start: int, stop: int) -> None:
     with report(folder, start) as written:
         if start == 0:
-            written.scores(0, scores(0.5))
+            written.log_scores(0, scores(0.5))
         for step in range(start + 1, stop + 1):
-            written.step(step, metrics(float(step), finite=step != 3))
-        written.scores(stop, scores(0.5 + stop / 100))
-        written.summary(stop, {})
+            written.log_step(step, metrics(float(step), finite=step != 3))
+        written.log_scores(stop, scores(0.5 + stop / 100))
+        written.write_summary(stop, {})
 
 
 def test_lines_hold_means_and_skips_and_the_last_step_always_has_one(tmp_path):
@@ -64,14 +69,14 @@ def test_lines_hold_means_and_skips_and_the_last_step_always_has_one(tmp_path):
 def test_on_a_gpu_a_line_is_written_while_the_next_step_is_computed(tmp_path):
     """What a step queues later is not in it; the last line, and those before a word, are there at once."""
     with report(tmp_path) as written:
-        written._reads_later = True
+        written._reads_async = True
         loss, seen = torch.tensor(1.0), []
         for step in range(1, 7):
-            written.step(step, replace(metrics(0.0), loss=loss.clone()))
+            written.log_step(step, replace(metrics(0.0), loss=loss.clone()))
             seen.append([line["step"] for line in lines(tmp_path) if "loss" in line])
             loss.add_(1)
             if step == 5:
-                written.say("a word")
+                written.log_message("a word")
     assert seen == [[], [], [2], [2], [2, 4], [2, 4, 6]]
     assert [line["loss"] for line in lines(tmp_path) if "loss" in line] == [1.5, 3.5, 5.5]
 
@@ -106,10 +111,10 @@ def test_a_run_from_the_start_keeps_nothing(tmp_path):
 
 def test_other_ranks_write_nothing(tmp_path):
     with report(tmp_path / "none", enabled=False) as silent:
-        silent.say("x")
-        silent.scores(0, scores(0.5))
-        silent.step(2, metrics(1.0))
-        silent.summary(2, {})
+        silent.log_message("x")
+        silent.log_scores(0, scores(0.5))
+        silent.log_step(2, metrics(1.0))
+        silent.write_summary(2, {})
     assert not (tmp_path / "none").exists()
 
 
@@ -117,9 +122,9 @@ def test_the_best_so_far_is_told_and_survives_a_resume(tmp_path):
     run(tmp_path, 0, 5)
     with report(tmp_path, 4) as written:
         for step in (5, 6):
-            written.step(step, metrics(1.0))
-        written.scores(6, scores(0.4))
-        written.summary(6, {})
+            written.log_step(step, metrics(1.0))
+        written.log_scores(6, scores(0.4))
+        written.write_summary(6, {})
     assert "lfw: in words; best" in (tmp_path / "log.txt").read_text()
     assert "; best 50.00% at step 0" in (tmp_path / "log.txt").read_text()
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -247,13 +252,13 @@ def test_the_time_of_what_is_aside_is_not_the_steps(tmp_path, monkeypatch):
     with report(tmp_path) as written:
         for step in (1, 2):
             now[0] += 1
-            written.step(step, metrics(1.0))
-            with written.untimed():  # between two lines, and at one
+            written.log_step(step, metrics(1.0))
+            with written.pause_timing():  # between two lines, and at one
                 now[0] += 100
         now[0] += 3
         for step in (3, 4):
-            written.step(step, metrics(1.0))
-        assert written.seconds == 205
+            written.log_step(step, metrics(1.0))
+        assert written.elapsed_seconds == 205
     assert [line["images_per_second"] for line in lines(tmp_path) if "loss" in line] == [8, 16 / 3]
 
 
@@ -262,17 +267,17 @@ class Identification:
 
     name = "gallery"
 
-    def evaluate(self, embeddings: torch.Tensor) -> Evaluated:
+    def evaluate(self, embeddings: torch.Tensor) -> SetEvaluation:
         scores = {"rank1": float(embeddings.mean()), "rank5": 0.9}
-        return Evaluated(scores, f"rank 1 {scores['rank1']:.1%}")
+        return SetEvaluation(scores, f"rank 1 {scores['rank1']:.1%}")
 
 
 def test_a_set_of_another_kind_is_reported_by_its_own_scores(tmp_path):
     with report(tmp_path) as written:
         for step, rank1 in ((0, 0.25), (2, 0.75), (4, 0.5)):
-            written.step(step, metrics(1.0))
-            written.evaluated(step, [Identification()], {"gallery": torch.full((3, 2), rank1)})
-        written.summary(4, {})
+            written.log_step(step, metrics(1.0))
+            written.log_evaluation(step, [Identification()], {"gallery": torch.full((3, 2), rank1)})
+        written.write_summary(4, {})
     log = (tmp_path / "log.txt").read_text()
     assert "step 4  gallery: rank 1 50.0%; best 75.00% at step 2" in log
     first = next(line for line in lines(tmp_path) if "verification" in line)

@@ -22,9 +22,9 @@ terminal.close()
 
 def test_a_file_gets_every_line(capsys):
     terminal = Terminal(0, 40)
-    terminal.say("a [bold]line")
-    terminal.steps(10, "step 10/40", {"loss": "3.25"}, 60.0)
-    terminal.evaluated("lfw", 0.955, 0.97, 5)
+    terminal.print_line("a [bold]line")
+    terminal.show_step(10, "step 10/40", {"loss": "3.25"}, 60.0)
+    terminal.show_score("lfw", 0.955, 0.97, 5)
     terminal.close()
     assert capsys.readouterr().out == "a [bold]line\nstep 10/40\n"
 

@@ -17,7 +17,7 @@ from partialfc import plan
 from partialfc.config import Config, load_config
 from partialfc.errors import InputError
 from partialfc.head import PartialFC
-from partialfc.plan import Job
+from partialfc.plan import PlannedRun
 
 RANKS = 2
 M_MMAP_THRESHOLD = -3  # of mallopt(3)
@@ -52,7 +52,7 @@ def measure(config: Config, num_classes: int, pipe: Connection) -> None:
 
 def step_head(config: Config, num_classes: int) -> None:
     width, batch = config.backbone.embedding_size, config.train.global_batch_size
-    head = PartialFC(num_classes, width, config.loss, config=config.head, optim=config.rows_rule)
+    head = PartialFC(num_classes, width, config.loss, config=config.head, optim=config.center_optimizer)
     follows = head.centers.follows_teacher
     ahead = head.prepare(torch.randperm(num_classes)[:batch], 0)
     for number in range(1, 4):
@@ -91,20 +91,21 @@ def test_the_heads_memory_is_within_a_tenth_of_the_plan(name):
     sender.close()
     measured = receiver.recv()
     process.join()
-    job = Job(config, num_classes, RANKS, device="cpu")
+    job = PlannedRun(config, num_classes, RANKS, device="cpu")
     planned = sum(job.head_memory().values()) + sum(job.host_memory().values())
     assert measured == pytest.approx(planned, rel=0.1)
 
 
 def test_the_largest_number_of_identities_fits_and_one_more_per_rank_does_not():
-    job = Job(config_of(head={"sample_rate": 0.1}), 1000, 8)
-    most = plan.largest(job, 4 << 30)
+    job = PlannedRun(config_of(head={"sample_rate": 0.1}), 1000, 8)
+    most = plan.max_identities(job, 4 << 30)
     backbone = sum(job.backbone_memory().values())
     here, more = (
-        backbone + sum(Job(job.config, number, 8).head_memory().values()) for number in (most, most + 8)
+        backbone + sum(PlannedRun(job.config, number, 8).head_memory().values())
+        for number in (most, most + 8)
     )
     assert here <= 4 << 30 < more
-    assert plan.largest(job, 1 << 20) == 0
+    assert plan.max_identities(job, 1 << 20) == 0
 
 
 @pytest.mark.parametrize("gigabytes", [1, 2, 3, 4, 6])
@@ -113,20 +114,20 @@ def test_the_largest_number_is_found_on_either_side_of_the_budget(gigabytes):
     config = config_of(
         head={"sample_rate": 0.5, "logits_budget": 1500}, train={"length": 1, "global_batch_size": 1024}
     )
-    job = Job(config, 1, 8)
+    job = PlannedRun(config, 1, 8)
     backbone = sum(job.backbone_memory().values())
-    step, found = 10_007, plan.largest(job, gigabytes << 30)
+    step, found = 10_007, plan.max_identities(job, gigabytes << 30)
     fitting = [
         number
         for number in range(step, 30_000_000, step)
-        if backbone + sum(Job(config, number, 8).head_memory().values()) <= gigabytes << 30
+        if backbone + sum(PlannedRun(config, number, 8).head_memory().values()) <= gigabytes << 30
     ]
     assert fitting[-1] <= found < fitting[-1] + step
 
 
 def test_halves_of_bytes_are_halves():
     full, half = (
-        Job(config_of(head=head), 1_000_000, 8).head_memory()
+        PlannedRun(config_of(head=head), 1_000_000, 8).head_memory()
         for head in ({}, {"centers_dtype": "bfloat16", "optim_state_dtype": "bfloat16"})
     )
     assert full["class centres"] == 1_000_000 // 8 * 256 * 4 == 2 * half["class centres"]
@@ -134,23 +135,23 @@ def test_halves_of_bytes_are_halves():
 
 
 def test_what_is_sent_follows_the_rings():
-    sent = Job(config_of(), 1000, 4).sent_by_head()
+    sent = PlannedRun(config_of(), 1000, 4).head_traffic()
     assert sent["embeddings, gathered"] == 3 * 128 * 256 * 4  # three blocks of a rank's 128
     assert sent["softmax"] == 2 * 3 * (2 * 512 * 8) // 4
     student = config_of(distillation={"teacher_embeddings": "nowhere"})
-    taught = Job(student, 1000, 4).sent_by_head()
+    taught = PlannedRun(student, 1000, 4).head_traffic()
     assert taught == sent | {"a teacher's embeddings, gathered": 3 * 128 * 256 * 4}
-    alone = Job(student, 1000, 1)
-    assert not any((alone.sent_by_head() | alone.sent_by_backbone()).values())
+    alone = PlannedRun(student, 1000, 1)
+    assert not any((alone.head_traffic() | alone.backbone_traffic()).values())
 
 
 def test_parameters_and_activations_are_those_of_the_network():
-    job = Job(
+    job = PlannedRun(
         config_of(backbone={"name": "iresnet50"}, train={"length": 1, "global_batch_size": 16}), 1000, 1
     )
     memory = job.backbone_memory()
     assert memory["backbone: parameters"] == 43_590_848 * 4
-    half = Job(
+    half = PlannedRun(
         config_of(
             backbone={"name": "iresnet50"},
             train={"length": 1, "global_batch_size": 16},
@@ -164,8 +165,8 @@ def test_parameters_and_activations_are_those_of_the_network():
 
 
 def test_the_identities_are_those_of_the_pack(tmp_path, pack):
-    assert plan.identities_of(config_of(data={"path": str(pack)})) == 23
+    assert plan.num_identities(config_of(data={"path": str(pack)})) == 23
     with pytest.raises(InputError, match=r"property: not there, .*; wanted --identities N"):
-        plan.identities_of(config_of(data={"path": str(tmp_path)}))
+        plan.num_identities(config_of(data={"path": str(tmp_path)}))
     built_in = load_config(Path(__file__).parents[2] / "recipes/quickstart.yaml", [f"data.path={tmp_path}"])
-    assert plan.identities_of(built_in) == 400
+    assert plan.num_identities(built_in) == 400

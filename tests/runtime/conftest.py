@@ -10,9 +10,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory) -> Iterator[comm.Ranks]:
+def alone(tmp_path_factory) -> Iterator[comm.DistContext]:
     """One rank, this process."""
     store = tmp_path_factory.mktemp("store") / "store"
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-    yield comm.ranks_of(CPU)
+    yield comm.create_dist_context(CPU)
     dist.destroy_process_group()

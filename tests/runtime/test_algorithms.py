@@ -4,7 +4,7 @@ from unittest import mock
 import pytest
 import torch
 
-from partialfc.runtime.precision import choose_algorithms
+from partialfc.runtime.precision import set_deterministic
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def afterwards_as_before():
 @pytest.mark.usefixtures("afterwards_as_before")
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_algorithms_are_the_fastest_or_those_whose_bits_do_not_vary(deterministic):
-    choose_algorithms(deterministic=deterministic)
+    set_deterministic(deterministic=deterministic)
     assert torch.backends.cudnn.benchmark is not deterministic
     assert torch.are_deterministic_algorithms_enabled() is deterministic
     assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) is deterministic

@@ -16,7 +16,7 @@ from damage import damages
 
 from partialfc.errors import InputError
 from partialfc.runtime import checkpoint, comm
-from partialfc.runtime.checkpoint import Checkpoints, writer
+from partialfc.runtime.checkpoint import CheckpointManager, writer
 from partialfc.runtime.checkpoint import manager as checkpoints_module
 from partialfc.runtime.checkpoint.manifest import write_manifest
 from partialfc.runtime.checkpoint.safetensors_io import write_shard
@@ -24,15 +24,15 @@ from partialfc.runtime.checkpoint.safetensors_io import write_shard
 
 def saved_and_loaded(folder: Path, loads: bool) -> int:
     """Saves, or loads what as many or other ranks have saved; how many bytes this rank's file has."""
-    ranks = comm.ranks_of(CPU)
+    dist_ctx = comm.create_dist_context(CPU)
     if not loads:
-        save(folder, ranks, 5)
-        name = f"rank_{ranks.rank:05d}.safetensors"
+        save(folder, dist_ctx, 5)
+        name = f"rank_{dist_ctx.rank:05d}.safetensors"
         return (folder / "step_00000005" / name).stat().st_size
-    found = found_in(folder, ranks)
-    expected = state_of(ranks, seed=5)
+    found = found_in(folder, dist_ctx)
+    expected = state_of(dist_ctx, seed=5)
     state = zeros_like(expected)
-    Checkpoints(folder, keep=2, ranks=ranks).load(found, state)
+    CheckpointManager(folder, keep=2, dist_ctx=dist_ctx).load(found, state)
     assert_equal(state, expected)
     return 0
 
@@ -52,7 +52,7 @@ def test_ranks_write_about_as_much(ranks, tmp_path):
 
 def test_part_of_a_checkpoint_needs_no_process_group(alone, tmp_path):
     save(tmp_path, alone, 3)
-    part = checkpoint.read_part(tmp_path / "step_00000003", "head")
+    part = checkpoint.read_tensors(tmp_path / "step_00000003", "head")
     assert torch.equal(part["centers"], state_of(alone, seed=3)["head"]["centers"].to_local())
     assert part.keys() == {"centers", "counts"}
 
@@ -69,7 +69,7 @@ def test_any_damage_is_noticed_and_the_checkpoint_before_is_taken(alone, tmp_pat
         assert found.path.name == "step_00000001" and len(found.problems) == 1
         assert "step_00000002" in found.problems[0] and "\n" not in found.problems[0]
         with pytest.raises(InputError, match="step_00000002"):
-            checkpoint.read_part(path.parent, "head")
+            checkpoint.read_tensors(path.parent, "head")
         shutil.rmtree(tmp_path / "run")
 
 
@@ -80,7 +80,9 @@ def test_where_none_is_left_nothing_begins_afresh(alone, tmp_path):
     with pytest.raises(comm.CollectiveInputError, match=message):
         found_in(tmp_path, alone)
     with pytest.raises(comm.CollectiveInputError, match=r"rank_00000\.safetensors: 0 bytes"):
-        Checkpoints(tmp_path, keep=2, ranks=alone).to_resume(str(next(tmp_path.glob("step_*"))))
+        CheckpointManager(tmp_path, keep=2, dist_ctx=alone).find_resume_point(
+            str(next(tmp_path.glob("step_*")))
+        )
     assert found_in(tmp_path / "empty", alone) is None
 
 
@@ -92,7 +94,7 @@ def test_a_file_that_cannot_be_read_is_not_taken_for_damaged(alone, tmp_path, mo
     def unreadable(path: Path) -> Any:
         raise OSError(5, "Input/output error", str(path))
 
-    monkeypatch.setattr(checkpoints_module, "digest_of", unreadable)
+    monkeypatch.setattr(checkpoints_module, "compute_digest", unreadable)
     with pytest.raises(
         comm.CollectiveInputError, match=r"step_00000002/rank_00000\.safetensors: Input/output error"
     ):
@@ -113,7 +115,7 @@ def test_facts_of_another_version_are_named(alone, tmp_path):
     sealed = {"format": 3, "digest": xxhash.xxh3_128_hexdigest(content), "content": msgspec.Raw(content)}
     (folder / "run.json").write_bytes(msgspec.json.encode(sealed))
     with pytest.raises(InputError, match=r"run\.json: of another version: .*step"):
-        checkpoint.read_part(folder, "head")
+        checkpoint.read_tensors(folder, "head")
 
 
 class Payload:
@@ -131,34 +133,34 @@ def test_nothing_in_a_checkpoint_runs(alone, tmp_path, monkeypatch):
         for name in (".metadata", "__0_0.distcp"):
             (folder / name).write_bytes(payload)
         assert found_in(tmp_path / "run", alone).path == folder
-        checkpoint.read_part(folder, "head")
+        checkpoint.read_tensors(folder, "head")
         for name in ("run.json", "rank_00000.safetensors"):
             before = (folder / name).read_bytes()
             (folder / name).write_bytes(payload)
             with pytest.raises(InputError):
-                checkpoint.read_part(folder, "head")
+                checkpoint.read_tensors(folder, "head")
             (folder / name).write_bytes(before)
     assert not (tmp_path / "ran").exists()
 
 
 def fails_on_one(folder: Path, error: Exception) -> tuple[str | None, str | None]:
     """A save in which the last rank's disk takes no more, and one that works: the problem, and what raised."""
-    ranks = comm.ranks_of(CPU)
+    dist_ctx = comm.create_dist_context(CPU)
 
     def full(*arguments: Any) -> Any:
         raise error
 
-    checkpoints, raised = Checkpoints(folder, keep=2, ranks=ranks), None
-    if ranks.rank == ranks.size - 1:
+    checkpoints, raised = CheckpointManager(folder, keep=2, dist_ctx=dist_ctx), None
+    if dist_ctx.rank == dist_ctx.world_size - 1:
         writer.write_shard = full
     try:
-        checkpoints.save(1, state_of(ranks), {}, seconds=0.0)
+        checkpoints.save(1, state_of(dist_ctx), {}, elapsed_seconds=0.0)
         outcome = checkpoints.wait()
     except RuntimeError as defect:
         outcome, raised = None, str(defect)
     finally:
         writer.write_shard = write_shard
-    checkpoints.save(2, state_of(ranks), {}, seconds=0.0)
+    checkpoints.save(2, state_of(dist_ctx), {}, elapsed_seconds=0.0)
     assert checkpoints.wait().problem is None
     return (outcome.problem if outcome else None), raised
 
@@ -177,7 +179,7 @@ def test_a_defect_of_ours_in_a_save_is_raised_on_all_ranks(ranks, tmp_path):
 
 def test_tensors_that_do_not_fit_are_named(alone, tmp_path):
     save(tmp_path, alone, 1)
-    found, checkpoints = found_in(tmp_path, alone), Checkpoints(tmp_path, keep=2, ranks=alone)
+    found, checkpoints = found_in(tmp_path, alone), CheckpointManager(tmp_path, keep=2, dist_ctx=alone)
     for state, message in (
         (
             {"weight": torch.zeros(4, 2, 3)},
@@ -189,25 +191,25 @@ def test_tensors_that_do_not_fit_are_named(alone, tmp_path):
         with pytest.raises(comm.CollectiveInputError, match=message):
             checkpoints.load(found, state)
     with pytest.raises(TypeError, match=r"a\.b: found int, wanted a tensor"):
-        checkpoints.save(1, {"a": {"b": 3}}, {}, seconds=0.0)
+        checkpoints.save(1, {"a": {"b": 3}}, {}, elapsed_seconds=0.0)
 
 
 def test_steps_may_change_the_tensors_while_they_are_written(alone, tmp_path, monkeypatch):
     """What is saved is what they were; a second save waits for the first."""
     state = state_of(alone, seed=1)
     expected = state_of(alone, seed=1)
-    checkpoints = Checkpoints(tmp_path, keep=2, ranks=alone)
+    checkpoints = CheckpointManager(tmp_path, keep=2, dist_ctx=alone)
     monkeypatch.setattr(
         writer, "write_shard", lambda *arguments: (changed.wait(60), write_shard(*arguments))[1]
     )
     changed = threading.Event()
-    assert checkpoints.save(1, state, {}, seconds=0.0) is None and checkpoints.finished() is None
+    assert checkpoints.save(1, state, {}, elapsed_seconds=0.0) is None and checkpoints.poll() is None
     state["weight"].zero_()
     changed.set()
-    assert checkpoints.save(2, state, {}, seconds=0.0).step == 1
+    assert checkpoints.save(2, state, {}, elapsed_seconds=0.0).step == 1
     assert checkpoints.wait().step == 2 and checkpoints.wait() is None
     loaded = zeros_like(expected)
-    checkpoints.load(checkpoints.to_resume(str(tmp_path / "step_00000001")), loaded)
+    checkpoints.load(checkpoints.find_resume_point(str(tmp_path / "step_00000001")), loaded)
     assert_equal(loaded, expected)
 
 
@@ -230,4 +232,4 @@ def test_a_manifest_of_a_stranger_allocates_and_reads_nothing_else(alone, tmp_pa
     tensors = {name: msgspec.structs.replace(it, **change) for name, it in manifest.tensors.items()}
     write_manifest(folder, msgspec.structs.replace(manifest, tensors=tensors))
     with pytest.raises(InputError, match=message):
-        checkpoint.read_part(folder, "head")
+        checkpoint.read_tensors(folder, "head")

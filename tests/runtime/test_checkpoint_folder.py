@@ -4,7 +4,7 @@ import os
 
 from checkpoints import found_in, names_in, save
 
-from partialfc.runtime.checkpoint import Checkpoints
+from partialfc.runtime.checkpoint import CheckpointManager
 
 
 def test_a_clock_that_is_set_back_removes_nothing_new(alone, tmp_path):
@@ -31,7 +31,7 @@ def test_the_best_stays(alone, tmp_path):
         save(tmp_path, alone, step, keep=1)
     assert names_in(tmp_path) == {"best", "latest", "step_00000001", "step_00000004"}
     assert (tmp_path / "best").resolve().name == "step_00000001"
-    assert Checkpoints(tmp_path, keep=1, ranks=alone).best_score() == 0.9
+    assert CheckpointManager(tmp_path, keep=1, dist_ctx=alone).best_score() == 0.9
     save(tmp_path, alone, 5, keep=1, score=0.95, best=True)
     assert names_in(tmp_path) == {"best", "latest", "step_00000005"}
 

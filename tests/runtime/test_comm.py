@@ -10,10 +10,10 @@ from partialfc.runtime import comm
 
 
 def fails_on(rank: int, error: Exception) -> str:
-    ranks = comm.ranks_of(torch.device("cpu"))
+    dist_ctx = comm.create_dist_context(torch.device("cpu"))
     try:
-        with comm.fail_on_all_ranks(ranks):
-            if ranks.rank == rank:
+        with comm.raise_on_all_ranks(dist_ctx):
+            if dist_ctx.rank == rank:
                 raise error
     except comm.CollectiveInputError as agreed:
         return str(agreed)
@@ -43,10 +43,10 @@ def test_a_defect_is_not_taken_for_bad_input(ranks, error):
 
 
 def gather_and_sum() -> tuple[list[float], list[float]]:
-    ranks = comm.ranks_of(torch.device("cpu"))
-    gathered, work = comm.start_gather(torch.tensor([float(ranks.rank)]), ranks.host)
-    summed = torch.tensor([1.0, ranks.rank])
-    summing = comm.start_sum(summed, ranks.group)
+    dist_ctx = comm.create_dist_context(torch.device("cpu"))
+    gathered, work = comm.all_gather_async(torch.tensor([float(dist_ctx.rank)]), dist_ctx.host_group)
+    summed = torch.tensor([1.0, dist_ctx.rank])
+    summing = comm.all_reduce_async(summed, dist_ctx.group)
     work.wait()
     summing.wait()
     return gathered.tolist(), summed.tolist()
@@ -58,11 +58,13 @@ def test_gather_and_sum_under_way_at_once(ranks):
 
 def gathered(sent_as: torch.dtype | None) -> tuple[list[float], list[float], list[float]]:
     """Rows, what is beside them, and the gradient that a rank gets where each weighs all rows by rank + 1."""
-    ranks = comm.ranks_of(torch.device("cpu"))
-    local = torch.tensor([[ranks.rank + 1 / 3]], requires_grad=True)
-    beside = torch.tensor([1 / 3 - 1000 * ranks.rank])
-    rows, others = comm.gather_with_gradient(local, beside, ranks.group, gradient_factor=2, sent_as=sent_as)
-    (rows * (ranks.rank + 1e-6)).sum().backward()
+    dist_ctx = comm.create_dist_context(torch.device("cpu"))
+    local = torch.tensor([[dist_ctx.rank + 1 / 3]], requires_grad=True)
+    beside = torch.tensor([1 / 3 - 1000 * dist_ctx.rank])
+    rows, others = comm.all_gather_with_grad(
+        local, beside, dist_ctx.group, gradient_factor=2, comm_dtype=sent_as
+    )
+    (rows * (dist_ctx.rank + 1e-6)).sum().backward()
     return rows[:, 0].tolist(), others.tolist(), local.grad[0].tolist()
 
 
@@ -77,17 +79,17 @@ def test_rows_are_rounded_on_the_way_and_nothing_else_is(ranks, sent_as):
 
 def order_of_a_gather() -> list[str]:
     """What is done while rows are on their way."""
-    ranks, done = comm.ranks_of(torch.device("cpu")), []
-    start = comm.start_gather
+    dist_ctx, done = comm.create_dist_context(torch.device("cpu")), []
+    start = comm.all_gather_async
 
     def started(*arguments):
         rows, work = start(*arguments)
         done.append("started")
         return rows, mock.Mock(wait=lambda: (work.wait(), done.append("there")))
 
-    with mock.patch.object(comm, "start_gather", started):
-        comm.gather_with_gradient(
-            torch.ones(1, 1), None, ranks.group, meanwhile=lambda: done.append("meanwhile")
+    with mock.patch.object(comm, "all_gather_async", started):
+        comm.all_gather_with_grad(
+            torch.ones(1, 1), None, dist_ctx.group, overlap_fn=lambda: done.append("meanwhile")
         )
     return done
 

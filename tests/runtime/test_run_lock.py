@@ -15,7 +15,7 @@ from running import recipe_in, started
 
 from partialfc.runtime import comm
 from partialfc.runtime.process import run_lock
-from partialfc.runtime.process.run_lock import occupied
+from partialfc.runtime.process.run_lock import lock_output_folder
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +45,11 @@ def test_a_second_run_in_one_folder_is_refused(recipe):
 
 def seen(folder: Path) -> str:
     """What a rank says of a folder of which the second rank sees another, as if on a disk of its own."""
-    ranks = comm.ranks_of(torch.device("cpu"))
-    mine = folder / ("other" if ranks.rank == 1 else "one")
+    dist_ctx = comm.create_dist_context(torch.device("cpu"))
+    mine = folder / ("other" if dist_ctx.rank == 1 else "one")
     mine.mkdir(exist_ok=True)
     try:
-        with occupied(mine, ranks):
+        with lock_output_folder(mine, dist_ctx):
             return "seen"
     except comm.CollectiveInputError as error:
         return str(error)
@@ -61,7 +61,7 @@ def without_locks(folder: Path) -> str:
     try:
         with (
             mock.patch.object(run_lock.fcntl, "flock", side_effect=error),
-            occupied(folder, comm.ranks_of(torch.device("cpu"))),
+            lock_output_folder(folder, comm.create_dist_context(torch.device("cpu"))),
         ):
             return "locked"
     except comm.CollectiveInputError as error:

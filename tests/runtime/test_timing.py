@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from partialfc.runtime import timing
-from partialfc.runtime.timing import Timeline, measured, section
+from partialfc.runtime.timing import Timeline, section, use_timeline
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def clock(monkeypatch) -> list[float]:
 
 
 def test_a_section_inside_another_is_not_counted_twice(clock):
-    with measured(torch.device("cpu")) as timeline:
+    with use_timeline(torch.device("cpu")) as timeline:
         for _ in range(2):
             clock.append(clock[-1] + 100)  # between the steps: nobody's
             with section("backbone"):
@@ -28,24 +28,24 @@ def test_a_section_inside_another_is_not_counted_twice(clock):
                 clock.append(clock[-1] + 2)
             with section("head"):
                 clock.append(clock[-1] + 5)
-        assert timeline.seconds_of(timeline.cut()) == {"backbone": 6, "communication": 20, "head": 10}
-        assert timeline.seconds_of(timeline.cut()) == {}
+        assert timeline.seconds_of(timeline.take_marks()) == {"backbone": 6, "communication": 20, "head": 10}
+        assert timeline.seconds_of(timeline.take_marks()) == {}
 
 
 def test_a_section_that_fails_ends(clock):
-    with measured(torch.device("cpu")) as timeline:
+    with use_timeline(torch.device("cpu")) as timeline:
         with pytest.raises(KeyError), section("head"):
             raise KeyError
         clock.append(9.0)
-        assert timeline.seconds_of(timeline.cut()) == {"head": 0}
+        assert timeline.seconds_of(timeline.take_marks()) == {"head": 0}
 
 
 def test_nothing_is_kept_where_nobody_measures():
     with section("head"):
         pass
-    with measured(torch.device("cpu")) as timeline:
-        assert timeline.seconds_of(timeline.cut()) == {}
-    with measured(torch.device("cpu")):  # once more: the first has ended
+    with use_timeline(torch.device("cpu")) as timeline:
+        assert timeline.seconds_of(timeline.take_marks()) == {}
+    with use_timeline(torch.device("cpu")):  # once more: the first has ended
         pass
 
 
@@ -56,7 +56,7 @@ def test_on_a_gpu_it_is_the_gpus_time():
     began = time.perf_counter()
     torch.cuda._sleep(100_000_000)
     timeline.leave()
-    assert time.perf_counter() - began < 0.01 < timeline.seconds_of(timeline.cut())["sleep"]
+    assert time.perf_counter() - began < 0.01 < timeline.seconds_of(timeline.take_marks())["sleep"]
 
 
 def test_the_peak_of_memory_is_what_the_system_says():

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from partialfc.runtime import timing
 from partialfc.runtime.process import flight_recorder, watchdog
-from partialfc.runtime.process.watchdog import Entry, Watchdog, late_ranks
+from partialfc.runtime.process.watchdog import Heartbeat, Watchdog, find_stalled_ranks
 
 
 class SlowStore(dist.HashStore):
@@ -56,20 +56,20 @@ def test_a_watch_without_a_store_ends_at_once(alone):
     ],
 )  # fmt: skip
 def test_who_is_late(before, now, late):
-    entries = [{rank: Entry(*it, "n1") for rank, it in enumerate(written)} for written in (before, now)]
-    assert late_ranks(*entries).keys() == late
+    entries = [{rank: Heartbeat(*it, "n1") for rank, it in enumerate(written)} for written in (before, now)]
+    assert find_stalled_ranks(*entries).keys() == late
 
 
 def test_a_hang_in_nccl_names_the_rank_whose_gpu_is_behind():
     """All hosts have run ahead, and wait for the device in the same place."""
     waits = "report"
-    before = {rank: Entry(1, 7, waits, "n1", 40, "head") for rank in range(3)}
+    before = {rank: Heartbeat(1, 7, waits, "n1", 40, "head") for rank in range(3)}
     now = {
-        0: Entry(4, 7, waits, "n1", 40, "head"),
-        1: Entry(4, 7, waits, "n2", 38, "data"),
-        2: Entry(4, 7, waits, "n2", 40, "head"),
+        0: Heartbeat(4, 7, waits, "n1", 40, "head"),
+        1: Heartbeat(4, 7, waits, "n2", 38, "data"),
+        2: Heartbeat(4, 7, waits, "n2", 40, "head"),
     }
-    (text,) = late_ranks(before, now).values()
+    (text,) = find_stalled_ranks(before, now).values()
     assert text == "on n2 has not moved since step 7, in report; its GPU has finished data, others head"
 
 
@@ -103,10 +103,10 @@ def test_what_a_gpu_has_finished_is_known_without_waiting(monkeypatch):
 
 def test_a_diagnosis_that_fails_does_not_change_how_a_run_ends(monkeypatch, capfd):
     codes = []
-    monkeypatch.setattr(watchdog, "end_at_once", codes.append)
+    monkeypatch.setattr(watchdog, "hard_exit", codes.append)
     ranks = SimpleNamespace(rank=0, size=1, device=torch.device("cpu"))
     watch = Watchdog(ranks, None, seconds=0.04, before_end=lambda: 1 / 0)
-    watch._end(dist.HashStore())
+    watch._report_and_exit(dist.HashStore())
     assert codes == [4]
     assert capfd.readouterr().err.splitlines()[-1] == "warning: no diagnosis of rank 0: division by zero"
 

@@ -12,7 +12,7 @@ import torch
 from runs import assert_refused, config_of, no_pictures, verification_of
 
 from partialfc.config import Config
-from partialfc.config.durations import in_seconds
+from partialfc.config.durations import to_seconds
 from partialfc.runtime import comm
 from partialfc.runtime.checkpoint import read_manifest
 from partialfc.runtime.process.signals import StopRequest
@@ -26,19 +26,23 @@ def saved_at(folder: Path) -> list[int]:
 
 def slowly(config: Config) -> None:
     """Steps take a tenth of a second and more; the second rank's clock is far ahead, a day a look."""
-    ranks, train_step, days = comm.ranks_of(torch.device("cpu")), loop.train_step, itertools.count()
+    dist_ctx, train_step, days = (
+        comm.create_dist_context(torch.device("cpu")),
+        loop.train_step,
+        itertools.count(),
+    )
 
     def slow(*arguments):
         time.sleep(0.1)
         return train_step(*arguments)
 
-    clock = time.monotonic if ranks.first else lambda: 86400.0 * next(days)
+    clock = time.monotonic if dist_ctx.is_main else lambda: 86400.0 * next(days)
     with (
         mock.patch.object(loop, "train_step", slow),
         mock.patch("partialfc.training.checkpoint_scheduler.time.monotonic", clock),
         no_pictures(),
     ):
-        loop.train(config, ranks)
+        loop.train(config, dist_ctx)
 
 
 def test_the_first_ranks_clock_says_when(ranks, pack, tmp_path):
@@ -54,12 +58,12 @@ def test_the_first_ranks_clock_says_when(ranks, pack, tmp_path):
     [("15 minutes", 900), ("1 hour", 3600), ("0.5 seconds", 0.5), ("2 epochs", None), (7, None)],
 )
 def test_intervals(interval, seconds):
-    assert in_seconds(interval) == seconds
+    assert to_seconds(interval) == seconds
 
 
 def trained(config: Config) -> None:
     with no_pictures():
-        loop.train(config, comm.ranks_of(torch.device("cpu")))
+        loop.train(config, comm.create_dist_context(torch.device("cpu")))
 
 
 def test_the_best_evaluation_is_kept(ranks, pack, tmp_path):
@@ -94,16 +98,16 @@ def stopped_in_an_evaluation(config: Config, at: int, rank: int) -> tuple[int, i
     """A signal comes to one rank while the sets are embedded after step `at`: the step at which the run is stopped, and by
     what.
     """
-    ranks, stop, evaluate = comm.ranks_of(torch.device("cpu")), StopRequest(), Run.embed_sets
+    dist_ctx, stop, evaluate = comm.create_dist_context(torch.device("cpu")), StopRequest(), Run.embed_sets
 
     def asked(run, *given):
-        if run.step == at and ranks.rank == rank:
-            stop.received = signal.SIGTERM
+        if run.step == at and dist_ctx.rank == rank:
+            stop.signal_number = signal.SIGTERM
         return evaluate(run, *given)
 
     with mock.patch.object(Run, "embed_sets", asked), no_pictures():
-        run = loop.train(config, ranks, stop)
-    return run.step, run.stopped
+        run = loop.train(config, dist_ctx, stop)
+    return run.step, run.stop_signal
 
 
 @pytest.mark.parametrize("at", [6, 12])

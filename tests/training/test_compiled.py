@@ -12,19 +12,19 @@ from torch._dynamo.utils import counters
 from partialfc.backbones import build_backbone
 from partialfc.config import IResNetTiny
 from partialfc.runtime import comm
-from partialfc.training.microbatches import MicroBatches
-from partialfc.training.replicas import ReplicatedGradients, RunningStatistics
+from partialfc.training.microbatches import MicroBatchRunner
+from partialfc.training.replicas import GradientBuckets, RunningStats
 
 
 def two_steps(compile: bool) -> dict[str, Tensor]:
     """The gradients of the second of two steps, and the running statistics after it."""
-    ranks = comm.ranks_of(torch.device("cpu"))
+    dist_ctx = comm.create_dist_context(torch.device("cpu"))
     torch.manual_seed(0)
     settings = IResNetTiny(width=4, depths=(1, 1), input_size=16, embedding_size=6, compile=compile)
     module = build_backbone(settings)
-    RunningStatistics(module)
-    gradients = ReplicatedGradients(module.parameters(), ranks.group)
-    micro_batches = MicroBatches(module, module, gradients, size=None, seed=3, rank=0)
+    RunningStats(module)
+    gradients = GradientBuckets(module.parameters(), dist_ctx.group)
+    micro_batches = MicroBatchRunner(module, module, gradients, micro_batch_size=None, seed=3, rank=0)
     images, gradient = torch.randn(5, 3, 16, 16), torch.randn(5, 6)
     # Else half of the time goes to trying out which instructions the processor has.
     with torch._inductor.config.patch({"cpp.vec_isa_ok": False}):

@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from partialfc.config import DistillationConfig
 from partialfc.errors import InputError
 from partialfc.runtime import comm
-from partialfc.training.distillation_loss import regression
+from partialfc.training.distillation_loss import cosine_distillation_loss
 
 BATCH, WIDTH = 12, 5
 
@@ -29,7 +29,7 @@ def taught() -> Tensor:
 
 def of_rank() -> tuple[Tensor, Tensor]:
     local = mine(images(0)).requires_grad_()
-    loss = regression(local, mine(taught()), BATCH, comm.default_group())
+    loss = cosine_distillation_loss(local, mine(taught()), BATCH, comm.default_group())
     loss.backward()
     return loss.detach(), local.grad
 

@@ -10,14 +10,14 @@ import torch.distributed as dist
 from fake_cuda import DEVICE, fake_cuda, launches
 
 from partialfc.backbones import Backbone, build_backbone, move_to_device
-from partialfc.config import AdamW, IResNetTiny, MobileFaceNet, Sgd, ViTTiny
+from partialfc.config import SGD, AdamW, IResNetTiny, MobileFaceNetConfig, ViTTiny
 from partialfc.data import loader
 from partialfc.data.augment import network_input
-from partialfc.data.loader import Loader
+from partialfc.data.loader import BatchLoader
 from partialfc.training.backbone_optimizer import BackboneOptimizer
-from partialfc.training.health import Health
-from partialfc.training.microbatches import MicroBatches
-from partialfc.training.replicas import MovingAverage, RunningStatistics
+from partialfc.training.health import TrainingHealth
+from partialfc.training.microbatches import MicroBatchRunner
+from partialfc.training.replicas import ModelEMA, RunningStats
 
 BATCH = 8
 
@@ -32,11 +32,11 @@ def built(settings: Any) -> Backbone:
 
 @pytest.mark.parametrize("micro_batch", [None, 4])
 @pytest.mark.parametrize(
-    "optim", [Sgd(precision="float16"), AdamW(ema_decay=0.9)], ids=lambda it: type(it).__name__
+    "optim", [SGD(precision="float16"), AdamW(ema_decay=0.9)], ids=lambda it: type(it).__name__
 )
 @pytest.mark.parametrize(
     "settings",
-    [IResNetTiny(width=8, dropout=0.4), MobileFaceNet(), ViTTiny()],
+    [IResNetTiny(width=8, dropout=0.4), MobileFaceNetConfig(), ViTTiny()],
     ids=lambda it: type(it).__name__,
 )
 def test_backbone_and_optimizer_hold_nobody_up(settings, optim, micro_batch):
@@ -44,15 +44,15 @@ def test_backbone_and_optimizer_hold_nobody_up(settings, optim, micro_batch):
         with fake:
             ranks = SimpleNamespace(device=torch.device(DEVICE), group=dist.group.WORLD, rank=0, size=2)
             backbone, network = built(settings), built(settings)
-            statistics = RunningStatistics(backbone)
+            statistics = RunningStats(backbone)
             optimizer = BackboneOptimizer(backbone, optim, ranks)
-            average = MovingAverage(backbone, network, 0.9)
-            health = Health(ranks.device)
-            batches = MicroBatches(
+            average = ModelEMA(backbone, network, 0.9)
+            health = TrainingHealth(ranks.device)
+            batches = MicroBatchRunner(
                 backbone,
                 lambda it: backbone(network_input(it)),
                 optimizer.gradients,
-                size=micro_batch,
+                micro_batch_size=micro_batch,
                 seed=0,
                 rank=0,
             )
@@ -60,10 +60,10 @@ def test_backbone_and_optimizer_hold_nobody_up(settings, optim, micro_batch):
             images = torch.empty(BATCH, size, size, 3, dtype=torch.uint8, device=DEVICE)
             loss = torch.empty((), device=DEVICE)
         with launches(fake) as found:
-            kept = statistics.kept()
+            kept = statistics.clone()
             embeddings = batches.forward(images, 0)
             optimizer.gradients.zero()
-            with optimizer.gradients.summed():
+            with optimizer.gradients.all_reduce_on_exit():
                 pass
             _, finite = optimizer.step(0.1, loss)
             statistics.restore_unless(finite, kept)
@@ -77,12 +77,15 @@ def test_backbone_and_optimizer_hold_nobody_up(settings, optim, micro_batch):
 
 def test_images_are_handed_over_while_nobody_waits():
     with fake_cuda(1) as fake:
-        reader = Loader.__new__(Loader)
-        reader._copies, reader._ranks = torch.cuda.Stream(), SimpleNamespace(device=torch.device(DEVICE))
+        reader = BatchLoader.__new__(BatchLoader)
+        reader._copy_stream, reader._dist_ctx = (
+            torch.cuda.Stream(),
+            SimpleNamespace(device=torch.device(DEVICE)),
+        )
         images, mirrored = torch.zeros(4, 8, 8, 3, dtype=torch.uint8), torch.tensor([1, 2])
-        part = loader._Part(
+        part = loader._WorkerBatch(
             images.pin_memory(), torch.arange(4), mirrored.pin_memory(), 0, torch.zeros(4, 5).pin_memory()
         )
         with launches(fake) as found:
-            images, teacher = reader._on_device(part)
+            images, teacher = reader._to_device(part)
     assert images.device.type == teacher.device.type == "cuda" and not found.crossings

@@ -8,7 +8,7 @@ from runs import assert_refused, config_of, curve, trained
 
 import partialfc
 from partialfc.backbones import build_backbone
-from partialfc.config import AdamW, IResNetTiny, Sgd
+from partialfc.config import SGD, AdamW, IResNetTiny
 from partialfc.errors import InputError
 from partialfc.runtime import comm
 from partialfc.training.backbone_optimizer import BackboneOptimizer
@@ -28,7 +28,7 @@ def source(ranks, pack, tmp_path_factory):
     return output
 
 
-@pytest.mark.parametrize("optim", [Sgd(lr=0.02), AdamW(lr=0.01)], ids=["sgd", "adamw"])
+@pytest.mark.parametrize("optim", [SGD(lr=0.02), AdamW(lr=0.01)], ids=["sgd", "adamw"])
 def test_a_frozen_backbone_stands_still_and_the_centres_move(ranks, pack, source, tmp_path, optim):
     config = msgspec.structs.replace(tuned(pack, tmp_path / "run", source, 8), optim=optim)
     (state,) = ranks.run(1, trained, config)
@@ -64,8 +64,8 @@ def test_how_long_it_stands_still_belongs_to_the_run(ranks, pack, source, tmp_pa
 
 def rates() -> dict[str, float]:
     backbone = build_backbone(IResNetTiny(depths=(1, 2), width=4, input_size=32, embedding_size=8))
-    settings = Sgd(lr=1.0, momentum=0, weight_decay=0, max_grad_norm=0, layer_decay=0.5)
-    optimizer = BackboneOptimizer(backbone, settings, comm.ranks_of(torch.device("cpu")))
+    settings = SGD(lr=1.0, momentum=0, weight_decay=0, max_grad_norm=0, layer_decay=0.5)
+    optimizer = BackboneOptimizer(backbone, settings, comm.create_dist_context(torch.device("cpu")))
     before = {name: it.detach().clone() for name, it in backbone.named_parameters()}
     for it in backbone.parameters():
         if it.requires_grad:
@@ -85,7 +85,9 @@ def test_rates_fall_from_block_to_block(ranks):
 
 def of_others() -> str:
     try:
-        BackboneOptimizer(torch.nn.Linear(4, 4), Sgd(layer_decay=0.5), comm.ranks_of(torch.device("cpu")))
+        BackboneOptimizer(
+            torch.nn.Linear(4, 4), SGD(layer_decay=0.5), comm.create_dist_context(torch.device("cpu"))
+        )
     except InputError as error:
         return str(error)
     return ""

@@ -18,8 +18,8 @@ from partialfc.config import IResNetTiny, ViTTiny
 from partialfc.errors import InputError
 from partialfc.runtime import comm
 from partialfc.training import cuda_graphs, microbatches, run
-from partialfc.training.microbatches import MicroBatches
-from partialfc.training.replicas import ReplicatedGradients
+from partialfc.training.microbatches import MicroBatchRunner
+from partialfc.training.replicas import GradientBuckets
 
 BATCH, SIZE = 6, 32
 NETWORKS = {
@@ -76,8 +76,10 @@ def stepped(network: nn.Module, group: dist.ProcessGroup, device: str, *, record
         with torch.autocast(torch.device(device).type, torch.bfloat16):
             return network(images).float()
 
-    gradients = ReplicatedGradients(network.parameters(), group)
-    parts = MicroBatches(network, forward, gradients, size=None, seed=3, rank=0, recorded=recorded)
+    gradients = GradientBuckets(network.parameters(), group)
+    parts = MicroBatchRunner(
+        network, forward, gradients, micro_batch_size=None, seed=3, rank=0, use_cuda_graphs=recorded
+    )
     generator, found = torch.Generator().manual_seed(1), []
     for step in range(4):
         images = torch.randn(BATCH, 3, SIZE, SIZE, generator=generator).to(device)
@@ -106,8 +108,8 @@ def test_a_recorded_network_gives_the_same_bits(group, device, name):
 def test_a_network_that_is_frozen_first_is_recorded_when_it_moves(group, device):
     network = build_backbone(NETWORKS["iresnet"]).to(device)
     images = torch.randn(BATCH, 3, SIZE, SIZE, device=device)
-    parts = MicroBatches(
-        network, network, ReplicatedGradients(network.parameters(), group), size=None, seed=3, rank=0, recorded=True
+    parts = MicroBatchRunner(
+        network, network, GradientBuckets(network.parameters(), group), micro_batch_size=None, seed=3, rank=0, use_cuda_graphs=True
     )  # fmt: skip
     before = [it.clone() for it in network.buffers()]
     parts.forward(images, 0, frozen=True)
@@ -128,5 +130,5 @@ def test_micro_batches_are_refused_where_there_is_a_gpu(tmp_path):
     there, here = (mock.Mock(device=torch.device(it), size=2) for it in ("cuda", "cpu"))
     images = config.train.global_batch_size // 2
     with pytest.raises(InputError, match=f"wants a rank's {images} images in one micro-batch; found train.micro_batch_size: 2"):  # fmt: skip
-        run._recorded(config, there)
-    assert not run._recorded(config, here)
+        run._uses_cuda_graphs(config, there)
+    assert not run._uses_cuda_graphs(config, here)

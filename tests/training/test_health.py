@@ -12,7 +12,7 @@ from partialfc.config import Config
 from partialfc.runtime import comm
 from partialfc.training import loop
 from partialfc.training.backbone_optimizer import BackboneOptimizer
-from partialfc.training.health import Diverged, Health
+from partialfc.training.health import DivergenceError, TrainingHealth
 
 FIRST_BAD = 12
 
@@ -30,8 +30,8 @@ def ended(config: Config, spoil: str | None = None) -> str:
 
     with mock.patch.object(BackboneOptimizer, "step", spoilt), no_pictures():
         try:
-            loop.train(config, comm.ranks_of(torch.device("cpu")))
-        except Diverged as problem:
+            loop.train(config, comm.create_dist_context(torch.device("cpu")))
+        except DivergenceError as problem:
             return str(problem)
     return "finished"
 
@@ -71,22 +71,22 @@ def test_a_run_whose_steps_are_taken_again_goes_on(ranks, pack, tmp_path):
 
 def skipping(config: Config, skipped: set[int]) -> None:
     """A run that takes these steps for skipped ones."""
-    counted = Health.update
+    counted = TrainingHealth.update
 
     def update(self, step, finite, loss):
         counted(self, step, finite & torch.tensor(step not in skipped), loss)
 
-    with mock.patch.object(Health, "update", update):
+    with mock.patch.object(TrainingHealth, "update", update):
         ended(config)
 
 
 @pytest.mark.parametrize("max_skipped", [1, 3])
 def test_health_counts_skips_in_a_row(max_skipped):
-    health = Health(torch.device("cpu"))
+    health = TrainingHealth(torch.device("cpu"))
     good, bad, loss = torch.tensor(True), torch.tensor(False), torch.tensor(1.0)
     for step, finite in enumerate([good, bad, good, bad, bad], 1):
         health.update(step, finite, loss)
-    assert health.skipped == 2 and (health.problem(5, max_skipped) is None) == (max_skipped == 3)
+    assert health.num_skipped == 2 and (health.find_problem(5, max_skipped) is None) == (max_skipped == 3)
     health.update(6, bad, torch.tensor(torch.nan))
     health.update(7, good, loss)
-    assert health.problem(7, 100) == "diverged: the loss of step 6 is not finite"
+    assert health.find_problem(7, 100) == "diverged: the loss of step 6 is not finite"

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from partialfc.backbones import build_backbone
-from partialfc.config import ArcFace, Config, Sgd
+from partialfc.config import SGD, ArcFace, Config
 from partialfc.data.augment import network_input
 from partialfc.recipe import dump
 from partialfc.runtime import comm
-from partialfc.runtime.checkpoint import read_part
+from partialfc.runtime.checkpoint import read_tensors
 from partialfc.training import schedule
 from partialfc.training.run import build_run
 
@@ -44,10 +44,10 @@ class Plain:
 
     def __init__(self, config: Config) -> None:
         torch.manual_seed(5)
-        self.config, self.run = config, build_run(config, comm.ranks_of(torch.device("cpu")))
+        self.config, self.run = config, build_run(config, comm.create_dist_context(torch.device("cpu")))
         self.backbone = build_backbone(config.backbone)
         self.centers = nn.Parameter(0.01 * torch.randn(CLASSES, config.backbone.embedding_size))
-        is_sgd = isinstance(config.optim, Sgd)
+        is_sgd = isinstance(config.optim, SGD)
         kind, extra = (torch.optim.SGD, {"momentum": 0.9}) if is_sgd else (torch.optim.AdamW, {})
         self.optimizer = kind(
             [{"params": self.backbone.parameters()}, {"params": [self.centers]}],
@@ -62,8 +62,8 @@ class Plain:
 
     def _step(self, number: int, batch) -> float:
         config, per_epoch = self.config, self.run.steps_per_epoch
-        rate = schedule.rate(
-            config.schedule, number, peak=config.optim.lr, total=TOTAL, steps_per_epoch=per_epoch
+        rate = schedule.learning_rate(
+            config.schedule, number, peak=config.optim.lr, total_steps=TOTAL, steps_per_epoch=per_epoch
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -154,7 +154,9 @@ def test_the_next_20_steps_are_those_of_a_plain_loop(ranks, pack, tmp_path, thei
 def test_a_moving_average_begins_as_the_imported_network(pack, tmp_path, theirs):
     config = recipe(pack, tmp_path / "run", SGD_RECIPE | {"ema_decay": 0.999})
     assert imported(theirs["sgd"][0], config, tmp_path).returncode == 0
-    average, network = (read_part(tmp_path / "run/checkpoints/latest", it) for it in ("average", "backbone"))
+    average, network = (
+        read_tensors(tmp_path / "run/checkpoints/latest", it) for it in ("average", "backbone")
+    )
     assert network.keys() == average.keys()
     assert all(torch.equal(average[name], it) for name, it in network.items())
 

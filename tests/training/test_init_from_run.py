@@ -14,9 +14,9 @@ from partialfc.data.packs.pack_writer import write_pack as write_samples
 from partialfc.errors import InputError
 from partialfc.inference.stored_centers import read_centers
 from partialfc.runtime import comm
-from partialfc.runtime.checkpoint import Checkpoints, newest, read_rows
+from partialfc.runtime.checkpoint import CheckpointManager, newest_checkpoint, read_rows
 from partialfc.training import init_from_means, init_from_run
-from partialfc.training.resume import begun
+from partialfc.training.resume import start_or_resume
 from partialfc.training.run import build_run
 
 LABELS = [5, 4, None, 22, 0, None, 7, *range(8, 22)]  # of 21 identities, two of them new
@@ -33,7 +33,11 @@ def grown(tmp_path: Path) -> tuple[Path, Path]:
 def centers(config) -> torch.Tensor:
     """A rank's, as it is built, of sources that are read in several blocks."""
     with mock.patch.object(init_from_run, "_ROWS", 10):
-        return build_run(config, comm.ranks_of(torch.device("cpu"))).head.centers.tensors["centers"].clone()
+        return (
+            build_run(config, comm.create_dist_context(torch.device("cpu")))
+            .head.centers.tensors["centers"]
+            .clone()
+        )
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
@@ -46,7 +50,7 @@ def test_known_identities_keep_their_centres(ranks, tmp_path, undisturbed, grown
     found = torch.cat(
         ranks.run(world_size, centers, config_of(pack, tmp_path / "run", head=head, init=settings))
     )
-    known = read_rows(newest(source / "checkpoints"), "head.centers", 0, CLASSES)
+    known = read_rows(newest_checkpoint(source / "checkpoints"), "head.centers", 0, CLASSES)
     for row, label in enumerate(LABELS):
         expected = drawn[row] if label is None else known[label].to(found.dtype)
         assert torch.equal(found[row], expected), row
@@ -87,10 +91,10 @@ def test_a_head_that_does_not_fit_is_said(ranks, tmp_path, grown, tensors, messa
 
 def begun_centers(config) -> torch.Tensor:
     """A rank's, as the first step finds them, of images that are embedded in several blocks."""
-    ranks = comm.ranks_of(torch.device("cpu"))
-    checkpoints = Checkpoints(Path(config.output) / "checkpoints", keep=1, ranks=ranks)
+    dist_ctx = comm.create_dist_context(torch.device("cpu"))
+    checkpoints = CheckpointManager(Path(config.output) / "checkpoints", keep=1, dist_ctx=dist_ctx)
     with mock.patch.object(init_from_means, "_IMAGES", 3):
-        return begun(config, ranks, checkpoints, None)[0].head.centers.tensors["centers"].clone()
+        return start_or_resume(config, dist_ctx, checkpoints, None)[0].head.centers.tensors["centers"].clone()
 
 
 def test_new_identities_begin_as_the_mean_of_their_embeddings(ranks, tmp_path, undisturbed, grown):
@@ -98,7 +102,7 @@ def test_new_identities_begin_as_the_mean_of_their_embeddings(ranks, tmp_path, u
     source = undisturbed[1][2]
     sections = {"train": {"micro_batch_size": 8}, "evaluation": {"batch_size": 2}}
     drawn = torch.cat(ranks.run(1, centers, config_of(pack, tmp_path / "drawn", **sections)))
-    known = read_rows(newest(source / "checkpoints"), "head.centers", 0, CLASSES)
+    known = read_rows(newest_checkpoint(source / "checkpoints"), "head.centers", 0, CLASSES)
     recognizer, dataset = partialfc.load(source), partialfc.RecordDataset(pack)
     for settings in (
         {"centers": {"from": str(source), "map": str(path), "new": "mean"}},
@@ -200,9 +204,9 @@ def test_what_does_not_fit_is_said(ranks, tmp_path, undisturbed, grown, text, wi
 
 def head_of_checkpoint(config, path) -> torch.Tensor:
     """The centers of a run after `settle`."""
-    ranks = comm.ranks_of(torch.device("cpu"))
-    checkpoints = Checkpoints(Path(config.output) / "checkpoints", keep=1, ranks=ranks)
-    run, _ = begun(config, ranks, checkpoints, checkpoints.to_resume("auto"))
+    dist_ctx = comm.create_dist_context(torch.device("cpu"))
+    checkpoints = CheckpointManager(Path(config.output) / "checkpoints", keep=1, dist_ctx=dist_ctx)
+    run, _ = start_or_resume(config, dist_ctx, checkpoints, checkpoints.find_resume_point("auto"))
     run.head.settle()
     return run.head.centers.tensors["centers"].clone()
 
@@ -212,7 +216,7 @@ def test_rows_that_missed_steps_are_read_as_they_would_be(ranks, pack, tmp_path,
     head = {"unsampled": "decay", "sample_rate": 0.1, "centers_dtype": centers}
     config = config_of(pack, tmp_path, head=head, optim={"weight_decay": 0.01}, train={"length": 20})
     ranks.run(2, trained, config)
-    path = newest(tmp_path / "checkpoints")
+    path = newest_checkpoint(tmp_path / "checkpoints")
     (settled,) = ranks.run(1, head_of_checkpoint, config, path)
     stored, found = read_rows(path, "head.centers", 0, CLASSES), read_centers(path, 0, CLASSES)
     assert not torch.equal(stored, found)

@@ -6,7 +6,7 @@ from unittest import mock
 import pytest
 import torch
 
-from partialfc.data.loader import Notices
+from partialfc.data.loader import StepFlags
 from partialfc.training import loop
 
 
@@ -21,7 +21,7 @@ from partialfc.training import loop
 def test_the_next_step_is_prepared_while_one_is_computed(device, memory, expected):
     """On a GPU after it is launched; before on a CPU, and where rows are to be fetched meanwhile."""
     done = []
-    batches = [SimpleNamespace(labels=number, notices=Notices(signal=number)) for number in (5, 6, 7)]
+    batches = [SimpleNamespace(labels=number, notices=StepFlags(signal=number)) for number in (5, 6, 7)]
 
     def prepare(labels: int, number: int) -> int:
         assert labels == number
@@ -37,5 +37,5 @@ def test_the_next_step_is_prepared_while_one_is_computed(device, memory, expecte
         head=SimpleNamespace(prepare=prepare),
     )
     with mock.patch.object(loop, "train_step", lambda _, batch, step: done.append(f"step {step}")):
-        heard = [notices.signal for _, _, notices in loop._taken(run, Notices, mock.Mock())]
+        heard = [notices.signal for _, _, notices in loop._iterate_steps(run, StepFlags, mock.Mock())]
     assert done == expected and heard == [6, 7, 7]

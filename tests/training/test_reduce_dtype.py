@@ -5,17 +5,17 @@ import torch
 from torch import Tensor, nn
 
 from partialfc.runtime import comm
-from partialfc.training.replicas import ReplicatedGradients
+from partialfc.training.replicas import GradientBuckets
 
 
 def summed(sent_as: torch.dtype | None) -> Tensor:
     """All gradients of a network, summed over the ranks."""
-    ranks = comm.ranks_of(torch.device("cpu"))
+    dist_ctx = comm.create_dist_context(torch.device("cpu"))
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 20))
-    gradients = ReplicatedGradients(module.parameters(), ranks.group, sent_as=sent_as)
-    inputs = torch.randn(24, 40).chunk(ranks.size)[ranks.rank]
-    with gradients.summed():
+    gradients = GradientBuckets(module.parameters(), dist_ctx.group, reduce_dtype=sent_as)
+    inputs = torch.randn(24, 40).chunk(dist_ctx.world_size)[dist_ctx.rank]
+    with gradients.all_reduce_on_exit():
         module(inputs).square().sum().backward()
     return torch.cat([it.grad.flatten() for it in module.parameters()])
 

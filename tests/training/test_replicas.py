@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from partialfc.config import AdamW, Sgd, TorchOptimizer
+from partialfc.config import SGD, AdamW, TorchOptimizer
 from partialfc.errors import InputError
 from partialfc.runtime import comm
 from partialfc.training import backbone_optimizer
 from partialfc.training.backbone_optimizer import BackboneOptimizer
-from partialfc.training.microbatches import MicroBatches
-from partialfc.training.replicas import MovingAverage, ReplicatedGradients, RunningStatistics
+from partialfc.training.microbatches import MicroBatchRunner
+from partialfc.training.replicas import GradientBuckets, ModelEMA, RunningStats
 
 DEVICE = torch.device("cpu")
 
@@ -36,20 +36,24 @@ def inputs_of(batch: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, T
 
 def one_step(batch: int, micro_batch: int | None, dropout: float = 0.3) -> dict[str, Tensor]:
     """Outputs of the global batch, summed gradients and running statistics after one step on this rank."""
-    ranks = comm.ranks_of(DEVICE)
+    dist_ctx = comm.create_dist_context(DEVICE)
     module = network(dropout, torch.float64)
-    statistics = RunningStatistics(module)
-    gradients = ReplicatedGradients(module.parameters(), ranks.group)
-    micro_batches = MicroBatches(module, module, gradients, size=micro_batch, seed=3, rank=ranks.rank)
-    images, gradient = (part.chunk(ranks.size)[ranks.rank] for part in inputs_of(batch, torch.float64))
-    kept = statistics.kept()
+    statistics = RunningStats(module)
+    gradients = GradientBuckets(module.parameters(), dist_ctx.group)
+    micro_batches = MicroBatchRunner(
+        module, module, gradients, micro_batch_size=micro_batch, seed=3, rank=dist_ctx.rank
+    )
+    images, gradient = (
+        part.chunk(dist_ctx.world_size)[dist_ctx.rank] for part in inputs_of(batch, torch.float64)
+    )
+    kept = statistics.clone()
     outputs = micro_batches.forward(images, 5)
-    statistics.start_average(kept, ranks.group)
+    statistics.start_average(kept, dist_ctx.group)
     micro_batches.backward(images, 5, gradient)
-    statistics.finish_average(kept, ranks.group)
+    statistics.finish_average(kept, dist_ctx.group)
     result = {name: parameter.grad.clone() for name, parameter in module.named_parameters()}
     result |= {name: buffer.clone() for name, buffer in module.named_buffers() if buffer.is_floating_point()}
-    return result | {"outputs": comm.gather_rows(outputs.detach(), ranks.group)}
+    return result | {"outputs": comm.all_gather_rows(outputs.detach(), dist_ctx.group)}
 
 
 def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -99,19 +103,19 @@ def test_the_whole_block_is_one_micro_batch_where_no_size_is_given(ranks):
 
 
 def sums_beside_ddps() -> None:
-    ranks = comm.ranks_of(DEVICE)
+    dist_ctx = comm.create_dist_context(DEVICE)
     ours = network(0.0)
     theirs = DistributedDataParallel(copy.deepcopy(ours))
-    gradients = ReplicatedGradients(ours.parameters(), ranks.group)
+    gradients = GradientBuckets(ours.parameters(), dist_ctx.group)
     for step in range(3):
-        images, _ = inputs_of(4 * (ranks.rank + 1) + step)
+        images, _ = inputs_of(4 * (dist_ctx.rank + 1) + step)
         gradients.zero()
-        with gradients.summed():
+        with gradients.all_reduce_on_exit():
             ours(images).square().sum().backward()
         theirs.zero_grad()
         theirs(images).square().sum().backward()
         for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-            torch.testing.assert_close(own.grad, other.grad * ranks.size)
+            torch.testing.assert_close(own.grad, other.grad * dist_ctx.world_size)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -121,19 +125,19 @@ def test_summed_gradients_are_those_of_distributed_data_parallel(ranks, world_si
 
 def overflow_on_one_rank(precision: str) -> list[Tensor]:
     """Five steps of which rank 1 spoils the third; parameters, momenta and loss scale after each."""
-    ranks = comm.ranks_of(DEVICE)
+    dist_ctx = comm.create_dist_context(DEVICE)
     backbone = network(0.0)
-    optimizer = BackboneOptimizer(backbone, Sgd(lr=0.1, max_grad_norm=0.5, precision=precision), ranks)
+    optimizer = BackboneOptimizer(backbone, SGD(lr=0.1, max_grad_norm=0.5, precision=precision), dist_ctx)
     after = []
     for step in range(5):
         images, _ = inputs_of(6)
         optimizer.gradients.zero()
-        with optimizer.gradients.summed():
+        with optimizer.gradients.all_reduce_on_exit():
             loss = backbone(images).square().sum()
-            spoilt = loss * torch.inf if step == 2 and ranks.rank == 1 else loss
+            spoilt = loss * torch.inf if step == 2 and dist_ctx.rank == 1 else loss
             (spoilt * optimizer.loss_scale.value).backward()
         optimizer.step(0.1, loss.detach())
-        state = [*backbone.parameters(), *(it["momentum_buffer"] for it in optimizer.moments.values())]
+        state = [*backbone.parameters(), *(it["momentum_buffer"] for it in optimizer.state.values())]
         after.append(torch.cat([tensor.detach().flatten() for tensor in state]))
     return [*after, optimizer.loss_scale.value.clone()]
 
@@ -151,15 +155,15 @@ def test_an_overflow_on_one_rank_skips_the_step_on_all(ranks, precision):
 
 
 def steps_beside_torchs(clip: float) -> None:
-    ranks = comm.ranks_of(DEVICE)
+    dist_ctx = comm.create_dist_context(DEVICE)
     ours = network(0.0)
     theirs = copy.deepcopy(ours)
-    optimizer = BackboneOptimizer(ours, Sgd(max_grad_norm=clip), ranks)
+    optimizer = BackboneOptimizer(ours, SGD(max_grad_norm=clip), dist_ctx)
     reference = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     for step in range(4):
         images, _ = inputs_of(6 + step)
         optimizer.gradients.zero()
-        with optimizer.gradients.summed():
+        with optimizer.gradients.all_reduce_on_exit():
             loss = ours(images).square().sum()
             loss.backward()
         norm, finite = optimizer.step(0.1 / (step + 1), loss.detach())
@@ -188,18 +192,18 @@ KINDS = {
 
 def any_optimizer_beside_itself(kind: str, skipped: tuple[int, ...]) -> None:
     """Some steps are not finite: torch's own optimizer does not take them."""
-    ranks = comm.ranks_of(DEVICE)
+    dist_ctx = comm.create_dist_context(DEVICE)
     ours = network(0.0)
     theirs = copy.deepcopy(ours)
     config = TorchOptimizer(
         optimizer_class=kind, weight_decay=0.01, max_grad_norm=0, kwargs=KINDS[kind], precision="float16"
     )
-    optimizer = BackboneOptimizer(ours, config, ranks)
+    optimizer = BackboneOptimizer(ours, config, dist_ctx)
     reference = getattr(torch.optim, kind)(theirs.parameters(), lr=0.1, weight_decay=0.01, **KINDS[kind])
     for step in range(5):
         images, _ = inputs_of(6 + step)
         optimizer.gradients.zero()
-        with optimizer.gradients.summed():
+        with optimizer.gradients.all_reduce_on_exit():
             loss = ours(images).square().sum()
             (loss * optimizer.loss_scale.value * (torch.inf if step in skipped else 1)).backward()
         _, finite = optimizer.step(0.01, loss.detach())
@@ -233,13 +237,13 @@ def test_any_optimizer_of_torch_takes_steps_and_takes_them_back(ranks, kind, ski
 def test_what_torch_has_no_optimizer_for_is_refused(config, message):
     parameter = nn.Parameter(torch.zeros(2))
     with pytest.raises(InputError, match=message):
-        backbone_optimizer._optimizer(config, [parameter], [1.0])
+        backbone_optimizer._build_optimizer(config, [parameter], [1.0])
 
 
 def test_statistics_of_a_step_that_is_not_finite_are_taken_back():
     backbone = network(0.0)
-    statistics = RunningStatistics(backbone)
-    kept = statistics.kept()
+    statistics = RunningStats(backbone)
+    kept = statistics.clone()
     backbone(torch.full((4, 3, 8, 8), torch.nan))
     assert backbone[1].running_mean.isnan().all()
     statistics.restore_unless(torch.tensor(False), kept)
@@ -248,10 +252,10 @@ def test_statistics_of_a_step_that_is_not_finite_are_taken_back():
 
 def decayed_only(decayed: str) -> dict[str, bool]:
     """Which parameters shrink in a step without a gradient."""
-    ranks = comm.ranks_of(DEVICE)
+    dist_ctx = comm.create_dist_context(DEVICE)
     backbone = network(0.0)
     before = {name: it.detach().clone().abs().sum() for name, it in backbone.named_parameters()}
-    optimizer = BackboneOptimizer(backbone, AdamW(weight_decay=0.5, weight_decay_on=decayed), ranks)
+    optimizer = BackboneOptimizer(backbone, AdamW(weight_decay=0.5, weight_decay_on=decayed), dist_ctx)
     optimizer.gradients.zero()
     optimizer.step(0.1, torch.zeros(()))
     return {
@@ -269,17 +273,17 @@ def test_norms_biases_and_slopes_need_not_decay(ranks):
 
 def averages_beside_torchs() -> None:
     """Of a network that trains on; the third step is not taken. Each rank has images of its own."""
-    ranks, taken = comm.ranks_of(DEVICE), 0
+    dist_ctx, taken = comm.create_dist_context(DEVICE), 0
     ours, decay = network(0.0, torch.float64), 0.3
-    statistics = RunningStatistics(ours)
-    average = MovingAverage(ours, network(0.0, torch.float64), decay)
+    statistics = RunningStats(ours)
+    average = ModelEMA(ours, network(0.0, torch.float64), decay)
     theirs = AveragedModel(ours, avg_fn=lambda old, new, _: old + (1 - now) * (new - old), use_buffers=True)
     theirs.update_parameters(ours)  # the first call copies
     for step in range(6):
-        kept = statistics.kept()
-        ours(inputs_of(8, torch.float64)[0] * (ranks.rank + 1))
-        statistics.start_average(kept, ranks.group)
-        statistics.finish_average(kept, ranks.group)
+        kept = statistics.clone()
+        ours(inputs_of(8, torch.float64)[0] * (dist_ctx.rank + 1))
+        statistics.start_average(kept, dist_ctx.group)
+        statistics.finish_average(kept, dist_ctx.group)
         for parameter in ours.parameters():
             parameter.data.add_(step)
         average.update(step, torch.tensor(step != 2))
@@ -294,7 +298,9 @@ def averages_beside_torchs() -> None:
     for name, tensor in average.network.named_buffers():
         if tensor.is_floating_point():
             torch.testing.assert_close(tensor, theirs.module.get_buffer(name))
-            assert len({it.numpy().tobytes() for it in comm.of_all_ranks(tensor, ranks.host)}) == 1
+            assert (
+                len({it.numpy().tobytes() for it in comm.all_gather_object(tensor, dist_ctx.host_group)}) == 1
+            )
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])

@@ -10,24 +10,24 @@ from runs import assert_same_bits, config_of, trained, whole
 
 from partialfc.runtime import comm
 from partialfc.training import loop
-from partialfc.training.checkpoint_scheduler import Saving
-from partialfc.training.health import Diverged, check_replicas
+from partialfc.training.checkpoint_scheduler import CheckpointScheduler
+from partialfc.training.health import DivergenceError, check_replicas
 
 STEPS = 14
 
 
 def trained_with(config, saves: set[int], evaluations: set[int], stop: int | None = None):
     """What a rank ends with, where the run is saved and evaluated after these steps, and dies before step `stop`."""
-    after_step, evaluation_due = Saving.after_step, loop._evaluation_due
+    after_step, evaluation_due = CheckpointScheduler.after_step, loop._is_evaluation_due
 
     def and_save(saving, noticed, seconds, scores):
         saving._due |= saving.run.step in saves
         after_step(saving, noticed, seconds, scores)
 
     with (
-        mock.patch.object(Saving, "after_step", and_save),
+        mock.patch.object(CheckpointScheduler, "after_step", and_save),
         mock.patch.object(
-            loop, "_evaluation_due", lambda run: run.step in evaluations or evaluation_due(run)
+            loop, "_is_evaluation_due", lambda run: run.step in evaluations or evaluation_due(run)
         ),
     ):
         return trained(config, stop)
@@ -57,7 +57,7 @@ def diverged(config, rank: int) -> str:
 
     def and_flip(run, batch, step, train_step=loop.train_step):
         metrics = train_step(run, batch, step)
-        if run.step == 2 and run.ranks.rank == rank:
+        if run.step == 2 and run.dist_ctx.rank == rank:
             weight = run.backbone.conv1.weight.data[0, 0, 0, 0]
             weight.copy_(torch.nextafter(weight, weight + 1))
         return metrics
@@ -65,7 +65,7 @@ def diverged(config, rank: int) -> str:
     with mock.patch.object(loop, "train_step", and_flip):
         try:
             trained(config)
-        except Diverged as error:
+        except DivergenceError as error:
             return str(error)
     return "nothing"
 
@@ -83,7 +83,7 @@ def test_a_replica_that_differs_ends_the_run_and_is_named(ranks, pack, tmp_path)
 
 
 def compared(flipped: int) -> str | None:
-    ranks = comm.ranks_of(torch.device("cpu"))
+    dist_ctx = comm.create_dist_context(torch.device("cpu"))
     state = {
         "half": torch.arange(7.0, dtype=torch.float16),
         "double": torch.arange(1 << 20, dtype=torch.float64).view(1024, 1024).T,
@@ -91,11 +91,11 @@ def compared(flipped: int) -> str | None:
         "count": torch.tensor(3),
         "none": torch.zeros(0),
     }
-    if ranks.rank == 0:
+    if dist_ctx.rank == 0:
         state["large"][flipped] = 1.0
     try:
-        check_replicas(state, 1, ranks)
-    except Diverged as error:
+        check_replicas(state, 1, dist_ctx)
+    except DivergenceError as error:
         return str(error)
     return None
 

@@ -10,7 +10,7 @@ from faces import write_pack
 from runs import assert_refused, assert_same_bits, config_of, curve, trained, whole
 
 from partialfc.data import RecordDataset
-from partialfc.data.stored_embeddings import PackEmbeddings
+from partialfc.data.stored_embeddings import StoredEmbeddings
 from partialfc.errors import InputError
 from partialfc.inference.embed_pack import embed_pack
 from partialfc.inference.recognizer import load
@@ -40,11 +40,11 @@ def student(pack, teacher, output, **sections):
 
 
 def test_embeddings_are_those_of_the_images_in_the_order_of_the_pack(source, pack, teacher):
-    dataset, found = RecordDataset(pack), PackEmbeddings(teacher)
+    dataset, found = RecordDataset(pack), StoredEmbeddings(teacher)
     places = np.array([114, 3, 3, 0])
     expected = load(source).embed([dataset[place][0] for place in places])
     np.testing.assert_allclose(found[places], expected, atol=2e-4)
-    assert found.width == 16 and found[places].dtype == np.float32
+    assert found.embedding_size == 16 and found[places].dtype == np.float32
 
 
 def test_embedding_a_pack_that_was_interrupted_is_gone_on_with(source, pack, teacher, tmp_path, monkeypatch):
@@ -61,11 +61,11 @@ def test_embedding_a_pack_that_was_interrupted_is_gone_on_with(source, pack, tea
     with pytest.raises(KeyboardInterrupt):
         embed_pack(recognizer, source, pack, tmp_path)
     with pytest.raises(InputError, match="100 of 115 images are embedded; the same partialfc embed goes on"):
-        PackEmbeddings(tmp_path)
+        StoredEmbeddings(tmp_path)
     embed_pack(recognizer, source, pack, tmp_path)
     assert len(calls) == 12
     images = np.arange(115)
-    np.testing.assert_array_equal(PackEmbeddings(tmp_path)[images], PackEmbeddings(teacher)[images])
+    np.testing.assert_array_equal(StoredEmbeddings(tmp_path)[images], StoredEmbeddings(teacher)[images])
     write_pack(tmp_path / "other", 2, 3)
     embed_pack(recognizer, source, tmp_path / "other", tmp_path)  # from the start
     assert json.loads((tmp_path / "about.json").read_text())["done"] == 6
@@ -79,14 +79,14 @@ def test_numbers_that_are_not_those_that_were_written_are_refused(teacher, tmp_p
     with pytest.raises(
         InputError, match=r"embeddings\.npy: float16 of shape \(115, 15\); wanted .* \(115, 16\)"
     ):
-        PackEmbeddings(tmp_path)
+        StoredEmbeddings(tmp_path)
     for content in (whole_file[:-1], whole_file[:40], b"", b"something else"):
         numbers.write_bytes(content)
         with pytest.raises(InputError, match=r"embeddings\.npy"):
-            PackEmbeddings(tmp_path)
+            StoredEmbeddings(tmp_path)
     numbers.unlink()
     with pytest.raises(FileNotFoundError, match=r"embeddings\.npy"):
-        PackEmbeddings(tmp_path)
+        StoredEmbeddings(tmp_path)
 
 
 def test_an_embedding_that_is_not_finite_is_refused_with_its_place(source, pack, tmp_path, monkeypatch):
@@ -119,7 +119,7 @@ def test_a_student_learns_the_same_at_any_world_size_and_after_a_stop(ranks, pac
 
 
 def test_image_by_image_a_student_comes_nearer_to_its_teacher(ranks, pack, teacher, tmp_path):
-    taught, dataset = PackEmbeddings(teacher)[np.arange(115)], RecordDataset(pack)
+    taught, dataset = StoredEmbeddings(teacher)[np.arange(115)], RecordDataset(pack)
     nearness = {}
     for weight, world_size in ((0.0, 1), (50.0, 1), (50.0, 3)):
         output = tmp_path / f"{weight} {world_size}"
@@ -135,7 +135,7 @@ def test_image_by_image_a_student_comes_nearer_to_its_teacher(ranks, pack, teach
 def test_centres_are_the_means_of_their_images_by_the_teacher(ranks, pack, teacher, tmp_path):
     """A student that hardly agrees leaves nothing of what a centre was."""
     state = whole(ranks.run(2, trained, student(pack, teacher, tmp_path / "run", optim={"lr": 1e-9})))
-    dataset, found = RecordDataset(pack), PackEmbeddings(teacher)
+    dataset, found = RecordDataset(pack), StoredEmbeddings(teacher)
     classes = np.array([dataset.label(image) for image in range(115)])
     embeddings = found[np.arange(115)]
     for label, center in enumerate(state["centers"].numpy()):

@@ -9,46 +9,48 @@ from typing import Any
 import lmdb
 import msgpack
 
-from partialfc.data.packs.item import Face, label_of
+from partialfc.data.packs.item import PackItem, parse_label
 from partialfc.errors import InputError
-from partialfc.runtime.exit_codes import one_line
+from partialfc.runtime.exit_codes import format_error
 from partialfc.runtime.files import file_fingerprint
 
 
 @dataclass(frozen=True)
-class Lmdb:
+class LmdbSource:
     """A set in LMDB, a folder or a file: values msgpack [image, class], `__keys__` their keys where it is there."""
 
     path: Path
 
-    def faces(self) -> Iterator[Face]:
-        with self._reading() as found:
+    def items(self) -> Iterator[PackItem]:
+        with self._open() as found:
             for key in self._keys(found):
                 place = f"{self.path}, key {key.decode(errors='replace')}"
-                match _unpacked(place, found.get(key)):
+                match _unpack_list(place, found.get(key)):
                     case [bytes() as content, (int() | bytes()) as label, *_]:
-                        yield Face(
-                            label_of(place, str(label) if isinstance(label, int) else label), place, content
+                        yield PackItem(
+                            parse_label(place, str(label) if isinstance(label, int) else label),
+                            place,
+                            content,
                         )
                     case _:
                         raise InputError(f"{place}: wanted msgpack of [image, class]")
 
     def labels(self) -> Iterator[int]:
-        return (face.label for face in self.faces())
+        return (face.label for face in self.items())
 
     def names(self) -> dict[int, str]:
         """Return nothing: classes are numbers here."""
         return {}
 
-    def total(self) -> int | None:
-        with self._reading() as found:
+    def num_images(self) -> int | None:
+        with self._open() as found:
             return int(found.stat()["entries"])
 
-    def facts(self) -> Iterator[str]:
+    def fingerprint_parts(self) -> Iterator[str]:
         yield file_fingerprint(self.path / "data.mdb" if self.path.is_dir() else self.path)
 
     @contextmanager
-    def _reading(self) -> Iterator[lmdb.Transaction]:
+    def _open(self) -> Iterator[lmdb.Transaction]:
         """What the library raises on a damaged file becomes an InputError that names it."""
         is_folder = self.path.is_dir()
         try:
@@ -58,7 +60,7 @@ class Lmdb:
             ):
                 yield found
         except lmdb.Error as error:
-            raise InputError(f"{self.path}: {one_line(error)}") from None
+            raise InputError(f"{self.path}: {format_error(error)}") from None
 
     def _keys(self, found: lmdb.Transaction) -> Iterator[bytes]:
         place, listed = f"{self.path}, key __keys__", found.get(b"__keys__")
@@ -66,20 +68,20 @@ class Lmdb:
             keys = map(bytes, found.cursor().iternext(values=False))
             yield from (key for key in keys if not key.startswith(b"__"))
         else:
-            for key in _unpacked(place, listed):
+            for key in _unpack_list(place, listed):
                 if not isinstance(key, bytes):
                     raise InputError(f"{place}: wanted msgpack of a list of keys")
                 yield key
 
 
-def _unpacked(place: str, value: bytes | memoryview | None) -> list[Any]:
+def _unpack_list(location: str, value: bytes | memoryview | None) -> list[Any]:
     """A list, or a tuple, that was packed; its text comes as bytes."""
     if value is None:
-        raise InputError(f"{place}: not there")
+        raise InputError(f"{location}: not there")
     try:
         found = msgpack.unpackb(value, raw=True)
     except (ValueError, msgpack.UnpackException) as error:
-        raise InputError(f"{place}: no msgpack: {one_line(error)}") from None
+        raise InputError(f"{location}: no msgpack: {format_error(error)}") from None
     if not isinstance(found, list):
-        raise InputError(f"{place}: msgpack of {type(found).__name__}, wanted a list")
+        raise InputError(f"{location}: msgpack of {type(found).__name__}, wanted a list")
     return found

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from partialfc.data.dataset import RecordDataset
 from partialfc.data.packs.names import read_names, write_names
-from partialfc.data.packs.pack_writer import Sample, plan_of, resume_pack
+from partialfc.data.packs.pack_writer import EncodedSample, pack_version, resume_pack
 from partialfc.errors import InputError
 from partialfc.runtime import counter_rng
-from partialfc.runtime.progress import tracked
+from partialfc.runtime.progress import progress_bar
 
-OUT = -1  # the label of an image that is left out
+DROP = -1  # the label of an image that is left out
 
-_Chosen = list[
+_Relabeling = list[
     tuple[RecordDataset, NDArray[np.int64]]
 ]  # of each pack, [num_classes] its classes' new numbers; -1: out
 
@@ -28,79 +28,89 @@ def merge(packs: Sequence[Path], folder: Path, *, progress: bool = False) -> tup
     for one; returns the numbers of classes and of images. May be repeated where it was interrupted. InputError where
     a pack cannot be read, or its images are of another size.
     """
-    chosen: _Chosen = []
+    chosen: _Relabeling = []
     first = 0
     for pack in packs:
         dataset = RecordDataset(pack)
         chosen.append((dataset, first + np.arange(dataset.num_classes)))
         first += dataset.num_classes
-    written = _write(chosen, folder, first, "merging", progress)
+    written = _write_merged(chosen, folder, first, "merging", progress)
     _carry_names(chosen, folder)
     return written
 
 
 def split(
-    pack: Path, rest: Path, held: Path, *, identities: int, seed: int = 0, progress: bool = False
+    pack: Path,
+    train_folder: Path,
+    held_out_folder: Path,
+    *,
+    num_identities: int,
+    seed: int = 0,
+    progress: bool = False,
 ) -> list[tuple[int, int]]:
-    """Write all images of `identities` drawn classes to `held`, and those of the others to `rest`; returns the numbers
-    of classes and of images of `rest` and of `held`. Classes are renumbered in their order; those without an image
+    """Write all images of `num_identities` drawn classes to `held_out_folder`, and those of the others to `train_folder`; returns the numbers
+    of classes and of images of `train_folder` and of `held_out_folder`. Classes are renumbered in their order; those without an image
     are in neither. InputError where the pack cannot be read, or has no more identities than are drawn.
     """
     dataset = RecordDataset(pack)
-    if rest.resolve() == held.resolve():
-        raise InputError(f"{rest}: wanted two different folders")
+    if train_folder.resolve() == held_out_folder.resolve():
+        raise InputError(f"{train_folder}: wanted two different folders")
     present = np.unique(dataset.labels(progress=progress))
-    if not 0 < identities < len(present):
+    if not 0 < num_identities < len(present):
         raise InputError(
-            f"{identities} identities to hold out of {pack}; wanted 1 to {len(present) - 1}, as it has {len(present)}"
+            f"{num_identities} identities to hold out of {pack}; wanted 1 to {len(present) - 1}, as it has {len(present)}"
         )
-    places = counter_rng.permuted(counter_rng.key(seed, "held out"), np.arange(identities), len(present))
+    places = counter_rng.permute_indices(
+        counter_rng.derive_key(seed, "held out"), np.arange(num_identities), len(present)
+    )
     drawn = np.isin(present, present[places])
     written = []
-    for folder, classes in ((rest, present[~drawn]), (held, present[drawn])):
+    for folder, classes in ((train_folder, present[~drawn]), (held_out_folder, present[drawn])):
         numbers = np.full(dataset.num_classes, -1)
         numbers[classes] = np.arange(len(classes))
-        written.append(_write([(dataset, numbers)], folder, len(classes), folder.name, progress))
+        written.append(_write_merged([(dataset, numbers)], folder, len(classes), folder.name, progress))
         _carry_names([(dataset, numbers)], folder)
     return written
 
 
-def select(pack: Path, folder: Path, kept: NDArray[np.bool_], *, progress: bool = False) -> tuple[int, int]:
-    """Write to `folder` those images of a pack that `kept` [n] names; returns the numbers of classes and of images. Classes
+def select_images(
+    pack: Path, folder: Path, keep_mask: NDArray[np.bool_], *, progress: bool = False
+) -> tuple[int, int]:
+    """Write to `folder` those images of a pack that `keep_mask` [n] names; returns the numbers of classes and of images. Classes
     stay, those without an image, too. May be repeated where it was interrupted. InputError where the pack cannot be read.
     """
     dataset = RecordDataset(pack)
-    labels = np.where(kept, dataset.labels(progress=progress), OUT)
-    written = with_labels(pack, folder, labels, dataset.num_classes, progress=progress)
+    labels = np.where(keep_mask, dataset.labels(progress=progress), DROP)
+    written = write_relabeled(pack, folder, labels, dataset.num_classes, progress=progress)
     write_names(folder, read_names(pack))
     return written
 
 
-def with_labels(
+def write_relabeled(
     pack: Path, folder: Path, labels: NDArray[np.int64], num_classes: int, *, progress: bool = False
 ) -> tuple[int, int]:
     """Write to `folder` the images of a pack under other labels [n], those of OUT left out; returns the numbers of classes and of
     images. May be repeated where it was interrupted. InputError where the pack cannot be read.
     """
-    check_apart(folder, [pack])
+    require_distinct_folders(folder, [pack])
     dataset = RecordDataset(pack)
-    chosen = np.flatnonzero(labels != OUT)
+    chosen = np.flatnonzero(labels != DROP)
 
-    def samples(done: int) -> Iterator[Sample]:
-        for sample in tracked(chosen[done:].tolist(), "writing", shown=progress):
-            yield int(labels[sample]), dataset.encoded(sample)
+    def samples(done: int) -> Iterator[EncodedSample]:
+        for sample in progress_bar(chosen[done:].tolist(), "writing", enabled=progress):
+            yield int(labels[sample]), dataset.encoded_image(sample)
 
-    plan = hashlib.sha256(plan_of(dataset.path).encode() + labels.tobytes()).hexdigest()
+    plan = hashlib.sha256(pack_version(dataset.path).encode() + labels.tobytes()).hexdigest()
     return resume_pack(folder, samples, plan=plan, size=len(dataset[0][0]), num_classes=num_classes)
 
 
-def check_apart(folder: Path, packs: Iterable[Path]) -> None:
+def require_distinct_folders(folder: Path, packs: Iterable[Path]) -> None:
     """InputError where what is written would be one of the packs that are read."""
     if folder.resolve() in {pack.resolve() for pack in packs}:
         raise InputError(f"{folder}: wanted another folder than that of a pack which is read")
 
 
-def _carry_names(chosen: _Chosen, folder: Path) -> None:
+def _carry_names(chosen: _Relabeling, folder: Path) -> None:
     """Give classes the names that they had in their packs."""
     names: dict[int, str] = {}
     for dataset, numbers in chosen:
@@ -110,27 +120,29 @@ def _carry_names(chosen: _Chosen, folder: Path) -> None:
     write_names(folder, names)
 
 
-def _write(chosen: _Chosen, folder: Path, num_classes: int, what: str, progress: bool) -> tuple[int, int]:
-    check_apart(folder, [dataset.path.parent for dataset, _ in chosen])
-    size = _size(chosen)
+def _write_merged(
+    relabeling: _Relabeling, folder: Path, num_classes: int, description: str, progress: bool
+) -> tuple[int, int]:
+    require_distinct_folders(folder, [dataset.path.parent for dataset, _ in relabeling])
+    size = _common_image_size(relabeling)
 
-    def samples(done: int) -> Iterator[Sample]:
+    def samples(done: int) -> Iterator[EncodedSample]:
         place = 0
-        for dataset, numbers in chosen:
-            for sample in tracked(range(len(dataset)), what, shown=progress):
+        for dataset, numbers in relabeling:
+            for sample in progress_bar(range(len(dataset)), description, enabled=progress):
                 number = int(numbers[dataset.label(sample)])
                 if number >= 0:
                     place += 1
                     if place > done:
-                        yield number, dataset.encoded(sample)
+                        yield number, dataset.encoded_image(sample)
 
-    return resume_pack(folder, samples, plan=_plan(chosen), size=size, num_classes=num_classes)
+    return resume_pack(folder, samples, plan=_plan_hash(relabeling), size=size, num_classes=num_classes)
 
 
-def _size(chosen: _Chosen) -> int:
+def _common_image_size(relabeling: _Relabeling) -> int:
     """The size of all images; looks at the first of each pack."""
     height = None
-    for dataset, _ in chosen:
+    for dataset, _ in relabeling:
         found = dataset[0][0].shape[:2]
         wanted = (height or found[0],) * 2
         if found != wanted:
@@ -142,9 +154,9 @@ def _size(chosen: _Chosen) -> int:
     return height
 
 
-def _plan(chosen: _Chosen) -> str:
+def _plan_hash(relabeling: _Relabeling) -> str:
     digest = hashlib.sha256()
-    for dataset, numbers in chosen:
-        digest.update(plan_of(dataset.path).encode())
+    for dataset, numbers in relabeling:
+        digest.update(pack_version(dataset.path).encode())
         digest.update(numbers.tobytes())
     return digest.hexdigest()

@@ -11,19 +11,19 @@ import numpy as np
 
 from partialfc.data import images
 from partialfc.data.packs.names import write_names
-from partialfc.data.packs.pack_writer import Sample, resume_pack
-from partialfc.data.packs.sources import Face, Files, Source, opened
+from partialfc.data.packs.pack_writer import EncodedSample, resume_pack
+from partialfc.data.packs.sources import FileSource, PackItem, Source, open_source
 from partialfc.errors import InputError
 from partialfc.runtime import counter_rng
-from partialfc.runtime.exit_codes import one_line
-from partialfc.runtime.progress import in_order, tracked
+from partialfc.runtime.exit_codes import format_error
+from partialfc.runtime.progress import map_in_threads, progress_bar
 
 DAMAGED = "damaged.txt"  # in a pack's folder: the images that could not be read
 _JPEG = b"\xff\xd8\xff"
 
 
 @dataclass(frozen=True)
-class Packing:
+class PackOptions:
     """How images are packed."""
 
     size: int = 112  # pixels, height and width
@@ -48,8 +48,8 @@ class Packing:
                 raise InputError(f"--{name.replace('_', '-')} {value}: wanted {low} to {high}")
 
 
-def pack(
-    inputs: Sequence[Path], folder: Path, packing: Packing = Packing(), *, progress: bool = False
+def pack_images(
+    inputs: Sequence[Path], folder: Path, options: PackOptions = PackOptions(), *, progress: bool = False
 ) -> tuple[int, int]:
     """Pack the sources at `inputs` into `folder`; returns the numbers of identities and of images.
 
@@ -59,29 +59,29 @@ def pack(
     on stderr. Images that cannot be read are listed in DAMAGED; InputError says how many they are, unless they are
     skipped, and names an identity without images.
     """
-    sparse = packing.min_images is not None
-    sources = [_renumbered(opened(path, sparse=sparse, root=packing.root), packing) for path in inputs]
+    sparse = options.min_images is not None
+    sources = [_relabel(open_source(path, allow_empty=sparse, root=options.root), options) for path in inputs]
     names = _names(sources)
-    if packing.shuffle is not None:
-        sources = [_shuffled(inputs, sources, packing.shuffle)]
-    total = _total(sources)
+    if options.shuffle is not None:
+        sources = [_shuffle(inputs, sources, options.shuffle)]
+    total = _total_images(sources)
 
-    def rest(done: int) -> Iterator[Sample]:
+    def rest(done: int) -> Iterator[EncodedSample]:
         damaged = _Damaged(folder)
         start = damaged.first_after(done)
-        faces = itertools.islice(_merged(sources), start, None)
+        faces = itertools.islice(_iter_merged(sources), start, None)
         left = None if total is None else total - start
-        shown = tracked(faces, "packing", shown=progress, total=left)
-        return damaged.passed(in_order(lambda face: _sample(face, packing), shown), start, packing)
+        shown = progress_bar(faces, "packing", enabled=progress, total=left)
+        return damaged.passed(map_in_threads(lambda face: _sample(face, options), shown), start, options)
 
-    plan = _plan(packing, [it.source for it in sources])
-    written = resume_pack(folder, rest, plan=plan, size=packing.size)
+    plan = _plan_hash(options, [it.source for it in sources])
+    written = resume_pack(folder, rest, plan=plan, size=options.size)
     write_names(folder, names)
     return written
 
 
-def _names(sources: Sequence["_Renumbered"]) -> dict[int, str]:
-    """Return the names of all classes, those of each source after those of the source before, as in `_merged`."""
+def _names(sources: Sequence["_RelabeledSource"]) -> dict[int, str]:
+    """Return the names of all classes, those of each source after those of the source before, as in `_iter_merged`."""
     found: dict[int, str] = {}
     first = 0
     for one in sources:
@@ -113,15 +113,15 @@ class _Damaged:
         return place + done - packed
 
     def passed(
-        self, samples: Iterable[Sample | InputError], start: int, packing: Packing
-    ) -> Iterator[Sample]:
+        self, samples: Iterable[EncodedSample | InputError], start: int, packing: PackOptions
+    ) -> Iterator[EncodedSample]:
         """Yield the samples without the damaged ones, which are listed. InputError at the end unless they are skipped."""
         with self._path.open("a", errors="surrogateescape") as file:
             for place, sample in enumerate(samples, start):
                 if not isinstance(sample, InputError):
                     yield sample
                 elif place not in self._known:
-                    self._known[place] = one_line(sample)
+                    self._known[place] = format_error(sample)
                     file.write(f"{place}\t{self._known[place]}\n")
                     file.flush()
         texts = [self._known[place] for place in sorted(self._known)]
@@ -136,52 +136,54 @@ class _Damaged:
             )
 
 
-def _sample(face: Face, packing: Packing) -> Sample | InputError:
+def _sample(face: PackItem, packing: PackOptions) -> EncodedSample | InputError:
     try:
-        return face.label, _encoded(face, packing)
+        return face.label, _encode_item(face, packing)
     except InputError as error:
         return error
 
 
 @dataclass(frozen=True)
-class _Renumbered:
+class _RelabeledSource:
     """A source with other classes for its own."""
 
     source: Source
     total: int | None  # images; None where only going through them tells
     classes: dict[int, int] | None = None  # of those that are kept; unset: all, as they are
 
-    def faces(self) -> Iterator[Face]:
-        for face in self.source.faces():
+    def faces(self) -> Iterator[PackItem]:
+        for face in self.source.items():
             if self.classes is None:
                 yield face
             elif face.label in self.classes:
                 yield face._replace(label=self.classes[face.label])
 
 
-def _renumbered(source: Source, packing: Packing) -> _Renumbered:
+def _relabel(source: Source, packing: PackOptions) -> _RelabeledSource:
     """Without the identities that have too few images."""
     if packing.min_images is None:
-        return _Renumbered(source, source.total())
+        return _RelabeledSource(source, source.num_images())
     counts = Counter(source.labels())
     kept = sorted(label for label, count in counts.items() if count >= packing.min_images)
     total = sum(counts[label] for label in kept)
-    return _Renumbered(source, total, {label: number for number, label in enumerate(kept)})
+    return _RelabeledSource(source, total, {label: number for number, label in enumerate(kept)})
 
 
-def _shuffled(inputs: Sequence[Path], sources: Sequence[_Renumbered], seed: int) -> _Renumbered:
+def _shuffle(inputs: Sequence[Path], sources: Sequence[_RelabeledSource], seed: int) -> _RelabeledSource:
     """All images of the sources in the order of a seed."""
     for path, it in zip(inputs, sources, strict=True):
-        if not isinstance(it.source, Files):
+        if not isinstance(it.source, FileSource):
             raise InputError(
                 f"{path}: --shuffle wants folders of identities or .lst listings; this is read as a stream"
             )
-    faces = list(_merged(sources))
-    order = counter_rng.permuted(counter_rng.key(seed, "packing"), np.arange(len(faces)), len(faces))
-    return _Renumbered(Files([faces[place] for place in order.tolist()]), len(faces))
+    faces = list(_iter_merged(sources))
+    order = counter_rng.permute_indices(
+        counter_rng.derive_key(seed, "packing"), np.arange(len(faces)), len(faces)
+    )
+    return _RelabeledSource(FileSource([faces[place] for place in order.tolist()]), len(faces))
 
 
-def _merged(sources: Iterable[_Renumbered]) -> Iterator[Face]:
+def _iter_merged(sources: Iterable[_RelabeledSource]) -> Iterator[PackItem]:
     """The sources one after the other, the classes of each after those before."""
     first = end = 0
     for source in sources:
@@ -192,27 +194,27 @@ def _merged(sources: Iterable[_Renumbered]) -> Iterator[Face]:
         first = end
 
 
-def _total(sources: Sequence[_Renumbered]) -> int | None:
+def _total_images(sources: Sequence[_RelabeledSource]) -> int | None:
     totals = [source.total for source in sources]
     return None if None in totals else sum(total for total in totals if total is not None)
 
 
-def _plan(packing: Packing, sources: Sequence[Source]) -> str:
+def _plan_hash(packing: PackOptions, sources: Sequence[Source]) -> str:
     """Another one where something else would be packed."""
     digest = hashlib.sha256(repr(replace(packing, skip_damaged=False)).encode())
     for source in sources:
         digest.update(b"source")
-        for fact in source.facts():
+        for fact in source.fingerprint_parts():
             digest.update(fact.encode(errors="surrogateescape") + b"\n")
     return digest.hexdigest()
 
 
-def _encoded(face: Face, packing: Packing) -> bytes:
-    content = face.content if isinstance(face.content, bytes) else Path(face.content).read_bytes()
+def _encode_item(item: PackItem, packing: PackOptions) -> bytes:
+    content = item.content if isinstance(item.content, bytes) else Path(item.content).read_bytes()
     try:
         pixels = images.decode(content)
     except InputError as error:
-        raise InputError(f"{face.place}: {error}") from None
+        raise InputError(f"{item.location}: {error}") from None
     if content.startswith(_JPEG) and pixels.shape == (packing.size, packing.size, 3):
         return content
-    return images.encode_jpeg(images.resized(pixels, packing.size), packing.quality)
+    return images.encode_jpeg(images.resize(pixels, packing.size), packing.quality)

@@ -10,30 +10,30 @@ from numpy.typing import NDArray
 from partialfc.data import images
 from partialfc.data.dataset import RecordDataset
 from partialfc.runtime import counter_rng
-from partialfc.runtime.progress import tracked
+from partialfc.runtime.progress import progress_bar
 
 _SHOWN = 256  # images of which the sizes are looked at
 _BINS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 1 << 62)
 
 
 @dataclass(frozen=True)
-class Summary:
+class PackSummary:
     """What a pack holds."""
 
     dialect: str  # who writes such packs, and what marks them
     num_images: int
     num_classes: int  # as the pack says
-    bytes: int  # of the .rec
+    num_bytes: int  # of the .rec
     sizes: dict[str, int]  # `height x width`: how many of the images looked at
-    per_class: NDArray[np.int64]  # [num_classes] images of each
+    images_per_class: NDArray[np.int64]  # [num_classes] images of each
 
-    def lines(self) -> list[str]:
+    def format_lines(self) -> list[str]:
         """For people."""
-        counts = self.per_class[self.per_class > 0]
+        counts = self.images_per_class[self.images_per_class > 0]
         sizes = ", ".join(f"{size} ({number})" for size, number in sorted(self.sizes.items()))
         lines = [
             f"{self.dialect}",
-            f"{self.num_images:,} images of {len(counts):,} identities in {self.bytes / 1e9:.3g} GB; "
+            f"{self.num_images:,} images of {len(counts):,} identities in {self.num_bytes / 1e9:.3g} GB; "
             f"{self.num_classes:,} classes, {self.num_classes - len(counts):,} of them without an image",
             f"sizes of {sum(self.sizes.values())} looked at: {sizes}",
             f"images of an identity: {counts.min()} to {counts.max()}, median {np.median(counts):g}",
@@ -49,29 +49,31 @@ class Summary:
         return lines
 
 
-def summarized(folder: Path, *, progress: bool = False) -> Summary:
+def summarize_pack(folder: Path, *, progress: bool = False) -> PackSummary:
     """Reads the header of every image, and decodes some. InputError where the pack cannot be read."""
     dataset = RecordDataset(folder)
     per_class = np.zeros(dataset.num_classes, np.int64)
-    for sample in tracked(range(len(dataset)), "reading", shown=progress):
+    for sample in progress_bar(range(len(dataset)), "reading", enabled=progress):
         per_class[dataset.label(sample)] += 1
     sizes: dict[str, int] = {}
-    for sample in _spread(len(dataset), _SHOWN):
+    for sample in _fixed_sample(len(dataset), _SHOWN):
         height, width, _ = dataset[sample][0].shape
         sizes[f"{height} x {width}"] = sizes.get(f"{height} x {width}", 0) + 1
-    return Summary(
+    return PackSummary(
         dataset.dialect, len(dataset), dataset.num_classes, dataset.path.stat().st_size, sizes, per_class
     )
 
 
-def contact_sheet(folder: Path, picture: Path, *, columns: int = 16, rows: int = 10, size: int = 112) -> None:
+def write_image_grid(folder: Path, path: Path, *, columns: int = 16, rows: int = 10, size: int = 112) -> None:
     """A picture of images from all over the pack, the same every time; PNG or JPEG by its name."""
     dataset = RecordDataset(folder, image_size=size)
-    faces = (dataset[sample][0] for sample in _spread(len(dataset), rows * columns))
-    images.write(picture, images.sheet(faces, columns, rows))
+    faces = (dataset[sample][0] for sample in _fixed_sample(len(dataset), rows * columns))
+    images.write(path, images.image_grid(faces, columns, rows))
 
 
-def _spread(length: int, wanted: int) -> list[int]:
-    """`wanted` of range(length), or all: a fixed choice."""
-    chosen = counter_rng.permuted(counter_rng.key(0, "shown"), np.arange(min(wanted, length)), length)
+def _fixed_sample(length: int, count: int) -> list[int]:
+    """`count` of range(length), or all: a fixed choice."""
+    chosen = counter_rng.permute_indices(
+        counter_rng.derive_key(0, "shown"), np.arange(min(count, length)), length
+    )
     return sorted(chosen.tolist())

@@ -16,19 +16,19 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from partialfc.data.dataset import EXACT_FLOATS
-from partialfc.data.recordio import Header, frame, mapped, pack, read_record
+from partialfc.data.dataset import MAX_EXACT_FLOAT32
+from partialfc.data.recordio import Header, frame, map_file, pack, read_record
 from partialfc.errors import InputError
-from partialfc.runtime.files import atomic_write, file_fingerprint, locked
+from partialfc.runtime.files import atomic_write, file_fingerprint, file_lock
 
-Sample = tuple[int, bytes]  # class and encoded image
+EncodedSample = tuple[int, bytes]  # class and encoded image
 
-_SPARSEST = 1000  # classes for each image; with more, their numbers are something else
-_TOGETHER = 1024  # images between two writes to the disk
+_MAX_CLASSES_PER_IMAGE = 1000  # classes for each image; with more, their numbers are something else
+_FLUSH_EVERY = 1024  # images between two writes to the disk
 
 
 def write_pack(
-    folder: Path, samples: Iterable[Sample], *, size: int, num_classes: int | None = None
+    folder: Path, samples: Iterable[EncodedSample], *, size: int, num_classes: int | None = None
 ) -> tuple[int, int]:
     """As resume_pack, from the beginning."""
     return resume_pack(folder, lambda done: samples, plan=None, size=size, num_classes=num_classes)
@@ -36,7 +36,7 @@ def write_pack(
 
 def resume_pack(
     folder: Path,
-    samples: Callable[[int], Iterable[Sample]],
+    samples: Callable[[int], Iterable[EncodedSample]],
     *,
     plan: str | None,
     size: int,
@@ -54,22 +54,22 @@ def resume_pack(
     """
     temporary = folder / ".packing"
     temporary.mkdir(parents=True, exist_ok=True)
-    with locked(temporary / "lock", busy=f"{folder}: another process is packing into it"):
+    with file_lock(temporary / "lock", busy_message=f"{folder}: another process is packing into it"):
         plan = plan and f"{plan} {size} {num_classes}"
-        if plan is None or _text(temporary / "plan") != plan:
+        if plan is None or _read_text(temporary / "plan") != plan:
             _start_over(temporary, plan or "")
         if not (temporary / "whole").exists():
-            with _naming(temporary):
+            with _name_os_errors(temporary):
                 _append(temporary, samples)
-                _complete(temporary, size, num_classes)
-        _put_in_place(temporary, folder)
+                _finalize(temporary, size, num_classes)
+        _publish(temporary, folder)
         classes, count = map(int, (temporary / "whole").read_text(encoding="ascii").split())
         (temporary / "plan").unlink()  # first, as in _start_over
         shutil.rmtree(temporary)
     return classes, count
 
 
-def plan_of(path_rec: Path) -> str:
+def pack_version(path_rec: Path) -> str:
     """Another one after any change of a pack."""
     files = (path_rec, path_rec.with_suffix(".idx"), path_rec.with_name("property"))
     return hashlib.sha256(
@@ -78,7 +78,7 @@ def plan_of(path_rec: Path) -> str:
 
 
 @contextmanager
-def _naming(temporary: Path) -> Iterator[None]:
+def _name_os_errors(temporary: Path) -> Iterator[None]:
     """A full disk is an OSError without a place; here it gets one."""
     try:
         yield
@@ -88,7 +88,7 @@ def _naming(temporary: Path) -> Iterator[None]:
         raise
 
 
-def _text(path: Path) -> str | None:
+def _read_text(path: Path) -> str | None:
     return path.read_text(encoding="ascii") if path.exists() else None
 
 
@@ -100,15 +100,15 @@ def _start_over(temporary: Path, plan: str) -> None:
     (temporary / "plan").write_text(plan, encoding="ascii")
 
 
-def _append(temporary: Path, samples: Callable[[int], Iterable[Sample]]) -> None:
+def _append(temporary: Path, samples: Callable[[int], Iterable[EncodedSample]]) -> None:
     """The images that are not there yet."""
-    done, end = _cut_off(temporary)
+    done, end = _truncate_to_journal(temporary)
     written: list[tuple[int, int]] = []
     with (temporary / "train.rec").open("ab") as records, (temporary / "journal").open("ab") as journal:
         for key, (label, encoded) in enumerate(samples(done), done + 1):
             written.append((end, label))
             end += records.write(frame(pack(Header(float(label), key, label), encoded)))
-            if len(written) == _TOGETHER:
+            if len(written) == _FLUSH_EVERY:
                 _flush(records, journal, written)
         _flush(records, journal, written)
 
@@ -122,43 +122,43 @@ def _flush(records: BinaryIO, journal: BinaryIO, written: list[tuple[int, int]])
     written.clear()
 
 
-def _cut_off(temporary: Path) -> tuple[int, int]:
+def _truncate_to_journal(temporary: Path) -> tuple[int, int]:
     """Removes what is not a whole image with its entry; returns how many are left, and where they end."""
-    journal = _journal(temporary)
+    journal = _read_journal(temporary)
     end = 0
     if len(journal):
-        end = read_record(mapped(temporary / "train.rec"), int(journal[-1, 0]))[1]
+        end = read_record(map_file(temporary / "train.rec"), int(journal[-1, 0]))[1]
     for name, length in (("journal", journal.nbytes), ("train.rec", end)):
         with (temporary / name).open("ab") as file:
             file.truncate(length)
     return len(journal), end
 
 
-def _journal(temporary: Path) -> NDArray[np.int64]:
+def _read_journal(temporary: Path) -> NDArray[np.int64]:
     """[n, 2]: offset and class."""
     path = temporary / "journal"
     words = np.fromfile(path, "<i8") if path.exists() else np.empty(0, "<i8")
     return words[: len(words) // 2 * 2].reshape(-1, 2)
 
 
-def _complete(temporary: Path, size: int, num_classes: int | None) -> None:
+def _finalize(temporary: Path, size: int, num_classes: int | None) -> None:
     """What follows the images in train.rec; the index; property."""
-    offsets, labels = _journal(temporary).T
+    offsets, labels = _read_journal(temporary).T
     if not len(labels):
         raise InputError(f"{temporary.parent}: no image to pack")
     if num_classes is None:
         num_classes = int(labels.max()) + 1
-        if num_classes > _SPARSEST * len(labels):
+        if num_classes > _MAX_CLASSES_PER_IMAGE * len(labels):
             raise InputError(
                 f"{temporary.parent}: class {num_classes - 1}, but {len(labels)} images; wanted classes numbered from 0, "
                 f"as --min-images 1 does"
             )
     with (temporary / "train.rec").open("ab") as records, (temporary / "train.idx").open("w") as index:
         index.writelines(f"{key}\t{offset}\n" for key, offset in enumerate(offsets.tolist(), 1))
-        for key, ends in _after_images(labels, num_classes):
+        for key, ends in _trailing_records(labels, num_classes):
             index.write(f"{key}\t{records.tell()}\n")
             records.write(frame(pack(Header(np.array(ends), key), b"")))
-    wide = ",id2" if num_classes > EXACT_FLOATS else ""
+    wide = ",id2" if num_classes > MAX_EXACT_FLOAT32 else ""
     (temporary / "property").write_text(f"{num_classes},{size},{size}{wide}\n", encoding="ascii")
     for name in ("train.rec", "train.idx", "property"):
         with (temporary / name).open("rb") as file:
@@ -167,7 +167,7 @@ def _complete(temporary: Path, size: int, num_classes: int | None) -> None:
         facts.write_text(f"{len(np.unique(labels))} {len(labels)}", encoding="ascii")
 
 
-def _after_images(labels: NDArray[np.int64], num_classes: int) -> Iterable[tuple[int, tuple[int, int]]]:
+def _trailing_records(labels: NDArray[np.int64], num_classes: int) -> Iterable[tuple[int, tuple[int, int]]]:
     """Key and labels of each record that follows the images: [first, end) of each class's keys, and the header."""
     after = len(labels) + 1
     if (labels[1:] >= labels[:-1]).all():
@@ -179,7 +179,7 @@ def _after_images(labels: NDArray[np.int64], num_classes: int) -> Iterable[tuple
     yield 0, (after, after + num_classes)
 
 
-def _put_in_place(temporary: Path, folder: Path) -> None:
+def _publish(temporary: Path, folder: Path) -> None:
     """Instead of what stood there; `property` is there when all is."""
     if (temporary / "train.rec").exists():
         for name in ("property", "train.idx"):

@@ -9,15 +9,15 @@ from partialfc.errors import InputError
 from partialfc.runtime.files import atomic_write
 
 
-def write_pairs(path: Path, encoded: list[bytes], same: list[bool]) -> None:
+def write_pairs(path: Path, encoded: list[bytes], is_same: list[bool]) -> None:
     """A .bin set: the pickle of (images, issame), images 2 i and 2 i + 1 being pair i."""
-    assert len(encoded) == 2 * len(same)
+    assert len(encoded) == 2 * len(is_same)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
-        temporary.write_bytes(pickle.dumps((encoded, same), protocol=4))
+        temporary.write_bytes(pickle.dumps((encoded, is_same), protocol=4))
 
 
-Shown = tuple[str, int]  # a person's name and the number of the image
+PersonImage = tuple[str, int]  # a person's name and the number of the image
 
 
 def pack_pairs(listing: Path, folder: Path, path: Path) -> int:
@@ -34,33 +34,33 @@ def pack_pairs(listing: Path, folder: Path, path: Path) -> int:
         lines.pop()
     if not lines or len(lines[0]) not in (1, 2) or not all(map(_is_number, lines[0])):
         raise InputError(f"{listing}, line 1: wanted the numbers of folds and of pairs, or of pairs alone")
-    pairs = [_pair(f"{listing}, line {number}", fields) for number, fields in enumerate(lines[1:], 2)]
+    pairs = [_parse_pair(f"{listing}, line {number}", fields) for number, fields in enumerate(lines[1:], 2)]
     wanted = 2 * math.prod(int(field) for field in lines[0])
     if len(pairs) != wanted:
         raise InputError(
             f"{listing}: {len(pairs)} pairs, wanted {wanted} as line 1 says: as many same as different"
         )
-    encoded = [_pair_image(folder, *shown) for pair in pairs for shown in pair]
+    encoded = [_read_pair_image(folder, *shown) for pair in pairs for shown in pair]
     write_pairs(path, encoded, [first[0] == second[0] for first, second in pairs])
     return len(pairs)
 
 
-def _pair(place: str, fields: list[str]) -> tuple[Shown, Shown]:
+def _parse_pair(location: str, fields: list[str]) -> tuple[PersonImage, PersonImage]:
     if "\0" in "".join(fields):
-        raise InputError(f"{place}: a zero byte; wanted NAME i j, or NAME i OTHER j")
+        raise InputError(f"{location}: a zero byte; wanted NAME i j, or NAME i OTHER j")
     match fields:
         case [name, first, second] if _is_number(first) and _is_number(second):
             return (name, int(first)), (name, int(second))
         case [name, first, other, second] if _is_number(first) and _is_number(second):
             return (name, int(first)), (other, int(second))
-    raise InputError(f"{place}: {' '.join(fields)[:60]!r}, wanted NAME i j, or NAME i OTHER j")
+    raise InputError(f"{location}: {' '.join(fields)[:60]!r}, wanted NAME i j, or NAME i OTHER j")
 
 
 def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) < 10
 
 
-def _pair_image(folder: Path, name: str, number: int) -> bytes:
+def _read_pair_image(folder: Path, name: str, number: int) -> bytes:
     path = folder / name / f"{name}_{number:04d}.jpg"
     content = path.read_bytes()
     try:

@@ -11,32 +11,32 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from partialfc.data.images import SUFFIXES
-from partialfc.data.packs.item import Face, label_of
+from partialfc.data.packs.item import PackItem, parse_label
 from partialfc.errors import InputError
-from partialfc.runtime.exit_codes import one_line
+from partialfc.runtime.exit_codes import format_error
 from partialfc.runtime.files import file_fingerprint
 
 
 class Source(Protocol):
     """Images in a fixed order, which may be gone through repeatedly."""
 
-    def faces(self) -> Iterator[Face]:
+    def items(self) -> Iterator[PackItem]:
         """All images. ValueError names what is no image or has no class."""
 
     def labels(self) -> Iterator[int]:
         """The classes alone, in the same order."""
 
-    def total(self) -> int | None:
+    def num_images(self) -> int | None:
         """How many images; None where only going through them tells."""
 
-    def facts(self) -> Iterator[str]:
+    def fingerprint_parts(self) -> Iterator[str]:
         """Others where the images or their classes are."""
 
     def names(self) -> dict[int, str]:
         """Return the names of the classes that have one."""
 
 
-def opened(path: Path, *, sparse: bool, root: Path | None = None) -> Source:
+def open_source(path: Path, *, allow_empty: bool, root: Path | None = None) -> Source:
     """Open the source at `path`: a .lst, a .tar or a folder of such, an LMDB, or a folder of identities.
 
     Args:
@@ -50,48 +50,48 @@ def opened(path: Path, *, sparse: bool, root: Path | None = None) -> Source:
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     if path.suffix == ".lst":
-        return listed(path, root)
+        return source_from_list(path, root)
     if path.suffix in (".lmdb", ".mdb") or (path / "data.mdb").exists():
-        from partialfc.data.packs.lmdb_source import Lmdb  # here: of an extra of its own
+        from partialfc.data.packs.lmdb_source import LmdbSource  # here: of an extra of its own
 
-        return Lmdb(path)
+        return LmdbSource(path)
     tars = [path] if path.suffix == ".tar" else sorted(path.glob("*.tar"))
     if tars:
-        return Tars(tars)
+        return TarSource(tars)
     if path.is_dir():
-        return identities(path, sparse=sparse)
+        return source_from_folders(path, allow_empty=allow_empty)
     raise InputError(f"{path}: wanted a folder of identities, a .lst, an LMDB, a .tar or a folder of them")
 
 
 @dataclass(frozen=True)
-class Files:
+class FileSource:
     """Images that are files of their own."""
 
-    found: Sequence[Face]
+    files: Sequence[PackItem]
 
-    def faces(self) -> Iterator[Face]:
-        return iter(self.found)
+    def items(self) -> Iterator[PackItem]:
+        return iter(self.files)
 
     def labels(self) -> Iterator[int]:
-        return (face.label for face in self.found)
+        return (face.label for face in self.files)
 
-    def total(self) -> int | None:
-        return len(self.found)
+    def num_images(self) -> int | None:
+        return len(self.files)
 
-    def facts(self) -> Iterator[str]:
-        return (f"{face.label} {file_fingerprint(Path(face.place))}" for face in self.found)
+    def fingerprint_parts(self) -> Iterator[str]:
+        return (f"{face.label} {file_fingerprint(Path(face.location))}" for face in self.files)
 
     def names(self) -> dict[int, str]:
         """Return the name of the folder of each class's first image."""
         found: dict[int, str] = {}
-        for face in self.found:
-            found.setdefault(face.label, Path(face.place).parent.name)
+        for face in self.files:
+            found.setdefault(face.label, Path(face.location).parent.name)
         return found
 
 
-def identities(folder: Path, *, sparse: bool) -> Files:
+def source_from_folders(folder: Path, *, allow_empty: bool) -> FileSource:
     """folder/IDENTITY/IMAGE; classes follow the sorted names of the identities, images the sorted names in them.
-    InputError where there are no identities, or unless `sparse` one without images.
+    InputError where there are no identities, or unless `allow_empty` one without images.
     """
     folders = [path for path in _entries(folder) if path.is_dir()]
     if not folders:
@@ -99,18 +99,18 @@ def identities(folder: Path, *, sparse: bool) -> Files:
     found = []
     for label, identity in enumerate(folders):
         images = [str(path) for path in _entries(identity) if path.suffix.lower() in SUFFIXES]
-        if not images and not sparse:
+        if not images and not allow_empty:
             wanted = ", ".join(sorted(SUFFIXES))
             raise InputError(f"{identity}: an identity without images; wanted {wanted}, or --min-images")
-        found += [Face(label, image, image) for image in images]
-    return Files(found)
+        found += [PackItem(label, image, image) for image in images]
+    return FileSource(found)
 
 
 def _entries(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def listed(listing: Path, root: Path | None = None) -> Files:
+def source_from_list(listing: Path, root: Path | None = None) -> FileSource:
     """The files of a .lst, tab-separated and in its order, of either kind: im2rec's `number, label[, labels], path`,
     or insightface's `aligned, path, label[, box]`. Paths are relative to `root`, or to the folder of the listing.
     InputError names a line that is neither.
@@ -119,56 +119,58 @@ def listed(listing: Path, root: Path | None = None) -> Files:
     with listing.open(encoding="utf-8", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
-                label, path = _line(f"{listing}, line {number}", line.rstrip("\r\n").split("\t"))
+                label, path = _parse_line(f"{listing}, line {number}", line.rstrip("\r\n").split("\t"))
                 full = str((root or listing.parent) / path)
-                found.append(Face(label, full, full))
+                found.append(PackItem(label, full, full))
     if not found:
         raise InputError(f"{listing}: an empty listing")
-    return Files(found)
+    return FileSource(found)
 
 
-def _line(place: str, fields: list[str]) -> tuple[int, str]:
+def _parse_line(location: str, fields: list[str]) -> tuple[int, str]:
     """Class and path. A path ends like an image's; im2rec's stands last."""
     for name, label in ((fields[-1], fields[1:2]), (fields[1] if len(fields) > 2 else "", fields[2:3])):
         if PurePosixPath(name).suffix.lower() in SUFFIXES and "\0" not in name and label:
-            return label_of(place, label[0]), name
+            return parse_label(location, label[0]), name
     shown = " ".join(fields)[:60]
-    raise InputError(f"{place}: {shown!r}, wanted number, label, path, or aligned, path, label, between tabs")
+    raise InputError(
+        f"{location}: {shown!r}, wanted number, label, path, or aligned, path, label, between tabs"
+    )
 
 
 @dataclass(frozen=True)
-class Tars:
+class TarSource:
     """WebDataset shards: NAME.jpg (or another image) beside NAME.cls, its class as text. Read as a stream, in order."""
 
     shards: Sequence[Path]
 
-    def faces(self) -> Iterator[Face]:
+    def items(self) -> Iterator[PackItem]:
         for shard in self.shards:
-            for name, parts in _grouped(shard):
+            for name, parts in _iter_groups(shard):
                 place = f"{shard}, {name}"
                 content = next((it for suffix, it in parts.items() if suffix in SUFFIXES), None)
                 if content is None or ".cls" not in parts:
                     found = ", ".join(sorted(parts))
                     raise InputError(f"{place}: {found}, wanted an image and its class in a .cls")
-                yield Face(label_of(place, parts[".cls"].strip()), place, content)
+                yield PackItem(parse_label(place, parts[".cls"].strip()), place, content)
 
     def labels(self) -> Iterator[int]:
-        return (face.label for face in self.faces())
+        return (face.label for face in self.items())
 
     def names(self) -> dict[int, str]:
         """Return nothing: classes are numbers here."""
         return {}
 
-    def total(self) -> int | None:
+    def num_images(self) -> int | None:
         return None
 
-    def facts(self) -> Iterator[str]:
+    def fingerprint_parts(self) -> Iterator[str]:
         return map(file_fingerprint, self.shards)
 
 
-def _grouped(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+def _iter_groups(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Neighbouring members of one name: their contents by suffix, from the name's first dot on."""
-    with _errors_of(shard), tarfile.open(shard, "r|*") as members:
+    with _convert_errors(shard), tarfile.open(shard, "r|*") as members:
         for name, group in itertools.groupby(filter(tarfile.TarInfo.isfile, members), _without_suffix):
             parts = {}
             for member in group:
@@ -184,9 +186,9 @@ def _without_suffix(member: tarfile.TarInfo) -> str:
 
 
 @contextmanager
-def _errors_of(path: Path) -> Iterator[None]:
+def _convert_errors(path: Path) -> Iterator[None]:
     """What the libraries raise on a damaged file, as an InputError that names it."""
     try:
         yield
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise InputError(f"{path}: {one_line(error)}") from None
+        raise InputError(f"{path}: {format_error(error)}") from None

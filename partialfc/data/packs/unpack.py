@@ -6,10 +6,10 @@ from partialfc.data import images
 from partialfc.data.dataset import RecordDataset
 from partialfc.data.packs.names import folders_of, read_names
 from partialfc.runtime.files import atomic_write
-from partialfc.runtime.progress import tracked
+from partialfc.runtime.progress import progress_bar
 
 
-def unpack(folder: Path, target: Path, *, progress: bool = False) -> int:
+def unpack_pack(folder: Path, out_folder: Path, *, progress: bool = False) -> int:
     """Write each image, byte for byte as it is in the pack, to target/CLASS/KEY.jpg; returns their number. CLASS is the
     name of the identity where the pack keeps one that may be a folder, else its number.
 
@@ -19,10 +19,10 @@ def unpack(folder: Path, target: Path, *, progress: bool = False) -> int:
     dataset = RecordDataset(folder)
     key_digits = len(str(len(dataset)))
     folders = folders_of(read_names(folder), dataset.num_classes)
-    for sample in tracked(range(len(dataset)), "unpacking", shown=progress):
-        content = dataset.encoded(sample)
-        identity = target / folders[dataset.label(sample)]
-        path = identity / f"{dataset.key(sample):0{key_digits}d}{images.suffix(content)}"
+    for sample in progress_bar(range(len(dataset)), "unpacking", enabled=progress):
+        content = dataset.encoded_image(sample)
+        identity = out_folder / folders[dataset.label(sample)]
+        path = identity / f"{dataset.key(sample):0{key_digits}d}{images.file_suffix(content)}"
         if not path.exists():
             identity.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as temporary:

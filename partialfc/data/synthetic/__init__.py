@@ -13,65 +13,65 @@ from partialfc.config import SyntheticData
 from partialfc.data import images
 from partialfc.data.packs.pack_writer import write_pack
 from partialfc.data.packs.pairs import write_pairs
-from partialfc.data.synthetic.render import photograph
+from partialfc.data.synthetic.render import render_image
 from partialfc.errors import InputError
-from partialfc.runtime.files import atomic_write, locked
+from partialfc.runtime.files import atomic_write, file_lock
 
 _FOLDS = 10
 _QUALITY = 90  # of the JPEGs
 _CHUNK = 50  # images that a process draws at a time
 
-Picture = tuple[int, int]  # identity and number of the image
+ImageId = tuple[int, int]  # identity and number of the image
 
 
-def ensure(folder: Path, wanted: SyntheticData) -> None:
+def ensure_pack(folder: Path, config: SyntheticData) -> None:
     """Draw train.rec and unseen.bin into `folder`, unless a pack is there; of several processes, one draws.
 
     What was drawn is written to synthetic.json: InputError where that is not what is wanted. A pack that stands
     there without it is somebody's own, and stays as it is.
     """
-    settings = msgspec.json.encode(wanted).decode()
+    settings = msgspec.json.encode(config).decode()
     facts = folder / "synthetic.json"
-    with locked(folder / ".lock"):
+    with file_lock(folder / ".lock"):
         if facts.exists() and facts.read_text(encoding="utf-8") != settings:
             found = facts.read_text(encoding="utf-8")
             raise InputError(
                 f"{facts}: drawn as {found}, the recipe wants {settings}; name another data.path"
             )
         if not any(folder.glob("*.rec")):
-            _draw(folder, wanted)
+            _generate(folder, config)
             with atomic_write(facts) as temporary:
                 temporary.write_text(settings, encoding="utf-8")
 
 
-def _draw(folder: Path, wanted: SyntheticData) -> None:
-    listed = _pairs(wanted)
+def _generate(folder: Path, config: SyntheticData) -> None:
+    listed = _make_pairs(config)
     shown = [picture for pair in listed for picture in pair]
-    pictures = [(label, image) for label in range(wanted.identities) for image in range(wanted.images)]
+    pictures = [(label, image) for label in range(config.identities) for image in range(config.images)]
     # Spawned: a process that holds a process group and threads is not forked.
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=get_context("spawn")) as pool:
-        draw = partial(_drawn, wanted)
+        draw = partial(_render_jpeg, config)
         encoded = list(pool.map(draw, shown, chunksize=_CHUNK))
         write_pairs(folder / "unseen.bin", encoded, [first[0] == second[0] for first, second in listed])
         drawn = pool.map(draw, pictures, chunksize=_CHUNK)
         samples = ((label, picture) for (label, _), picture in zip(pictures, drawn, strict=True))
-        write_pack(folder, samples, num_classes=wanted.identities, size=wanted.size)
+        write_pack(folder, samples, num_classes=config.identities, size=config.size)
 
 
-def _drawn(wanted: SyntheticData, picture: Picture) -> bytes:
-    identity, image = picture
-    pixels = photograph(wanted.seed, identity, image, size=wanted.size, difficulty=wanted.difficulty)
+def _render_jpeg(config: SyntheticData, image_id: ImageId) -> bytes:
+    identity, image = image_id
+    pixels = render_image(config.seed, identity, image, size=config.size, difficulty=config.difficulty)
     return images.encode_jpeg(pixels, _QUALITY)
 
 
-def _pairs(wanted: SyntheticData) -> list[tuple[Picture, Picture]]:
+def _make_pairs(config: SyntheticData) -> list[tuple[ImageId, ImageId]]:
     """Ten folds of pairs, half of each the same identity; no identity is in two folds, or trained on."""
-    per_fold = wanted.pairs // _FOLDS
-    return [pair for fold in range(_FOLDS) for pair in _fold_pairs(wanted, fold, per_fold)]
+    per_fold = config.pairs // _FOLDS
+    return [pair for fold in range(_FOLDS) for pair in _make_fold_pairs(config, fold, per_fold)]
 
 
-def _fold_pairs(wanted: SyntheticData, fold: int, count: int) -> Iterator[tuple[Picture, Picture]]:
-    mine = range(wanted.identities + fold, wanted.identities + wanted.unseen, _FOLDS)
+def _make_fold_pairs(config: SyntheticData, fold: int, count: int) -> Iterator[tuple[ImageId, ImageId]]:
+    mine = range(config.identities + fold, config.identities + config.unseen, _FOLDS)
     for pair in range(count):
         identity = other = mine[pair % len(mine)]
         if pair >= count // 2:

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from partialfc.runtime import counter_rng
 
-Points = NDArray[np.float64]  # [n, 2] or [n, 3]
+Polygon = NDArray[np.float64]  # [n, 2] or [n, 3]
 Color = NDArray[np.float64]  # [3] RGB, 0 to 255
-Drawn = dict[str, float]
+Params = dict[str, float]
 
 # What an identity is: each trait is uniform in its range, independent of the others.
 _TRAITS: dict[str, tuple[float, float]] = {
@@ -67,39 +67,39 @@ class Shape(NamedTuple):
     """Outlines [n, 3] in head coordinates, all filled with one colour."""
 
     color: Color
-    outlines: list[Points]
+    outlines: list[Polygon]
 
 
-def portrait(seed: int, identity: int, view: Drawn, chance: NDArray[np.float64]) -> list[Shape]:
+def face_shapes(seed: int, identity: int, view: Params, chance: NDArray[np.float64]) -> list[Shape]:
     """The shapes of an identity, from back to front.
 
     view: the image's mood and occlusion, as photograph.drawn_view gives them; chance: [8] uniform numbers.
     """
     low, high = np.array(list(_TRAITS.values())).T
-    values = low + (high - low) * counter_rng.uniform(
-        counter_rng.key(seed, "face", identity), np.arange(len(low))
+    values = low + (high - low) * counter_rng.random_uniform(
+        counter_rng.derive_key(seed, "face", identity), np.arange(len(low))
     )
     face = dict(zip(_TRAITS, values.tolist(), strict=True))
-    marks = counter_rng.uniform(counter_rng.key(seed, "marks", identity), np.arange(128))
+    marks = counter_rng.random_uniform(counter_rng.derive_key(seed, "marks", identity), np.arange(128))
     shapes = [*_head(face), *_skin_marks(face, marks), *_eyes(face, view), *_lower_face(face, view)]
     return [*shapes, *_fringe(face), *_occlusion(face, view, chance)]
 
 
-def _mixed(first: Color | tuple[float, ...], second: Color | tuple[float, ...], share: float) -> Color:
-    return np.asarray(first) * (1 - share) + np.asarray(second) * share
+def _blend(first: Color | tuple[float, ...], second: Color | tuple[float, ...], fraction: float) -> Color:
+    return np.asarray(first) * (1 - fraction) + np.asarray(second) * fraction
 
 
-def _skin(face: Drawn) -> Color:
+def _skin(face: Params) -> Color:
     warm = np.array([6.0, 0.0, -8.0]) * face["skin warmth"]
-    return _mixed((222, 178, 150), (172, 122, 92), face["skin"]) + warm
+    return _blend((222, 178, 150), (172, 122, 92), face["skin"]) + warm
 
 
-def _hair(face: Drawn) -> Color:
-    light = _mixed((150, 140, 130), (176, 118, 60), face["hair warmth"])
-    return _mixed((38, 30, 28), light, face["hair"])
+def _hair(face: Params) -> Color:
+    light = _blend((150, 140, 130), (176, 118, 60), face["hair warmth"])
+    return _blend((38, 30, 28), light, face["hair"])
 
 
-def _oval(x: float, y: float, width: float, height: float, tilt: float = 0.0, corners: int = 16) -> Points:
+def _oval(x: float, y: float, width: float, height: float, tilt: float = 0.0, corners: int = 16) -> Polygon:
     """[corners, 2]; half width and half height; tilt in radians."""
     angle = np.arange(corners) * (2 * math.pi / corners)
     across, down = width * np.cos(angle), height * np.sin(angle)
@@ -107,7 +107,7 @@ def _oval(x: float, y: float, width: float, height: float, tilt: float = 0.0, co
     return np.stack([x + cosine * across - sine * down, y + sine * across + cosine * down], 1)
 
 
-def _outline(face: Drawn, enlarged: float = 0.0, first: float = 0.0, last: float = 2 * math.pi) -> Points:
+def _outline(face: Params, enlarged: float = 0.0, first: float = 0.0, last: float = 2 * math.pi) -> Polygon:
     """[33, 2] of the head, clockwise on the picture from angle `first` to `last`; 0 is the right temple."""
     angle = np.linspace(first, last, 33)
     power = 2 / face["squareness"]
@@ -117,23 +117,23 @@ def _outline(face: Drawn, enlarged: float = 0.0, first: float = 0.0, last: float
     return np.stack([x * narrowed * (face["head width"] + enlarged), y * (1 + enlarged)], 1)
 
 
-def _on_face(face: Drawn, outline: Points, lift: float = 0.0) -> Points:
+def _on_face(face: Params, outline: Polygon, lift: float = 0.0) -> Polygon:
     """[n, 3]: laid on the front of the head, or `lift` in front of it."""
     x, y = outline[:, 0] / face["head width"], outline[:, 1]
     bulge = 0.8 * np.sqrt(np.clip(1 - x**2 - y**2, 0, None))
     return np.column_stack([outline, bulge + lift])
 
 
-def _flat(outline: Points, z: float) -> Points:
+def _flat(outline: Polygon, z: float) -> Polygon:
     return np.column_stack([outline, np.full(len(outline), z)])
 
 
-def _both(outline: Points) -> list[Points]:
+def _with_mirror(outline: Polygon) -> list[Polygon]:
     """An outline and its mirror image."""
     return [outline, outline * (-1, 1)]
 
 
-def _head(face: Drawn) -> list[Shape]:
+def _head(face: Params) -> list[Shape]:
     skin, hair = _skin(face), _hair(face)
     width, volume = face["head width"], face["hair volume"]
     crown = _outline(face, volume, math.pi, 2 * math.pi)
@@ -144,12 +144,12 @@ def _head(face: Drawn) -> list[Shape]:
     return [
         Shape(hair * 0.8, [_flat(np.concatenate([crown, lengths]), -0.25)] if volume > 0.04 else []),
         Shape(skin * 0.75, [_flat(neck, -0.2)]),
-        Shape(skin * 0.88, [_flat(one, -0.1) for one in _both(ear)]),
+        Shape(skin * 0.88, [_flat(one, -0.1) for one in _with_mirror(ear)]),
         Shape(skin, [_flat(_outline(face), 0.0)]),
     ]
 
 
-def _skin_marks(face: Drawn, marks: NDArray[np.float64]) -> list[Shape]:
+def _skin_marks(face: Params, marks: NDArray[np.float64]) -> list[Shape]:
     """Blush, beard, freckles, moles and a scar; marks: [128] uniform numbers."""
     skin, width = _skin(face), face["head width"]
     freckles = max(0, int(face["freckles"]))
@@ -161,15 +161,15 @@ def _skin_marks(face: Drawn, marks: NDArray[np.float64]) -> list[Shape]:
     cheek = _oval(0.55 * width, 0.25, 0.16, 0.13)
     blush = skin * (1 + face["blush"] * np.array([0.4, 1.0, 0.8]) * -1)
     return [
-        Shape(blush, [_on_face(face, one) for one in _both(cheek)]),
-        Shape(_mixed(skin, _hair(face), 0.75), _beard(face)),
+        Shape(blush, [_on_face(face, one) for one in _with_mirror(cheek)]),
+        Shape(_blend(skin, _hair(face), 0.75), _beard(face)),
         Shape(skin * 0.72, dots),
         Shape(skin * 0.35, moles),
-        Shape(_mixed(skin, (250, 215, 205), 0.7), scar),
+        Shape(_blend(skin, (250, 215, 205), 0.7), scar),
     ]
 
 
-def _beard(face: Drawn) -> list[Points]:
+def _beard(face: Params) -> list[Polygon]:
     if face["beard"] <= 0:
         return []
     jaw = _outline(face, 0.0, 0.12 * math.pi, 0.88 * math.pi)
@@ -177,13 +177,13 @@ def _beard(face: Drawn) -> list[Points]:
     return [_on_face(face, np.concatenate([jaw, inner]))]
 
 
-def _eyes(face: Drawn, view: Drawn) -> list[Shape]:
+def _eyes(face: Params, view: Params) -> list[Shape]:
     skin, hair = _skin(face), _hair(face)
     x, y, width, tilt = face["eye distance"], face["eye height"], face["eye width"], face["eye tilt"]
     opening = face["eye opening"] * view["eyes"]
     lid = _oval(x, y - 0.25 * opening, width * 1.25, opening * 1.5, tilt)
     eye = _oval(x, y, width, opening, tilt)
-    iris = _mixed((40, 28, 20), (90, 130, 150), face["eye color"])
+    iris = _blend((40, 28, 20), (90, 130, 150), face["eye color"])
     radius = face["iris"]
     middles = [x + view["gaze"] * radius, -x + view["gaze"] * radius]
     irises = [_on_face(face, _oval(at, y, radius, min(radius, opening), corners=12)) for at in middles]
@@ -196,15 +196,15 @@ def _eyes(face: Drawn, view: Drawn) -> list[Shape]:
     lower = np.stack([x + along * face["brow width"], brow_y + thickness], 1)[::-1]
     brow = np.concatenate([upper, lower])
     return [
-        Shape(skin * (1 - 0.35 * face["lid shade"]), [_on_face(face, one) for one in _both(lid)]),
-        Shape(np.array([236.0, 232, 228]), [_on_face(face, one) for one in _both(eye)]),
+        Shape(skin * (1 - 0.35 * face["lid shade"]), [_on_face(face, one) for one in _with_mirror(lid)]),
+        Shape(np.array([236.0, 232, 228]), [_on_face(face, one) for one in _with_mirror(eye)]),
         Shape(iris, irises),
         Shape(iris * 0.2, pupils),
-        Shape(hair * 0.85, [_on_face(face, one, 0.03) for one in _both(brow)]),
+        Shape(hair * 0.85, [_on_face(face, one, 0.03) for one in _with_mirror(brow)]),
     ]
 
 
-def _lower_face(face: Drawn, view: Drawn) -> list[Shape]:
+def _lower_face(face: Params, view: Params) -> list[Shape]:
     """Nose, moustache and mouth."""
     skin = _skin(face)
     y, width = face["eye height"] + face["nose length"], face["nose width"]
@@ -224,18 +224,18 @@ def _lower_face(face: Drawn, view: Drawn) -> list[Shape]:
     thin = 0.012 + opening * belly
     gap = np.concatenate([np.stack([across, line - 0.012], 1), np.stack([across, line + thin], 1)[::-1]])
     moustache = _oval(0, (y + mouth_y) / 2, face["mouth width"] * 1.1, max(0.0, face["moustache"]))
-    lip = _mixed(skin * 0.8, (176, 62, 70), face["lip redness"])
+    lip = _blend(skin * 0.8, (176, 62, 70), face["lip redness"])
     return [
         Shape(skin * 0.84, [_on_face(face, shade, 0.1)]),
         Shape(skin * 1.06, [_on_face(face, tip, 0.2)]),
-        Shape(skin * 0.4, [_on_face(face, one, 0.15) for one in _both(nostril)]),
+        Shape(skin * 0.4, [_on_face(face, one, 0.15) for one in _with_mirror(nostril)]),
         Shape(_hair(face) * 0.9, [_on_face(face, moustache, 0.06)] if face["moustache"] > 0 else []),
         Shape(lip, [_on_face(face, lips, 0.04)]),
         Shape(lip * 0.35, [_on_face(face, gap, 0.04)]),
     ]
 
 
-def _fringe(face: Drawn) -> list[Shape]:
+def _fringe(face: Params) -> list[Shape]:
     width, volume = face["head width"], face["hair volume"]
     crown = _outline(face, 0.4 * volume + 0.02, 1.03 * math.pi, 1.97 * math.pi)
     along = np.linspace(1, -1, 33)
@@ -246,14 +246,14 @@ def _fringe(face: Drawn) -> list[Shape]:
     return [Shape(_hair(face), [_on_face(face, np.concatenate([crown, lower]), 0.05)])]
 
 
-def _occlusion(face: Drawn, view: Drawn, chance: NDArray[np.float64]) -> list[Shape]:
+def _occlusion(face: Params, view: Params, chance: NDArray[np.float64]) -> list[Shape]:
     """Now and then dark glasses, a bar or a blob; chance: [8] uniform numbers."""
     kind, color = view["occlusion"], chance[:3] * 230
     x, y, tilt = chance[3] * 2 - 1, chance[4] * 2 - 1, chance[5] * math.pi
     if kind < 0.08:
         lens = _oval(face["eye distance"], face["eye height"], 0.24, 0.17)
         bridge = _oval(0, face["eye height"] - 0.05, face["eye distance"], 0.02, corners=8)
-        outlines = [_on_face(face, one, 0.15) for one in [*_both(lens), bridge]]
+        outlines = [_on_face(face, one, 0.15) for one in [*_with_mirror(lens), bridge]]
         return [Shape(color * 0.3, outlines)]
     if kind < 0.16:
         return [Shape(color, [_flat(_oval(x, y, 2.0, 0.06 + 0.08 * chance[6], tilt, 4), 0.9)])]

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from partialfc.data import images
-from partialfc.data.images import Pixels
-from partialfc.data.synthetic.face_shapes import Drawn, Points, Shape, portrait
+from partialfc.data.images import ImageArray
+from partialfc.data.synthetic.face_shapes import Params, Polygon, Shape, face_shapes
 from partialfc.runtime import counter_rng
 
 # What an image is: its easiest value, and the range that it is drawn from at difficulty 1.
@@ -38,23 +38,23 @@ _OVERSAMPLING = 2
 _SUBPIXEL_BITS = 4
 
 
-def photograph(seed: int, identity: int, image: int, *, size: int, difficulty: float) -> Pixels:
+def render_image(seed: int, identity: int, image: int, *, size: int, difficulty: float) -> ImageArray:
     """Image number `image` of an identity, uint8 RGB [size, size, 3]: a pure function of the arguments.
 
     difficulty scales how far pose, mood, light, occlusion, blur and noise go from their easiest values.
     """
-    chance = counter_rng.uniform(counter_rng.key(seed, "scene", identity, image), np.arange(36))
-    view = _drawn_view(counter_rng.key(seed, "view", identity, image), difficulty)
+    chance = counter_rng.random_uniform(counter_rng.derive_key(seed, "scene", identity, image), np.arange(36))
+    view = _sample_view(counter_rng.derive_key(seed, "view", identity, image), difficulty)
     canvas = _background(chance[:27], size * _OVERSAMPLING)
-    _paint(canvas, portrait(seed, identity, view, chance[27:35]), view)
-    picture = images.resized(canvas, size)
+    _fill_shapes(canvas, face_shapes(seed, identity, view, chance[27:35]), view)
+    picture = images.resize(canvas, size)
     light_from = 2 * math.pi * chance[35]
-    return _exposed(picture, view, light_from, counter_rng.key(seed, "noise", identity, image))
+    return _apply_lighting(picture, view, light_from, counter_rng.derive_key(seed, "noise", identity, image))
 
 
-def _drawn_view(key: int, difficulty: float) -> Drawn:
+def _sample_view(key: int, difficulty: float) -> Params:
     easiest, low, high = np.array(list(_VIEWS.values())).T
-    drawn = low + (high - low) * counter_rng.uniform(key, np.arange(len(low)))
+    drawn = low + (high - low) * counter_rng.random_uniform(key, np.arange(len(low)))
     return dict(zip(_VIEWS, (easiest + difficulty * (drawn - easiest)).tolist(), strict=True))
 
 
@@ -67,10 +67,10 @@ def _background(chance: NDArray[np.float64], side: int) -> NDArray[np.uint8]:
     return canvas
 
 
-def _paint(canvas: NDArray[np.uint8], shapes: list[Shape], view: Drawn) -> None:
+def _fill_shapes(canvas: NDArray[np.uint8], shapes: list[Shape], view: Params) -> None:
     """Project the shapes and fill them, in their order."""
     outlines = [outline for shape in shapes for outline in shape.outlines]
-    corners = _projected(np.concatenate(outlines), view, len(canvas)) * (1 << _SUBPIXEL_BITS)
+    corners = _project(np.concatenate(outlines), view, len(canvas)) * (1 << _SUBPIXEL_BITS)
     ends = np.cumsum([len(outline) for outline in outlines])
     filled = iter(np.split(np.rint(corners).astype(np.int32), ends[:-1]))
     for shape in shapes:
@@ -79,7 +79,7 @@ def _paint(canvas: NDArray[np.uint8], shapes: list[Shape], view: Drawn) -> None:
             cv2.fillPoly(canvas, [next(filled)], color, cv2.LINE_8, _SUBPIXEL_BITS)
 
 
-def _projected(points: Points, view: Drawn, side: int) -> Points:
+def _project(points: Polygon, view: Params, side: int) -> Polygon:
     """Pixel coordinates [n, 2] of head coordinates [n, 3], on a picture of side x side pixels."""
     yaw, pitch, roll = (np.array([math.cos(view[it]), math.sin(view[it])]) for it in ("yaw", "pitch", "roll"))
     turned = np.array([[yaw[0], 0, yaw[1]], [0, 1, 0], [-yaw[1], 0, yaw[0]]])
@@ -92,7 +92,7 @@ def _projected(points: Points, view: Drawn, side: int) -> Points:
     return (np.stack([x, y], 1) * nearness[:, None] * view["scale"] + middle) * side
 
 
-def _exposed(picture: NDArray[np.uint8], view: Drawn, light_from: float, key: int) -> Pixels:
+def _apply_lighting(picture: NDArray[np.uint8], view: Params, light_from: float, key: int) -> ImageArray:
     """Under the image's light (from an angle in radians), blurred, with noise."""
     side = len(picture)
     across = np.linspace(-1, 1, side, dtype=np.float32)
@@ -102,6 +102,6 @@ def _exposed(picture: NDArray[np.uint8], view: Drawn, light_from: float, key: in
     seen = (picture * (light[..., None] * cast)).astype(np.float32)
     if view["softness"] > 0:
         seen = np.asarray(cv2.GaussianBlur(seen, (0, 0), view["softness"] * side), np.float32)
-    grain = counter_rng.bits(key, np.arange(seen.size // 4 + 1)).astype("<u8").view("<u2")[: seen.size]
+    grain = counter_rng.random_bits(key, np.arange(seen.size // 4 + 1)).astype("<u8").view("<u2")[: seen.size]
     noise = (grain.reshape(seen.shape) / 2**16 - 0.5) * math.sqrt(12) * view["noise"]
     return np.clip(seen + noise, 0, 255).astype(np.uint8)

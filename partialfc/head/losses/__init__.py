@@ -8,20 +8,20 @@ import torch
 
 from partialfc.config import (
     AdaFace,
-    AnyMargin,
+    AnyLoss,
     ArcFace,
-    Combined,
+    CombinedMargin,
     CosFace,
+    CosineSoftmax,
     CurricularFace,
     ElasticArcFace,
     ElasticCosFace,
-    Linear,
+    LinearSoftmax,
     MagFace,
-    SoftMax,
     SphereFace2,
     UniFace,
 )
-from partialfc.config.scheduled import Staged, stages_at, value_at
+from partialfc.config.scheduled import Scheduled, scheduled_values, value_at
 from partialfc.errors import InputError
 from partialfc.head.losses.adaface import AdaFaceLoss
 from partialfc.head.losses.arcface import ArcFaceLoss, CombinedMarginLoss
@@ -40,14 +40,14 @@ __all__ = [
 ]  # fmt: skip
 
 
-ValueOf = Callable[[Staged[float]], float]  # value of a setting at the step of the loss
+ValueOf = Callable[[Scheduled[float]], float]  # value of a setting at the step of the loss
 
-_LOSSES: dict[type[AnyMargin], Callable[[Any, ValueOf], MarginLoss]] = {
-    Linear: lambda loss, value: LinearSoftmaxLoss(),
-    SoftMax: lambda loss, value: CosFaceLoss(value(loss.scale), margin=0.0),
+_LOSSES: dict[type[AnyLoss], Callable[[Any, ValueOf], MarginLoss]] = {
+    LinearSoftmax: lambda loss, value: LinearSoftmaxLoss(),
+    CosineSoftmax: lambda loss, value: CosFaceLoss(value(loss.scale), margin=0.0),
     CosFace: lambda loss, value: CosFaceLoss(value(loss.scale), value(loss.margin)),
     ArcFace: lambda loss, value: ArcFaceLoss(loss, value(loss.scale), value(loss.margin)),
-    Combined: lambda loss, value: CombinedMarginLoss(
+    CombinedMargin: lambda loss, value: CombinedMarginLoss(
         loss, value(loss.scale), m1=value(loss.m1), m2=value(loss.m2), m3=value(loss.m3)
     ),
     CurricularFace: lambda loss, value: CurricularFaceLoss(loss, value(loss.scale), value(loss.margin)),
@@ -60,7 +60,7 @@ _LOSSES: dict[type[AnyMargin], Callable[[Any, ValueOf], MarginLoss]] = {
 }
 
 
-def build_loss(settings: AnyMargin, step: int = 0, steps_per_epoch: int | None = None) -> MarginLoss:
+def build_loss(config: AnyLoss, step: int = 0, steps_per_epoch: int | None = None) -> MarginLoss:
     """Return the loss of a recipe at a step.
 
     Raises:
@@ -68,11 +68,11 @@ def build_loss(settings: AnyMargin, step: int = 0, steps_per_epoch: int | None =
         ValueError: Stages begin at epochs, but `steps_per_epoch` is unknown.
     """
     value = partial(value_at, step=step, steps_per_epoch=steps_per_epoch)
-    if type(settings) not in _LOSSES:
+    if type(config) not in _LOSSES:
         raise InputError(
-            f"loss.name: {type(settings).__name__} has settings, but no implementation in head/losses"
+            f"loss.name: {type(config).__name__} has settings, but no implementation in head/losses"
         )
-    return _LOSSES[type(settings)](settings, value)
+    return _LOSSES[type(config)](config, value)
 
 
 class LossSchedule:
@@ -91,15 +91,15 @@ class LossSchedule:
 
     def __init__(
         self,
-        settings: AnyMargin,
+        config: AnyLoss,
         steps_per_epoch: int | None,
         num_classes: float,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self._settings, self._steps_per_epoch = settings, steps_per_epoch
-        self._has_stages = bool(stages_at({"loss": settings}, 0, steps_per_epoch))
-        self._first = build_loss(settings, 0, steps_per_epoch)
+        self._settings, self._steps_per_epoch = config, steps_per_epoch
+        self._has_stages = bool(scheduled_values({"loss": config}, 0, steps_per_epoch))
+        self._first = build_loss(config, 0, steps_per_epoch)
         self._first.init_state(num_classes)
         self._first.state = {name: value.to(device, dtype) for name, value in self._first.state.items()}
 

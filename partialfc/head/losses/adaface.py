@@ -23,9 +23,9 @@ class AdaFaceLoss(MarginLoss):
 
     needs_norms = True
 
-    def __init__(self, settings: AdaFace, scale: float, margin: float) -> None:
+    def __init__(self, config: AdaFace, scale: float, margin: float) -> None:
         super().__init__(scale)
-        self._margin, self._concentration, self._rate = margin, settings.h, settings.ema_rate
+        self._margin, self._concentration, self._rate = margin, config.h, config.ema_rate
         self.state = {"norm_mean": torch.tensor(20.0), "norm_std": torch.tensor(100.0)}
 
     @override

@@ -20,9 +20,9 @@ class CurricularFaceLoss(ArcFaceLoss):
 
     needs_cosines = True
 
-    def __init__(self, settings: CurricularFace, scale: float, margin: float) -> None:
-        super().__init__(settings, scale, margin)
-        self._margin, self._rate = margin, settings.ema_rate
+    def __init__(self, config: CurricularFace, scale: float, margin: float) -> None:
+        super().__init__(config, scale, margin)
+        self._margin, self._rate = margin, config.ema_rate
         self.max_logit = 2 * self.scale  # c (l + c), both at most 1
         self.state = {"level": torch.tensor(0.0)}
 

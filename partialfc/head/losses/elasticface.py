@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
-from partialfc.config import ElasticArcFace, ElasticCosFace, Order
+from partialfc.config import ElasticArcFace, ElasticCosFace, MarginOrder
 from partialfc.head.losses.arcface import combined_margin
 from partialfc.head.losses.base import LossInputs, MarginLoss, TargetLogit
 from partialfc.runtime import counter_rng
@@ -15,15 +15,15 @@ from partialfc.runtime import counter_rng
 class ElasticFaceLoss(MarginLoss):
     """Margins e ~ N(margin, sigma), assigned at random or by the target cosines of the global batch."""
 
-    def __init__(self, settings: ElasticArcFace | ElasticCosFace, scale: float, margin: float) -> None:
+    def __init__(self, config: ElasticArcFace | ElasticCosFace, scale: float, margin: float) -> None:
         super().__init__(scale)
-        self._mean, self._sigma, self._order = margin, settings.sigma, settings.order
-        self.needs_cosines = settings.order != "none"
+        self._mean, self._sigma, self._order = margin, config.sigma, config.order
+        self.needs_cosines = config.order != "none"
 
     @override
     def draw(self, seed: int, step: int, batch: int) -> NDArray[np.float64] | None:
-        key = counter_rng.key(seed, "margin", step)
-        return self._mean + self._sigma * counter_rng.normal(key, np.arange(batch))
+        key = counter_rng.derive_key(seed, "margin", step)
+        return self._mean + self._sigma * counter_rng.random_normal(key, np.arange(batch))
 
     @override
     def assign_draws(self, inputs: LossInputs) -> Tensor | None:
@@ -36,9 +36,9 @@ class ElasticFaceLoss(MarginLoss):
 class ElasticArcFaceLoss(ElasticFaceLoss):
     """Target logit `s cos(t + e)`."""
 
-    def __init__(self, settings: ElasticArcFace, scale: float, margin: float) -> None:
-        super().__init__(settings, scale, margin)
-        self._settings = settings
+    def __init__(self, config: ElasticArcFace, scale: float, margin: float) -> None:
+        super().__init__(config, scale, margin)
+        self._settings = config
 
     @override
     def logit(self, angle: Tensor, norm: Tensor | None, draws: Tensor | None) -> Tensor:
@@ -63,7 +63,7 @@ class ElasticCosFaceLoss(ElasticFaceLoss):
         return TargetLogit(self.logit(angle, norm, draws), torch.ones_like(angle), None)
 
 
-def assign_margins(draws: Tensor, cosines: Tensor, valid: Tensor, order: Order) -> Tensor:
+def assign_margins(draws: Tensor, cosines: Tensor, valid: Tensor, order: MarginOrder) -> Tensor:
     """Return the margin of each image, `[B]`, from the target cosines of the global batch.
 
     Args:

@@ -21,10 +21,10 @@ class MagFaceLoss(MarginLoss):
     needs_norms = True
     has_norm_gradient = True
 
-    def __init__(self, settings: MagFace, scale: float) -> None:
+    def __init__(self, config: MagFace, scale: float) -> None:
         super().__init__(scale)
-        self._settings = settings
-        norms, margins = settings.norm_range, settings.margin_range
+        self._settings = config
+        norms, margins = config.norm_range, config.margin_range
         self._growth = (margins[1] - margins[0]) / (norms[1] - norms[0])  # derivative of m by a
 
     def margin(self, norm: Tensor) -> Tensor:

@@ -18,12 +18,12 @@ class SphereFace2Loss(SigmoidLoss):
     minimal while all cosines are 0, as in the authors' code.
     """
 
-    def __init__(self, settings: SphereFace2, scale: float, margin: float) -> None:
-        fraction = settings.loss_weight / scale
+    def __init__(self, config: SphereFace2, scale: float, margin: float) -> None:
+        fraction = config.loss_weight / scale
         super().__init__(
-            scale, TermWeights(fraction * settings.positive_weight, fraction * (1 - settings.positive_weight))
+            scale, TermWeights(fraction * config.positive_weight, fraction * (1 - config.positive_weight))
         )
-        self._margin, self._power, self._own = margin, settings.power, settings.positive_weight
+        self._margin, self._power, self._own = margin, config.power, config.positive_weight
 
     @override
     def init_state(self, num_classes: float) -> None:

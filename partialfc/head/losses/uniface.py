@@ -17,8 +17,8 @@ class UniFaceLoss(SigmoidLoss):
     The threshold starts at ln(10 C r) for the C r classes of a step, as in the authors' code.
     """
 
-    def __init__(self, settings: UniFace, scale: float, margin: float) -> None:
-        super().__init__(scale, TermWeights(1.0, settings.negative_weight))
+    def __init__(self, config: UniFace, scale: float, margin: float) -> None:
+        super().__init__(scale, TermWeights(1.0, config.negative_weight))
         self._margin = margin
 
     @override

@@ -20,7 +20,7 @@ _LOW = (1 << 32) - 1
 def init_centers(centers: Tensor, seed: int, owned: range, device: torch.device) -> None:
     """Fill the centers `[n, D]` of the classes `owned`, on any device, with numbers generated on `device`."""
     for block in range(owned.start // _BLOCK, -(-owned.stop // _BLOCK) if owned else 0):
-        key = counter_rng.key(seed, "centers", block)
+        key = counter_rng.derive_key(seed, "centers", block)
         drawn = (_by_numpy if device.type == "cpu" else by_hash)(key, centers.shape[1], device)
         begin, end = max(owned.start, block * _BLOCK), min(owned.stop, (block + 1) * _BLOCK)
         part = drawn[begin - block * _BLOCK : end - block * _BLOCK]
@@ -35,7 +35,9 @@ def _by_numpy(key: int, width: int, device: torch.device) -> Tensor:
 def by_hash(key: int, width: int, device: torch.device) -> Tensor:
     """Return a block of normal numbers, float32 `[_BLOCK, width]`; a 64-bit word gives two numbers."""
     pairs = torch.arange(_BLOCK * -(-width // 2), dtype=torch.int64, device=device)
-    words = counter_rng.mixed(pairs.mul_(counter_rng.signed(counter_rng.GAMMA)).add_(counter_rng.signed(key)))
+    words = counter_rng.mix_words(
+        pairs.mul_(counter_rng.as_int64(counter_rng.GAMMA)).add_(counter_rng.as_int64(key))
+    )
     high, low = (words >> 32) & _LOW, words & _LOW
     # in (0, 1] for the logarithm, with the 24 bits of a float32
     radius = ((high >> 8) + 1).float().mul_(2.0**-24).log_().mul_(-2).sqrt_().mul_(STD)

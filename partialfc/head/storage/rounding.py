@@ -26,16 +26,18 @@ LOW = 0xFFFF  # bits of a float32 that bfloat16 drops
 
 def row_noise(classes: NDArray[np.int64], seed: int, step: int) -> Tensor:
     """Return a noise word for each class, int32 `[S]`, independent of the rank that owns it."""
-    return _words(counter_rng.key(seed, "rounding", step), classes)
+    return _words(counter_rng.derive_key(seed, "rounding", step), classes)
 
 
 def column_noise(name: str, width: int) -> Tensor:
     """Return a noise word for each component of the tensor `name`, int32 `[D]`."""
-    return _words(counter_rng.key(0, f"rounding {name}"), np.arange(width))
+    return _words(counter_rng.derive_key(0, f"rounding {name}"), np.arange(width))
 
 
 def _words(key: int, index: NDArray[np.int64]) -> Tensor:
-    return torch.from_numpy((counter_rng.bits(key, index) >> np.uint64(32)).astype(np.uint32).view(np.int32))
+    return torch.from_numpy(
+        (counter_rng.random_bits(key, index) >> np.uint64(32)).astype(np.uint32).view(np.int32)
+    )
 
 
 def round_(values: Tensor, noise: Tensor, columns: Tensor, scratch: BufferPool) -> Tensor:

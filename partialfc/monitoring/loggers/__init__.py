@@ -7,30 +7,30 @@ from partialfc.errors import InputError
 from partialfc.monitoring.loggers.logger import Logger
 
 
-def opened(names: Sequence[str], folder: Path, start: int) -> list[Logger]:
+def create_loggers(names: Sequence[str], folder: Path, start: int) -> list[Logger]:
     """The loggers of the run in `folder`, which goes on from step `start`. InputError where one is not installed,
     or refuses the run; OSError where its server does.
     """
     try:
-        return [_opened(name, folder, start) for name in dict.fromkeys(names)]
+        return [_create_logger(name, folder, start) for name in dict.fromkeys(names)]
     except ModuleNotFoundError as error:
         raise InputError(
             f"log.loggers: {error.name} is not installed; wanted: pip install {error.name}"
         ) from None
 
 
-def _opened(name: str, folder: Path, start: int) -> Logger:
+def _create_logger(name: str, folder: Path, start: int) -> Logger:
     # Imported here: each takes a second or more, and one rank of many needs it.
     match name:
         case "wandb":
-            from partialfc.monitoring.loggers.wandb import Wandb
+            from partialfc.monitoring.loggers.wandb import WandbLogger
 
-            return Wandb(folder, start)
+            return WandbLogger(folder, start)
         case "mlflow":
-            from partialfc.monitoring.loggers.mlflow import Mlflow
+            from partialfc.monitoring.loggers.mlflow import MLflowLogger
 
-            return Mlflow(folder, start)
+            return MLflowLogger(folder, start)
         case _:
-            from partialfc.monitoring.loggers.tensorboard import TensorBoard
+            from partialfc.monitoring.loggers.tensorboard import TensorBoardLogger
 
-            return TensorBoard(folder / "tensorboard", start)
+            return TensorBoardLogger(folder / "tensorboard", start)

@@ -8,9 +8,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from partialfc.data.images import Pixels
+from partialfc.data.images import ImageArray
 
-Setting = str | int | float | bool
+SettingValue = str | int | float | bool
 
 
 class Logger(Protocol):
@@ -18,35 +18,35 @@ class Logger(Protocol):
 
     is_remote: bool  # whether what it shows may leave this machine
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    def log_scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Show numbers after step `step`."""
 
-    def histogram(self, step: int, name: str, values: NDArray[np.floating]) -> None:
+    def log_histogram(self, step: int, name: str, values: NDArray[np.floating]) -> None:
         """Show the distribution of finite values, at least one."""
 
-    def picture(self, step: int, name: str, pixels: Pixels) -> None:
+    def log_image(self, step: int, name: str, image: ImageArray) -> None:
         """Show an RGB image [H, W, 3]."""
 
-    def embeddings(
-        self, step: int, vectors: NDArray[np.float32], names: list[str], faces: list[Pixels]
+    def log_embeddings(
+        self, step: int, vectors: NDArray[np.float32], names: list[str], images: list[ImageArray]
     ) -> None:
         """Show embeddings [n, D] with the name and the face [H, H, 3] of each, where such can be shown."""
 
-    def recipe(self, text: str, settings: Mapping[str, Setting]) -> None:
+    def log_config(self, text: str, flat_config: Mapping[str, SettingValue]) -> None:
         """Show the run's recipe, in YAML and by its keys."""
 
-    def outcome(self, settings: Mapping[str, Setting], scores: Mapping[str, float]) -> None:
+    def log_hparams(self, flat_config: Mapping[str, SettingValue], scores: Mapping[str, float]) -> None:
         """Show what came of which settings, at the end."""
 
     def close(self) -> None:
         """Bring everything to where it is kept."""
 
 
-def identity_of(folder: Path, kind: str, start: int) -> str:
+def tracker_run_id(folder: Path, tracker: str, start: int) -> str:
     """Which run of a tracker's the run in `folder` is, which goes on from step `start`: drawn where it begins, kept in a
     file of that kind.
     """
-    path = folder / f"{kind}_run"
+    path = folder / f"{tracker}_run"
     if start == 0 or not path.exists():
         path.write_text(uuid.uuid4().hex[:16])
     return path.read_text().strip()

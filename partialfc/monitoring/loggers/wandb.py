@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from partialfc.data.images import Pixels
+from partialfc.data.images import ImageArray
 from partialfc.errors import InputError
-from partialfc.monitoring.loggers.logger import Setting, identity_of
+from partialfc.monitoring.loggers.logger import SettingValue, tracker_run_id
 
 _STEP = "step"
 
 
-class Wandb:
+class WandbLogger:
     """See Logger. A run that goes on is the same run there.
 
     folder: that of the run, in which its own files are kept; start: the step that it goes on from. InputError where wandb
@@ -31,7 +31,7 @@ class Wandb:
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "partialfc"),
                 name=folder.resolve().name,
-                id=identity_of(folder, "wandb", start),
+                id=tracker_run_id(folder, "wandb", start),
                 resume="allow",
                 dir=str(folder),
                 settings=wandb.Settings(silent=True, console="off"),
@@ -44,31 +44,31 @@ class Wandb:
         # Its own count of steps only rises: a run that goes on from a checkpoint may begin before the last one.
         self._run.define_metric("*", step_metric=_STEP)
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    def log_scalars(self, step: int, values: Mapping[str, float]) -> None:
         """See Logger."""
         self._run.log({_STEP: step, **values})
 
-    def histogram(self, step: int, name: str, values: NDArray[np.floating]) -> None:
+    def log_histogram(self, step: int, name: str, values: NDArray[np.floating]) -> None:
         """See Logger."""
         self._run.log({_STEP: step, name: self._wandb.Histogram(values.tolist())})
 
-    def picture(self, step: int, name: str, pixels: Pixels) -> None:
+    def log_image(self, step: int, name: str, pixels: ImageArray) -> None:
         """See Logger."""
         self._run.log({_STEP: step, name: self._wandb.Image(pixels)})
 
-    def embeddings(
-        self, step: int, vectors: NDArray[np.float32], names: list[str], faces: list[Pixels]
+    def log_embeddings(
+        self, step: int, vectors: NDArray[np.float32], names: list[str], images: list[ImageArray]
     ) -> None:
         """See Logger: a table, of which its page makes a projection."""
         columns: list[str | int] = ["identity", *(f"component {place}" for place in range(vectors.shape[1]))]
         rows = [[name, *vector.tolist()] for name, vector in zip(names, vectors, strict=True)]
         self._run.log({_STEP: step, "identities": self._wandb.Table(columns=columns, data=rows)})
 
-    def recipe(self, text: str, settings: Mapping[str, Setting]) -> None:
+    def log_config(self, text: str, flat_config: Mapping[str, SettingValue]) -> None:
         """See Logger: the run's config."""
-        self._run.config.update(dict(settings), allow_val_change=True)
+        self._run.config.update(dict(flat_config), allow_val_change=True)
 
-    def outcome(self, settings: Mapping[str, Setting], scores: Mapping[str, float]) -> None:
+    def log_hparams(self, flat_config: Mapping[str, SettingValue], scores: Mapping[str, float]) -> None:
         """See Logger: the run's summary."""
         self._run.summary.update(dict(scores))
 

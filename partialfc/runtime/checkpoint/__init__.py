@@ -2,22 +2,28 @@
 loadable at any number of ranks. Nothing in them is executed: safetensors, and a JSON file with all digests.
 """
 
-from partialfc.runtime.checkpoint.folder import newest
-from partialfc.runtime.checkpoint.manager import WORDS, Checkpoints, Found, read_part, read_rows
+from partialfc.runtime.checkpoint.folder import newest_checkpoint
+from partialfc.runtime.checkpoint.manager import (
+    RESUME_KEYWORDS,
+    CheckpointManager,
+    VerifiedCheckpoint,
+    read_rows,
+    read_tensors,
+)
 from partialfc.runtime.checkpoint.manifest import MANIFEST, Manifest, read_manifest
-from partialfc.runtime.checkpoint.state_snapshot import State
-from partialfc.runtime.checkpoint.writer import Outcome
+from partialfc.runtime.checkpoint.state_snapshot import NestedState
+from partialfc.runtime.checkpoint.writer import SaveResult
 
 __all__ = [
     "MANIFEST",
-    "WORDS",
-    "Checkpoints",
-    "Found",
+    "RESUME_KEYWORDS",
+    "CheckpointManager",
     "Manifest",
-    "Outcome",
-    "State",
-    "newest",
+    "NestedState",
+    "SaveResult",
+    "VerifiedCheckpoint",
+    "newest_checkpoint",
     "read_manifest",
-    "read_part",
     "read_rows",
+    "read_tensors",
 ]

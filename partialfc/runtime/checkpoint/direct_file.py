@@ -39,7 +39,7 @@ class DirectFile:
 
     def sync(self) -> None:
         """Write the rest, and return when all is on the disk."""
-        self._write_through_the_cache()
+        self._disable_direct_io()
         self._flush()
         os.fsync(self._file)
 
@@ -56,11 +56,11 @@ class DirectFile:
             except OSError as error:
                 if error.errno != errno.EINVAL or not self._direct:
                     raise OSError(error.errno, error.strerror, str(self._path)) from None
-                self._write_through_the_cache()  # not of this file system, or not after part of a buffer
+                self._disable_direct_io()  # not of this file system, or not after part of a buffer
 
     @property
     def _direct(self) -> bool:
         return bool(fcntl.fcntl(self._file, fcntl.F_GETFL) & _DIRECT)
 
-    def _write_through_the_cache(self) -> None:
+    def _disable_direct_io(self) -> None:
         fcntl.fcntl(self._file, fcntl.F_SETFL, fcntl.fcntl(self._file, fcntl.F_GETFL) & ~_DIRECT)

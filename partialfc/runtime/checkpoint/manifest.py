@@ -9,20 +9,20 @@ import xxhash
 from msgspec import Struct
 
 from partialfc.errors import InputError
-from partialfc.runtime.files import sync_file
+from partialfc.runtime.files import fsync_path
 
 MANIFEST = "run.json"
 _FORMAT = 3  # of the whole folder
 
 
-class ShardFile(Struct, frozen=True):
+class FileDigest(Struct, frozen=True):
     """A file of tensors."""
 
     bytes: int
     digest: str  # xxh3-128 of all of them
 
 
-class Stored(Struct, frozen=True):
+class TensorEntry(Struct, frozen=True):
     """A tensor, and where it lies."""
 
     dtype: str
@@ -38,11 +38,11 @@ class Manifest(Struct, frozen=True):
     seconds: float  # that the run took so far
     score: float | None  # what `best` goes by; None: was not evaluated
     about: dict[str, Any]  # the run, as the caller describes it
-    files: dict[str, ShardFile]
-    tensors: dict[str, Stored]
+    files: dict[str, FileDigest]
+    tensors: dict[str, TensorEntry]
 
 
-class _Sealed(Struct, frozen=True):
+class _SignedManifest(Struct, frozen=True):
     format: int
     digest: str  # of `content`, as it is written
     content: msgspec.Raw
@@ -53,8 +53,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     content = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
     digest = xxhash.xxh3_128_hexdigest(content)
     path = folder / MANIFEST
-    path.write_bytes(msgspec.json.encode(_Sealed(_FORMAT, digest, msgspec.Raw(content))))
-    sync_file(path)
+    path.write_bytes(msgspec.json.encode(_SignedManifest(_FORMAT, digest, msgspec.Raw(content))))
+    fsync_path(path)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -69,7 +69,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder}: no checkpoint; wanted a folder step_* with {MANIFEST} in it, or a run's"
         ) from None
     try:
-        sealed = msgspec.json.decode(written, type=_Sealed)
+        sealed = msgspec.json.decode(written, type=_SignedManifest)
     except msgspec.ValidationError:
         raise InputError(f"{path}: of an earlier version, which wrote no digests") from None
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
@@ -87,7 +87,7 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def _check_size(path: Path, name: str, stored: Stored, files: dict[str, ShardFile]) -> None:
+def _check_size(path: Path, name: str, stored: TensorEntry, files: dict[str, FileDigest]) -> None:
     """Raise InputError if a tensor is in no file of the checkpoint, or larger than those, before it is allocated."""
     if others := [file for file in stored.pieces if file not in files or Path(file).name != file]:
         raise InputError(f"{path}: {name}: expected files of the checkpoint, got {others[0]!r:.60}")

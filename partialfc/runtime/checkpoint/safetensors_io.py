@@ -13,7 +13,7 @@ from torch import Tensor
 
 from partialfc.errors import InputError
 from partialfc.runtime.checkpoint.direct_file import DirectFile
-from partialfc.runtime.checkpoint.manifest import ShardFile, Stored
+from partialfc.runtime.checkpoint.manifest import FileDigest, TensorEntry
 
 _DTYPES = {
     torch.float64: "F64",
@@ -31,7 +31,7 @@ _BY_NAME = {name: dtype for dtype, name in _DTYPES.items()}
 _CHUNK = 8 << 20  # bytes that are written, or read, at once
 
 
-class Rows(Protocol):
+class StreamedRows(Protocol):
     """A tensor [n, ...] that is read in parts, in their order, while its owner may change it."""
 
     @property
@@ -47,72 +47,72 @@ class Rows(Protocol):
         """Nobody reads any more."""
 
 
-Source = Tensor | Rows
-Pace = Callable[[], None]  # called after each chunk; may wait
+TensorSource = Tensor | StreamedRows
+ThrottleFn = Callable[[], None]  # called after each chunk; may wait
 
 
-def dtype_name(tensor: Source) -> str:
+def dtype_name(tensor: TensorSource) -> str:
     """The type of a tensor's elements, as the format calls it."""
     return _DTYPES[tensor.dtype]
 
 
-def write_shard(path: Path, tensors: Mapping[str, Source], pace: Pace) -> ShardFile:
+def write_shard(path: Path, tensors: Mapping[str, TensorSource], throttle: ThrottleFn) -> FileDigest:
     """Write contiguous tensors of the host to a new file, which is on the disk when this returns."""
     names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))  # aligned, for maps
     digest, size = xxhash.xxh3_128(), 0
     with closing(DirectFile(path)) as file:
-        for chunk in _stream(names, tensors):
+        for chunk in _iter_file_bytes(names, tensors):
             digest.update(chunk)
             size += len(chunk)
             file.write(chunk)
-            pace()
+            throttle()
         file.sync()
-    return ShardFile(size, digest.hexdigest())
+    return FileDigest(size, digest.hexdigest())
 
 
-def digest_of(path: Path) -> ShardFile:
+def compute_digest(path: Path) -> FileDigest:
     """What `write_shard` returned for the file, if it is still what was written."""
     digest, size, buffer = xxhash.xxh3_128(), 0, bytearray(_CHUNK)
     with path.open("rb", buffering=0) as file:
         while read := file.readinto(buffer):
             digest.update(memoryview(buffer)[:read])
             size += read
-    return ShardFile(size, digest.hexdigest())
+    return FileDigest(size, digest.hexdigest())
 
 
-def fill(target: Tensor, name: str, first: int, stored: Stored, folder: Path) -> None:
+def read_rows_into(target: Tensor, name: str, first: int, entry: TensorEntry, folder: Path) -> None:
     """Copy the rows of a stored tensor from row `first` on into `target`, as many as it has; a scalar as it is.
 
     InputError where the files have no such rows.
     """
     if target.dim() == 0:
-        for file in stored.pieces:
-            target.copy_(_read(folder / file, name, None))
+        for file in entry.pieces:
+            target.copy_(_read_tensor(folder / file, name, None))
         return
     last, filled = first + len(target), 0
-    for file, (begin, end) in stored.pieces.items():
-        for start, stop in _steps(max(first, begin), min(last, end), target):
-            part = _read(folder / file, name, slice(start - begin, stop - begin))
+    for file, (begin, end) in entry.pieces.items():
+        for start, stop in _iter_ranges(max(first, begin), min(last, end), target):
+            part = _read_tensor(folder / file, name, slice(start - begin, stop - begin))
             target[start - first : stop - first].copy_(part)
             filled += stop - start
     if filled != len(target):
         raise InputError(f"{folder}: {name}: {filled} of the rows {first} to {last}")
 
 
-def empty(stored: Stored, rows: int | None = None) -> Tensor:
+def empty_like_entry(entry: TensorEntry, rows: int | None = None) -> Tensor:
     """A tensor of the host that a stored tensor can be read into: all of it, or as many rows."""
-    shape = stored.shape if rows is None else [rows, *stored.shape[1:]]
-    return torch.empty(shape, dtype=_BY_NAME[stored.dtype])
+    shape = entry.shape if rows is None else [rows, *entry.shape[1:]]
+    return torch.empty(shape, dtype=_BY_NAME[entry.dtype])
 
 
-def _steps(start: int, stop: int, rows: Tensor) -> Iterator[tuple[int, int]]:
+def _iter_ranges(start: int, stop: int, rows: Tensor) -> Iterator[tuple[int, int]]:
     """Ranges of some megabytes."""
     step = max(1, _CHUNK // max(1, rows[:1].nbytes))
     for begin in range(start, stop, step):
         yield begin, min(stop, begin + step)
 
 
-def _read(path: Path, name: str, rows: slice | None) -> Tensor:
+def _read_tensor(path: Path, name: str, rows: slice | None) -> Tensor:
     try:
         with safe_open(path, framework="pt") as file:
             tensor: Tensor = file.get_tensor(name) if rows is None else file.get_slice(name)[rows]
@@ -121,7 +121,7 @@ def _read(path: Path, name: str, rows: slice | None) -> Tensor:
     return tensor
 
 
-def _stream(names: list[str], tensors: Mapping[str, Source]) -> Iterator[memoryview]:
+def _iter_file_bytes(names: list[str], tensors: Mapping[str, TensorSource]) -> Iterator[memoryview]:
     """The file's bytes: the length of its header, the header, the tensors."""
     header: dict[str, object] = {}
     offset = 0
@@ -138,20 +138,20 @@ def _stream(names: list[str], tensors: Mapping[str, Source]) -> Iterator[memoryv
     text += b" " * (-len(text) % 8)
     yield memoryview(len(text).to_bytes(8, "little") + text)
     for name in names:
-        yield from _chunks(tensors[name])
+        yield from _iter_tensor_bytes(tensors[name])
 
 
-def _chunks(source: Source) -> Iterator[memoryview]:
+def _iter_tensor_bytes(source: TensorSource) -> Iterator[memoryview]:
     if isinstance(source, Tensor):
-        content = _bytes_of(source)
+        content = _as_bytes(source)
         for start in range(0, len(content), _CHUNK):
             yield content[start : start + _CHUNK]
         return
     count = source.shape[0]
     step = max(1, _CHUNK // max(1, source.shape[1:].numel() * source.dtype.itemsize))
     for start in range(0, count, step):
-        yield _bytes_of(source.read(start, min(count, start + step)))
+        yield _as_bytes(source.read(start, min(count, start + step)))
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
+def _as_bytes(tensor: Tensor) -> memoryview:
     return tensor.reshape(-1).view(torch.uint8).numpy().data

@@ -11,21 +11,21 @@ import torch
 from torch import Tensor
 
 from partialfc.runtime import dtensors
-from partialfc.runtime.checkpoint.safetensors_io import Rows, Source, dtype_name
+from partialfc.runtime.checkpoint.safetensors_io import StreamedRows, TensorSource, dtype_name
 from partialfc.runtime.host_memory import pinned_exactly
 
 _LARGE = 1 << 20  # bytes from which a tensor gets pinned pages of its own
 
-State = Mapping[str, Any]  # of tensors, maybe nested
+NestedState = Mapping[str, Any]  # of tensors, maybe nested
 
 
-def flattened(state: State, prefix: str = "") -> dict[str, Tensor]:
+def flatten_state(state: NestedState, prefix: str = "") -> dict[str, Tensor]:
     """The tensors by their dotted names. TypeError on anything else, which no file of tensors can hold."""
     flat: dict[str, Tensor] = {}
     for key, value in state.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            flat |= flattened(value, f"{name}.")
+            flat |= flatten_state(value, f"{name}.")
         elif isinstance(value, Tensor):
             flat[name] = value
         else:
@@ -33,29 +33,29 @@ def flattened(state: State, prefix: str = "") -> dict[str, Tensor]:
     return flat
 
 
-class Snapshot:
+class StateSnapshot:
     """Kept in the same memory of the host from one save to the next; pinned where the tensors are a GPU's."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
         self._copied: torch.cuda.Event | None = None
 
-    def take(
-        self, state: State, rank: int, world_size: int, streamed: Mapping[str, Rows]
-    ) -> tuple[dict[str, Source], dict[str, Any]]:
+    def copy_state(
+        self, state: NestedState, rank: int, world_size: int, streamed: Mapping[str, StreamedRows]
+    ) -> tuple[dict[str, TensorSource], dict[str, Any]]:
         """Start to copy this rank's part of the state; `wait` returns when it is there. What is in `streamed` is not copied.
 
         Returns the copies, and what is streamed, by name; and for every name of the whole state its type, its shape, and
         which rows of it are among them: the first, and the one after the last; None where none are.
         """
-        copies: dict[str, Source] = {}
+        copies: dict[str, TensorSource] = {}
         described: dict[str, dict[str, Any]] = {}
         on_gpu = False
-        flat = flattened(state)
+        flat = flatten_state(state)
         whole = {name: it for name, it in flat.items() if dtensors.local_rows(it) is None}
-        owners = _dealt_out(whole, world_size)
+        owners = _assign_owners(whole, world_size)
         for name, tensor in flat.items():
-            rows, first = dtensors.row_range(tensor)
+            rows, first = dtensors.local_rows_and_offset(tensor)
             described[name] = {"dtype": dtype_name(tensor), "shape": list(tensor.shape), "rows": None}
             if owners.get(name, rank) == rank:
                 copies[name] = streamed.get(name) or self._copy(name, rows.detach())
@@ -84,7 +84,7 @@ def _allocate(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
 
 
-def _dealt_out(tensors: Mapping[str, Tensor], world_size: int) -> dict[str, int]:
+def _assign_owners(tensors: Mapping[str, Tensor], world_size: int) -> dict[str, int]:
     """Which rank saves which: the largest first, each to the rank that has least."""
     load, owners = [0] * world_size, {}
     for name in sorted(tensors, key=lambda name: (-tensors[name].nbytes, name)):

@@ -13,46 +13,46 @@ from torch import Tensor
 
 from partialfc.runtime import comm
 from partialfc.runtime.checkpoint.folder import CheckpointFolder
-from partialfc.runtime.checkpoint.manifest import Manifest, ShardFile, Stored
-from partialfc.runtime.checkpoint.safetensors_io import Source, write_shard
-from partialfc.runtime.comm import Ranks
-from partialfc.runtime.exit_codes import one_line
+from partialfc.runtime.checkpoint.manifest import FileDigest, Manifest, TensorEntry
+from partialfc.runtime.checkpoint.safetensors_io import TensorSource, write_shard
+from partialfc.runtime.comm import DistContext
+from partialfc.runtime.exit_codes import format_error
 from partialfc.runtime.host_memory import bind_thread
 
-_SHARE = 0.25  # of the time that writing takes while a run goes on; the rest it leaves to the steps
+_DUTY_CYCLE = 0.25  # of the time that writing takes while a run goes on; the rest it leaves to the steps
 
 
 @dataclass
-class Job:
+class SaveJob:
     """What one save has to do."""
 
     step: int
     seconds: float
     score: float | None
-    best: bool
+    is_best: bool
     about: dict[str, Any]
-    tensors: dict[str, Source]  # this rank's, on the host
-    described: dict[str, Any]  # see Snapshot.take
-    stalled: float  # seconds that the snapshot took
-    ready: Callable[[], None]  # returns when `tensors` are filled
+    tensors: dict[str, TensorSource]  # this rank's, on the host
+    layout: dict[str, Any]  # see Snapshot.take
+    stall_seconds: float  # seconds that the snapshot took
+    wait_until_ready: Callable[[], None]  # returns when `tensors` are filled
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SaveResult:
     """Of a save: where it lies, or why it does not. Equal on all ranks."""
 
     step: int
     path: Path
-    seconds: float  # that writing took
-    stalled: float  # seconds for which the steps waited
+    write_seconds: float  # that writing took
+    stall_seconds: float  # seconds for which the steps waited
     problem: str | None
 
 
-class _Failed(Exception):
+class _SaveFailedError(Exception):
     """A save that the system ended on some rank; says why."""
 
 
-class Pace:
+class Throttle:
     """Called after each piece of work: leaves the processor and the disk to the steps most of the time, unless somebody
     waits.
     """
@@ -63,34 +63,34 @@ class Pace:
     def __call__(self) -> None:
         taken = time.perf_counter() - self._since
         if not self._hurry.is_set():
-            self._hurry.wait(min(1.0, taken * (1 / _SHARE - 1)))
+            self._hurry.wait(min(1.0, taken * (1 / _DUTY_CYCLE - 1)))
         self._since = time.perf_counter()
 
 
 class Writer:
     """Writes one job at a time. All ranks call the methods alike; the thread issues collectives of `ranks.saving`."""
 
-    def __init__(self, folder: CheckpointFolder, ranks: Ranks) -> None:
-        self._folder, self._ranks = folder, ranks
+    def __init__(self, folder: CheckpointFolder, dist_ctx: DistContext) -> None:
+        self._folder, self._dist_ctx = folder, dist_ctx
         self._thread: threading.Thread | None = None
-        self._outcome: Outcome | None = None
+        self._outcome: SaveResult | None = None
         self._defect: BaseException | None = None
         self._hurry = threading.Event()
 
-    def start(self, job: Job) -> None:
+    def start(self, job: SaveJob) -> None:
         """Begin to write. The job before must have been waited for."""
         assert self._thread is None
         self._hurry.clear()
         self._thread = threading.Thread(target=self._run, args=(job,), name="checkpoint", daemon=True)
         self._thread.start()
 
-    def finished(self) -> Outcome | None:
+    def poll(self) -> SaveResult | None:
         """The outcome of the job under way, if there is one that has ended; never waits."""
         if self._thread is None or self._thread.is_alive():
             return None
         return self.wait()
 
-    def wait(self) -> Outcome | None:
+    def wait(self) -> SaveResult | None:
         """The outcome of the job under way, as fast as the disk allows; None where there is none."""
         if self._thread is None:
             return None
@@ -103,18 +103,18 @@ class Writer:
         outcome, self._outcome = self._outcome, None
         return outcome
 
-    def _run(self, job: Job) -> None:
+    def _run(self, job: SaveJob) -> None:
         began = time.perf_counter()
         try:
-            bind_thread(self._ranks.device)
+            bind_thread(self._dist_ctx.device)
             problem = None
             try:
                 self._write(job)
-            except _Failed as failure:
+            except _SaveFailedError as failure:
                 problem = str(failure)
             taken = time.perf_counter() - began
-            path = self._folder.path_of(job.step)
-            self._outcome = Outcome(job.step, path, taken, job.stalled, problem)
+            path = self._folder.checkpoint_path(job.step)
+            self._outcome = SaveResult(job.step, path, taken, job.stall_seconds, problem)
         except BaseException as defect:  # of ours, or of a group whose ranks are gone: raised by wait()
             self._defect = defect
         finally:
@@ -122,21 +122,21 @@ class Writer:
                 if not isinstance(source, Tensor):
                     source.close()
 
-    def _write(self, job: Job) -> None:
-        self._on_first(lambda: self._folder.begin(job.step), job)
-        name = f"rank_{self._ranks.rank:05d}.safetensors"
-        written: list[ShardFile] = []
+    def _write(self, job: SaveJob) -> None:
+        self._run_on_main(lambda: self._folder.begin(job.step), job)
+        name = f"rank_{self._dist_ctx.rank:05d}.safetensors"
+        written: list[FileDigest] = []
 
         def shard() -> None:
-            job.ready()
-            path = self._folder.draft_of(job.step) / name
-            written.append(write_shard(path, job.tensors, Pace(self._hurry)))
+            job.wait_until_ready()
+            path = self._folder.draft_path(job.step) / name
+            written.append(write_shard(path, job.tensors, Throttle(self._hurry)))
 
-        self._together(shard, job)
-        parts = comm.of_all_ranks((name, written[0], job.described), self._ranks.saving)
-        self._on_first(lambda: self._publish(job, parts), job)
+        self._run_on_all(shard, job)
+        parts = comm.all_gather_object((name, written[0], job.layout), self._dist_ctx.checkpoint_group)
+        self._run_on_main(lambda: self._publish(job, parts), job)
 
-    def _publish(self, job: Job, parts: list[tuple[str, ShardFile, dict[str, Any]]]) -> None:
+    def _publish(self, job: SaveJob, parts: list[tuple[str, FileDigest, dict[str, Any]]]) -> None:
         manifest = Manifest(
             number=self._folder.next_number(),
             step=job.step,
@@ -144,43 +144,47 @@ class Writer:
             score=job.score,
             about=job.about,
             files={name: file for name, file, _ in parts},
-            tensors=_joined([(name, described) for name, _, described in parts]),
+            tensors=_merge_entries([(name, described) for name, _, described in parts]),
         )
-        self._folder.publish(manifest, best=job.best)
+        self._folder.publish(manifest, best=job.is_best)
 
-    def _on_first(self, action: Callable[[], None], job: Job) -> None:
-        self._together(action if self._ranks.first else lambda: None, job)
+    def _run_on_main(self, action: Callable[[], None], job: SaveJob) -> None:
+        self._run_on_all(action if self._dist_ctx.is_main else lambda: None, job)
 
-    def _together(self, action: Callable[[], None], job: Job) -> None:
+    def _run_on_all(self, action: Callable[[], None], job: SaveJob) -> None:
         """_Failed on all ranks where the system fails the action on one; RuntimeError with the traceback where we do."""
         problem, defect = None, None
         try:
             action()
         except OSError as error:
-            problem = _of_the_disk(error, self._folder.path_of(job.step))
+            problem = _format_disk_error(error, self._folder.checkpoint_path(job.step))
         except Exception:  # of ours: the others are told, too, so that none waits for ever
             defect = traceback.format_exc()
-        everyones = comm.of_all_ranks((problem, defect), self._ranks.saving)
-        if any(it != (None, None) for it in everyones) and self._ranks.first:
+        everyones = comm.all_gather_object((problem, defect), self._dist_ctx.checkpoint_group)
+        if any(it != (None, None) for it in everyones) and self._dist_ctx.is_main:
             self._folder.discard(job.step)
         for problem, defect in everyones:
             if defect is not None:
                 raise RuntimeError(f"step {job.step} could not be saved:\n{defect}")
             if problem is not None:
-                raise _Failed(problem)
+                raise _SaveFailedError(problem)
 
 
-def _joined(parts: list[tuple[str, dict[str, Any]]]) -> dict[str, Stored]:
-    tensors: dict[str, Stored] = {}
+def _merge_entries(parts: list[tuple[str, dict[str, Any]]]) -> dict[str, TensorEntry]:
+    tensors: dict[str, TensorEntry] = {}
     for file, described in parts:
         for name, one in described.items():
-            stored = tensors.setdefault(name, Stored(one["dtype"], one["shape"], {}))
+            stored = tensors.setdefault(name, TensorEntry(one["dtype"], one["shape"], {}))
             if one["rows"] is not None:
                 stored.pieces[file] = one["rows"]
     return tensors
 
 
-def _of_the_disk(error: OSError, path: Path) -> str:
+def _format_disk_error(error: OSError, path: Path) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error.filename or path}: {error.strerror}: the disk is full"
-    return one_line(error) if error.filename is not None else f"{path}: {error.strerror or one_line(error)}"
+    return (
+        format_error(error)
+        if error.filename is not None
+        else f"{path}: {error.strerror or format_error(error)}"
+    )

@@ -5,20 +5,20 @@ import os
 import signal
 import sys
 
-VARIABLE = "PARTIALFC_LAUNCHER"  # the process to end with: its pid
+LAUNCHER_PID_VARIABLE = "PARTIALFC_LAUNCHER"  # the process to end with: its pid
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
 
 
 def has_launcher() -> bool:
     """Whether a launcher started this process."""
-    return VARIABLE in os.environ
+    return LAUNCHER_PID_VARIABLE in os.environ
 
 
-def end_with_launcher() -> None:
+def exit_with_launcher() -> None:
     """End this process by SIGKILL as soon as the launcher that started it has ended; nothing without a launcher, or on
     another system than Linux.
     """
-    launcher = os.environ.get(VARIABLE)
+    launcher = os.environ.get(LAUNCHER_PID_VARIABLE)
     if launcher is None or sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -26,7 +26,7 @@ def end_with_launcher() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def tidy_up_quietly() -> None:
+def silence_resource_tracker() -> None:
     """Where this process is killed, Python's tracker removes what its helpers have shared; that it did needs no warning."""
     said = os.environ.get("PYTHONWARNINGS")
     os.environ["PYTHONWARNINGS"] = f"{said + ',' if said else ''}ignore:resource_tracker:UserWarning"

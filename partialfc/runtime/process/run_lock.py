@@ -10,25 +10,25 @@ from pathlib import Path
 
 from partialfc.errors import InputError
 from partialfc.runtime import comm
-from partialfc.runtime.comm import Ranks
+from partialfc.runtime.comm import DistContext
 
 _NAME = ".lock"
 
 
 @contextmanager
-def occupied(folder: Path, ranks: Ranks) -> Iterator[None]:
+def lock_output_folder(folder: Path, dist_ctx: DistContext) -> Iterator[None]:
     """Around a run that writes to `folder`, which is made where it is missing.
 
     CollectiveInputError where another run is at work there, and where not every rank sees the first one's folder.
     """
-    token = comm.of_first_rank(uuid.uuid4().hex, ranks.host)
+    token = comm.broadcast_object(uuid.uuid4().hex, dist_ctx.host_group)
     lock = None
     try:
-        with comm.fail_on_all_ranks(ranks):
-            if ranks.first:
+        with comm.raise_on_all_ranks(dist_ctx):
+            if dist_ctx.is_main:
                 lock = _lock(folder, token)
-        with comm.fail_on_all_ranks(ranks):
-            _check_seen(folder, token, ranks)
+        with comm.raise_on_all_ranks(dist_ctx):
+            _require_shared_folder(folder, token, dist_ctx)
         yield
     finally:
         if lock is not None:
@@ -57,11 +57,11 @@ def _lock(folder: Path, token: str) -> int:
     return descriptor
 
 
-def _check_seen(folder: Path, token: str, ranks: Ranks) -> None:
+def _require_shared_folder(folder: Path, token: str, dist_ctx: DistContext) -> None:
     path = folder / _NAME
     found = path.read_text(errors="replace") if path.exists() else ""
     if token not in found:
         raise InputError(
-            f"{folder}: rank {ranks.rank} on {socket.gethostname()} does not see what rank 0 wrote there; "
+            f"{folder}: rank {dist_ctx.rank} on {socket.gethostname()} does not see what rank 0 wrote there; "
             "wanted a folder that all nodes share"
         )

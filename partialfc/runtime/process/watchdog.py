@@ -14,29 +14,29 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from partialfc.runtime import comm, timing
-from partialfc.runtime.comm import Ranks, Store
-from partialfc.runtime.exit_codes import LOST, end_at_once
+from partialfc.runtime.comm import DistContext, Store
+from partialfc.runtime.exit_codes import EXIT_RANK_LOST, hard_exit
 from partialfc.runtime.host_memory import bind_thread
 
-_OFTEN = 5.0  # seconds between two entries, or a quarter of the limit
-_LATER = 2.0  # seconds after which those that say nothing end, too
+_HEARTBEAT_SECONDS = 5.0  # seconds between two entries, or a quarter of the limit
+_EXIT_DELAY = 2.0  # seconds after which those that say nothing end, too
 
 
 @dataclass(frozen=True)
-class Entry:
+class Heartbeat:
     """What a rank wrote down."""
 
     count: int  # of its entries
     step: int  # the newest it has begun
-    place: str  # the section of the step it is in
+    section: str  # the section of the step it is in
     host: str
     finished: int = 0  # sections that its GPU has finished; 0 on a CPU
     finished_place: str = ""  # the last of them
 
     @property
-    def waits(self) -> bool:
+    def is_waiting(self) -> bool:
         """Whether it waits for other ranks."""
-        return self.place.endswith(comm.SECTION)
+        return self.section.endswith(comm.COMM_SECTION)
 
 
 class Watchdog:
@@ -52,27 +52,32 @@ class Watchdog:
 
     def __init__(
         self,
-        ranks: Ranks,
+        dist_ctx: DistContext,
         store: Store | None,
         seconds: float,
         *,
         progress: timing.DeviceProgress | None = None,
         before_end: Callable[[], None] = lambda: None,
     ) -> None:
-        self._device, self._progress, self._before_end = ranks.device, progress, before_end
-        self._rank, self._size, self._store, self._seconds = ranks.rank, ranks.size, store, seconds
-        self._often = min(_OFTEN, seconds / 4)
+        self._device, self._progress, self._before_end = dist_ctx.device, progress, before_end
+        self._rank, self._size, self._store, self._seconds = (
+            dist_ctx.rank,
+            dist_ctx.world_size,
+            store,
+            seconds,
+        )
+        self._often = min(_HEARTBEAT_SECONDS, seconds / 4)
         self._host, self._count, self._step = socket.gethostname(), 0, 0
         self._since: float | None = None  # None: nobody waits for a step, as before the first
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def moved(self, step: int) -> None:
+    def begin_step(self, step: int) -> None:
         """A step begins."""
         self._step, self._since = step, time.monotonic()
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
+    def pause(self) -> Iterator[None]:
         """Around what may take long."""
         self._since = None
         yield
@@ -101,21 +106,21 @@ class Watchdog:
                 self._write(store)
                 since = self._since
                 if since is not None and time.monotonic() - since > self._seconds:
-                    self._end(store)
+                    self._report_and_exit(store)
         except RuntimeError:  # the store ends with the launcher, and so does this process
             return
 
     def _write(self, store: Store) -> None:
         self._count += 1
         finished = self._progress.finished() if self._progress else (0, "")
-        entry = [self._count, self._step, timing.whereabouts(), self._host, *finished]
+        entry = [self._count, self._step, timing.current_sections(), self._host, *finished]
         store.set(str(self._rank), json.dumps(entry))
 
-    def _read(self, store: Store) -> dict[int, Entry]:
+    def _read(self, store: Store) -> dict[int, Heartbeat]:
         ranks = [rank for rank in range(self._size) if store.check([str(rank)])]
-        return {rank: Entry(*json.loads(store.get(str(rank)))) for rank in ranks}
+        return {rank: Heartbeat(*json.loads(store.get(str(rank)))) for rank in ranks}
 
-    def _end(self, store: Store) -> None:
+    def _report_and_exit(self, store: Store) -> None:
         """Look twice, so that a process that does not run is known by its entries; the steps may be over meanwhile."""
         before = self._read(store)
         for _ in range(3):
@@ -123,27 +128,27 @@ class Watchdog:
                 return
             self._write(store)
         now = self._read(store)
-        late = late_ranks(before, now)
+        late = find_stalled_ranks(before, now)
         if self._rank == min(now.keys() - late.keys(), default=min(now)):
             for rank, text in late.items():
                 print(f"error: rank {rank} {text}", file=sys.stderr, flush=True)
         else:
-            time.sleep(_LATER)
+            time.sleep(_EXIT_DELAY)
         try:
             self._before_end()
         except Exception as error:  # a diagnosis never changes how a run ends
             print(f"warning: no diagnosis of rank {self._rank}: {error}", file=sys.stderr, flush=True)
-        end_at_once(LOST)  # the thread of the steps may never come back
+        hard_exit(EXIT_RANK_LOST)  # the thread of the steps may never come back
 
 
 @contextmanager
-def watching(
-    ranks: Ranks, seconds: float, before_end: Callable[[], None] = lambda: None
+def watch(
+    dist_ctx: DistContext, seconds: float, before_end: Callable[[], None] = lambda: None
 ) -> Iterator[Watchdog]:
     """Around the steps of a run, all of whose ranks come here."""
-    with timing.followed(ranks.device) as progress:
+    with timing.followed(dist_ctx.device) as progress:
         store = comm.shared_store("watchdog")
-        watchdog = Watchdog(ranks, store, seconds, progress=progress, before_end=before_end)
+        watchdog = Watchdog(dist_ctx, store, seconds, progress=progress, before_end=before_end)
         watchdog.start()
         try:
             yield watchdog
@@ -151,7 +156,7 @@ def watching(
             watchdog.stop()
 
 
-def late_ranks(before: dict[int, Entry], now: dict[int, Entry]) -> dict[int, str]:
+def find_stalled_ranks(before: dict[int, Heartbeat], now: dict[int, Heartbeat]) -> dict[int, str]:
     """The ranks that the others wait for, each in words: those whose process stands still, else those whose GPU has finished
     the fewest sections, else those that are behind and wait for nobody, else those that are behind. before, now: what the ranks
     wrote, some entries apart.
@@ -159,7 +164,7 @@ def late_ranks(before: dict[int, Entry], now: dict[int, Entry]) -> dict[int, str
     still = [rank for rank, entry in now.items() if rank in before and entry.count == before[rank].count]
     last = min(entry.step for entry in now.values())
     behind = [rank for rank, entry in now.items() if entry.step == last]
-    late = still or _slow_gpus(now) or [rank for rank in behind if not now[rank].waits] or behind
+    late = still or _slow_gpus(now) or [rank for rank in behind if not now[rank].is_waiting] or behind
     words = {}
     for rank in late:
         entry = now[rank]
@@ -167,11 +172,11 @@ def late_ranks(before: dict[int, Entry], now: dict[int, Entry]) -> dict[int, str
         if entry.finished_place and rank not in still:
             most = max(now.values(), key=lambda it: it.finished)
             process = f"; its GPU has finished {entry.finished_place}, others {most.finished_place}"
-        words[rank] = f"on {entry.host} has not moved since step {entry.step}, in {entry.place}{process}"
+        words[rank] = f"on {entry.host} has not moved since step {entry.step}, in {entry.section}{process}"
     return words
 
 
-def _slow_gpus(entries: dict[int, Entry]) -> list[int]:
+def _slow_gpus(entries: dict[int, Heartbeat]) -> list[int]:
     """Return the ranks whose GPU has finished fewer sections than others; none on CPUs, or where all are equally far.
 
     The host of a rank runs ahead of its GPU: on the host, all ranks may wait in the same place.

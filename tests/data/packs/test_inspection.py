@@ -7,9 +7,9 @@ from faces import face, write_pack
 
 from partialfc.data import RecordDataset, images
 from partialfc.data.packs import pack_writer
-from partialfc.data.packs.pack_sources import Packing, pack
-from partialfc.data.packs.pack_summary import contact_sheet, summarized
-from partialfc.data.packs.unpack import unpack
+from partialfc.data.packs.pack_sources import PackOptions, pack_images
+from partialfc.data.packs.pack_summary import summarize_pack, write_image_grid
+from partialfc.data.packs.unpack import unpack_pack
 from partialfc.data.recordio import Header, RecordWriter
 from partialfc.errors import InputError
 
@@ -47,7 +47,7 @@ def test_the_dialect_is_named(tmp_path, dialect):
     if 0 in records and len(records[0][1]) == 0:  # and the identities that the header speaks of
         records |= {3 + n: (Header(np.array([1, 3]), 3 + n), b"") for n in range(3)}
     write_records(tmp_path / "pack", records, with_property=with_property)
-    assert summarized(tmp_path / "pack").dialect == dialect
+    assert summarize_pack(tmp_path / "pack").dialect == dialect
 
 
 def test_counts_and_sizes(tmp_path):
@@ -55,13 +55,13 @@ def test_counts_and_sizes(tmp_path):
         (label, face(label, image)) for label, count in ((0, 1), (1, 3), (3, 12)) for image in range(count)
     ]
     pack_writer.write_pack(tmp_path, samples, num_classes=4, size=32)
-    summary = summarized(tmp_path)
-    assert summary.per_class.tolist() == [1, 3, 0, 12] and summary.sizes == {"32 x 32": 16}
-    text = "\n".join(summary.lines())
+    summary = summarize_pack(tmp_path)
+    assert summary.images_per_class.tolist() == [1, 3, 0, 12] and summary.sizes == {"32 x 32": 16}
+    text = "\n".join(summary.format_lines())
     assert text.startswith("rec_builder: a key-0 header, one label an image, a property\n")
     assert "16 images of 3 identities" in text and "4 classes, 1 of them without an image" in text
     assert "1 to 12, median 3" in text
-    assert [line.split()[:4] for line in summary.lines()[4:]] == [
+    assert [line.split()[:4] for line in summary.format_lines()[4:]] == [
         ["1", "1", "identities", "#" * 13],
         ["2", "to", "4", "1"],
         ["10", "to", "19", "1"],
@@ -70,39 +70,39 @@ def test_counts_and_sizes(tmp_path):
 
 def test_what_is_unpacked_is_what_was_packed_and_packs_again(tmp_path):
     write_pack(tmp_path / "pack", 11, 3)
-    assert unpack(tmp_path / "pack", tmp_path / "out") == 33
+    assert unpack_pack(tmp_path / "pack", tmp_path / "out") == 33
     dataset = RecordDataset(tmp_path / "pack")
     for sample in range(33):
         path = tmp_path / f"out/{dataset.label(sample):02d}/{dataset.key(sample):02d}.jpg"
-        assert path.read_bytes() == dataset.encoded(sample) == face(sample // 3, sample % 3)
-    pack([tmp_path / "out"], tmp_path / "again", Packing(size=32))
+        assert path.read_bytes() == dataset.encoded_image(sample) == face(sample // 3, sample % 3)
+    pack_images([tmp_path / "out"], tmp_path / "again", PackOptions(size=32))
     for name in ("train.rec", "train.idx", "property"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "pack" / name).read_bytes()
 
 
 def test_unpacking_goes_on_where_it_was_interrupted(tmp_path):
     write_pack(tmp_path / "pack", 2, 2)
-    unpack(tmp_path / "pack", tmp_path / "out")
+    unpack_pack(tmp_path / "pack", tmp_path / "out")
     kept, lost = tmp_path / "out/0/1.jpg", tmp_path / "out/1/4.jpg"
     content, made = lost.read_bytes(), kept.stat().st_mtime_ns
     lost.unlink()
-    unpack(tmp_path / "pack", tmp_path / "out")
+    unpack_pack(tmp_path / "pack", tmp_path / "out")
     assert lost.read_bytes() == content and kept.stat().st_mtime_ns == made
 
 
 def test_the_sheet_shows_images_of_the_pack(tmp_path):
     write_pack(tmp_path / "pack", 2, 2)
-    contact_sheet(tmp_path / "pack", tmp_path / "sheet.png", columns=3, rows=2, size=32)
+    write_image_grid(tmp_path / "pack", tmp_path / "sheet.png", columns=3, rows=2, size=32)
     sheet = cv2.imread(str(tmp_path / "sheet.png"))[:, :, ::-1]
     assert sheet.shape == (64, 96, 3) and (sheet[32:, 32:] == 255).all()
     pack = RecordDataset(tmp_path / "pack")
     assert (sheet[:32, :32] == pack[0][0]).all() and (sheet[32:, :32] == pack[3][0]).all()
     with pytest.raises(InputError, match=r"sheet.bogus: wanted the name of a .png or .jpg file"):
-        contact_sheet(tmp_path / "pack", tmp_path / "sheet.bogus")
+        write_image_grid(tmp_path / "pack", tmp_path / "sheet.bogus")
 
 
 def test_the_suffix_is_that_of_the_content():
     pixels = images.decode(face(0, 0))
     for suffix in (".jpg", ".png", ".bmp", ".webp"):
-        assert images.suffix(cv2.imencode(suffix, pixels)[1].tobytes()) == suffix
-    assert images.suffix(b"something else") == ".img"
+        assert images.file_suffix(cv2.imencode(suffix, pixels)[1].tobytes()) == suffix
+    assert images.file_suffix(b"something else") == ".img"

@@ -11,7 +11,7 @@ from partialfc.errors import InputError
 
 def content(folder):
     dataset = RecordDataset(folder)
-    return [(dataset.label(sample), dataset.encoded(sample)) for sample in range(len(dataset))]
+    return [(dataset.label(sample), dataset.encoded_image(sample)) for sample in range(len(dataset))]
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_merged_classes_follow_each_other(pack, tmp_path):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_split_holds_out_whole_identities(pack, tmp_path, seed):
     (rest_classes, rest_count), (held_classes, held_count) = split(
-        pack, tmp_path / "rest", tmp_path / "held", identities=1, seed=seed
+        pack, tmp_path / "rest", tmp_path / "held", num_identities=1, seed=seed
     )
     assert (rest_classes, rest_count, held_classes, held_count) == (3, 6, 1, 2)
     (drawn,) = {label for label, encoded in content(pack) if (0, encoded) in content(tmp_path / "held")}
@@ -48,7 +48,7 @@ def test_seeds_draw_other_identities(tmp_path):
     write_pack(tmp_path / "pack", 20, 1)
     drawn = set()
     for seed in range(4):
-        split(tmp_path / "pack", tmp_path / "rest", tmp_path / "held", identities=3, seed=seed)
+        split(tmp_path / "pack", tmp_path / "rest", tmp_path / "held", num_identities=3, seed=seed)
         drawn.add(tuple(encoded for _, encoded in content(tmp_path / "held")))
     assert len(drawn) == 4
 
@@ -58,14 +58,14 @@ def test_more_or_fewer_than_there_are(pack, tmp_path, identities):
     with pytest.raises(
         InputError, match=f"{identities} identities to hold out of .*; wanted 1 to 3, as it has 4"
     ):
-        split(pack, tmp_path / "rest", tmp_path / "held", identities=identities)
+        split(pack, tmp_path / "rest", tmp_path / "held", num_identities=identities)
 
 
 def test_folders_that_would_overwrite_each_other(pack, tmp_path):
     with pytest.raises(InputError, match="wanted two different folders"):
-        split(pack, tmp_path / "out", tmp_path / "out", identities=1)
+        split(pack, tmp_path / "out", tmp_path / "out", num_identities=1)
     with pytest.raises(InputError, match="pack: wanted another folder than that of a pack which is read"):
-        split(pack, pack, tmp_path / "held", identities=1)
+        split(pack, pack, tmp_path / "held", num_identities=1)
     with pytest.raises(InputError, match="wanted another folder"):
         merge([pack], pack)
 
@@ -77,8 +77,8 @@ def test_images_of_another_size_are_refused(pack, tmp_path):
 
 
 def test_gone_on_with_after_an_interruption(pack, tmp_path, monkeypatch):
-    monkeypatch.setattr(pack_writer, "_TOGETHER", 2)
-    encoded = RecordDataset.encoded
+    monkeypatch.setattr(pack_writer, "_FLUSH_EVERY", 2)
+    encoded = RecordDataset.encoded_image
 
     def failing(dataset, sample):
         if sample == 5:
@@ -86,7 +86,7 @@ def test_gone_on_with_after_an_interruption(pack, tmp_path, monkeypatch):
         return encoded(dataset, sample)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RecordDataset, "encoded", failing)
+        patch.setattr(RecordDataset, "encoded_image", failing)
         with pytest.raises(KeyboardInterrupt):
             merge([pack], tmp_path / "out")
     assert (tmp_path / "out/.packing/journal").stat().st_size == 4 * 16

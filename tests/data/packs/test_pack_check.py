@@ -5,7 +5,7 @@ import pytest
 from faces import face, write_pack
 
 from partialfc.data import RecordDataset
-from partialfc.data.packs.pack_check import check, repair
+from partialfc.data.packs.pack_check import check_pack, repair_pack
 from partialfc.data.packs.pack_writer import write_pack as write_samples
 from partialfc.data.recordio import MAGIC, Header, RecordWriter
 from partialfc.errors import InputError
@@ -15,7 +15,7 @@ IMAGES = [(label, face(label, image)) for label in range(3) for image in range(4
 
 def content(folder):
     dataset = RecordDataset(folder)
-    return [(dataset.label(sample), dataset.encoded(sample)) for sample in range(len(dataset))]
+    return [(dataset.label(sample), dataset.encoded_image(sample)) for sample in range(len(dataset))]
 
 
 @pytest.fixture
@@ -36,10 +36,10 @@ def overwrite(pack, at, some):
 
 
 def test_a_whole_pack(pack, tmp_path):
-    findings = check(pack)
+    findings = check_pack(pack)
     assert findings.num_images == 12 and not findings.problems
     assert findings.dialect.startswith("rec_builder: a key-0 header")
-    assert repair(pack, tmp_path / "out") == findings
+    assert repair_pack(pack, tmp_path / "out") == findings
     for name in ("train.rec", "train.idx", "property"):
         assert (tmp_path / "out" / name).read_bytes() == (pack / name).read_bytes()
 
@@ -60,18 +60,18 @@ def test_a_damaged_record_is_named_and_left_out(pack, tmp_path, inside, some, me
     before = (pack / "train.idx").read_bytes()
     overwrite(pack, at + inside, some)
     damaged = (pack / "train.rec").read_bytes()
-    findings = check(pack)
+    findings = check_pack(pack)
     assert findings.num_images == 11 and len(findings.problems) == 1
     assert f"record at byte {at}: " in findings.problems[0] and message in findings.problems[0]
-    assert repair(pack, tmp_path / "out") == findings
-    assert content(tmp_path / "out") == IMAGES[:5] + IMAGES[6:] and not check(tmp_path / "out").problems
+    assert repair_pack(pack, tmp_path / "out") == findings
+    assert content(tmp_path / "out") == IMAGES[:5] + IMAGES[6:] and not check_pack(tmp_path / "out").problems
     assert (pack / "train.rec").read_bytes() == damaged and (pack / "train.idx").read_bytes() == before
 
 
 def test_a_record_that_says_it_goes_on_over_the_next_ones(pack, tmp_path):
     begin, end = offsets(pack)[6], offsets(pack)[9]
     overwrite(pack, begin + 4, (end - begin - 8).to_bytes(4, "little"))
-    findings = repair(pack, tmp_path / "out")
+    findings = repair_pack(pack, tmp_path / "out")
     assert len(findings.problems) == 1 and "holds the start of another" in findings.problems[0]
     assert content(tmp_path / "out") == IMAGES[:5] + IMAGES[6:]
 
@@ -79,7 +79,7 @@ def test_a_record_that_says_it_goes_on_over_the_next_ones(pack, tmp_path):
 def test_a_record_of_several_parts_is_whole(tmp_path):
     payload = IMAGES[0][1] + bytes(-len(IMAGES[0][1]) % 4) + MAGIC.to_bytes(4, "little") + b"123"
     write_samples(tmp_path, [(0, payload), IMAGES[4]], size=32)
-    findings = check(tmp_path)
+    findings = check_pack(tmp_path)
     assert findings.num_images == 2 and not findings.problems
 
 
@@ -87,9 +87,9 @@ def test_a_pack_that_is_cut_off(pack, tmp_path):
     path = pack / "train.rec"
     path.write_bytes(path.read_bytes()[: offsets(pack)[10] + 50])
     (pack / "property").unlink()
-    findings = check(pack)
+    findings = check_pack(pack)
     assert findings.dialect is None and findings.num_images == 9 and len(findings.problems) == 2
-    assert repair(pack, tmp_path / "out") == findings
+    assert repair_pack(pack, tmp_path / "out") == findings
     assert content(tmp_path / "out") == IMAGES[:9]
 
 
@@ -98,8 +98,8 @@ def test_a_lost_or_wrong_index(pack, tmp_path, index):
     (pack / "train.idx").unlink()
     if index is not None:
         (pack / "train.idx").write_bytes(index)
-        assert "train.idx" in check(pack).problems[0] or "stale" in check(pack).problems[0]
-    repair(pack, tmp_path / "out")
+        assert "train.idx" in check_pack(pack).problems[0] or "stale" in check_pack(pack).problems[0]
+    repair_pack(pack, tmp_path / "out")
     assert content(tmp_path / "out") == IMAGES
 
 
@@ -107,8 +107,8 @@ def test_the_dialects(tmp_path):
     with RecordWriter(tmp_path / "train.rec", tmp_path / "train.idx") as writer:
         for key, (label, encoded) in enumerate(IMAGES):
             writer.write(key, Header(np.array([label, 1.0]), key), encoded)
-    assert check(tmp_path).dialect.startswith("im2rec: no key-0 header, 2 labels an image, no property")
-    repair(tmp_path, tmp_path / "out")
+    assert check_pack(tmp_path).dialect.startswith("im2rec: no key-0 header, 2 labels an image, no property")
+    repair_pack(tmp_path, tmp_path / "out")
     assert content(tmp_path / "out") == IMAGES
 
 
@@ -118,8 +118,8 @@ def test_nothing_that_can_be_read(tmp_path):
     with pytest.raises(
         InputError, match=r"no image that can be read; .*/train.rec: record at byte 0: magic 0x0"
     ):
-        check(tmp_path / "pack")
+        check_pack(tmp_path / "pack")
     with pytest.raises(InputError, match=r"train.rec: no image that can be read"):
-        repair(tmp_path / "pack", tmp_path / "out")
+        repair_pack(tmp_path / "pack", tmp_path / "out")
     with pytest.raises(InputError, match="wanted another folder than that of the pack"):
-        repair(tmp_path / "pack", tmp_path / "pack")
+        repair_pack(tmp_path / "pack", tmp_path / "pack")

@@ -8,7 +8,7 @@ from calling import called_tool
 from faces import face
 
 from partialfc.data import RecordDataset, images
-from partialfc.data.packs.pack_sources import Packing, pack
+from partialfc.data.packs.pack_sources import PackOptions, pack_images
 from partialfc.data.packs.pack_writer import write_pack
 from partialfc.data.recordio import RecordFile
 from partialfc.errors import InputError
@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_folder_reads_back_in_sorted_order_with_its_jpeg_bytes(folder, tmp_path):
-    assert pack([folder], tmp_path / "pack", Packing(size=32)) == (2, 4)
+    assert pack_images([folder], tmp_path / "pack", PackOptions(size=32)) == (2, 4)
     records = RecordFile(tmp_path / "pack/train.rec")
     expected = [
         (0, face(ord("a"), 9)),
@@ -46,7 +46,7 @@ def test_a_folder_reads_back_in_sorted_order_with_its_jpeg_bytes(folder, tmp_pat
 
 
 def test_the_layout_is_that_of_the_ms1m_packs(folder, tmp_path):
-    pack([folder], tmp_path / "pack", Packing(size=32))
+    pack_images([folder], tmp_path / "pack", PackOptions(size=32))
     records = RecordFile(tmp_path / "pack/train.rec")
     assert records.keys == range(7)
     header, payload = records[0]
@@ -56,14 +56,14 @@ def test_the_layout_is_that_of_the_ms1m_packs(folder, tmp_path):
 
 
 def test_packing_twice_gives_the_same_bytes(folder, tmp_path):
-    pack([folder], tmp_path / "one", Packing(size=48))
-    pack([folder], tmp_path / "two", Packing(size=48))
+    pack_images([folder], tmp_path / "one", PackOptions(size=48))
+    pack_images([folder], tmp_path / "two", PackOptions(size=48))
     for name in ("train.rec", "train.idx", "property"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
 def test_images_of_another_size_are_resized(folder, tmp_path):
-    pack([folder], tmp_path / "pack", Packing(size=48))
+    pack_images([folder], tmp_path / "pack", PackOptions(size=48))
     dataset = RecordDataset(tmp_path / "pack")
     expected = images.decode(face(ord("b"), 1), 48)
     pixels, label = dataset[3]
@@ -90,17 +90,17 @@ def test_images_out_of_order_have_no_identity_records(tmp_path):
 
 def test_bad_folders_are_refused_and_leave_no_pack(folder, tmp_path):
     with pytest.raises(InputError, match="none: no such file or folder"):
-        pack([tmp_path / "none"], tmp_path / "pack")
+        pack_images([tmp_path / "none"], tmp_path / "pack")
     with pytest.raises(InputError, match=r"faces/a: no folders in it"):
-        pack([folder / "a"], tmp_path / "pack")
+        pack_images([folder / "a"], tmp_path / "pack")
     (folder / "c").mkdir()
     with pytest.raises(InputError, match=r"faces/c: an identity without images; wanted .bmp, .jpeg"):
-        pack([folder], tmp_path / "pack")
+        pack_images([folder], tmp_path / "pack")
     (folder / "c/0.jpg").write_bytes(b"no image")
     with pytest.raises(
         InputError, match=r"1 images cannot be read, .*faces/c/0.jpg: 8 bytes that are no image"
     ):
-        pack([folder], tmp_path / "pack")
+        pack_images([folder], tmp_path / "pack")
     assert {path.name for path in (tmp_path / "pack").iterdir()} == {".packing", "damaged.txt"}
 
 
@@ -110,30 +110,30 @@ def test_identities_with_few_images_are_left_out_and_the_others_renumbered(folde
         for image in range(3):
             (folder / str(label)).mkdir(exist_ok=True)
             (folder / str(label) / f"{image}.jpg").write_bytes(face(label, image))
-    assert pack([folder], tmp_path / "pack", Packing(size=32, min_images=3)) == (2, 6)
+    assert pack_images([folder], tmp_path / "pack", PackOptions(size=32, min_images=3)) == (2, 6)
     dataset = RecordDataset(tmp_path / "pack")
     assert [dataset.label(sample) for sample in range(6)] == [0, 0, 0, 1, 1, 1]
-    assert dataset.encoded(0) == face(2, 0) and dataset.encoded(5) == face(3, 2)
+    assert dataset.encoded_image(0) == face(2, 0) and dataset.encoded_image(5) == face(3, 2)
 
 
 def test_identities_of_several_inputs_are_kept_apart(folder, tmp_path):
-    assert pack([folder, folder], tmp_path / "pack", Packing(size=32)) == (4, 8)
+    assert pack_images([folder, folder], tmp_path / "pack", PackOptions(size=32)) == (4, 8)
     dataset = RecordDataset(tmp_path / "pack")
     assert [dataset.label(sample) for sample in range(8)] == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert [dataset.encoded(sample) for sample in range(4)] == [
-        dataset.encoded(sample) for sample in range(4, 8)
+    assert [dataset.encoded_image(sample) for sample in range(4)] == [
+        dataset.encoded_image(sample) for sample in range(4, 8)
     ]
 
 
 def test_a_shuffled_pack_holds_the_same_images(folder, tmp_path):
-    pack([folder, folder], tmp_path / "plain", Packing(size=32))
+    pack_images([folder, folder], tmp_path / "plain", PackOptions(size=32))
     found = {}
     for seed in (1, 2):
-        pack([folder, folder], tmp_path / str(seed), Packing(size=32, shuffle=seed))
+        pack_images([folder, folder], tmp_path / str(seed), PackOptions(size=32, shuffle=seed))
         dataset = RecordDataset(tmp_path / str(seed))
-        found[seed] = [(dataset.label(it), dataset.encoded(it)) for it in range(len(dataset))]
+        found[seed] = [(dataset.label(it), dataset.encoded_image(it)) for it in range(len(dataset))]
     plain = RecordDataset(tmp_path / "plain")
-    whole = sorted((plain.label(it), plain.encoded(it)) for it in range(8))
+    whole = sorted((plain.label(it), plain.encoded_image(it)) for it in range(8))
     assert found[1] != found[2]
     assert sorted(found[1]) == sorted(found[2]) == whole
 
@@ -149,7 +149,7 @@ def test_a_shuffled_pack_holds_the_same_images(folder, tmp_path):
 )
 def test_nonsense_is_refused(settings, message):
     with pytest.raises(InputError, match=message):
-        Packing(**settings)
+        PackOptions(**settings)
 
 
 def test_the_command_ends_on_a_bad_image_with_one_line(folder, tmp_path):

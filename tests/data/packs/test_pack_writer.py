@@ -14,7 +14,7 @@ from faces import face
 from partialfc.data.packs import pack_writer
 from partialfc.data.packs.pack_writer import resume_pack, write_pack
 from partialfc.errors import InputError
-from partialfc.runtime.files import locked
+from partialfc.runtime.files import file_lock
 
 SAMPLES = [(label, face(label, image)) for label in range(5) for image in range(4)]
 FILES = ("train.rec", "train.idx", "property")
@@ -45,7 +45,7 @@ def whole(tmp_path):
 
 @pytest.fixture(autouse=True)
 def few_together(monkeypatch):
-    monkeypatch.setattr(pack_writer, "_TOGETHER", 3)
+    monkeypatch.setattr(pack_writer, "_FLUSH_EVERY", 3)
 
 
 @pytest.mark.parametrize("cut", [0, 1, 7, 16])
@@ -100,7 +100,7 @@ def test_an_interruption_while_files_are_put_in_place(tmp_path, whole, monkeypat
 
 
 def test_two_at_once_are_refused(tmp_path):
-    with locked(tmp_path / ".packing/lock"), pytest.raises(InputError, match="another process is packing"):
+    with file_lock(tmp_path / ".packing/lock"), pytest.raises(InputError, match="another process is packing"):
         resume_pack(tmp_path, lambda done: SAMPLES, plan="a", size=32)
 
 

@@ -24,7 +24,7 @@ def test_a_listing_of_pairs_reads_back(people):
     listing.write_text("5\t2\n" + "Ann\t1\t2\nBo\t1\t2\nAnn\t1\tBo\t2\nBo\t1\tAnn\t1\n" * 5)
     assert pack_pairs(listing, people, people / "some.bin") == 20
     pairs = load_pairs(people / "some.bin")
-    assert pairs.name == "some" and pairs.same.tolist() == [True, True, False, False] * 5
+    assert pairs.name == "some" and pairs.is_same.tolist() == [True, True, False, False] * 5
     assert pairs.images[4:6] == [face(ord("A"), 1), face(ord("B"), 2)]
 
 

@@ -11,18 +11,18 @@ from faces import face
 
 from partialfc.data import RecordDataset
 from partialfc.data.packs import pack_writer
-from partialfc.data.packs.pack_sources import Packing, pack
-from partialfc.data.packs.sources import opened
+from partialfc.data.packs.pack_sources import PackOptions, pack_images
+from partialfc.data.packs.sources import open_source
 from partialfc.errors import InputError
 
 SAMPLES = [(label, face(label, image)) for label in range(3) for image in range(2)]
-SMALL = Packing(size=32)
+SMALL = PackOptions(size=32)
 
 
 def packed(source, folder, packing=SMALL):
-    pack([source], folder, packing)
+    pack_images([source], folder, packing)
     dataset = RecordDataset(folder)
-    return [(dataset.label(sample), dataset.encoded(sample)) for sample in range(len(dataset))]
+    return [(dataset.label(sample), dataset.encoded_image(sample)) for sample in range(len(dataset))]
 
 
 def write_tar(path: Path, members: dict[str, bytes]) -> None:
@@ -73,7 +73,7 @@ def test_tars_of_a_folder_are_one_source(tmp_path):
     write_tar(tmp_path / "a-0.tar", members(SAMPLES[:3]))
     write_tar(tmp_path / "a-1.tar", members(SAMPLES[3:], 3))
     assert packed(tmp_path, tmp_path / "pack") == SAMPLES
-    assert packed(tmp_path / "a-1.tar", tmp_path / "one", Packing(size=32, min_images=2)) == [
+    assert packed(tmp_path / "a-1.tar", tmp_path / "one", PackOptions(size=32, min_images=2)) == [
         (0, content) for _, content in SAMPLES[4:]
     ]
 
@@ -160,7 +160,7 @@ def test_what_was_begun_is_not_gone_on_with_under_other_classes(tmp_path, monkey
     listing = "".join(f"1\t{number}.jpg\t{{}}\n" for number in range(4))
     (tmp_path / "a.lst").write_text(listing.format(0, 0, 1, 1))
     with monkeypatch.context() as patch:
-        patch.setattr(pack_writer, "_complete", None)
+        patch.setattr(pack_writer, "_finalize", None)
         with pytest.raises(TypeError):
             packed(tmp_path / "a.lst", tmp_path / "pack")
     assert (tmp_path / "pack/.packing/journal").stat().st_size == 4 * 16
@@ -171,6 +171,6 @@ def test_what_was_begun_is_not_gone_on_with_under_other_classes(tmp_path, monkey
 def test_what_is_streamed_is_not_shuffled(tmp_path):
     write_tar(tmp_path / "a.tar", members(SAMPLES))
     with pytest.raises(InputError, match=r"a.tar: --shuffle wants folders"):
-        packed(tmp_path / "a.tar", tmp_path / "pack", Packing(size=32, shuffle=1))
+        packed(tmp_path / "a.tar", tmp_path / "pack", PackOptions(size=32, shuffle=1))
     with pytest.raises(InputError, match="none: no such file or folder"):
-        opened(tmp_path / "none", sparse=False)
+        open_source(tmp_path / "none", allow_empty=False)

@@ -11,7 +11,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from partialfc.config import AdamWRule, AnyMargin, CosFace, CurricularFace, HeadConfig, MagFace
+from partialfc.config import AnyLoss, CenterAdamW, CosFace, CurricularFace, HeadConfig, MagFace
 from partialfc.head import PartialFC, partial_fc
 from partialfc.head.kernels import triton_backend, triton_centers, triton_images, triton_logits, triton_rows
 
@@ -24,7 +24,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"sample_rate": 0.1},
     {"sample_rate": 0.1, "matmul_precision": "half", "centers_dtype": "bfloat16", "optim_state_dtype": "bfloat16"},
     {"sample_rate": 0.1, "matmul_precision": "half", "interclass_threshold": 0.5, "logit_correction": "log_q", "unsampled": "decay"},
-    {"optim": AdamWRule(), "margin": CosFace(scale=128.0)},
+    {"optim": CenterAdamW(), "margin": CosFace(scale=128.0)},
     {"sample_rate": 0.1, "memory": "host"},
     {"sample_rate": 0.1, "margin": CurricularFace()},
     {"sample_rate": 0.1, "margin": MagFace()},
@@ -60,7 +60,7 @@ def compiled_in(folder: Path, capability: int) -> None:
             step(**settings)
 
 
-def step(margin: AnyMargin | None = None, **settings: Any) -> None:
+def step(margin: AnyLoss | None = None, **settings: Any) -> None:
     """A step that computes nothing."""
     head = PartialFC(2000, 512, margin or CosFace(), config=HeadConfig(**settings))
     step = head.prepare(torch.arange(128), 0)

@@ -11,7 +11,7 @@ import torch
 from compiling import compiled_in
 from torch import Tensor
 
-from partialfc.config import AdamWRule, CosFace, HeadConfig, SgdRule
+from partialfc.config import CenterAdamW, CenterSGD, CosFace, HeadConfig
 from partialfc.errors import InputError
 from partialfc.head import PartialFC
 
@@ -25,11 +25,11 @@ CASES = {
     "what rows have missed": SAMPLED | {"unsampled": "decay"},
     "that, without momentum": SAMPLED | {"unsampled": "decay", "optim_state_dtype": "none"},
     "without momentum": SAMPLED | {"optim_state_dtype": "none"},
-    "nesterov": SAMPLED | {"optim": SgdRule(nesterov=True)},
-    "AdamW": SAMPLED | {"optim": AdamWRule()},
+    "nesterov": SAMPLED | {"optim": CenterSGD(nesterov=True)},
+    "AdamW": SAMPLED | {"optim": CenterAdamW()},
     "shifted, left out, corrected": {"scale": 128.0, "interclass_threshold": 0.3, "logit_correction": "log_q"} | SAMPLED,
     "bfloat16 rows": SAMPLED | {"centers_dtype": "bfloat16", "optim_state_dtype": "bfloat16"},
-    "bfloat16 moments of AdamW": SAMPLED | {"optim_state_dtype": "bfloat16", "optim": AdamWRule()},
+    "bfloat16 moments of AdamW": SAMPLED | {"optim_state_dtype": "bfloat16", "optim": CenterAdamW()},
     "bfloat16 rows that have missed steps": SAMPLED | {"centers_dtype": "bfloat16", "unsampled": "decay"},
 }  # fmt: skip
 

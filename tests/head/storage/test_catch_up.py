@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from partialfc.config import Sgd
+from partialfc.config import SGD
 from partialfc.errors import InputError
 from partialfc.head.optimizers import RowSGD
 from partialfc.head.storage import catch_up
@@ -64,7 +64,7 @@ def test_products_of_many_steps_stay_right():
 
 
 def test_each_row_is_caught_up_from_its_own_last_step():
-    optimizer = RowSGD(Sgd(momentum=0.9, nesterov=True, weight_decay=0.1), moments=True)
+    optimizer = RowSGD(SGD(momentum=0.9, nesterov=True, weight_decay=0.1), moments=True)
     catch_up, rates = CatchUp(5, optimizer, CPU, torch.float64), torch.tensor([0.3, 0.2, 0.4, 0.1])
     for number, rows in enumerate(([0, 1], [1, 4], [0], [3])):
         catch_up.append(np.array(rows), rates[number].double(), torch.tensor(number != 2))
@@ -75,7 +75,7 @@ def test_each_row_is_caught_up_from_its_own_last_step():
 
 
 def test_steps_before_rows_were_to_catch_up_leave_them_as_they_were():
-    optimizer = RowSGD(Sgd(momentum=0.9, weight_decay=0.1), moments=True)
+    optimizer = RowSGD(SGD(momentum=0.9, weight_decay=0.1), moments=True)
     catch_up = CatchUp(3, optimizer, CPU, torch.float64)
     catch_up.after_load(7)  # of a run that kept nothing of them
     torch.testing.assert_close(catch_up.factors(np.arange(3)), torch.eye(2).double().expand(3, 2, 2))
@@ -95,14 +95,14 @@ def test_a_step_without_gradient_is_that_of_torch():
         for rate in rates.tolist():
             weight.grad, torchs.param_groups[0]["lr"] = torch.zeros_like(weight), rate
             torchs.step()
-        optimizer = RowSGD(Sgd(momentum=0.9, nesterov=nesterov, weight_decay=0.1), moments=True)
+        optimizer = RowSGD(SGD(momentum=0.9, nesterov=nesterov, weight_decay=0.1), moments=True)
         found = product(optimizer.transitions(rates)) @ state
         torch.testing.assert_close(found[0], weight.detach())
 
 
 def test_more_steps_than_are_kept_are_refused(monkeypatch):
     monkeypatch.setattr(catch_up, "MAX_STEPS", 2)
-    behind = CatchUp(1, RowSGD(Sgd(), moments=True), CPU, torch.float32)
+    behind = CatchUp(1, RowSGD(SGD(), moments=True), CPU, torch.float32)
     for _ in range(2):
         behind.factors(np.array([0]))
         behind.append(np.array([0]), torch.tensor(0.1), torch.tensor(True))

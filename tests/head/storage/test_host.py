@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from partialfc.config import AdamW, AnyOptimizer, CosFace, HeadConfig, Sgd
+from partialfc.config import SGD, AdamW, AnyOptimizer, CosFace, HeadConfig
 from partialfc.head import PartialFC
 
 CLASSES, WIDTH, BATCH = 200, 8, 12
@@ -35,7 +35,7 @@ def trained(options: dict[str, Any], optim: AnyOptimizer, device: str, ahead: in
         local = inputs(number)[0].chunk(dist.get_world_size())[dist.get_rank()].to(device).requires_grad_()
         loss = head(local, steps[number])
         loss.backward()
-        lr = 0.3 if isinstance(optim, Sgd) else 0.01
+        lr = 0.3 if isinstance(optim, SGD) else 0.01
         head.update(steps[number], lr, torch.tensor(number != 5, device=device))
         losses.append(loss.detach().cpu())
     return [*losses, *(rows.cpu().clone() for rows in head.centers.tensors.values())]
@@ -45,10 +45,10 @@ def trained(options: dict[str, Any], optim: AnyOptimizer, device: str, ahead: in
 @pytest.mark.parametrize(
     ("options", "optim"),
     [
-        ({}, Sgd()),
-        ({"unsampled": "decay"}, Sgd(nesterov=True)),
+        ({}, SGD()),
+        ({"unsampled": "decay"}, SGD(nesterov=True)),
         ({"centers_dtype": "bfloat16", "optim_state_dtype": "bfloat16"}, AdamW()),
-        ({"centers_dtype": "bfloat16", "optim_state_dtype": "none"}, Sgd()),
+        ({"centers_dtype": "bfloat16", "optim_state_dtype": "none"}, SGD()),
     ],
     ids=str,
 )
@@ -63,8 +63,8 @@ def test_host_memory_gives_the_same_bits(ranks, device, options, optim, world_si
 
 @pytest.mark.parametrize(("ahead", "drop"), [(0, None), (1, None), (3, None), (0, 4), (1, 4), (3, 4)])
 def test_however_far_ahead_steps_are_prepared(ranks, device, ahead, drop):
-    expected = ranks.run(2, trained, {"sample_rate": 0.3}, Sgd(), device, ahead, drop)
-    found = ranks.run(2, trained, {"sample_rate": 0.3, "memory": "host"}, Sgd(), device, ahead, drop)
+    expected = ranks.run(2, trained, {"sample_rate": 0.3}, SGD(), device, ahead, drop)
+    found = ranks.run(2, trained, {"sample_rate": 0.3, "memory": "host"}, SGD(), device, ahead, drop)
     for here, there in zip(found, expected, strict=True):
         assert all(map(torch.equal, here, there))
 

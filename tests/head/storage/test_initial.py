@@ -47,7 +47,7 @@ def test_centres_are_normal_and_independent():
 
 def test_the_words_of_a_device_are_those_of_the_host():
     index = np.arange(1000)
-    expected = counter_rng.bits(counter_rng.key(1, "some"), index).view(np.int64)
-    key = counter_rng.signed(counter_rng.key(1, "some"))
-    words = torch.from_numpy(index) * counter_rng.signed(counter_rng.GAMMA) + key
-    assert torch.equal(counter_rng.mixed(words), torch.from_numpy(expected))
+    expected = counter_rng.random_bits(counter_rng.derive_key(1, "some"), index).view(np.int64)
+    key = counter_rng.as_int64(counter_rng.derive_key(1, "some"))
+    words = torch.from_numpy(index) * counter_rng.as_int64(counter_rng.GAMMA) + key
+    assert torch.equal(counter_rng.mix_words(words), torch.from_numpy(expected))
