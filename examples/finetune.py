@@ -1,7 +1,9 @@
 """python examples/finetune.py WEIGHTS BACKBONE PACK OUTPUT [section.key=value ...]
 
-Trains a network of others on with one's own identities: WEIGHTS is a .pth of insightface or ElasticFace, BACKBONE its name,
-such as iresnet100, PACK what `partialfc pack` wrote, with a .bin set that says how good it is.
+Fine-tune a published network on your own identities.
+
+WEIGHTS is a .pth of insightface or ElasticFace, and BACKBONE its name, such as iresnet100. PACK is a pack of
+`partialfc pack` with a .bin set for evaluation.
 """
 
 import argparse
@@ -12,7 +14,7 @@ from partialfc.config import load_config
 from partialfc.runtime import comm
 from partialfc.training.loop import train
 
-# A tenth of the rate that training from nothing takes, and a short warm-up: the centres begin at random.
+# A tenth of the learning rate of training from scratch, and a short warm-up, since centers start random.
 GENTLE = ["optim.lr=0.01", "schedule.warmup=100", "train.length=5 epochs", "loss.name=elastic_arcface"]
 
 

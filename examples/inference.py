@@ -1,7 +1,7 @@
 """python examples/inference.py MODEL GALLERY FACE [FACE ...]
 
-Whom of a gallery each face shows. GALLERY has a folder for each person, of aligned faces; MODEL is a run, what
-`partialfc export` wrote, or weights.
+Identify faces in a gallery. GALLERY has a folder of aligned faces for each person. MODEL is a run, a folder of
+`partialfc export`, or weights.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import partialfc
 
 
 def enrolled(model: partialfc.Recognizer, gallery: Path) -> tuple[list[str], np.ndarray]:
-    """Names [n], and the mean embedding [n, D] of each person's images, of length 1."""
+    """Return names `[n]` and the L2-normalized mean embedding `[n, D]` of each person."""
     names = sorted(folder.name for folder in gallery.iterdir() if folder.is_dir())
     templates = np.stack([model.embed(sorted((gallery / name).iterdir())).mean(0) for name in names])
     return names, templates / np.linalg.norm(templates, axis=1, keepdims=True)
@@ -23,7 +23,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("model"), parser.add_argument("gallery", type=Path)
     parser.add_argument("faces", nargs="+")
-    parser.add_argument("--threshold", type=float, default=0.3, help="as partialfc evaluate found it")
+    parser.add_argument("--threshold", type=float, default=0.3, help="from partialfc evaluate")
     options = parser.parse_args()
     model = partialfc.load(options.model)
     names, templates = enrolled(model, options.gallery)

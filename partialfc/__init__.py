@@ -4,7 +4,7 @@
     first, second = model.embed(["a.jpg", "b.jpg"])
     similarity = first @ second
 
-What is named here is imported when it is first used.
+Public names are imported on first use.
 """
 
 from importlib import import_module

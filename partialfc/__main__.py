@@ -1,24 +1,12 @@
-"""All commands as one: `partialfc COMMAND ...`."""
+"""Command line: `partialfc COMMAND ...`."""
 
 import sys
 from collections.abc import Sequence
 
 from partialfc.runtime.exit_codes import EXIT_BAD_INPUT, exit_on_input_error
 
-# Names of version 0.1.
-OLD_NAMES = {
-    "pack_recordio": ("pack",),
-    "pack_pairs": ("pairs",),
-    "unpack_recordio": ("unpack",),
-    "inspect_recordio": ("inspect",),
-    "check_recordio": ("check",),
-    "merge_recordio": ("merge",),
-    "split_recordio": ("split",),
-    "plot_run": ("plot",),
-    "compare_runs": ("plot", "--differences"),
-}
-_EXIT_SIGINT = 130  # as a shell tells it
-# By library: the extra of the package that brings it. All others come with the package, or with [train].
+_EXIT_SIGINT = 130  # shell convention
+# Extra of the package for each library; all others are in the package or in [train].
 _EXTRA_OF_MODULE = {
     "huggingface_hub": "export",
     "lmdb": "lmdb",
@@ -30,12 +18,12 @@ _EXTRA_OF_MODULE = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command. Ends the program: with exit code 2 and one line where the input is bad."""
-    given = _renamed(list(sys.argv[1:] if arguments is None else arguments))
+    """Run a command and exit; bad input gives exit code 2 and one line."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
     with exit_on_input_error():
         try:
             code = _run_command(given or ["--help"])
-        except BrokenPipeError:  # whoever reads has read enough; as where the pipe breaks earlier
+        except BrokenPipeError:  # the reader has closed the pipe
             sys.stdout = None  # type: ignore[assignment]  # Python would flush it once more
             sys.exit(1)
         except ModuleNotFoundError as error:
@@ -43,14 +31,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 raise
             extra = _EXTRA_OF_MODULE.get(error.name, "train")
             print(
-                f"error: {error.name} is missing; wanted: pip install 'partialfc[{extra}]'", file=sys.stderr
+                f"error: missing package {error.name}; install it with: pip install 'partialfc[{extra}]'",
+                file=sys.stderr,
             )
             sys.exit(EXIT_BAD_INPUT)
     sys.exit(code)
 
 
 def _run_command(arguments: list[str]) -> int:
-    """The exit code of a command."""
+    """Run a command and return its exit code."""
     import typer
 
     from partialfc.commands.app import app
@@ -61,23 +50,12 @@ def _run_command(arguments: list[str]) -> int:
     except typer.Abort:
         return _EXIT_SIGINT
     except typer.TyperException as error:
-        context = getattr(error, "ctx", None)  # of the command that was meant
+        context = getattr(error, "ctx", None)  # of the command
         place = context.command_path if context else "partialfc"
         message = " ".join(error.format_message().split()).rstrip(".")
         print(f"error: {place}: {message}; see {place} --help", file=sys.stderr)
         return EXIT_BAD_INPUT
     return code
-
-
-def _renamed(arguments: list[str]) -> list[str]:
-    """Arguments in the words of today: names of version 0.1, and launch.sh's `--plan`."""
-    if arguments and arguments[0] in OLD_NAMES:
-        now = OLD_NAMES[arguments[0]]
-        print(f"{arguments[0]} is now: partialfc {' '.join(now)}", file=sys.stderr)
-        return [*now, *arguments[1:]]
-    if arguments[:1] == ["train"] and "--plan" in arguments:
-        return ["plan", *(it for it in arguments[1:] if it != "--plan")]
-    return arguments
 
 
 if __name__ == "__main__":

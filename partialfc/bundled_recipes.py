@@ -1,4 +1,4 @@
-"""The recipes that come with the package, which are meant by their names."""
+"""Recipes that come with the package."""
 
 import difflib
 from pathlib import Path
@@ -9,12 +9,12 @@ _RECIPES_DIR = Path(__file__).with_name("recipes")
 
 
 def bundled_recipes() -> dict[str, Path]:
-    """The recipes by name, sorted."""
+    """Return the recipes by name, sorted."""
     return {path.stem: path for path in sorted(_RECIPES_DIR.glob("*.yaml"))}
 
 
 def recipe_summary(recipe: Path) -> str:
-    """What its first comment says, up to the first colon, semicolon or end of a sentence."""
+    """Return the first comment of a recipe, up to the first colon, semicolon or end of a sentence."""
     words: list[str] = []
     for line in recipe.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
@@ -27,8 +27,10 @@ def recipe_summary(recipe: Path) -> str:
 
 
 def resolve_recipe(name: str | Path, relative_to: Path | None = None) -> Path:
-    """The file that `name` means: a file, which is looked for in the folder `relative_to`; else a recipe that ships, by its name
-    or its file's. InputError where it is a bare name, and none.
+    """Return the file of a recipe: a path, relative to the folder `relative_to`, or the name of a bundled recipe.
+
+    Raises:
+        InputError: If there is no such recipe.
     """
     path = Path(name) if relative_to is None else relative_to / name
     known = bundled_recipes()
@@ -40,6 +42,4 @@ def resolve_recipe(name: str | Path, relative_to: Path | None = None) -> Path:
         return path
     near = difflib.get_close_matches(str(name), known, 1)
     suggestion = f"; did you mean {near[0]}?" if near else ""
-    raise InputError(
-        f"recipe {name}: no file, and none that ships; wanted a file, or one of {', '.join(known)}{suggestion}"
-    )
+    raise InputError(f"recipe {name}: not found; expected a file, or one of {', '.join(known)}{suggestion}")

@@ -1,4 +1,4 @@
-"""What was parsed as a msgspec struct, or one line that says what is wrong."""
+"""Conversion of parsed data to msgspec structs, with one-line error messages."""
 
 import difflib
 import math
@@ -13,12 +13,19 @@ from partialfc.errors import InputError
 from partialfc.key_hints import KEY_HINTS, VALUE_HINTS
 from partialfc.renamed import renamed_key, renamed_value
 
-_BAD_KEY_MARKER = "key` in `"  # of msgspec's messages
-VARIANT = "name"  # the key that says which variant of a section is meant
+_BAD_KEY_MARKER = "key` in `"  # in msgspec's messages
+VARIANT = "name"  # key that selects the variant of a section
 
 
 def convert(tree: Any, type_: Any, location: str) -> Any:
-    """What was parsed as the struct `type_`, or one of a union; an InputError says in one line what is wrong at `location`."""
+    """Convert parsed data to the struct `type_`, or to a member of a union.
+
+    Returns:
+        The struct.
+
+    Raises:
+        InputError: If it is invalid; the message is one line and starts with `location`.
+    """
     for leaf, value in _checked_leaves(tree, location):
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{location}: {leaf}: {value} is not a finite number")
@@ -29,7 +36,9 @@ def convert(tree: Any, type_: Any, location: str) -> Any:
     try:
         return msgspec.convert(tree, type_)
     except msgspec.ValidationError as error:
-        if type(error.__cause__) is InputError:  # a struct's own check, which names its keys
+        if (
+            type(error.__cause__) is InputError
+        ):  # validation of the struct itself, whose message contains the keys
             raise InputError(f"{location}: {error.__cause__}") from error
         raise InputError(f"{location}: {_explain_validation_error(str(error), tree, type_)}") from error
 
@@ -55,11 +64,11 @@ def _iter_leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _explain_validation_error(message: str, tree: Any, type_: Any) -> str:
-    """A message of msgspec, with the key first, what was found there, and what is allowed."""
+    """Return a message of msgspec as: key, value, allowed values."""
     problem, _, where = message.partition(" - at `")
     wrong_key, where = where.startswith(_BAD_KEY_MARKER), where.removeprefix(_BAD_KEY_MARKER)
     path = re.sub(r"\[(\d+)\]", r".\1", where.rstrip("`").removeprefix("$").removeprefix("."))
-    path = path.partition("[...]")[0]  # of a mapping that is no section
+    path = path.partition("[...]")[0]  # of a mapping that is not a section
     keys = path.split(".") if path else []
     if unknown := re.search(r"unknown field `(.*)`", problem):
         return _unknown_key_message(keys, unknown[1], tree, inspect.type_info(type_))
@@ -69,9 +78,11 @@ def _explain_validation_error(message: str, tree: Any, type_: Any) -> str:
     if allowed := sorted(_allowed_values(inspect.type_info(type_), keys)):
         meant = [VALUE_HINTS[str(found)]] if VALUE_HINTS.get(str(found)) in allowed else []
         nearest = _did_you_mean(meant or difflib.get_close_matches(str(found), allowed, 1))
-        return f"{path}: {short_repr(found)}, wanted one of {', '.join(allowed)}{nearest}"
-    if wanted := _describe_expected(_type_at(inspect.type_info(type_), keys), is_key=wrong_key, value=found):
-        return f"{path}: {short_repr(found)}, wanted {wanted}"
+        return f"{path}: {short_repr(found)}, expected one of {', '.join(allowed)}{nearest}"
+    if expected := _describe_expected(
+        _type_at(inspect.type_info(type_), keys), is_key=wrong_key, value=found
+    ):
+        return f"{path}: {short_repr(found)}, expected {expected}"
     problem = problem[0].lower() + problem[1:].replace("`", "")
     return f"{path or 'recipe'}: {problem}; found {short_repr(found)}"
 
@@ -82,33 +93,35 @@ def _describe_expected(type_: inspect.Type, *, is_key: bool, value: Any) -> str 
         return describe_type(type_)
     if is_key:
         return f"as a key {describe_type(mapping.key_type)}"
-    return None if isinstance(value, float | int | dict) else "a number, or numbers by step or epoch"
+    return None if isinstance(value, float | int | dict) else "a number, or a schedule by step or epoch"
 
 
 def find_mapping_type(type_: inspect.Type) -> inspect.DictType | None:
-    """Of a type that may be a mapping with keys that are described, beside others: the mapping."""
+    """Return the mapping type of a union that contains one with documented keys."""
     options = type_.types if isinstance(type_, inspect.UnionType) else ()
     mappings = [it for it in options if isinstance(it, inspect.DictType)]
     return next((it for it in mappings if describe_type(it.key_type)), None)
 
 
 def describe_type(type_: inspect.Type) -> str | None:
-    """What is wanted of a value of this type, where its Meta says so in words."""
+    """Return a description of the values of a type, from its Meta."""
     options = type_.types if isinstance(type_, inspect.UnionType) else (type_,)
     schemas = [it.extra_json_schema for it in options if isinstance(it, inspect.Metadata)]
     return next((str(it["description"]) for it in schemas if it and "description" in it), None)
 
 
 def _unknown_key_message(keys: list[str], name: str, tree: Any, type_: inspect.Type) -> str:
-    """Says which keys the section has, and what was meant: in other trainers' words, else the nearest key there, else of that
-    name elsewhere, else alike elsewhere.
+    """Return a message with the keys of the section and a suggestion.
+
+    Suggestions, in this order: the name in other trainers, a similar key of the section, the same key
+    elsewhere, a similar key elsewhere.
     """
     section = _value_at(tree, [*keys, name])
     first_key = str(next(iter(section), "")) if isinstance(section, dict) else None
     if old := renamed_key(_recipe_key([*keys, name]), first_key):
         return old
     structs = _struct_types(_type_at(type_, keys))
-    if len(structs) > 1:  # of the variant that the section names
+    if len(structs) > 1:  # of the variant that the section selects
         structs = [struct for struct in structs if struct.tag == _value_at(tree, [*keys, VARIANT])]
     here = [field.encode_name for struct in structs for field in struct.fields]
     everywhere = list(_iter_known_keys(type_))
@@ -121,7 +134,7 @@ def _unknown_key_message(keys: list[str], name: str, tree: Any, type_: inspect.T
 
 
 def _recipe_key(keys: list[str]) -> str:
-    """Return a dotted key of a recipe, also for a checkpoint, which has the recipe in `config`."""
+    """Return the dotted key of a recipe, also for a checkpoint, which contains the recipe as `config`."""
     return ".".join(keys).removeprefix("config.")
 
 
@@ -134,7 +147,7 @@ def _did_you_mean(matches: list[str]) -> str:
 
 
 def _iter_known_keys(type_: inspect.Type, prefix: str = "") -> Iterator[str]:
-    """Every dotted key that a recipe of this type may have."""
+    """Yield every dotted key of a recipe of this type."""
     for struct in _struct_types(type_):
         for field in struct.fields:
             path = f"{prefix}.{field.encode_name}" if prefix else field.encode_name
@@ -143,15 +156,15 @@ def _iter_known_keys(type_: inspect.Type, prefix: str = "") -> Iterator[str]:
 
 
 def _allowed_values(type_: inspect.Type, keys: list[str]) -> set[str]:
-    """The values a key may have, where they are few words: names of variants, and literals."""
+    """Return the allowed values of a key with few values: names of variants, and literals."""
     if keys and keys[-1] == VARIANT:
         return {str(struct.tag) for struct in _struct_types(_type_at(type_, keys[:-1]))}
-    wanted = _type_at(type_, keys)
-    return {str(value) for value in wanted.values} if isinstance(wanted, inspect.LiteralType) else set()
+    expected = _type_at(type_, keys)
+    return {str(value) for value in expected.values} if isinstance(expected, inspect.LiteralType) else set()
 
 
 def _type_at(type_: inspect.Type, keys: list[str]) -> inspect.Type:
-    """The type of what stands at `keys`, any variant's."""
+    """Return the type at `keys`, for any variant."""
     for key in keys:
         if isinstance(type_, inspect.VarTupleType):
             type_ = type_.item_type
@@ -178,6 +191,6 @@ def _value_at(tree: Any, keys: list[str]) -> Any:
 
 
 def short_repr(value: Any) -> str:
-    """A value, cut where it is long."""
+    """Return the repr of a value, truncated if it is long."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

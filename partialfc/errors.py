@@ -1,8 +1,8 @@
-"""Errors that are the user's, not ours."""
+"""Errors caused by the user."""
 
 
 class InputError(ValueError):
-    """Bad input: a recipe, a file or an argument that cannot be worked with; its message is one line that says so.
+    """Invalid recipe, file or argument; the message is a single line that explains the problem.
 
-    Programs end on it with that line and exit code 2. Any other ValueError is a defect of ours, and keeps its traceback.
+    Programs exit with this line and code 2. Any other ValueError is a bug and keeps its traceback.
     """

@@ -1,6 +1,6 @@
-"""What the keys and names of a recipe are called in other trainers of the field, for hints."""
+"""Names of recipe keys and values in other trainers, for hints."""
 
-# A key, wherever it stands, and what says the same here.
+# Key in another trainer, in any section: equivalent here.
 KEY_HINTS = {
     "batch_size": "train.global_batch_size, over all ranks",
     "embedding_size": "backbone.embedding_size",
@@ -29,7 +29,7 @@ KEY_HINTS = {
     "warmup_epochs": "schedule.warmup: 2 epochs",
 }
 
-# A value, where it is one of a few names.
+# Value of a key with few values: equivalent here.
 VALUE_HINTS = {
     "mbf": "mobilefacenet",
     "mbf_large": "mobilefacenet_large",

@@ -1,4 +1,4 @@
-"""YAML and `key=value` overrides -> a checked msgspec struct, or one line that says what is wrong."""
+"""Recipes: YAML and `key=value` overrides, converted to a validated msgspec struct."""
 
 import re
 from collections import Counter
@@ -15,17 +15,26 @@ from partialfc.errors import InputError
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-BASE = "base"  # the key that says which recipe this one changes
+BASE = "base"  # key for the recipe that this one extends
 
 
 def load(recipe: Path | str, overrides: Sequence[str], config_type: type[T]) -> T:
-    """Read a recipe, a file's or the name of one that ships, apply `a.b=c` overrides, and check the whole against the
-    struct `config_type`.
+    """Load a recipe from a file or a bundled one by name, apply `a.b=c` overrides, and validate it.
 
-    `section.name=variant` starts that section anew, from the defaults of the variant, before other overrides
-    of it. A recipe's `base:`, a file's path relative to the recipe or such a name, is the recipe that it changes: its own
-    sections are laid over that one's, key by key, or anew where they name another variant. An InputError names in one line
-    the place, what was found and what is wanted.
+    `section.name=variant` resets the section to the defaults of the variant, before other overrides of it.
+    The recipe in `base:`, a path relative to the recipe or a name, is extended key by key; a section that
+    selects another variant is replaced.
+
+    Args:
+        recipe: File or name of a bundled recipe.
+        overrides: `a.b=c` each.
+        config_type: Struct of the result.
+
+    Returns:
+        Validated struct.
+
+    Raises:
+        InputError: If anything is invalid; one line with location, value and expectation.
     """
     path = resolve_recipe(recipe)
     tree = _load_tree(path, config_type)
@@ -40,26 +49,26 @@ def load(recipe: Path | str, overrides: Sequence[str], config_type: type[T]) -> 
 def _load_tree(
     path: Path, config_type: type[msgspec.Struct], parents: tuple[Path, ...] = ()
 ) -> dict[str, Any]:
-    """A recipe's sections over those of its base. above: the recipes that are based on this one."""
+    """Return the sections of a recipe merged over those of its base; `parents` are the recipes that extend it."""
     place = f"recipe {path}"
     if path.resolve() in parents:
-        raise InputError(f"{place}: based on itself; wanted a `base` that leads to an end")
+        raise InputError(f"{place}: its `base` leads back to itself")
     try:
-        if path.exists() and not path.is_file():  # a device may never end
-            raise InputError(f"{place}: a folder or a device; wanted a file")
+        if path.exists() and not path.is_file():  # reading a device may never end
+            raise InputError(f"{place}: expected a file, got a folder or a device")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{place}: {error.strerror if isinstance(error, OSError) else error}") from error
     tree = parse(text, place) or {}
     if not isinstance(tree, dict):
-        raise InputError(f"{place}: {short_repr(tree)}, wanted sections with keys")
+        raise InputError(f"{place}: {short_repr(tree)}, expected sections with keys")
     base = tree.pop(BASE, None)
     if base is None:
         whole = {}
     elif isinstance(base, str) and "\0" not in base:
         whole = _load_tree(resolve_recipe(base, path.parent), config_type, (*parents, path.resolve()))
     else:
-        raise InputError(f"{place}: base: {short_repr(base)}, wanted the path of a recipe")
+        raise InputError(f"{place}: base: {short_repr(base)}, expected the path of a recipe")
     _merge(whole, tree)
     _fill_default_variants(whole, config_type)
     return whole
@@ -68,30 +77,31 @@ def _load_tree(
 def _merge(tree: dict[Any, Any], overrides: dict[Any, Any]) -> None:
     for key, value in overrides.items():
         old = tree.get(key)
-        stages = isinstance(value, dict) and 0 in value  # a value by step or epoch, which is one thing
+        stages = isinstance(value, dict) and 0 in value  # a schedule by step or epoch, which is one value
         if isinstance(old, dict) and isinstance(value, dict) and not stages:
             if VARIANT in value and value[VARIANT] != old.get(VARIANT):
-                old.clear()  # no value of the old variant survives
+                old.clear()  # drop all values of the old variant
             _merge(old, value)
         else:
             tree[key] = value
 
 
 def dump(config: msgspec.Struct) -> str:
-    """The resolved recipe as YAML: every setting, defaults included."""
+    """Return the resolved recipe as YAML, with all settings."""
     return yaml.safe_dump(msgspec.to_builtins(config), sort_keys=False)
 
 
 class _RecipeLoader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number, a key given twice is an error, and so is an alias: a few lines of them stand for
-    more than there is memory.
+    """YAML loader where 1e-3 is a number, and duplicate keys and aliases are errors.
+
+    A few lines of aliases can expand to more than memory.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
             raise yaml.MarkedYAMLError(
-                problem=f"an alias, *{event.anchor}; wanted the value itself", problem_mark=event.start_mark
+                problem=f"an alias, *{event.anchor}; write the value instead", problem_mark=event.start_mark
             )
         return super().compose_node(parent, index)
 
@@ -108,7 +118,14 @@ _RecipeLoader.add_implicit_resolver(
 
 
 def parse(text: str, location: str) -> Any:
-    """Parse YAML. InputError at `location` if it is none."""
+    """Parse YAML.
+
+    Returns:
+        Parsed data.
+
+    Raises:
+        InputError: If it is invalid; the message starts with `location`.
+    """
     try:
         return yaml.load(text, _RecipeLoader)
     except yaml.MarkedYAMLError as error:
@@ -121,7 +138,7 @@ def parse(text: str, location: str) -> Any:
 def _parse_override(override: str) -> tuple[list[str], Any]:
     path, equals, text = override.partition("=")
     if not equals or not path:
-        raise InputError(f"override {override!r}: wanted section.key=value")
+        raise InputError(f"override {override!r}: expected section.key=value")
     return path.split("."), parse(text, f"override {override!r}")
 
 
@@ -132,14 +149,16 @@ def _apply_override(tree: dict[str, Any], keys: list[str], value: Any) -> None:
             tree[name] = {}
         tree = tree[name]
         if not isinstance(tree, dict):
-            raise InputError(f"override {'.'.join(keys)}: {'.'.join(sections[: position + 1])} is no section")
+            raise InputError(
+                f"override {'.'.join(keys)}: {'.'.join(sections[: position + 1])} is not a section"
+            )
     if key == VARIANT and tree.get(VARIANT) != value:
-        tree.clear()  # no value of the old variant survives
+        tree.clear()  # drop all values of the old variant
     tree[key] = value
 
 
 def _fill_default_variants(tree: dict[str, Any], config_type: type[msgspec.Struct]) -> None:
-    """A section of several variants that names none is of the default one."""
+    """Add the default variant to sections that select none."""
     for field in msgspec.structs.fields(config_type):
         section = tree.get(field.encode_name)
         tag = getattr(field.default, "__struct_config__", None) and field.default.__struct_config__.tag

@@ -1,4 +1,4 @@
-"""One rank of a training run: one of those that the launcher started, else the only one."""
+"""One rank of a training run, started by a launcher or alone."""
 
 import argparse
 import os
@@ -17,8 +17,8 @@ from partialfc.runtime.process.signals import StopRequest
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train from the command line."""
-    parser = argparse.ArgumentParser(description="Train a face recogniser from a recipe.")
-    parser.add_argument("recipe", help="YAML file, or the name of a recipe that ships")
+    parser = argparse.ArgumentParser(description="Train a face recognition model from a recipe.")
+    parser.add_argument("recipe", help="YAML file, or the name of a bundled recipe")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     options = parser.parse_args(arguments)
     exit_with_launcher()
@@ -30,8 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _train_rank(recipe: str, overrides: Sequence[str], stop_request: StopRequest) -> int:
-    """The exit code of the run."""
-    # Here: a process that the rank spawns, to draw faces or to read them, imports this file, but has no use for these.
+    """Train and return the exit code."""
+    # Imported late: worker processes of this rank import this file, too, but do not need these.
     from partialfc.config import load_config
     from partialfc.runtime import comm
     from partialfc.runtime.process import flight_recorder
@@ -48,7 +48,9 @@ def _train_rank(recipe: str, overrides: Sequence[str], stop_request: StopRequest
             code = EXIT_DIVERGED
             if dist_ctx.is_main:
                 print(f"error: {problem}", file=sys.stderr, flush=True)
-        comm.barrier(dist_ctx.host_group)  # the launcher ends all when one has ended: not before all is said
+        comm.barrier(
+            dist_ctx.host_group
+        )  # the launcher ends all ranks once one has exited: not before everything is printed
     return code
 
 

@@ -54,7 +54,7 @@ def no_pictures() -> Iterator[None]:
         yield
 
 
-class StoppedHere(Exception):
+class SimulatedCrashError(Exception):
     pass
 
 
@@ -71,13 +71,13 @@ def trained(
             for thread in threading.enumerate():
                 if thread.name == "checkpoint":  # what it writes does not die with this exception
                     thread.join()
-            raise StoppedHere
+            raise SimulatedCrashError
         return train_step(run, batch, step)
 
     with mock.patch.object(loop, "train_step", step_or_die), nullcontext() if pictures else no_pictures():
         try:
             run = loop.train(config, comm.create_dist_context(torch.device(config.device)))
-        except StoppedHere:
+        except SimulatedCrashError:
             return None
     state = {name: value.clone() for name, value in run.backbone.state_dict().items()}
     if run.ema:

@@ -60,4 +60,4 @@ def test_what_fails_says_so_and_fails_alone(tmp_path):
 
 def test_an_unknown_section_is_refused():
     done = called_tool(TOOL, "header")
-    assert done.returncode == 2 and "found section header; wanted some of machine, ceilings" in done.stderr
+    assert done.returncode == 2 and "found section header; expected some of machine, ceilings" in done.stderr

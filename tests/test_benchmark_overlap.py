@@ -17,7 +17,7 @@ def test_planted_images_are_found(tmp_path):
         done.stdout,
     )
     missing = called_tool(tool, tmp_path / "none", tmp_path / "lfw.bin", "--images", "12")
-    assert missing.returncode == 2 and "none: no such folder; wanted train.rec" in missing.stderr
+    assert missing.returncode == 2 and "none: no such folder; expected train.rec" in missing.stderr
     assert found and int(found[1]) >= 10, (
         done.stdout
     )  # noise such as of these is lost where an image is made smaller

@@ -23,7 +23,7 @@ def tool(monkeypatch):
 
 def test_what_is_planted(tool):
     labels = np.repeat(np.arange(9), [8, 8, 8, 8, 3, 5, 5, 5, 2])
-    planted = tool.plant(labels, 9, 2)
+    planted = tool.plant_errors(labels, 9, 2)
     assert planted.count == 11 and len(planted.cut) == len(planted.joined) == 2
     for first, second in planted.cut:
         assert [np.count_nonzero(planted.labels == it) for it in (first, second)] == [4, 4]
@@ -58,4 +58,4 @@ def test_planted_identities_are_found(tmp_path):
     assert found[2].startswith("500 means of 16 components compared in ")
     write_pack(tmp_path / "pack", classes, images - 1)
     done = called_tool(*command)
-    assert done.returncode == 2 and "embeddings of another pack than" in done.stderr
+    assert done.returncode == 2 and "embeddings of a pack that differs from" in done.stderr

@@ -31,24 +31,24 @@ def test_numbers_are_those_of_the_picture(tool):
     centers = on_circle([0, 90, 180])
     embeddings = on_circle([-5, 5, 88, 92, 150, 160, 20])
     labels = np.array([0, 0, 1, 1, 2, 2, 0])
-    found = tool.measured(embeddings, labels, centers)
+    found = tool.measure(embeddings, labels, centers)
     assert found.accuracy == 1.0 and not found.collapsed
     mean = np.degrees(np.angle(np.exp(1j * np.radians([-5, 5, 20])).mean()))
     own = np.abs(np.array([-5, 5, 20]) - mean).mean()
     assert found.mean_class_angle == pytest.approx((own + 2 + 5) / 3, abs=1e-3)
     assert found.neighbor_angle_std == pytest.approx(np.std([90 - mean, 65, 360 - 155 + mean]), abs=1e-3)
-    assert tool.measured(embeddings, labels[::-1].copy(), centers).collapsed
+    assert tool.measure(embeddings, labels[::-1].copy(), centers).collapsed
 
 
 def test_collapsed_runs_are_counted_and_left_out_of_the_angles(tool):
     def run(right, within, between):
-        return tool.Measured(on_circle([0]), np.zeros(1, np.int64), right, within, between)
+        return tool.RunMeasurement(on_circle([0]), np.zeros(1, np.int64), right, within, between)
 
     runs = {
         "a": {0: run(1.0, 2.0, 10.0), 1: run(0.5, 90.0, 90.0), 2: run(1.0, 4.0, 20.0)},
         "b": {0: run(0.98, 1.0, 12.0), 1: run(1.0, 1.5, 15.0), 2: run(0.9, 80.0, 80.0)},
     }
-    assert tool.table(runs)[2:] == [
+    assert tool.format_table(runs)[2:] == [
         "| a | 3 | 1 | 83.3% | 3.0 (2.0 to 4.0) |  | 15.0 (10.0 to 20.0) |  |",
         "| b | 3 | 1 | 96.0% | 1.2 (1.0 to 1.5) | -1.0 | 13.5 (12.0 to 15.0) | +2.0 |",
     ]
@@ -63,23 +63,23 @@ def write_faces(folder: Path, counts: list[int]) -> None:
 
 def test_the_people_with_most_images_are_taken_as_many_of_each(tool, tmp_path):
     write_faces(tmp_path / "faces", [3, 1, 4, 3, 5, 3, 3, 3, 2, 3, 6])
-    pack = tool.packed(tmp_path / "faces", tmp_path / "out")
+    pack = tool.ensure_pack(tmp_path / "faces", tmp_path / "out")
     dataset = RecordDataset(pack)
     assert np.bincount(dataset.labels()).tolist() == [3] * 8
     assert [it.name for it in (tmp_path / "out").iterdir()] == ["pack"]
-    assert tool.packed(tmp_path / "faces", tmp_path / "out") == pack
+    assert tool.ensure_pack(tmp_path / "faces", tmp_path / "out") == pack
     write_faces(tmp_path / "others", [3] * 8)
-    with pytest.raises(InputError, match=r"pack: not of the people of .*others; wanted another OUT"):
-        tool.packed(tmp_path / "others", tmp_path / "out")
+    with pytest.raises(InputError, match=r"pack: not of the people of .*others; expected another OUT"):
+        tool.ensure_pack(tmp_path / "others", tmp_path / "out")
     for case in tool.CASES:
-        load_config("faces_tiny", tool.settings_of(pack, case))
+        load_config("faces_tiny", tool.case_overrides(pack, case))
 
 
 def test_runs_are_drawn_and_told(tool, ranks, pack, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     for case in tool.CASES:
         config = config_of(
-            pack, tool.folder_of(out, case, 1), backbone={"embedding_size": 2}, train={"length": 2}
+            pack, tool.run_folder(out, case, 1), backbone={"embedding_size": 2}, train={"length": 2}
         )
         ranks.run(1, trained, config)
     write_faces(tmp_path / "faces", [1] * 8)
@@ -92,7 +92,7 @@ def test_runs_are_drawn_and_told(tool, ranks, pack, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(sys, "argv", ["tool", *arguments, "--picture", str(tmp_path / "it.png")])
     with pytest.raises(SystemExit, match="no seed with which every loss"):
         tool.main()
-    monkeypatch.setattr(tool, "_RIGHT", 0.0)
+    monkeypatch.setattr(tool, "_MIN_ACCURACY", 0.0)
     tool.main()
     assert (tmp_path / "it.png").stat().st_size > 5_000
 
@@ -100,9 +100,9 @@ def test_runs_are_drawn_and_told(tool, ranks, pack, tmp_path, monkeypatch, capsy
 @pytest.mark.parametrize(
     ("people", "share", "message"),
     [
-        (0, "0/1", "faces: no folders in it"),
-        (7, "0/1", "faces: 7 identities; wanted 8"),
-        (8, "1/1", "1/1: wanted I/N"),
+        (0, "0/1", "faces: contains no folders"),
+        (7, "0/1", "faces: 7 identities; expected 8"),
+        (8, "1/1", "1/1: expected I/N"),
     ],
 )
 def test_bad_input_is_named(tool, tmp_path, monkeypatch, people, share, message):

@@ -23,13 +23,13 @@ def tool(monkeypatch):
 def test_cases_are_recipes_of_one_network_and_are_tabulated(tool, pack, tmp_path):
     write_pack(tmp_path / "first", 5, 2)
     networks = set()
-    for case, (recipe, settings) in tool.runs_of(tmp_path / "first", pack, tmp_path / "out", 0).items():
+    for case, (recipe, settings) in tool.planned_runs(tmp_path / "first", pack, tmp_path / "out", 0).items():
         config = load_config(recipe, settings)
         optim = config.optim.weight_decay, config.optim.ema_decay
         networks.add(
             (config.backbone, config.head, config.loss, config.augment, optim, config.train.global_batch_size)
         )
-        folder = tool.folder_of(tmp_path / "out", case, 0)
+        folder = tool.run_folder(tmp_path / "out", case, 0)
         folder.mkdir(parents=True)
         scores = {"unseen": {"accuracy": 0.9 if "fine-tuned" in case else 0.8, "auc": 0.8}}
         (folder / "summary.json").write_text(json.dumps({"verification": scores}))

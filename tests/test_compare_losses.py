@@ -21,12 +21,12 @@ def tool(monkeypatch):
 
 def test_every_case_is_a_recipe(tool, tmp_path):
     for case in tool.CASES:
-        load_config("faces_tiny", tool.settings_of(tmp_path, case))
+        load_config("faces_tiny", tool.case_overrides(tmp_path, case))
 
 
 def test_a_share_is_run_and_all_are_tabulated(tool, tmp_path):
-    """Of two runs one has finished: the other is of the second share, whose pack is not there."""
-    finished = tool.folder_of(tmp_path / "out", "cosface", 0)
+    """Of two runs one has finished: the other is of the second share, whose pack does not exist."""
+    finished = tool.run_folder(tmp_path / "out", "cosface", 0)
     finished.mkdir(parents=True)
     scores = {"val": {"accuracy": 0.75, "auc": 0.8}}
     (finished / "summary.json").write_text(json.dumps({"verification": scores}))

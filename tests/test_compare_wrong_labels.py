@@ -56,5 +56,5 @@ def test_a_pack_that_is_not_there_is_said_in_a_line(tmp_path):
     found = called_tool(TOOL, tmp_path / "none", tmp_path / "out")
     assert (
         found.returncode == 2
-        and found.stderr == f"error: {tmp_path}/none: no such folder; wanted train.rec\n"
+        and found.stderr == f"error: {tmp_path}/none: no such folder; expected train.rec\n"
     )

@@ -30,12 +30,12 @@ def test_a_stage_is_a_number_or_a_way_to_the_next(step, expected):
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
-        ({}, "wanted 0 as the first key"),
-        ({1: 0.1}, "wanted 0 as the first key"),
-        ({0: 0.1, 5: 0.2, "3 epochs": 0.3}, "wanted steps or epochs, not both"),
-        ({0: 0.1, 5: 0.2, 3: 0.3}, "wanted keys that ascend"),
-        ({0: 0.1, 5: (0.2, 0.3)}, "wanted a number at the last key"),
-        ({0: (0.1,), 5: 0.2}, "wanted a number, or the two between which it moves"),
+        ({}, "expected 0 as the first key"),
+        ({1: 0.1}, "expected 0 as the first key"),
+        ({0: 0.1, 5: 0.2, "3 epochs": 0.3}, "expected steps or epochs, not both"),
+        ({0: 0.1, 5: 0.2, 3: 0.3}, "expected ascending keys"),
+        ({0: 0.1, 5: (0.2, 0.3)}, "expected a number at the last key"),
+        ({0: (0.1,), 5: 0.2}, "expected a number, or two for a ramp"),
         ({0: 0.1, 5: 1.2}, r"HeadConfig.sample_rate: expected float <= 1.0"),
     ],
 )
@@ -65,10 +65,10 @@ def test_stages_are_one_value_that_another_recipe_replaces_whole(minimal, tmp_pa
     [
         ("{0: 2}", "head.sample_rate: expected float <= 1.0; found {0: 2}"),
         ("{0: x}", "head.sample_rate: expected float | array, got str; found {0: 'x'}"),
-        ("x", "head.sample_rate: 'x', wanted a number, or numbers by step or epoch"),
+        ("x", "head.sample_rate: 'x', expected a number, or a schedule by step or epoch"),
         ("2", "head.sample_rate: expected float <= 1.0; found 2"),
-        ("{3 days: 0.1}", "head.sample_rate: {'3 days': 0.1}, wanted as a key a step, or text such as 26 epochs"),
-        ("{5: 0.1}", "head.sample_rate: {5: 0.1}, wanted 0 as the first key, the step with which it begins"),
+        ("{3 days: 0.1}", "head.sample_rate: {'3 days': 0.1}, expected as a key a step, or text such as 26 epochs"),
+        ("{5: 0.1}", "head.sample_rate: {5: 0.1}, expected 0 as the first key"),
     ],
 )  # fmt: skip
 def test_stages_that_are_none_are_refused_in_one_line(minimal, stages, message):

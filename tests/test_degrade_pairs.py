@@ -20,13 +20,13 @@ def test_every_second_image_is_worse(tmp_path, monkeypatch, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 2
     before = load_pairs(tmp_path / "a.bin")
     sharp = detail(before.pixels(1, 112))
-    for kind, most in (("small", 0.5), ("grey", 1.1)):
+    for kind, most in (("small", 0.5), ("gray", 1.1)):
         after = load_pairs(tmp_path / f"out/a_{kind}.bin")
         np.testing.assert_array_equal(after.is_same, before.is_same)
         assert after.images[0::2] == before.images[0::2]
         assert 0 < detail(after.pixels(1, 112)) < most * sharp, kind
-        colours = np.ptp(after.pixels(1, 112).astype(int), axis=2).max()
-        assert (colours < 10) == (kind == "grey")
+        color_range = np.ptp(after.pixels(1, 112).astype(int), axis=2).max()
+        assert (color_range < 10) == (kind == "gray")
 
 
 def detail(pixels: np.ndarray) -> float:

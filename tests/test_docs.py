@@ -33,7 +33,7 @@ SETTINGS = [
 SHORT = """#!/usr/bin/env bash
 set -e
 command=("$@")
-if [ "$1" = sweep ]; then command+=(--task 0/4); fi
+if [ "$1" = sweep ]; then command+=(--shard 0/4); fi
 if [ "$1" = train ] || [ "$1" = sweep ]; then
   command+=(device=cpu train.length=2 train.global_batch_size=8 train.micro_batch_size=4 schedule.warmup=0 optim.precision=float32 evaluation.every=0 evaluation.batch_size=16 data.num_workers=0 log.loggers=[])
   case "$*" in *--ranks*) ;; *) command+=(--ranks 1) ;; esac

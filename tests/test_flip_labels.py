@@ -24,9 +24,9 @@ def test_a_share_of_the_labels_is_wrong(pack, tmp_path, monkeypatch):
 
 
 def test_any_other_class_has_the_same_chance():
-    flipped = runpy.run_path(str(TOOL))["flipped"]
+    flip_labels = runpy.run_path(str(TOOL))["flip_labels"]
     labels = np.zeros(30_000, np.int64)
-    counts = np.bincount(flipped(labels, 4, 1.0, 0), minlength=4)
+    counts = np.bincount(flip_labels(labels, 4, 1.0, 0), minlength=4)
     assert counts[0] == 0 and np.abs(counts[1:] - 10_000).max() < 400
 
 
@@ -35,4 +35,4 @@ def test_a_share_that_is_none_is_refused(pack, tmp_path, monkeypatch, capsys, sh
     monkeypatch.setattr(sys, "argv", [str(TOOL), str(pack), str(tmp_path / "out"), f"--share={share}"])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(TOOL), run_name="__main__")
-    assert ended.value.code == 2 and "wanted 0 to 1" in capsys.readouterr().err
+    assert ended.value.code == 2 and "expected 0 to 1" in capsys.readouterr().err

@@ -56,11 +56,11 @@ def test_a_full_disk_ends_neither_the_run_nor_the_checkpoint_before(recipe, smal
         code, out, err = running.ended()
     refused = next(it for it in said if "not saved" in it)
     assert re.search(
-        r"step \d+ is not saved: .*/disk/run/.*: No space left on device: the disk is full; training goes on",
+        r"step \d+ is not saved: .*/disk/run/.*: No space left on device: the disk is full; training continues",
         refused,
     )
     assert any(
-        re.search(r"/disk/run.*: No space left on device; training goes on without", it) for it in said
+        re.search(r"/disk/run.*: No space left on device; training continues without", it) for it in said
     )
     assert code == 75 and out[-1].endswith(": saved") and not err, (code, out[-3:], err)
     with started(recipe, *arguments) as running:

@@ -30,10 +30,10 @@ sys.meta_path.insert(0, Missing())
 SNIPPET = """
 import torch
 import partialfc
-from partialfc.config import ElasticArcFace, HeadConfig, Sgd
+from partialfc.config import ElasticArcFace, HeadConfig, SGD
 
 margin = ElasticArcFace(order="paper", sigma=0.0175)
-head = partialfc.PartialFC(100, 16, margin, config=HeadConfig(sample_rate=0.1), optim=Sgd(), device="cpu")
+head = partialfc.PartialFC(100, 16, margin, config=HeadConfig(sample_rate=0.1), optim=SGD(), device="cpu")
 for number in range(3):
     labels = torch.arange(8)
     step = head.prepare(labels, number)
@@ -69,7 +69,7 @@ def test_a_command_without_its_libraries_says_which_extra_has_them():
         capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr == "error: typer is missing; wanted: pip install 'partialfc[train]'\n"
+    assert done.stderr == "error: missing package typer; install it with: pip install 'partialfc[train]'\n"
 
 
 def test_an_extra_is_wanted_by_what_it_is_for_alone(tmp_path):
@@ -81,17 +81,15 @@ def test_an_extra_is_wanted_by_what_it_is_for_alone(tmp_path):
         ALONE.partition("BLOCKED =")[0]
         + 'BLOCKED = {"lmdb", "msgpack"}\nsys.meta_path.insert(0, Missing())\n'
     )
-    pack = (
-        f"pack_sources.pack([Path({str(tmp_path / 'faces')!r})], Path({str(tmp_path / 'pack')!r}), packing)"
-    )
+    pack = f"pack_sources.pack_images([Path({str(tmp_path / 'faces')!r})], Path({str(tmp_path / 'pack')!r}), packing)"
     script = f"""
 from pathlib import Path
 import partialfc.data.alignment, partialfc.inference.embed_folder
 from partialfc.data.packs import pack_sources
-packing = pack_sources.Packing(112, 95, None, None)
+packing = pack_sources.PackOptions(112, 95, None, None)
 print({pack})
 try:
-    pack_sources.pack([Path("x.lmdb")], Path("y"), packing)
+    pack_sources.pack_images([Path("x.lmdb")], Path("y"), packing)
 except Exception as error:
     print(type(error).__name__)
 """

@@ -35,34 +35,34 @@ from partialfc.runtime.checkpoint.manifest import write_manifest
     [
         (
             {"train": {"global_batch_size": 48}},
-            "train.global_batch_size 24 -> 48; wanted the same, another `output`, or checkpoint.on",
+            "train.global_batch_size 24 -> 48; restore the config, choose another `output`, or set checkpoint.on",
         ),
-        ({"backbone": {"width": 8}}, "made with other settings: backbone.width 4 -> 8"),
+        ({"backbone": {"width": 8}}, "written with a different config: backbone.width 4 -> 8"),
         ({"optim": {"name": "adamw"}}, "optim.name sgd -> adamw; .*optim.betas .none. -> "),
-        ({"loss": {"margin": 0.5}}, "other settings: loss.margin 0.3 -> 0.5; wanted"),
+        ({"loss": {"margin": 0.5}}, "different config: loss.margin 0.3 -> 0.5; expected"),
         (
             {"optim": {"lr": 0.1, "precision": "bfloat16"}},
             "optim.lr 0.02 -> 0.1; optim.precision float32 -> bfloat16; ",
         ),
-        ({"head": {"centers_dtype": "bfloat16"}}, "head.centers_dtype float32 -> bfloat16; wanted"),
+        ({"head": {"centers_dtype": "bfloat16"}}, "head.centers_dtype float32 -> bfloat16; restore"),
         ({"train": {"length": 20}}, "train.length 30 -> 20"),
         (
             {"train": {"length": 20}, "checkpoint": {"on_config_change": "allow"}},
-            "20 steps, but .* has taken 30; wanted",
+            "20 steps, but .* has taken 30; expected",
         ),
         ({"train": {"micro_batch_size": 4}}, "train.micro_batch_size 8 -> 4"),
         (
             {"head": {"centers_dtype": "bfloat16"}, "checkpoint": {"on_config_change": "allow"}},
-            "centers is F32 .* makes it BF16",
+            "centers is F32 .* requires BF16",
         ),
         (
             {"backbone": {"width": 8}, "checkpoint": {"on_config_change": "allow"}},
-            "conv1.weight is F32 .4, 3, 3, 3., the recipe makes it F32 .8, ",
+            "conv1.weight is F32 .4, 3, 3, 3., the recipe requires F32 .8, ",
         ),
-        ({"checkpoint": {"resume": "never"}}, "never, but .*step_00000030 is there; name another `output`"),
+        ({"checkpoint": {"resume": "never"}}, "never, but .*step_00000030 exists; choose another `output`"),
         (
             {"checkpoint": {"resume": "nowhere"}},
-            "nowhere: no checkpoint; wanted a folder step_. with run.json",
+            "nowhere: no checkpoint; expected a folder step_. with run.json",
         ),
     ],
 )
@@ -114,7 +114,7 @@ def test_what_a_changed_setting_brings_in_begins_there(
     ranks.run(1, trained, config_of(pack, tmp_path, train={"length": 32}, **allowed))
     ranks.run(3, trained, config_of(pack, tmp_path, train={"length": 34}, **allowed))
     log = (tmp_path / "log.txt").read_text()
-    assert re.findall(r"head\.(\w+) begins here: the checkpoint has none", log) == begins, log
+    assert re.findall(r"head\.(\w+): not in the checkpoint; initialized", log) == begins, log
     assert read_manifest(tmp_path / "checkpoints/latest").step == 34 and np.isfinite(curve(tmp_path)).all()
 
 
@@ -137,7 +137,7 @@ def test_another_pack_of_the_same_size_is_noticed(ranks, pack, tmp_path):
     config = config_of(tmp_path / "pack", tmp_path / "run", train={"length": 2})
     ranks.run(1, trained, config)
     write_pack(tmp_path / "pack", CLASSES, IMAGES, SIZE, first=1000)
-    assert_refused(ranks, 1, config, "made with other settings: the pack's fingerprint .* -> ")
+    assert_refused(ranks, 1, config, "written with a different config: the pack's fingerprint .* -> ")
 
 
 def test_what_is_normalised_together_stays_at_another_world_size(ranks, pack, tmp_path):
@@ -156,7 +156,9 @@ def test_a_checkpoint_of_an_earlier_version_is_refused(ranks, pack, tmp_path):
     folder = tmp_path / "checkpoints/step_00000030"
     folder.mkdir(parents=True)
     (folder / "run.json").write_text('{"step": 30, "seconds": 1.5, "layout": 2}')
-    message = "step_00000030/run.json: of an earlier version, which wrote no digests; no checkpoint is left"
+    message = (
+        "step_00000030/run.json: written by an earlier version, without digests; no valid checkpoint is left"
+    )
     assert_refused(ranks, 2, config_of(pack, tmp_path), message)
 
 
@@ -174,7 +176,7 @@ def test_the_newest_checkpoint_that_is_whole_is_taken(ranks, pack, tmp_path, und
     names = sorted(path.name.partition(".damaged")[0] for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["latest", "step_00000015", "step_00000030", "step_00000030"]
     log = (tmp_path / "log.txt").read_text()
-    assert f"not taken: {shard}: damaged" in log and "at step 15 of 30" in log
+    assert f"checkpoint skipped: {shard}: damaged" in log and "at step 15 of 30" in log
 
 
 def test_a_process_killed_while_it_removes_an_old_checkpoint_leaves_no_half_of_one(ranks, pack, tmp_path):

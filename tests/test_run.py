@@ -87,7 +87,7 @@ def test_what_a_run_leaves(undisturbed):
     summary = json.loads((output / "summary.json").read_text())
     assert summary["steps"] == 30 and summary["seconds"] > 0 and summary["images_per_second"] > 0
     assert 0 < summary["evaluation_seconds"] < summary["seconds"]
-    assert re.search(r"evaluations took \d+% of the time since the start\n", (output / "log.txt").read_text())
+    assert re.search(r"evaluation took \d+% of the run time\n", (output / "log.txt").read_text())
     assert summary["loss"] == undisturbed[3][0][-1]
     scores = {"accuracy", "accuracy_std", "auc", "threshold", "threshold_far"}
     scores |= {f"{name}_{end}" for name in ("accuracy", "auc") for end in ("low", "high")}
@@ -126,7 +126,7 @@ def test_verification_does_not_depend_on_the_world_size(ranks, pack, tmp_path):
 def test_a_world_size_that_does_not_divide_the_batch_is_refused(ranks, pack, tmp_path):
     config = config_of(pack, tmp_path, train={"global_batch_size": 25})
     assert_refused(
-        ranks, 2, config, "train.global_batch_size 25 cannot be dealt out to 2 ranks; wanted one of 1, 5$"
+        ranks, 2, config, "train.global_batch_size 25 cannot be split over 2 ranks; expected one of 1, 5$"
     )
 
 
@@ -189,5 +189,5 @@ def test_an_overflow_on_one_rank_skips_the_step_on_all(ranks, pack, tmp_path, pr
 
 def test_a_run_too_long_to_catch_up_on_is_refused(ranks, pack, tmp_path):
     sections = {"head": {"sample_rate": 0.3, "unsampled": "decay"}, "train": {"length": 5_000_000}}
-    message = r"head.unsampled: decay takes runs of up to 4,194,304 steps; wanted hold"
+    message = r"head.unsampled: decay supports runs of up to 4,194,304 steps; expected hold"
     assert_refused(ranks, 1, config_of(pack, tmp_path, **sections), message)

@@ -70,7 +70,7 @@ def test_a_second_interrupt_ends_it_at_once(recipe):
             os.kill(running.process.pid, signal.SIGINT)
             time.sleep(0.2)
         code, _, err = running.ended()
-    assert code == 130 and err == "stopped by SIGINT again, without waiting for the run to be saved\n"
+    assert code == 130 and err == "stopped by SIGINT a second time, without saving\n"
     assert not any(Path(f"/proc/{pid}").exists() for pid in running.ranks)
 
 
@@ -99,7 +99,7 @@ def test_before_the_first_step_one_rank_says_so(recipe, ranks):
     # The first rank may be inside a library, waiting for the other, and hear nothing until it is ended.
     ways = (
         ["stopped by SIGTERM with nothing to save"],
-        ["stopped by SIGTERM; the first rank did not end by itself"],
+        ["stopped by SIGTERM; rank 0 did not exit and was killed"],
     )
     assert process.returncode == 75 and told in ways, (process.returncode, err)
 
@@ -120,12 +120,12 @@ def test_while_the_ranks_start_there_is_nothing_to_save(recipe):
 def test_a_signal_within_a_callback_is_not_lost(kind):
     """Where Python drops exceptions, and libraries abort on them."""
     source = {
-        "rank": "StopRequest().listening()",
-        "launcher": "_Processes().passing_signals_on()",
+        "rank": "StopRequest().install()",
+        "launcher": "_RankProcesses().forward_signals()",
     }[kind]
     program = f"""
 import os, signal, weakref
-from partialfc.launching.local_ranks import _Processes
+from partialfc.launching.local_ranks import _RankProcesses
 from partialfc.runtime.process.signals import StopRequest
 
 class Gone: pass

@@ -63,8 +63,8 @@ def test_a_grid_is_every_combination():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["loss.margin"], "wanted section.key=value, or section.key=one,other"),
-        (["output=a,b"], "each run has a folder of its own; wanted --out FOLDER"),
+        (["loss.margin"], "expected section.key=value, or section.key=one,other"),
+        (["output=a,b"], "each run has its own folder; pass --out FOLDER"),
         (["seed=1", "seed=2,3"], "seed is given twice"),
         (["loss.scale=8,900"], "loss.scale"),
         (["margin.margn=0.4,0.5"], "margn"),
@@ -84,14 +84,14 @@ def test_a_folders_name_is_that_of_the_settings_and_safe():
 def test_a_share_is_of_the_task_or_of_the_job_array(monkeypatch):
     assert parse_task(None) == TaskShard(0, 1) and parse_task("2/3") == TaskShard(2, 3)
     for wrong in ("3/3", "a/2", "1"):
-        with pytest.raises(InputError, match=f"--task {wrong}: wanted I/N"):
+        with pytest.raises(InputError, match=f"--shard {wrong}: expected I/N"):
             parse_task(wrong)
     for array, share in (((7, 5, 8, 1, 4), TaskShard(2, 4)), ((4, 0, 8, 2, 5), TaskShard(2, 5))):
         for name, value in zip(("ID", "MIN", "MAX", "STEP", "COUNT"), array, strict=True):
             monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
         assert parse_task(None) == share
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "3")
-    with pytest.raises(InputError, match="a job array of 3 tasks from 0 to 8; wanted --array=0-N"):
+    with pytest.raises(InputError, match="a job array of 3 tasks from 0 to 8; expected --array=0-N"):
         parse_task(None)
 
 
@@ -153,20 +153,20 @@ def test_each_run_is_run_once_and_what_fails_does_not_keep_the_others(swept, tmp
     assert "23" in (tmp_path / "out/logs/train.global_batch_size=23.log").read_text()
     assert (tmp_path / "out/train.global_batch_size=24/summary.json").exists()
     assert (
-        "1 of 2 runs have not finished" in first.stdout
+        "1 of 2 runs unfinished" in first.stdout
         and "train.global_batch_size" in (tmp_path / "out/results.md").read_text()
     )
-    again = called(*swept, "train.global_batch_size=24,12", "train.micro_batch_size=4", "--task", "0/2")
-    assert again.returncode == 0 and "1 of 2: train.global_batch_size=24: finished before" in again.stdout
+    again = called(*swept, "train.global_batch_size=24,12", "train.micro_batch_size=4", "--shard", "0/2")
+    assert again.returncode == 0 and "1 of 2: train.global_batch_size=24: already finished" in again.stdout
     assert "train.global_batch_size=12" not in again.stdout.partition("\n")[0]
     other = called(
         *swept, "train.global_batch_size=24,12", "train.micro_batch_size=4", "optim.lr=0.5", "--table"
     )
     assert (
         other.returncode == 2
-        and "train.global_batch_size=24: made with other settings: optim.lr" in other.stderr
+        and "train.global_batch_size=24: written with a different config: optim.lr" in other.stderr
     )
-    assert other.stderr.endswith("wanted another --out\n")
+    assert other.stderr.endswith("choose another --out\n")
 
 
 @pytest.mark.kills
@@ -180,7 +180,9 @@ def test_a_signal_stops_the_run_under_way_and_those_to_come(swept, tmp_path):
         time.sleep(0.1)
     running.send_signal(signal.SIGTERM)
     out, _ = running.communicate(timeout=60)
-    assert running.returncode == 75 and "2 of 3: train.length=4000: stopped; the same call goes on" in out
+    assert (
+        running.returncode == 75 and "2 of 3: train.length=4000: stopped; rerun the command to resume" in out
+    )
     assert "stopped by SIGTERM at step" in log.read_text() and "train.length=3000" not in out
 
 

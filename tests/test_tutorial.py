@@ -36,7 +36,7 @@ def test_what_is_at_hand(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("out", "message"),
-    [("week", "none: no train, val, "), (".", "is there already; wanted a folder to be made")],
+    [("week", "none: no train, val, "), (".", "is there already; expected a folder to be made")],
 )
 def test_what_is_missing_is_said(tmp_path, out, message):
     command = [sys.executable, TOOLS / "run_tutorial.py", tmp_path / "none", "--out", tmp_path / out]
@@ -51,4 +51,4 @@ def test_all_of_it_on_real_faces(tmp_path):
     command = [sys.executable, TOOLS / "run_tutorial.py", FACES, "--out", tmp_path / "week"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "stopped" in done.stdout and "200 faces of 200 photographs" in done.stdout
+    assert "stopped" in done.stdout and "200 faces of 200 photos" in done.stdout

@@ -33,13 +33,13 @@ def damaged(pack: Path, folder: Path, first: int = 3, last: int = 115) -> Path:
 
 def test_without_mxnet_its_reader_is_refused(ranks, pack, tmp_path):
     config = config_of(pack, tmp_path, data={"reader": "mxnet"})
-    assert_refused(ranks, 2, config, "data.reader: mxnet: No module named 'mxnet'; wanted an environment")
+    assert_refused(ranks, 2, config, "data.reader: mxnet: No module named 'mxnet'; expected an environment")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_cannot_be_read_stops_all_ranks(ranks, pack, tmp_path, workers):
     config = config_of(damaged(pack, tmp_path / "pack"), tmp_path, data={"num_workers": workers})
-    assert_refused(ranks, 2, config, r"train.rec, key \d+: 8 bytes that are no image OpenCV can read")
+    assert_refused(ranks, 2, config, r"train.rec, key \d+: 8 bytes; expected an image that OpenCV can read")
 
 
 def test_images_that_cannot_be_read_are_replaced_alike_in_every_run_and_counted(ranks, pack, tmp_path):
@@ -56,7 +56,7 @@ def test_images_that_cannot_be_read_are_replaced_alike_in_every_run_and_counted(
         config = config_of(folder, output, log={"every": 5}, **sections)
         states[world_size, workers] = whole(ranks.run(world_size, trained, config))
         lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-        assert all(20 <= line["replaced"] <= 25 for line in lines if "loss" in line)
+        assert all(20 <= line["replaced_images"] <= 25 for line in lines if "loss" in line)
         log = (output / "log.txt").read_text()
         assert re.search(r"step 10/10 .* 2\d unreadable images replaced", log)
         named = [key for line in lines for key in line.get("unreadable", [])]
@@ -79,7 +79,7 @@ def test_an_image_of_a_verification_set_that_cannot_be_read_stops_all_ranks(rank
     shutil.copytree(pack, tmp_path / "pack")
     write_pairs(tmp_path / "pack/bad.bin", [b"no image"] * 40, [True] * 20)
     assert_refused(
-        ranks, 2, config_of(tmp_path / "pack", tmp_path), "bad.bin: image 0: 8 bytes that are no image"
+        ranks, 2, config_of(tmp_path / "pack", tmp_path), "bad.bin: image 0: 8 bytes; expected an image"
     )
 
 
@@ -131,14 +131,14 @@ def test_classes_without_images_are_not_counted_as_identities(ranks, tmp_path, o
     config = config_of(tmp_path / "pack", tmp_path / "run", train={"length": 1, "global_batch_size": 12})
     ranks.run(1, trained, config)
     log = (tmp_path / "run/log.txt").read_text()
-    assert "24 images of 4 identities (147 classes without images), batch 12" in log
+    assert "24 images of 4 identities (147 classes without images); global batch size 12" in log
     listing = tmp_path / "train.lst"
     for number, label in enumerate(labels):
         (tmp_path / f"{number}.jpg").write_bytes(face(label, number))
     listing.write_text("".join(f"{n}\t{it}\t{n}.jpg\n" for n, it in enumerate(labels)))
     done = called("pack", listing, tmp_path / "packed", "--size", 32)
     assert (
-        "24 images of 4 identities\n147 of 151 classes have no images; --min-images 1 leaves them out\n"
+        "24 images of 4 identities\n147 of 151 classes have no images; --min-images 1 skips them\n"
         in done.stdout
     )
 

@@ -113,7 +113,7 @@ def test_a_chain_of_world_sizes_has_the_same_curve(ranks, pack, tmp_path, undist
 def test_a_world_size_that_does_not_fit_is_refused_with_those_that_do(ranks, pack, tmp_path):
     other = config(pack, tmp_path, train={"global_batch_size": 48, "micro_batch_size": 16, "length": 3})
     assert_refused(
-        ranks, 2, other, "48 in micro-batches of 16 cannot be dealt out to 2 ranks; wanted one of 1, 3$"
+        ranks, 2, other, "48 in micro-batches of 16 cannot be split over 2 ranks; expected one of 1, 3$"
     )
 
 
@@ -121,4 +121,4 @@ def test_another_micro_batch_is_another_run(ranks, pack, undisturbed):
     other = config(
         pack, undisturbed[2][2], train={"global_batch_size": 48, "micro_batch_size": 8, "length": STEPS}
     )
-    assert_refused(ranks, 2, other, "made with other settings: train.micro_batch_size 4 -> 8; wanted")
+    assert_refused(ranks, 2, other, "written with a different config: train.micro_batch_size 4 -> 8; restore")

@@ -1,7 +1,8 @@
-"""Times what saving costs the steps of a head: for how long the step that is saved waits, beside one copy of the state,
-and how much slower the steps are while the rest is written.
+"""Benchmark of saving a head: duration of the step that saves, relative to one copy of the state, and
+slowdown of the steps during the write.
 
-    tools/benchmark_checkpoint.py FOLDER                       a million identities on two ranks; FOLDER on the disk that is meant
+    tools/benchmark_checkpoint.py FOLDER                       a million identities on two ranks; FOLDER
+    on the disk to test
     tools/benchmark_checkpoint.py FOLDER --memory host         rows in host memory, which are not copied
     tools/benchmark_checkpoint.py FOLDER --device cuda --ranks 1
 """
@@ -28,14 +29,14 @@ from partialfc.runtime.checkpoint import CheckpointManager
 from partialfc.runtime.comm import DistContext
 
 WIDTH = 512
-_STEPS = 30  # of which medians are taken, before the saves and between them
-_STEPS_BETWEEN_SAVES = 1000  # steps between two saves that the share of the whole is said for
+_STEPS = 30  # for the medians, before the saves and between them
+_STEPS_BETWEEN_SAVES = 1000  # assumed steps between two saves, for the relative cost
 
 MeasurementRow = dict[str, Any]
 
 
 class TimedSteps:
-    """Steps of a head on labels drawn anew, timed one by one."""
+    """Individually timed steps of a head on random labels."""
 
     def __init__(self, options: argparse.Namespace, dist_ctx: DistContext) -> None:
         config = HeadConfig(sample_rate=options.sample_rate, memory=options.memory)
@@ -44,7 +45,7 @@ class TimedSteps:
         self._draw = torch.Generator().manual_seed(0)
 
     def step(self) -> float:
-        """Seconds of one step, of the slowest rank."""
+        """Return the seconds of one step on the slowest rank."""
         batch, device = self._options.batch, self._dist_ctx.device
         labels = torch.randint(self._options.identities, (batch,), generator=self._draw)
         step = self.head.prepare(labels, self.taken)
@@ -57,7 +58,7 @@ class TimedSteps:
         return time.perf_counter() - began
 
     def median(self) -> float:
-        """Of as many as are wanted."""
+        """Return the median of this many steps."""
         return statistics.median(self.step() for _ in range(_STEPS))
 
 
@@ -68,7 +69,7 @@ def _synchronize(dist_ctx: DistContext) -> None:
 
 
 class TimedCopy:
-    """Copies what this rank saves to memory of the host, the same each time."""
+    """Copy of this rank's state to fixed host memory."""
 
     def __init__(self, head: PartialFC, dist_ctx: DistContext) -> None:
         self._dist_ctx = dist_ctx
@@ -77,7 +78,7 @@ class TimedCopy:
         self.bytes = sum(it.nbytes for it in self._rows)
 
     def run(self) -> float:
-        """Seconds that it takes."""
+        """Return the seconds of a copy."""
         _synchronize(self._dist_ctx)
         began = time.perf_counter()
         for copy, tensor in zip(self._copies, self._rows, strict=True):
@@ -89,7 +90,7 @@ class TimedCopy:
 def save_and_step(
     steps: TimedSteps, copy: TimedCopy, checkpoints: CheckpointManager, dist_ctx: DistContext
 ) -> MeasurementRow:
-    """One copy, one save, and the steps until it is on the disk; then some without."""
+    """Run one copy, one save with steps until it is on disk, and some steps without a save."""
     copied = copy.run()
     streamed = steps.head.snapshot()
     _synchronize(dist_ctx)
@@ -117,7 +118,7 @@ def save_and_step(
 
 
 def rank_main(options: argparse.Namespace, rank: int, folder: str, pipe: Connection) -> None:
-    """One rank; the first sends the rows."""
+    """Run one rank; rank 0 sends the rows."""
     torch.set_num_threads(1)
     on_gpu = options.device == "cuda"
     device = torch.device("cuda", rank) if on_gpu else torch.device("cpu")

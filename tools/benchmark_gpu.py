@@ -1,11 +1,12 @@
-"""Measures everything that there is to know of one GPU, in one call of eight minutes at most; needs no network.
+"""Benchmark of one GPU, in one command of at most eight minutes, without a network.
 
-    tools/benchmark_gpu.py --json gpu.json                             the whole report
-    tools/benchmark_gpu.py heads --insightface DIR --json heads.json   a section; DIR: recognition/arcface_torch of theirs
+    tools/benchmark_gpu.py --json gpu.json                             full report
+    tools/benchmark_gpu.py heads --insightface DIR --json heads.json   one section; DIR: insightface's
+        arcface_torch
 
-A section that fails, or takes too long, says so in the report; the others go on. Without a GPU it is a rehearsal, whose
-figures mean nothing. Of packages, msgspec is enough beside torch, numpy, OpenCV and PyYAML; the section `run_tests` wants those
-of requirements-test.txt.
+A section that fails or times out is reported, and the others continue. Without a GPU it is a dry run with
+meaningless numbers. It requires torch, numpy, OpenCV, PyYAML and msgspec; the section `tests` requires
+requirements-test.txt.
 """
 
 import argparse
@@ -27,7 +28,7 @@ import torch
 MeasurementRow = dict[str, Any]
 
 ROOT = Path(__file__).resolve().parent.parent
-# Sections, in the order of what should be known first, and the seconds that each may take.
+# Sections by importance, and the maximum seconds of each.
 SECTIONS = {
     "machine": 30,
     "ceilings": 40,
@@ -37,7 +38,15 @@ SECTIONS = {
     "tests": 150,
     "many": 100,
 }
-TIME_LIMIT = 470  # seconds, of all sections together
+_FUNCTIONS = {
+    "machine": ("gpu_sections", "describe_machine"),
+    "ceilings": ("gpu_sections", "measure_ceilings"),
+    "agreement": ("gpu_sections", "check_agreement"),
+    "heads": ("gpu_heads", "benchmark_heads"),
+    "steps": ("gpu_steps", "benchmark_steps"),
+    "many": ("gpu_steps", "benchmark_many_identities"),
+}
+TIME_LIMIT = 470  # seconds for all sections
 _STUBBED_PACKAGES = (
     "rich",
     "xxhash",
@@ -72,15 +81,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)}; all without")
     parser.add_argument("--json", type=Path, help="write the rows of each section there, too")
     parser.add_argument("--insightface", type=Path, metavar="DIR", help="where their partial_fc_v2.py is")
-    parser.add_argument("--one", choices=SECTIONS, help=argparse.SUPPRESS)  # in a process of its own
+    parser.add_argument("--one", choices=SECTIONS, help=argparse.SUPPRESS)  # in a separate process
     options = parser.parse_args()
     if unknown := set(options.sections) - set(SECTIONS):
-        parser.error(f"found section {', '.join(unknown)}; wanted some of {', '.join(SECTIONS)}")
+        parser.error(f"found section {', '.join(unknown)}; expected some of {', '.join(SECTIONS)}")
     return options
 
 
 def run_section(name: str, seconds: float, options: argparse.Namespace) -> list[MeasurementRow]:
-    """A section's rows, from a process of its own: a fault of the GPU ends that process."""
+    """Return a section's rows from a separate process, since a GPU fault ends the process."""
     if seconds <= 0:
         return [{"not run": "no time is left"}]
     with tempfile.TemporaryDirectory() as folder:
@@ -107,17 +116,15 @@ def section_rows(name: str, options: argparse.Namespace) -> list[MeasurementRow]
     import gpu_sections
 
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    torch.zeros((), device=device)  # statistics of its memory want a device that is in use
-    here = gpu_sections.BenchmarkMachine(device, options.insightface)
-    module = importlib.import_module(
-        {"heads": "gpu_heads", "steps": "gpu_steps", "many": "gpu_steps"}.get(name, "gpu_sections")
-    )
-    rows: list[MeasurementRow] = getattr(module, name)(here)
+    torch.zeros((), device=device)  # memory statistics require an initialized device
+    machine = gpu_sections.BenchmarkMachine(device, options.insightface)
+    module, function = _FUNCTIONS[name]
+    rows: list[MeasurementRow] = getattr(importlib.import_module(module), function)(machine)
     return rows
 
 
 def run_tests() -> list[MeasurementRow]:
-    """The head's tests on the device."""
+    """Run the head's tests on the device."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     chosen = ["tests/head"] if device == "cuda" else ["tests/head/test_shard.py"]
     command = [sys.executable, "-m", "pytest", "-q", "--tb=line", "--device", device, *chosen]
@@ -126,11 +133,11 @@ def run_tests() -> list[MeasurementRow]:
 
 
 class StubFinder(MetaPathFinder, Loader):
-    """Where a package is missing that training uses and a step does not, something stands in for it."""
+    """Import stub for packages that training uses but a step does not."""
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        wanted = name.split(".")[0] in _STUBBED_PACKAGES
-        return ModuleSpec(name, self, is_package=True) if wanted else None
+        expected = name.split(".")[0] in _STUBBED_PACKAGES
+        return ModuleSpec(name, self, is_package=True) if expected else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         module = ModuleType(spec.name)
@@ -138,7 +145,7 @@ class StubFinder(MetaPathFinder, Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     @staticmethod
     def _anything(name: str) -> type[mock.MagicMock]:
@@ -148,7 +155,7 @@ class StubFinder(MetaPathFinder, Loader):
 
 
 def print_rows(name: str, rows: list[MeasurementRow]) -> None:
-    """Rows of the same keys are a table."""
+    """Print rows with the same keys as a table."""
     print(f"\n## {name}\n", flush=True)
     shown: tuple[str, ...] = ()
     for row in rows:
@@ -160,7 +167,7 @@ def print_rows(name: str, rows: list[MeasurementRow]) -> None:
 
 def format_cell(value: Any) -> str:
     if isinstance(value, str):
-        return value.strip().rpartition("\n")[2]  # of what failed, the error itself
+        return value.strip().rpartition("\n")[2]  # the error message of a failure
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
 
 

@@ -1,8 +1,9 @@
-"""Times a step of the head, ours and a textbook one in turn, beside the bare products and row traffic that it needs,
-and holds the memory that it takes against the plan.
+"""Benchmark of a step of the head: PartialFC, a textbook implementation, and a lower bound; memory is compared
+with the plan.
 
-    tools/benchmark_head.py                                                the three cases of docs/performance.md
-    tools/benchmark_head.py 4000000:0.01 --no-textbook                     ours alone
+    tools/benchmark_head.py                                                the three cases of
+    docs/performance.md
+    tools/benchmark_head.py 4000000:0.01 --no-textbook                     PartialFC only
     tools/benchmark_head.py 100000000:0.01 --one-rank --world-size 64      one rank of a large world
 """
 
@@ -47,8 +48,9 @@ class OurHead:
         self._ahead = self._head.prepare(case.labels(0), 0)
 
     def step(self, embeddings: Tensor, labels: Tensor) -> None:
-        """Forward, backward and update with this rank's embeddings [b, D] and all labels [B]; prepares the next
-        step, as training does.
+        """Run forward, backward and update with this rank's embeddings `[b, D]` and all labels `[B]`.
+
+        Prepares the next step, as training does.
         """
         self._steps += 1
         step, self._ahead = self._ahead, self._head.prepare(self._case.labels(self._steps), self._steps)
@@ -58,7 +60,7 @@ class OurHead:
 
 
 def time_call(function: Callable[..., None], *args: Tensor) -> tuple[float, float]:
-    """Milliseconds until every rank is through; and until this rank's host was, which a GPU may be behind."""
+    """Return the milliseconds until all ranks have finished, and until this rank's host has."""
     synchronize()
     began = time.perf_counter()
     function(*args)
@@ -76,7 +78,7 @@ def synchronize() -> None:
 def measure(case: BenchmarkCase, rank: int) -> MeasurementRow:
     row, times = time_heads(case, rank)
     plain = case.head == HeadConfig(sample_rate=case.head.sample_rate)
-    floor = LowerBound(case) if plain else None  # takes as much memory as ours, which is free again
+    floor = LowerBound(case) if plain else None  # needs as much memory as the head, which is freed first
     bare = {}
     for name in ("products", "traffic") if floor else ():
         bare[name] = statistics.median([time_call(getattr(floor, name))[0] for _ in range(5)][1:])
@@ -84,7 +86,7 @@ def measure(case: BenchmarkCase, rank: int) -> MeasurementRow:
 
 
 def time_heads(case: BenchmarkCase, rank: int) -> tuple[MeasurementRow, dict[str, list[float]]]:
-    """What the first steps of ours took, and the milliseconds of the steps after."""
+    """Return the results of PartialFC's first steps, and the milliseconds of the later steps."""
     taken = ProcessMemory(case.device)
     ours = OurHead(case)
     row: MeasurementRow = {"first_step_ms": time_call(ours.step, *inputs(case, 0, rank))[0]}
@@ -107,7 +109,7 @@ def time_heads(case: BenchmarkCase, rank: int) -> tuple[MeasurementRow, dict[str
 
 
 def inputs(case: BenchmarkCase, step: int, rank: int) -> tuple[Tensor, Tensor]:
-    """The embeddings [b, D] of a rank, and all labels [B]."""
+    """Return the embeddings `[b, D]` of a rank, and all labels `[B]`."""
     embeddings = case.embeddings(step).chunk(case.world_size)[rank]
     return embeddings.to(case.device, copy=True), case.labels(step)
 
@@ -119,7 +121,7 @@ def build_row(
     median = statistics.median(ours)
     shape = {name: getattr(case, name) for name in ("num_classes", "batch", "width", "world_size", "device")}
     stored = {
-        name: size for name, size in job.head_memory().items() if name in ("class centres", "their moments")
+        name: size for name, size in job.head_memory().items() if name in ("class centers", "their moments")
     }
     row = {
         "case": f"{case.num_classes:,} ids, r = {case.head.sample_rate:g}",
@@ -172,7 +174,7 @@ def rank_main(case: BenchmarkCase, rank: int, store: str, pipe: Connection) -> N
 
 
 def run(case: BenchmarkCase) -> MeasurementRow:
-    """The first rank's figures; steps end when all ranks are through, so they are all ranks'."""
+    """Run all ranks and return the results of rank 0; a step ends when all ranks have finished."""
     context = mp.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         processes = 1 if case.one_rank else case.world_size
@@ -183,7 +185,7 @@ def run(case: BenchmarkCase) -> MeasurementRow:
         ]
         for process, (_, sender) in zip(ranks, pipes, strict=True):
             process.start()
-            sender.close()  # so that a rank that dies ends the wait for it
+            sender.close()  # so that the exit of a rank ends the wait
         rows: list[MeasurementRow] = [receiver.recv() for receiver, _ in pipes]
         for process in ranks:
             process.join()
@@ -227,7 +229,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--one-rank", action="store_true", help="run only the first of --world-size ranks")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--steps", type=int, default=7, help="timed steps of each head")
-    parser.add_argument("--no-textbook", action="store_true", help="time ours alone, in half the memory")
+    parser.add_argument("--no-textbook", action="store_true", help="time PartialFC only, in half the memory")
     for name in HEAD_OPTIONS:
         parser.add_argument(f"--{name.replace('_', '-')}", help=f"as head.{name} of a recipe")
     parser.add_argument("--json", type=Path, help="write the rows there, too")
@@ -235,14 +237,14 @@ def parse_args() -> argparse.Namespace:
 
 
 def parse_case(text: str, options: argparse.Namespace) -> tuple[int, HeadConfig]:
-    """CLASSES:RATE, and the settings of the head; InputError where they are none."""
+    """Parse CLASSES:RATE with the settings of the head."""
     try:
         classes, rate = text.split(":")
         kept = {name: value for name in HEAD_OPTIONS if (value := getattr(options, name)) is not None}
         return int(classes), msgspec.convert({"sample_rate": float(rate), **kept}, HeadConfig)
     except (ValueError, msgspec.ValidationError) as error:
         raise InputError(
-            f"case {text}: {error}; wanted CLASSES:RATE, and settings of a recipe's head"
+            f"case {text}: {error}; expected CLASSES:RATE, and settings of a recipe's head"
         ) from None
 
 
@@ -256,7 +258,7 @@ def run_benchmark(options: argparse.Namespace) -> None:
     processes = 1 if options.one_rank else world_size
     if options.device == "cuda" and processes > torch.cuda.device_count():
         raise InputError(
-            f"--world-size {processes}: found {torch.cuda.device_count()} GPU(s); wanted one each"
+            f"--world-size {processes}: found {torch.cuda.device_count()} GPU(s); expected one each"
         )
     rows = []
     for text in options.cases:

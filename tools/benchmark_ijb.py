@@ -1,8 +1,9 @@
-"""What IJB-C takes at its full size, the network apart: time and memory of reading its lists and scoring made-up embeddings.
+"""Benchmark of IJB-C evaluation at full size with random embeddings, without a network: time and memory.
 
     tools/benchmark_ijb.py [--share 1.0] [--width 512]
 
-469,375 images of 23,124 templates of 3,531 subjects, 15,658,489 pairs, 19,593 probes; --share: of all of these.
+469,375 images of 23,124 templates of 3,531 subjects, 15,658,489 pairs, 19,593 probes; --share: fraction of
+these.
 """
 
 import argparse
@@ -64,7 +65,7 @@ def time_and_print(what: str, compute: Callable[[], Result]) -> Result:
 def write_ijb(
     folder: Path, template_of: np.ndarray, subject_of: np.ndarray, pairs: int, draws: np.random.Generator
 ) -> None:
-    """Subject i's template i is in a gallery, the others are probes."""
+    """Write the lists of IJB-C: template i of subject i is in a gallery, the others are probes."""
     meta = folder / "meta"
     meta.mkdir()
     media = np.arange(len(template_of)) // 3

@@ -1,5 +1,7 @@
-"""Time the data path on a pack, step by step, in images a second of one core: reading, decoding, the whole loader; and,
-where ./test.sh --mxnet has made its environment, the usual mxnet pipeline.
+"""Benchmark of the data path on a pack, in images per second and core: reading, decoding, the full loader,
+and mxnet's pipeline.
+
+The last one requires the environment of ./test.sh --mxnet.
 
     tools/benchmark_loader.py PACK
 """
@@ -33,7 +35,7 @@ MXNET = Path(__file__).parents[1] / ".venv-mxnet/bin/python"
 
 
 def images_per_second(function: Callable[[Any], Any], items: Sequence[Any]) -> float:
-    """Images a second, the best of three passes."""
+    """Return the images per second, the best of three passes."""
     best = 0.0
     for _ in range(3):
         began = time.perf_counter()
@@ -44,7 +46,7 @@ def images_per_second(function: Callable[[Any], Any], items: Sequence[Any]) -> f
 
 
 def loader_rate(dataset: RecordDataset, workers: int, batches: int, lanes: int | None = None) -> float:
-    """The rate of the loader as training uses it, after its first batches, in which its workers start."""
+    """Return the rate of the training loader, without the first batches, during which workers start."""
     with comm.init_distributed("cpu") as dist_ctx:
         config = DataConfig(path=str(dataset.path.parent), num_workers=workers)
         loader = BatchLoader(
@@ -56,12 +58,13 @@ def loader_rate(dataset: RecordDataset, workers: int, batches: int, lanes: int |
         began, count = time.perf_counter(), 0
         for batch in stream:
             count, ended = count + len(batch.images), time.perf_counter()
-        return count / (ended - began)  # what comes after the last batch is the end of the workers
+        return count / (ended - began)  # the rest is the shutdown of the workers
 
 
 def cold_rates(folder: Path, workers: int, batches: int) -> dict[str, float]:
-    """As loader_rate, of both orders, each with the pack no longer in memory when it begins. Of lanes, whose windows are
-    read first, as many more batches.
+    """Return the rates of both orders with a cold page cache.
+
+    Lanes, which read their windows first, get that many more batches.
     """
     rates = {}
     for order, lanes in (("shuffle", None), ("blocks", LANES)):
@@ -73,7 +76,7 @@ def cold_rates(folder: Path, workers: int, batches: int) -> dict[str, float]:
 
 
 def mxnet_rate(path: Path, keys: list[int]) -> float | None:
-    """path: the .rec; None where there is no mxnet, and where it cannot read the pack, which has no .idx."""
+    """Return the rate of mxnet; None if it is not installed or cannot read a pack without .idx."""
     if not MXNET.exists() or not path.with_suffix(".idx").exists():
         return None
     command = [str(MXNET), str(Path(__file__).with_name("mxnet_loader.py")), str(path), *map(str, keys)]
@@ -107,7 +110,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8192)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument(
-        "--cold", action="store_true", help="both orders, from the disk; wants a pack beyond memory"
+        "--cold", action="store_true", help="both orders, from the disk; requires a pack larger than memory"
     )
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     options = parser.parse_args()

@@ -1,9 +1,9 @@
-"""Whether `partialfc overlap` finds images of a verification set that were planted in a pack, and how long that takes.
+"""Benchmark of `partialfc overlap`: recall of planted images of a verification set, and duration.
 
     tools/benchmark_overlap.py PACK SET [--images 50]
 
-PACK is copied to a temporary folder with images of SET, a .bin of none of its people, among its own: by turns encoded anew,
-made smaller, and mirrored; then all three.
+PACK is copied to a temporary folder with images of SET, a .bin of other people. They are re-encoded,
+downscaled or mirrored in turn, then all three.
 """
 
 import argparse
@@ -49,17 +49,17 @@ def main() -> None:
         start = time.perf_counter()
         found = find_overlaps(planted, [pairs], Path(folder) / "out")[pairs.name]
         seconds = time.perf_counter() - start
-    wanted = {stored[it] for it in chosen}
-    hits = [stored[it.image] for it in found.matches if stored[it.image] in wanted]
+    expected = {stored[it] for it in chosen}
+    hits = [stored[it.image] for it in found.matches if stored[it.image] in expected]
     wrong = len(found.matches) - len(hits)
-    print(f"{len(set(hits))} of {len(wanted)} planted images found, {wrong} others of the set")
+    print(f"{len(set(hits))} of {len(expected)} planted images found, {wrong} others of the set")
     print(f"{len(dataset)} images of the pack and {len(pairs)} of the set in {seconds:.0f} s")
 
 
 def _iter_samples(
     dataset: RecordDataset, pairs: VerificationPairs, chosen: list[int]
 ) -> Iterator[EncodedSample]:
-    """The pack's own, and a class of its own of what is planted."""
+    """Yield the images of the pack, and the planted ones as a separate class."""
     for place in range(len(dataset)):
         yield dataset.label(place), dataset.encoded_image(place)
     for turn, image in enumerate(chosen):
@@ -67,7 +67,7 @@ def _iter_samples(
 
 
 def _perturb(face: ImageArray, turn: int) -> bytes:
-    """Encoded anew; by turns made smaller and mirrored before."""
+    """Re-encode an image; in turn, downscale or mirror it first."""
     side = len(face)
     if turn % 4 in (1, 3):
         face = images.resize(images.resize(face, _SIZES[turn // 4 % 3] * side // 112), side)

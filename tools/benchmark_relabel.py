@@ -1,9 +1,10 @@
-"""Whether what `partialfc relabel` goes by finds identities that were cut in two, and two that were made one; and what it costs.
+"""Benchmark of `partialfc relabel`: recall of split and of merged identities, and duration.
 
     tools/benchmark_relabel.py PACK EMBEDDINGS [--identities 50] [--merge 0.75] [--split 0.2] [--size C]
 
-EMBEDDINGS: what `partialfc embed MODEL PACK EMBEDDINGS` wrote. Labels are changed, no pack is written. What else is found may be
-right: packs have such identities. With --size, the means of C made-up identities are compared as well.
+EMBEDDINGS is the output of `partialfc embed MODEL PACK EMBEDDINGS`. Labels are changed, no pack is written.
+Other findings may be correct: packs contain such identities. With --size, the means of C random identities
+are compared as well.
 """
 
 import argparse
@@ -27,17 +28,17 @@ from partialfc.errors import InputError
 from partialfc.inference.class_means import compute_class_means
 from partialfc.inference.relabeling import find_duplicate_identities, find_mixed_identities
 
-_MIN_IMAGES = 4  # images of each of what is planted
+_MIN_IMAGES = 4  # images per planted identity
 
 
 @dataclass(frozen=True)
 class Planted:
-    """Labels with identities cut in two, and two made one."""
+    """Labels with split and merged identities."""
 
     labels: NDArray[np.int64]
-    count: int  # of classes
-    cut: set[tuple[int, int]]  # labels that are one person
-    joined: set[int]  # labels that are two
+    count: int  # number of classes
+    cut: set[tuple[int, int]]  # labels of one person
+    joined: set[int]  # labels of two people
 
 
 def main() -> None:
@@ -62,16 +63,16 @@ def main() -> None:
     alike = {
         (it.first, it.second) for it in find_duplicate_identities(torch.from_numpy(means), arguments.merge)
     }
-    for what, found, wanted in (("cut", alike, planted.cut), ("joined", mixed, planted.joined)):
+    for what, found, expected in (("cut", alike, planted.cut), ("joined", mixed, planted.joined)):
         print(
-            f"{len(found & wanted)} of {len(wanted)} identities that were {what} are found, {len(found - wanted)} others"
+            f"{len(found & expected)} of {len(expected)} identities that were {what} are found, {len(found - expected)} others"
         )
     if arguments.size:
         _benchmark_comparison(arguments.size, embeddings.embedding_size)
 
 
 def plant_errors(labels: NDArray[np.int64], count: int, identities: int) -> Planted:
-    """Of each kind `identities`, of people with enough images."""
+    """Plant `identities` errors of each kind, on people with enough images."""
     images = np.bincount(labels, minlength=count)
     generator = np.random.default_rng(0)
     several = generator.permutation(np.flatnonzero(images >= 2 * _MIN_IMAGES))

@@ -1,13 +1,16 @@
-"""How compact classes become by three losses, of eight people whose embeddings lie on a circle: over seeds, drawn and tabulated.
+"""Experiment: compactness of classes by three losses, for eight people with embeddings on a circle, over
+seeds.
 
-    tools/compare_compactness.py FACES OUT [--seeds 0 1 2 ...] [--share I/N] [--json FILE] [--picture FILE]
+    tools/compare_compactness.py FACES OUT [--seeds 0 1 2 ...] [--share I/N] [--json FILE] [--picture
+    FILE]
 
-The toy of ElasticFace (arXiv 2109.09416): a small network, embeddings of two components, of length 1. FACES is a folder of
-identities. The eight with most images are taken, of each as many as the last of them has, so that sizes do not decide the
-angles. Margin and scale are warmed up, and the rule is AdamW: else centres may fall onto each other and stay there. A run in
-which fewer than 98 % of its images are nearest to the right centre has collapsed: it is counted, and left out of the angles.
-OUT holds pack and runs; what has finished is not run again. --share: every N-th run, from I, counted from 0, so that N calls,
-each on a core of its own, share the work. --picture draws the first seed with which none has collapsed.
+The toy experiment of ElasticFace (arXiv:2109.09416): a small network and unit embeddings with two components.
+FACES is a folder of identities. The eight with most images are used, with equal numbers of images, so that
+sizes do not affect the angles. Margin and scale are warmed up, and the optimizer is AdamW. Otherwise centers
+may collapse onto each other. A run with fewer than 98 % of its images nearest to the correct center has
+collapsed. It is counted, and excluded from the angles. OUT contains the pack and the runs; finished runs are
+not repeated. --share: every N-th run from run I (from 0), so that N processes can share the work. --picture
+plots the first seed without a collapsed run.
 """
 
 import argparse
@@ -44,8 +47,8 @@ from partialfc.runtime.files import SUMMARY_FILE
 from partialfc.sweep.runner import parse_task
 
 _PEOPLE = 8
-_LISTING = "people.lst"  # beside the pack: of whom it is
-_MIN_ACCURACY = 0.98  # of the training images, else a run has collapsed
+_LISTING = "people.lst"  # next to the pack: its people
+_MIN_ACCURACY = 0.98  # of the training images; below, a run has collapsed
 _STAGES = "scale: {0: 8, 20 epochs: [8, 64], 80 epochs: 64}, margin: {0: 0.0, 20 epochs: [0.0, 0.5], 80 epochs: 0.5}"
 CASES = {
     "ArcFace": f"loss={{name: arcface, {_STAGES}}}",
@@ -61,13 +64,13 @@ _SETTINGS = [
 
 @dataclass(frozen=True)
 class RunMeasurement:
-    """Of one run. Angles in degrees."""
+    """Result of one run; angles in degrees."""
 
-    embeddings: NDArray[np.float32]  # [n, 2] of length 1
-    labels: NDArray[np.int64]  # [n]
-    accuracy: float  # share of images that are nearest to their own class's centre
+    embeddings: NDArray[np.float32]  # `[n, 2]`, L2-normalized
+    labels: NDArray[np.int64]  # `[n]`
+    accuracy: float  # fraction of images that are nearest to their own class center
     mean_class_angle: float  # mean angle between an image and the mean of its class
-    neighbor_angle_std: float  # deviation of the angles between neighbouring means
+    neighbor_angle_std: float  # standard deviation of the angles between neighboring means
 
     @property
     def collapsed(self) -> bool:
@@ -99,28 +102,28 @@ def main() -> None:
 
 
 def ensure_pack(faces: Path, out: Path) -> Path:
-    """The pack of the eight people, made unless it is there. InputError where it is of others."""
+    """Create the pack of the eight people unless it exists."""
     folder, listing = out / "pack", build_listing(faces)
     if not folder.exists():
         out.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=out) as temporary:  # of two shares each its own
+        with TemporaryDirectory(dir=out) as temporary:  # separate for each process
             made = Path(temporary) / "pack"
             made.mkdir()
             (made / _LISTING).write_text(listing)
             pack_faces([made / _LISTING], made)
-            with suppress(OSError):  # the other was sooner
+            with suppress(OSError):  # another process created it first
                 made.rename(folder)
     if not (folder / _LISTING).exists() or (folder / _LISTING).read_text() != listing:
-        raise InputError(f"{folder}: not of the people of {faces}; wanted another OUT for them")
+        raise InputError(f"{folder}: not of the people of {faces}; expected another OUT for them")
     return folder
 
 
 def build_listing(faces: Path) -> str:
-    """The lines of a .lst of as many images of each of the people with most."""
+    """Return the lines of a .lst with equally many images of the people with most images."""
     images = list(source_from_folders(faces, allow_empty=True).items())
     most = Counter(it.label for it in images).most_common(_PEOPLE)
     if len(most) < _PEOPLE:
-        raise InputError(f"{faces}: {len(most)} identities; wanted {_PEOPLE} or more")
+        raise InputError(f"{faces}: {len(most)} identities; expected {_PEOPLE} or more")
     people = [[it.location for it in images if it.label == person][: most[-1][1]] for person, _ in most]
     chosen = [(label, Path(image).resolve()) for label, person in enumerate(people) for image in person]
     return "".join(f"{number}\t{label}\t{path}\n" for number, (label, path) in enumerate(chosen))
@@ -136,7 +139,7 @@ def measure_finished_runs(out: Path, case: str, seeds: Sequence[int]) -> dict[in
 
 
 def measure_run(run: Path) -> RunMeasurement:
-    """Of the images of the run's pack, as its network sees them."""
+    """Measure a run with the images of its pack."""
     recognizer = load(run)
     provenance = recognizer.provenance
     assert provenance is not None
@@ -149,7 +152,7 @@ def measure_run(run: Path) -> RunMeasurement:
 def measure(
     embeddings: NDArray[np.float32], labels: NDArray[np.int64], centers: NDArray[np.float32]
 ) -> RunMeasurement:
-    """Of embeddings [n, 2] and class centres [C, 2], all of length 1."""
+    """Measure embeddings `[n, 2]` and class centers `[C, 2]`, all L2-normalized."""
     right = (embeddings @ centers.T).argmax(axis=1) == labels
     classes = np.unique(labels)
     means = np.stack([embeddings[labels == label].mean(axis=0) for label in classes])
@@ -163,7 +166,7 @@ def measure(
 
 
 def to_rows(runs: Runs) -> list[dict[str, str | int | float]]:
-    """Each run's numbers."""
+    """Return the results of each run as rows."""
     return [
         {
             "case": case,
@@ -178,11 +181,13 @@ def to_rows(runs: Runs) -> list[dict[str, str | int | float]]:
 
 
 def format_table(runs: Runs) -> list[str]:
-    """Lines of Markdown: a loss's angles, and how far they are from the first's where neither has collapsed."""
+    """Return a Markdown table: angles of each loss, and paired differences from the first loss without
+    collapsed runs.
+    """
     first = next(iter(runs))
     lines = [
-        "| | runs | collapsed | images at the right centre | within a class, degrees | against the first "
-        "| deviation of the angles between neighbours, degrees | against the first |",
+        "| | runs | collapsed | images at the correct center | within a class, degrees | against the first "
+        "| deviation of the angles between neighbors, degrees | against the first |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for case, found in runs.items():
@@ -194,7 +199,7 @@ def format_table(runs: Runs) -> list[str]:
         )
         cells = [case, str(len(found)), str(len(found) - len(good))]
         cells.append(f"{np.mean([it.accuracy for it in found.values()]):.1%}" if found else "")
-        for name in ("within", "between"):
+        for name in ("mean_class_angle", "neighbor_angle_std"):
             cells.append(format_interval(np.array([getattr(it, name) for it in good.values()]), ".1f"))
             apart = [getattr(good[seed], name) - getattr(runs[first][seed], name) for seed in both]
             cells.append(format_interval(np.array(apart), "+.1f"))
@@ -203,7 +208,7 @@ def format_table(runs: Runs) -> list[str]:
 
 
 def plot(runs: Runs, path: Path) -> None:
-    """The images of a seed's runs on the circle, a colour for each class."""
+    """Plot the images of a seed's runs on the circle, one color per class."""
     seeds = [
         it
         for it in runs[next(iter(runs))]

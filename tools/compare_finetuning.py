@@ -1,12 +1,12 @@
-"""What a network gains that was trained on some people before it learns others: over seeds, and tabulated.
+"""Experiment: fine-tuning on new people after training on others, over seeds.
 
     tools/compare_finetuning.py FIRST THEN OUT [--seeds 0 1 2] [--share I/N] [--json FILE]
 
-FIRST and THEN are packs of different people; THEN holds the pairs to verify, too. The network of recipes/faces_tiny.yaml is
-trained on THEN from scratch, for six epochs, and for as many images as the others see in all; and on FIRST, then on THEN by
-recipes/finetune.yaml, as it is and with parts of it left out. Each run takes one core. OUT holds the runs. What has finished,
-or stands in FILE already, is not run again. --share: every N-th seed, from I, counted from 0, so that N calls, each on a core
-of its own, share the work.
+FIRST and THEN are packs of different people; THEN also contains the verification pairs. The network of
+recipes/faces_tiny.yaml is trained from scratch on THEN, for six epochs and for as many images as the others
+see in total. It is also trained on FIRST and then on THEN with recipes/finetune.yaml, complete and with parts
+left out. Each run uses one core. OUT contains the runs. Runs that are finished or in FILE are not repeated.
+--share: every N-th seed from seed I (from 0), so that N processes can share the work.
 """
 
 import argparse
@@ -22,15 +22,15 @@ from partialfc.data import RecordDataset
 from partialfc.errors import InputError
 from partialfc.sweep.runner import parse_task
 
-_EPOCHS = 6  # of faces_tiny, and of finetune
-_TINY_OVERRIDES = [  # what finetune else has from faces_small, as faces_tiny has it
+_EPOCHS = 6  # of faces_tiny and of finetune
+_TINY_OVERRIDES = [  # settings of faces_tiny that finetune would take from faces_small
     "backbone.input_size=48", "backbone.width=12", "backbone.embedding_size=128", "backbone.dropout=0.2", "augment={}",
     "loss={name: elastic_cosface, scale: 32, margin: 0.25, sigma: 0.025, order: paper}", "optim.ema_decay=0", "evaluation.every=0",
 ]  # fmt: skip
 _SCRATCH, _LONG, _BEFORE = "from scratch", "from scratch, as many images as both", "on FIRST alone"
 _TUNED = {
     "fine-tuned": [],
-    "fine-tuned, centres as drawn": ["init.centers=null"],
+    "fine-tuned, random centers": ["init.centers=null"],
     "fine-tuned, never frozen": ["init.freeze_backbone=0"],
     "fine-tuned, at the full rate": ["optim.lr=0.1"],
 }  # fmt: skip
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def run_seed(first: Path, then: Path, out: Path, seed: int) -> list[ScoreRow]:
-    """The rows of a seed."""
+    """Return the rows of a seed."""
     rows: list[ScoreRow] = []
     for case, (recipe, settings) in planned_runs(first, then, out, seed).items():
         rows += train_and_score(run_folder(out, case, seed), case, settings, seed, recipe)
@@ -69,7 +69,7 @@ def run_seed(first: Path, then: Path, out: Path, seed: int) -> list[ScoreRow]:
 
 
 def planned_runs(first: Path, then: Path, out: Path, seed: int) -> dict[str, tuple[str, list[str]]]:
-    """Recipe and settings of each case, in the order in which they can be trained."""
+    """Return recipe and settings of each case, in an order in which they can be trained."""
     sets = ", ".join(str(path) for path in sorted(then.glob("*.bin")))
     images = [len(RecordDataset(pack)) for pack in (first, then)]
     as_many = round(_EPOCHS * sum(images) / images[1])

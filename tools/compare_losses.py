@@ -1,11 +1,11 @@
-"""What losses and samplings are worth on a pack of faces: each trained over seeds, and tabulated.
+"""Experiment: losses and sampling methods on a pack of faces, over seeds.
 
     tools/compare_losses.py PACK OUT [--seeds 0 1 2 3 4] [--only TEXT] [--share I/N] [--json FILE]
 
-Each run is recipes/faces_tiny.yaml, three epochs of it, on one core, with the settings below. PACK holds the pairs to
-verify, too. OUT holds the runs. What has finished there, or stands in FILE already, is not run again; FILE then holds all.
---only: cases whose names hold the text. --share: every N-th run, from I, counted from 0, so that N calls, each on a core of
-its own, share the work.
+Each run is recipes/faces_tiny.yaml for three epochs on one core, with the settings below. PACK also contains
+the verification pairs. OUT contains the runs. Runs that are finished or in FILE are not repeated; FILE then
+contains all. --only: cases whose names contain the text. --share: every N-th run from run I (from 0), so that
+N processes can share the work.
 """
 
 import argparse
@@ -21,7 +21,8 @@ from comparison import ScoreRow, format_table, run_folder, train_and_score
 from partialfc.errors import InputError
 from partialfc.sweep.runner import parse_task
 
-# The scale and half of the margin that the papers have: at theirs, a network so small tells few of its own images apart.
+# The scale and half of the margin of the papers: with full margins, a network this small barely separates its
+# own images.
 _ARC, _COS = "scale: 32, margin: 0.25", "scale: 32, margin: 0.175"
 CASES = {
     "cosface": [f"loss={{name: cosface, {_COS}}}"],
@@ -40,7 +41,7 @@ CASES = {
     "curricularface": [f"loss={{name: curricularface, {_ARC}}}"],
     "uniface": ["loss={name: uniface, scale: 32, margin: 0.2}"],
     "sphereface2": ["loss={name: sphereface2, scale: 32, margin: 0.2}"],
-    "cosface, three sub-centres": [f"loss={{name: cosface, {_COS}}}", "head.subcenters=3"],
+    "cosface, three sub-centers": [f"loss={{name: cosface, {_COS}}}", "head.subcenters=3"],
     "cosface, r 0.3": [f"loss={{name: cosface, {_COS}}}", "head.sample_rate=0.3"],
     "cosface, r 0.1": [f"loss={{name: cosface, {_COS}}}", "head.sample_rate=0.1"],
     "cosface, r 0.1, then 1": [f"loss={{name: cosface, {_COS}}}", "head.sample_rate={0: 0.1, 2 epochs: 1.0}"],

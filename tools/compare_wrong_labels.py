@@ -1,10 +1,10 @@
-"""What helps against wrong labels: a pack with a share of them flipped, trained on four ways, over seeds.
+"""Experiment: methods against label noise, on a pack with flipped labels, over seeds.
 
     tools/compare_wrong_labels.py PACK OUT [--share 0.3] [--seeds 0 1 2 3 4] [--json FILE]
 
-As it is; with negatives above a cosine of 0.4 left out; with three sub-centres a class; and as it is, on the pack that
-`partialfc clean` makes by the third. Each is recipes/faces_tiny.yaml on one core, by the seed that drew the flips, too. What
-has finished is not run again. OUT holds runs and packs.
+The methods are: none; ignoring negatives above a cosine of 0.4; three sub-centers per class; and none, on the
+pack that `partialfc clean` makes with the third. Each is recipes/faces_tiny.yaml on one core, with the seed
+of the flips. Finished runs are not repeated. OUT contains runs and packs.
 """
 
 import argparse
@@ -20,13 +20,13 @@ from comparison import ScoreRow, format_table, run_script, train_and_score
 
 from partialfc.data import RecordDataset
 
-RUNS = {  # settings, and the pack that is trained on
+RUNS = {  # settings, and the pack for training
     "as it is": ([], "flipped"),
     "threshold 0.4": (["head.interclass_threshold=0.4"], "flipped"),
-    "three sub-centres": (["head.subcenters=3"], "flipped"),
+    "three sub-centers": (["head.subcenters=3"], "flipped"),
     "cleaned": ([], "cleaned"),
 }
-CLEANS = "three sub-centres"  # the run by which the cleaned pack is made
+CLEANS = "three sub-centers"  # the run that cleans the pack
 
 
 def main() -> None:
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def count_caught(pack: Path, folder: Path) -> str:
-    """How many of the dropped images had a wrong label."""
+    """Return how many of the dropped images had a wrong label."""
     right, given = (RecordDataset(it) for it in (pack, folder / "flipped"))
     wrong = {given.key(image) for image in range(len(given)) if given.label(image) != right.label(image)}
     with (folder / "cleaned/dropped.csv").open(newline="") as file:
@@ -79,7 +79,7 @@ def make_cleaned_pack(folder: Path) -> None:
 
 
 def make_pack(folder: Path, *arguments: object) -> None:
-    """A pack, where it is not there."""
+    """Create a pack unless it exists."""
     if not (folder / "property").exists():
         run_script(*arguments)
 

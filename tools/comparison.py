@@ -1,7 +1,7 @@
-"""What tools that compare settings over seeds share: their runs, one core each, and the lines of their tables.
+"""Functions of experiments over seeds: runs on one core each, and tables.
 
-What has finished is not run again. Differences are those of runs of one seed to the first case's, their 95 % intervals a
-bootstrap over the seeds.
+Finished runs are not repeated. Differences are paired by seed with the first case; their 95 % intervals are
+bootstrapped over the seeds.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-_DRAWS = 10_000  # of the bootstrap
+_DRAWS = 10_000  # bootstrap samples
 
 ScoreRow = dict[str, Any]  # case, seed, set, accuracy, auc
 
@@ -22,7 +22,7 @@ ScoreRow = dict[str, Any]  # case, seed, set, accuracy, auc
 def train_and_score(
     output: Path, case: str, settings: Sequence[str], seed: int, recipe: str = "faces_tiny"
 ) -> list[ScoreRow]:
-    """A row for each verification set of a run of a recipe, which is trained unless it has finished."""
+    """Return a row for each verification set of a run, which is trained unless it has finished."""
     train_once(output, settings, seed, recipe)
     summary = json.loads((output / "summary.json").read_text())
     return [
@@ -32,30 +32,30 @@ def train_and_score(
 
 
 def train_once(output: Path, settings: Sequence[str], seed: int, recipe: str) -> None:
-    """A run of a recipe, unless it has finished."""
+    """Train a recipe unless it has finished."""
     if not (output / "summary.json").exists():
         own = (f"output={output}", f"seed={seed}", "--ranks", 1)
         run_script("-m", "partialfc", "train", recipe, *settings, *own)
 
 
 def run_folder(out: Path, case: str, seed: int) -> Path:
-    """Of a run."""
+    """Return the folder of a run."""
     return out / case.replace(", ", "_").replace(" ", "_") / str(seed)
 
 
 def run_script(*arguments: object) -> None:
-    """Run a program of this repository on one core; where it fails, end with its exit code."""
+    """Run a program of this repository on one core; exit with its exit code if it fails."""
     folder = Path(__file__).resolve().parent.parent
     paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, *map(str, arguments)]
     code = subprocess.run(command, check=False, env=environment).returncode
-    if code:  # it has said why
+    if code:  # it has reported the error
         sys.exit(code)
 
 
 def format_table(cases: Sequence[str], rows: list[ScoreRow]) -> list[str]:
-    """Lines of Markdown: of each case the mean and standard deviation over the seeds, and how far it is from the first."""
+    """Return a Markdown table: mean and standard deviation over seeds, and difference from the first case."""
     lines = [
         "| | seeds | accuracy, % | against the first, points | AUC | against the first |",
         "|---|---|---|---|---|---|",
@@ -83,7 +83,7 @@ def _line(case: str, first: str, rows: list[ScoreRow]) -> str:
 
 
 def format_interval(values: np.ndarray, form: str) -> str:
-    """The mean of a value of each seed, and its 95 % interval; empty where there is none."""
+    """Return the mean over seeds and its 95 % interval; empty without values."""
     if len(values) < 2:
         return f"{values[0]:{form}}" if len(values) else ""
     chosen = np.random.default_rng(0).integers(0, len(values), (_DRAWS, len(values)))

@@ -1,9 +1,9 @@
-"""Makes a verification set harder: the same pairs, the second image of each small, or without colours.
+"""Degrade a verification set: the same pairs, the second image of each downscaled or gray.
 
     tools/degrade_pairs.py SET.bin OUT
 
-Writes OUT/SET_small.bin (of 16 pixels, enlarged again) and OUT/SET_grey.bin: sets of other difficulties, to rank settings by,
-where there is but one.
+Writes OUT/SET_small.bin (downscaled to 16 pixels) and OUT/SET_gray.bin, sets of other difficulty for
+selecting settings if only one set exists.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def to_gray(pixels: ImageArray) -> ImageArray:
     return np.asarray(cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB), np.uint8)
 
 
-KINDS = (downscale, to_gray)
+KINDS = {"small": downscale, "gray": to_gray}
 
 
 def main() -> None:
@@ -42,10 +42,10 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
     pairs = load_pairs(arguments.set)
-    for kind in KINDS:
-        path = arguments.out / f"{pairs.name}_{kind.__name__}.bin"
+    for kind, degrade in KINDS.items():
+        path = arguments.out / f"{pairs.name}_{kind}.bin"
         encoded = [
-            images.encode_jpeg(kind(pairs.pixels(index, _SIZE)), _QUALITY)
+            images.encode_jpeg(degrade(pairs.pixels(index, _SIZE)), _QUALITY)
             if index % 2
             else bytes(pairs.images[index])
             for index in range(len(pairs))

@@ -1,8 +1,8 @@
-"""Gives a share of a pack's images the label of another class, drawn: to find out what wrong labels cost, and who bears them.
+"""Flip the labels of a random fraction of a pack's images, to measure the cost of label noise.
 
     tools/flip_labels.py PACK OUT [--share 0.3] [--seed 0]
 
-Images and their order stay; verification sets of the pack come along.
+Images and their order do not change; verification sets of the pack are copied.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     if not 0 <= arguments.share <= 1:
-        parser.error(f"--share {arguments.share}: wanted 0 to 1")
+        parser.error(f"--share {arguments.share}: expected 0 to 1")
     require_distinct_folders(arguments.out, [arguments.pack])
     dataset = RecordDataset(arguments.pack)
     labels = dataset.labels()
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def flip_labels(labels: NDArray[np.int64], num_classes: int, share: float, seed: int) -> NDArray[np.int64]:
-    """Labels [n] of which `share` are those of another class, any with the same chance."""
+    """Return labels `[n]` with a fraction `share` replaced by uniformly random other classes."""
     draws = np.random.default_rng(seed)
     chosen = draws.permutation(len(labels))[: round(share * len(labels))]
     wrong = labels.copy()

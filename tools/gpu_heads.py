@@ -1,4 +1,4 @@
-"""What tools/benchmark_gpu.py measures of a step of the head: ours, a plainly written one, and insightface's."""
+"""Sections of tools/benchmark_gpu.py on a step of the head: PartialFC, a textbook one, and insightface's."""
 
 import sys
 from collections.abc import Callable
@@ -29,8 +29,10 @@ CASES = {
 
 
 def benchmark_heads(machine: BenchmarkMachine) -> list[MeasurementRow]:
-    """A step of the head on one rank, of one or of eight whose sends are made up; ours with and without kernels, a plainly
-    written one, and insightface's where it is at hand.
+    """Benchmark a step of the head on one rank, of one or of eight with simulated communication.
+
+    Compared are PartialFC with and without Triton kernels, a textbook implementation, and insightface's if
+    available.
     """
     rows = []
     for name, (classes, rate, world_size) in CASES.items():
@@ -86,7 +88,7 @@ def _benchmark_ours(machine: BenchmarkMachine, case: BenchmarkCase) -> Measureme
 
 
 def make_step(machine: BenchmarkMachine, head: PartialFC, case: BenchmarkCase) -> Callable[[], None]:
-    """The next step of a head, whose successor is prepared once it is launched, as in training."""
+    """Return a function that runs the next step of a head and then prepares its successor, as in training."""
     batches = [case.embeddings(number)[: case.batch].to(machine.device) for number in range(4)]
     labels = [case.labels(number) for number in range(4)]
     ahead = [head.prepare(labels[0], 0)]
@@ -102,7 +104,7 @@ def make_step(machine: BenchmarkMachine, head: PartialFC, case: BenchmarkCase) -
 
 
 def count_launches(machine: BenchmarkMachine, function: Callable[[], object]) -> int:
-    """How many kernels and copies a call starts."""
+    """Return how many kernels and copies a call launches."""
     if machine.is_dry_run:
         return 0
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -112,7 +114,9 @@ def count_launches(machine: BenchmarkMachine, function: Callable[[], object]) ->
 
 
 class _InsightFaceHead:
-    """PartialFC_V2 of insightface's recognition/arcface_torch, from a folder of its own, as its training script steps it."""
+    """PartialFC_V2 of insightface's arcface_torch, from a local folder, with the steps of its training
+    script.
+    """
 
     def __init__(self, case: BenchmarkCase, folder: Path | None, half: bool) -> None:
         sys.path.insert(0, str(folder))

@@ -1,7 +1,6 @@
-"""What tools/benchmark_gpu.py measures of the machine and of what is right on it, a section each: functions that give
-rows. Each runs in a process of its own.
+"""Sections of tools/benchmark_gpu.py on the machine and on numerical agreement: functions that return rows.
 
-Without a GPU every section runs on the CPU at sizes that mean nothing: a rehearsal, so that nothing is found out on the GPU.
+Each runs in a separate process. Without a GPU every section runs on the CPU at tiny sizes, as a dry run.
 """
 
 import importlib.util
@@ -26,32 +25,32 @@ MeasurementRow = dict[str, Any]
 
 @dataclass(frozen=True)
 class BenchmarkMachine:
-    """Where the sections run."""
+    """Machine of the benchmark."""
 
     device: torch.device
-    insightface: Path | None  # the folder with its partial_fc_v2.py and losses.py
+    insightface: Path | None  # folder with insightface's partial_fc_v2.py and losses.py
 
     @property
     def is_dry_run(self) -> bool:
-        """Whether there is no GPU."""
+        """True if there is no GPU."""
         return self.device.type == "cpu"
 
     @property
     def width(self) -> int:
-        """D, of the embeddings."""
+        """Embedding size D."""
         return 32 if self.is_dry_run else 512
 
     @property
     def batch(self) -> int:
-        """B, images of a step of the head."""
+        """Global batch size B of the head."""
         return 64 if self.is_dry_run else 1024
 
     def scale_size(self, size: int) -> int:
-        """A size as it is named, or one for a rehearsal."""
+        """Return a size, or a tiny one for a dry run."""
         return max(2048, size // 4096) if self.is_dry_run else size
 
     def milliseconds(self, function: Callable[[], object], count: int) -> tuple[float, float]:
-        """Of a call, among `count` that follow each other: until the device was through, and until the host was."""
+        """Return the milliseconds per call over `count` consecutive calls, for the device and for the host."""
         for _ in range(3):
             function()
         self.wait()
@@ -64,8 +63,8 @@ class BenchmarkMachine:
         return 1000 * (time.perf_counter() - began) / count, 1000 * on_host / count
 
     def gpu_busy_time(self, function: Callable[[], object], count: int) -> tuple[float, float]:
-        """Milliseconds in which a kernel or a copy runs while a function is called `count` times, and from the first of
-        them to the end of the last.
+        """Return the milliseconds during which a kernel or copy runs in `count` calls, and the total
+        duration.
         """
         if self.is_dry_run:
             return 0.0, 0.0
@@ -81,12 +80,12 @@ class BenchmarkMachine:
         return busy / 1000, (end - spans[0][0]) / 1000
 
     def wait(self) -> None:
-        """Return when the device is through."""
+        """Synchronize with the device."""
         if not self.is_dry_run:
             torch.cuda.synchronize(self.device)
 
     def peak_memory(self) -> int:
-        """Bytes that were allocated at most since the last call."""
+        """Return the peak of allocated bytes since the last call."""
         if self.is_dry_run:
             return 0
         most = torch.cuda.max_memory_allocated(self.device)
@@ -95,14 +94,14 @@ class BenchmarkMachine:
 
 
 def gpu_events(profile: torch.profiler.profile) -> list[Any]:
-    """Of a profile, what ran on a GPU."""
+    """Return the events of a profile that ran on a GPU."""
     return [it for it in profile.events() if it.device_type == torch.autograd.DeviceType.CUDA]
 
 
 def try_row(
     title: MeasurementRow, function: Callable[..., MeasurementRow], *arguments: Any
 ) -> MeasurementRow:
-    """A row; where it cannot be had, for whatever reason, the row says so, and the others are measured."""
+    """Return a row, or a row with the error, so that the others are measured."""
     try:
         return title | function(*arguments)
     except Exception as error:
@@ -111,7 +110,7 @@ def try_row(
 
 
 def describe_machine(machine: BenchmarkMachine) -> list[MeasurementRow]:
-    """What it is."""
+    """Describe the machine."""
     row: MeasurementRow = {
         "torch": torch.__version__,
         "python": sys.version.split()[0],
@@ -126,7 +125,7 @@ def describe_machine(machine: BenchmarkMachine) -> list[MeasurementRow]:
 
 
 def measure_ceilings(machine: BenchmarkMachine) -> list[MeasurementRow]:
-    """Bytes a second of a copy, operations a second of products of the head's shapes, and what a launch takes the host."""
+    """Measure copy bandwidth, matmul throughput at the head's shapes, and launch overhead on the host."""
     size = machine.scale_size(1 << 28)
     source, target = (torch.ones(size, device=machine.device) for _ in range(2))
     taken, _ = machine.milliseconds(lambda: target.copy_(source), 20)
@@ -149,7 +148,7 @@ def measure_ceilings(machine: BenchmarkMachine) -> list[MeasurementRow]:
 
 
 def check_agreement(machine: BenchmarkMachine) -> list[MeasurementRow]:
-    """Kernels beside the functions of torch, products beside float32's, and two runs of the same steps: bits."""
+    """Compare kernels with torch functions, matmul precisions with float32, and two identical runs bitwise."""
     rows = []
     settings: list[MeasurementRow] = [
         {},
@@ -176,7 +175,7 @@ def _agreement_row(
 
 
 def _run_steps(machine: BenchmarkMachine, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses and the last gradient of five steps, and how far the centres have moved."""
+    """Return losses and the last gradient of five steps, and the total change of the centers."""
     classes = machine.scale_size(200_000)
     if machine.is_dry_run and options["kernels"] == "triton":
         options["kernels"] = "torch"

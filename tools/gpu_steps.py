@@ -1,4 +1,4 @@
-"""What tools/benchmark_gpu.py measures of whole training steps and of many identities, a section each."""
+"""Sections of tools/benchmark_gpu.py on full training steps and on many identities."""
 
 import tempfile
 import traceback
@@ -30,8 +30,10 @@ NETWORKS = ("iresnet50", 256), ("iresnet50", 128), ("iresnet100", 128)  # with t
 
 
 def benchmark_steps(machine: BenchmarkMachine) -> list[MeasurementRow]:
-    """Thirty training steps of images that lie on the GPU: images a second, how much longer than the backbone alone, and
-    how long the GPU has nothing to do; then twenty steps twice: bits, of which those by CUDA graphs are to be the same.
+    """Benchmark thirty training steps with images on the GPU.
+
+    Reports images per second, overhead over the backbone alone, and idle GPU time. Then twenty steps run
+    twice, also with CUDA graphs, and must be bitwise identical.
     """
     rows = []
     with tempfile.TemporaryDirectory(prefix="benchmark_gpu") as folder, _single_rank(machine) as dist_ctx:
@@ -63,7 +65,9 @@ def _benchmark_training(
 
 
 def benchmark_many_identities(machine: BenchmarkMachine) -> list[MeasurementRow]:
-    """Steps of a head of as many identities as fit: bfloat16 rows without moments, and float32 rows with momentum."""
+    """Benchmark a head with as many identities as fit: bfloat16 rows without momentum, float32 rows with
+    momentum.
+    """
     rows = []
     for classes, options in (
         (1_000_000, {"centers_dtype": "bfloat16", "optim_state_dtype": "none"}),
@@ -84,7 +88,7 @@ def benchmark_many_identities(machine: BenchmarkMachine) -> list[MeasurementRow]
 
 
 def noise_pack(folder: Path, classes: int, images: int, size: int) -> None:
-    """A pack of noise, whose images are of some of `classes` identities; as im2rec writes one."""
+    """Write a pack of noise with `classes` identities in the layout of im2rec."""
     generator = np.random.default_rng(0)
     with recordio.RecordWriter(folder / "train.rec", folder / "train.idx") as writer:
         for key, label in enumerate(generator.integers(classes, size=images).tolist()):
@@ -122,7 +126,7 @@ def _config(
 
 
 def _make_train_step(run: Run) -> Callable[[], None]:
-    """The run's next step, in the order of training: launched, then the next one prepared."""
+    """Return a function that launches the run's next step and then prepares its successor, as in training."""
     batches = [_batch(run, number) for number in range(4)]
     ahead = [run.head.prepare(batches[0].labels, 0)]
 
@@ -162,7 +166,7 @@ def _backbone_alone(run: Run) -> Callable[[], None]:
 
 
 def find_syncs(machine: BenchmarkMachine, step: Callable[[], None]) -> str:
-    """What of three steps waits for the GPU, if anything."""
+    """Return the host synchronizations of three steps, if any."""
     if machine.is_dry_run:
         return "not known"
     torch.cuda.set_sync_debug_mode("error")
@@ -182,7 +186,7 @@ def find_syncs(machine: BenchmarkMachine, step: Callable[[], None]) -> str:
 
 
 def idle_fraction(machine: BenchmarkMachine, step: Callable[[], None]) -> float:
-    """The share of five steps in which nothing runs on the GPU."""
+    """Return the fraction of five steps in which the GPU is idle."""
     busy, whole = machine.gpu_busy_time(step, 5)
     return 1 - busy / whole if whole else 0.0
 

@@ -1,7 +1,7 @@
-"""The usual mxnet pipeline, timed under the real mxnet: `.venv-mxnet/bin/python tools/mxnet_loader.py REC KEY...`.
+"""mxnet's usual pipeline, timed with mxnet itself: `.venv-mxnet/bin/python tools/mxnet_loader.py REC KEY...`.
 
-Each sample: read_idx, unpack, mx.image.imdecode, a flip by chance, float, (x - 127.5) / 127.5, channels first. Prints
-images a second of one process.
+For each sample: read_idx, unpack, mx.image.imdecode, random flip, float, (x - 127.5) / 127.5, channels first.
+Prints images per second of one process.
 """
 
 import random

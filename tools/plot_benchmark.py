@@ -1,4 +1,4 @@
-"""Draw what tools/benchmark_head.py measured over the number of identities: the step, and the memory beside its plan."""
+"""Plot results of tools/benchmark_head.py over the number of identities: step time, and memory with its plan."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 
 def plot(rows: list[dict[str, Any]], picture: Path) -> None:
-    """rows: as --json wrote them; one line for each kind of stored rows."""
+    """Plot the rows written by --json; one line for each storage type."""
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     times, memory = figure.subplots(1, 2)
     for kind in sorted({row_label(row) for row in rows}):

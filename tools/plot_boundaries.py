@@ -1,9 +1,9 @@
-"""Draws where an image is between two classes, by the losses' own targets: the boundary that training asks of class 1.
+"""Plot the decision boundary between two classes that training with each loss demands of class 1.
 
     tools/plot_boundaries.py boundaries.png
 
-An image of class 1 at angle t1 from its centre and t2 from that of class 2 is on its side where the target's logit, margin
-and all, is the larger one. Elastic margins are drawn for each image: the band holds 95 % of the draws.
+An image of class 1 is at angle t1 from its center and t2 from that of class 2. It is on its side if its target
+logit with margin is larger. Elastic margins are random per image: the band contains 95 % of them.
 """
 
 import sys
@@ -27,7 +27,7 @@ LOSSES: dict[str, AnyLoss] = {
     "CosFace, m 0.35": CosFace(),
     "ElasticFace-Cos, 0.35 ± 0.05": ElasticCosFace(),
 }
-_BAND_COVERAGE = 0.95  # of the draws, within the band
+_BAND_COVERAGE = 0.95  # of the margins, within the band
 
 
 def main() -> None:
@@ -54,13 +54,13 @@ def main() -> None:
 
 
 def quantiles(margin: AnyLoss) -> tuple[float, float, float]:
-    """The ends and the middle of the band, in deviations of a draw."""
+    """Return the ends and the middle of the band, in standard deviations."""
     end = NormalDist().inv_cdf((1 + _BAND_COVERAGE) / 2) if hasattr(margin, "sigma") else 0.0
     return -end, 0.0, end
 
 
 def boundary(margin: AnyLoss, first: NDArray[np.float64], deviations: float) -> NDArray[np.float64]:
-    """The angle with class 2 at which its logit is the target's, for angles with class 1; nan where none is."""
+    """Return the angle to class 2 with equal logits, for angles to class 1; nan if it does not exist."""
     angle = torch.from_numpy(first)
     drawn = None
     if isinstance(margin, ElasticArcFace | ElasticCosFace):

@@ -1,10 +1,10 @@
-"""docs/tutorial.md on real faces: all its commands, one after another, and what they say.
+"""Run all commands of docs/tutorial.md on real faces and print their output.
 
     tools/run_tutorial.py FACES [--out FOLDER]
 
-FACES holds train/IDENTITY/IMAGE and val/NAME/NAME_0001.jpg, aligned faces; pairs_val.txt, in LFW's format; photos/NAME_0001.jpg,
-photographs; and yunet.onnx. FOLDER, a temporary one by default, must not be there. Ends at the first command that fails, with its
-exit code.
+FACES contains train/IDENTITY/IMAGE and val/NAME/NAME_0001.jpg, aligned faces; pairs_val.txt, in LFW's format;
+photos/NAME_0001.jpg; and yunet.onnx. FOLDER, a temporary one by default, must not exist. Exits with the code
+of the first command that fails.
 """
 
 import argparse
@@ -19,12 +19,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs/tutorial.md"
-NEEDED = {  # of FACES, and what the page calls it
+NEEDED = {  # files of FACES, and their names in the tutorial
     "train": "faces",
     "val": "validation",
     "pairs_val.txt": "pairs.txt",
     "yunet.onnx": "yunet.onnx",
-    "photos": None,  # comes to photographs/, sorted by person
+    "photos": None,  # copied to photographs/, sorted by person
 }
 
 
@@ -36,9 +36,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.out or Path(temporary) / "week"
         if folder.exists():
-            parser.error(f"{folder}: is there already; wanted a folder to be made")
+            parser.error(f"{folder}: is there already; expected a folder to be made")
         if missing := [it for it in NEEDED if not (arguments.faces / it).exists()]:
-            parser.error(f"{arguments.faces}: no {', '.join(missing)}; wanted {', '.join(NEEDED)}")
+            parser.error(f"{arguments.faces}: no {', '.join(missing)}; expected {', '.join(NEEDED)}")
         prepare(arguments.faces.resolve(), folder)
         for language, code in re.findall(r"^```(sh|python)\n(.*?)^```$", PAGE.read_text(), re.M | re.S):
             if failed := run_block(language, code, folder):
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def prepare(faces: Path, folder: Path) -> None:
-    """The folder in which the commands run: what the page says is at hand."""
+    """Create the folder in which the commands run, with the files that the tutorial expects."""
     folder.mkdir(parents=True)
     for source, name in NEEDED.items():
         if name:
@@ -58,7 +58,7 @@ def prepare(faces: Path, folder: Path) -> None:
 
 
 def run_block(language: str, code: str, folder: Path) -> int:
-    """The exit code of a block."""
+    """Run a block and return its exit code."""
     print(f"```{language}\n{code}```", flush=True)
     program = ["bash", "-euo", "pipefail", "-c"] if language == "sh" else [sys.executable, "-c"]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

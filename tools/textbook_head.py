@@ -1,7 +1,7 @@
-"""What tools/benchmark_head.py times ours against: partial FC as it is usually written, and the floor of any head.
+"""Baselines of tools/benchmark_head.py: a textbook Partial FC, and a lower bound for any head.
 
-The textbook head is what a paper's page says: it indexes the weight parameter with the sampled classes, lets autograd
-make a dense gradient of it, and hands that to torch.optim.SGD; embeddings are gathered as a list.
+The textbook head follows the papers directly. It indexes the weight parameter with the sampled classes, gets
+a dense gradient from autograd, and passes it to torch.optim.SGD. Embeddings are gathered as a list.
 """
 
 from collections.abc import Iterator
@@ -27,40 +27,40 @@ MARGIN = CosFace(scale=_SCALE, margin=_COSINE)
 
 @dataclass(frozen=True)
 class BenchmarkCase:
-    """What is timed: C classes, some of them sampled, b images on each of W ranks, embeddings of width D."""
+    """Benchmark case: C classes, some of them sampled, b images on each of W ranks, embedding size D."""
 
     num_classes: int
-    batch: int  # on a rank
+    batch: int  # per rank
     width: int
     world_size: int
     steps: int  # timed, after the first
-    threads: int  # of a rank
+    threads: int  # per rank
     device: str
     head: HeadConfig
-    one_rank: bool  # run the first rank alone, with what the others would send made up
-    textbook: bool  # whether to time that, too
+    one_rank: bool  # run one rank only, with simulated communication
+    textbook: bool  # whether to time the textbook head, too
 
     def labels(self, step: int) -> Tensor:
-        """[B] of the global batch, all different."""
+        """Return distinct labels `[B]` of the global batch."""
         total = self.batch * self.world_size
         return torch.from_numpy(np.random.default_rng(step).choice(self.num_classes, total, replace=False))
 
     def embeddings(self, step: int) -> Tensor:
-        """[B, D] of the global batch."""
+        """Return the embeddings `[B, D]` of the global batch."""
         generator = torch.Generator().manual_seed(step)
         return torch.randn(self.batch * self.world_size, self.width, generator=generator)
 
 
 class CompletedWork:
-    """A collective that is through."""
+    """Completed collective."""
 
     def wait(self) -> None:
-        """Nothing to wait for."""
+        """Return immediately."""
 
 
 @contextmanager
 def fake_gather(embeddings: Tensor) -> Iterator[None]:
-    """Where one rank runs alone: an all-gather brings, beside its own rows, those of everyone's `embeddings` [B, D]."""
+    """Replace all-gathers of a single rank: the rows of other ranks come from `embeddings` `[B, D]`."""
     made_up = normalize(embeddings)
 
     def gather(rows: Tensor, local: Tensor, **_: Any) -> CompletedWork:
@@ -73,7 +73,7 @@ def fake_gather(embeddings: Tensor) -> Iterator[None]:
 
 
 class TextbookHead:
-    """Partial FC as it is usually written; a rank owns the classes [first, first + len(weight))."""
+    """Textbook Partial FC; a rank owns the classes [first, first + len(weight))."""
 
     def __init__(self, case: BenchmarkCase, rank: int) -> None:
         share = case.num_classes // case.world_size
@@ -85,7 +85,7 @@ class TextbookHead:
         )
 
     def step(self, embeddings: Tensor, labels: Tensor) -> None:
-        """Forward, backward and update with this rank's embeddings [b, D] and all labels [B]."""
+        """Run forward, backward and update with this rank's embeddings `[b, D]` and all labels `[B]`."""
         labels = labels.to(embeddings.device)
         everyone = [torch.empty_like(embeddings) for _ in range(self._world_size)]
         dist.all_gather(everyone, embeddings.detach())
@@ -95,7 +95,7 @@ class TextbookHead:
         index = self._sampled(local)
         weight = self._weight if index is None else self._weight[index]
         columns = local if index is None else torch.searchsorted(index, local)
-        logits = (gathered @ normalize(weight).T).clamp(-1, 1)  # [B, S]
+        logits = (gathered @ normalize(weight).T).clamp(-1, 1)  # `[B, S]`
         here = owned.nonzero()[:, 0]
         one_hot = torch.zeros_like(logits)
         one_hot[here, columns] = _COSINE
@@ -112,7 +112,7 @@ class TextbookHead:
         return chance.topk(self._num_sampled).indices.sort().values
 
     def _backward(self, logits: Tensor, here: Tensor, columns: Tensor) -> None:
-        """Softmax over all ranks' logits, and its gradient, probability - 1 at the target."""
+        """Compute the softmax over all ranks' logits, and its gradient, probability - 1 at the target."""
         with torch.no_grad():
             largest = logits.max(dim=1, keepdim=True).values
             dist.all_reduce(largest, dist.ReduceOp.MAX)
@@ -126,7 +126,7 @@ class TextbookHead:
 
 
 class LowerBound:
-    """What no head of these shapes can do without: three products, and the rows' way from memory and back."""
+    """Lower bound of any head of these shapes: three matmuls, and the memory traffic of the rows."""
 
     def __init__(self, case: BenchmarkCase) -> None:
         share = case.num_classes // case.world_size
@@ -143,13 +143,13 @@ class LowerBound:
         self._logits = empty(len(self._embeddings), sampled, device=case.device)
 
     def matmuls(self) -> None:
-        """Logits, embeddings' gradient, rows' gradient."""
+        """Run the matmuls: logits, gradient of embeddings, gradient of rows."""
         torch.mm(self._embeddings, self._gathered.T, out=self._logits)
         self._logits @ self._gathered
         torch.mm(self._logits.T, self._embeddings, out=self._moments)
 
     def memory_traffic(self) -> None:
-        """Rows read twice, moments read and written, rows written."""
+        """Run the memory traffic: rows read twice, optimizer state read and written, rows written."""
         for _ in range(2):
             torch.index_select(self._weight, 0, self._rows, out=self._gathered)
         torch.index_select(self._momentum, 0, self._rows, out=self._moments)

@@ -1,4 +1,4 @@
-"""From aligned faces to embeddings."""
+"""Backbones: networks that map aligned faces to embeddings."""
 
 import functools
 from typing import TypedDict
@@ -25,7 +25,7 @@ __all__ = ["Backbone", "build_backbone", "inference_config", "move_to_device"]
 Backbone = IResNet | MobileFaceNet | VisionTransformer | ExternalBackbone
 
 _IRESNET_WIDTH = 64
-_IRESNET_DEPTHS: dict[type[config.IResNetConfig], tuple[int, ...]] = {  # blocks a stage
+_IRESNET_DEPTHS: dict[type[config.IResNetConfig], tuple[int, ...]] = {  # blocks per stage
     config.IResNet18: (2, 2, 2, 2),
     config.IResNet34: (3, 4, 6, 3),
     config.IResNet50: (3, 4, 14, 3),
@@ -42,32 +42,41 @@ _VIT_SIZES: dict[type[config.ViT], tuple[int, int]] = {  # width and depth
 
 
 def build_backbone(settings: config.AnyBackbone) -> Backbone:
-    """A freshly initialised network: float images [b, 3, H, W] in [-1, 1] -> float32 embeddings [b, D], not
-    normalised. Its `input_size` is the H = W it takes. Its state_dict does not depend on how it is computed
-    (checkpointing, channels_last, compile).
+    """Build a network: float images `[b, 3, H, W]` in [-1, 1] -> float32 embeddings `[b, D]`, not normalized.
+
+    Its `input_size` is the H = W that it accepts. Its state_dict does not depend on how it is computed
+    (gradient checkpointing, channels_last, compile).
+
+    Returns:
+        Network in training mode.
+
+    Raises:
+        InputError: If the config is unsupported.
     """
     backbone = _build(settings)
     if settings.gradient_checkpointing:
         if isinstance(settings, config.CustomBackbone | config.TimmBackbone):
             raise InputError(
-                "backbone.gradient_checkpointing: not for networks of others, which have no blocks that are known"
+                "backbone.gradient_checkpointing: not supported for external backbones, whose blocks are unknown"
             )
         assert not isinstance(backbone, ExternalBackbone)
         for block in backbone.blocks:
-            # The random state is kept, and MicroBatches lets no running statistic move in a backward.
+            # The random state is preserved, and MicroBatchRunner freezes running statistics in the second
+            # forward pass.
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
     if not settings.channels_last:
         backbone.register_forward_pre_hook(_to_contiguous)
     if settings.compile:
-        # IResNet's blocks are one function to the compiler, in a variant for each shape, mode and micro-batch's momentum.
-        # After its limit of 8 the others run uncompiled: those of training, where an evaluation came first.
+        # IResNet's blocks are one function to the compiler, with variants for shape, mode and momentum. After
+        # its default limit of 8 variants, the others would run uncompiled: those of training, if an
+        # evaluation came first.
         torch._dynamo.config.recompile_limit = 64
         backbone.compile()
     return backbone
 
 
 def inference_config(settings: config.AnyBackbone) -> config.AnyBackbone:
-    """Return the settings of the same network without what only training needs.
+    """Return the config of the same network without training-only options.
 
     timm downloads nothing: weights are loaded afterwards.
     """
@@ -80,13 +89,13 @@ def inference_config(settings: config.AnyBackbone) -> config.AnyBackbone:
 
 
 def move_to_device(network: nn.Module, device: torch.device, *, channels_last: bool) -> None:
-    """Move a network to a device, in the layout that it computes in."""
+    """Move a network to a device, in its memory format."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    # torch's stubs do not know that Module.to takes a memory_format
+    # torch's stubs lack the memory_format of Module.to
     network.to(device, memory_format=layout)  # type: ignore[call-overload]
     for norm in network.modules():
         if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm.num_batches_tracked is not None:
-            # Counted up in every forward and read by nobody: on a GPU, a kernel for each norm.
+            # Incremented in every forward pass but never used: on a GPU, one kernel per norm.
             norm.num_batches_tracked = norm.num_batches_tracked.cpu()
 
 

@@ -1,4 +1,4 @@
-"""Networks of others: a class of one's own, and those of timm."""
+"""External backbones: user-defined modules and timm models."""
 
 import importlib
 import sys
@@ -14,7 +14,7 @@ from partialfc.runtime.exit_codes import format_error
 
 
 class ExternalBackbone(nn.Module):
-    """What such a network is taken for: float images [b, 3, H, W] in [-1, 1] -> embeddings [b, D], not normalised."""
+    """External network: float images `[b, 3, H, W]` in [-1, 1] -> embeddings `[b, D]`, not normalized."""
 
     input_size: int
 
@@ -22,11 +22,14 @@ class ExternalBackbone(nn.Module):
 def build_custom_backbone(target: str, kwargs: dict[str, Any]) -> nn.Module:
     """Import the class `target`, `module:Class`, and construct it with `kwargs`.
 
-    Modules are found in the environment, then in the current folder. Callers check that the target comes from a
-    recipe or a command line, not from a file.
+    Modules are searched in the environment, then in the current folder. Callers verify that the target comes
+    from a recipe or a command line, not from a file.
+
+    Returns:
+        The network.
 
     Raises:
-        InputError: The class does not exist, is not an `nn.Module`, or does not accept the arguments.
+        InputError: If the class does not exist, is not an `nn.Module`, or rejects the arguments.
     """
     module_name, _, name = target.partition(":")
     _add_current_folder()
@@ -61,36 +64,36 @@ def build_timm_backbone(
     dropout: float,
     pretrained: bool,
 ) -> nn.Module:
-    """Construct a network of timm without its classifier, with the embedding layer of the field: dropout, projection,
-    BatchNorm.
+    """Construct a timm model without classifier, with the usual embedding layer: dropout, projection, BatchNorm.
+
+    Returns:
+        The network.
 
     Raises:
-        InputError: timm is not installed, has no such model, or the model does not accept the arguments.
+        InputError: If timm is not installed, does not have the model, or the model rejects the arguments.
     """
     try:
         import timm
     except ModuleNotFoundError:
         raise InputError(
-            "backbone.name: timm, which is not installed; pip install --no-deps timm, and a torchvision of the same build "
-            "as torch"
+            "backbone.name: timm: missing package timm; install it with: pip install --no-deps timm, and a "
+            "torchvision of the same build as torch"
         ) from None
     if model_name not in timm.list_models():
         near = ", ".join(timm.list_models(f"*{model_name.split('_')[0]}*")[:8])
         raise InputError(
-            f"backbone.model: timm has no {model_name!r}; wanted one of timm.list_models(), such as {near}"
+            f"backbone.model: timm has no {model_name!r}; expected one of timm.list_models(), such as {near}"
         )
     try:
         trunk = timm.create_model(
             model_name, pretrained=pretrained, num_classes=0, img_size=input_size, **arguments
         )
-    except TypeError:  # of a network that takes images of any size
+    except TypeError:  # a network for images of any size
         try:
             trunk = timm.create_model(model_name, pretrained=pretrained, num_classes=0, **arguments)
         except TypeError as error:
             raise InputError(f"backbone.kwargs: {format_error(error)}") from None
-    width: Any = (
-        getattr(trunk, "head_hidden_size", None) or trunk.num_features
-    )  # of what a classifier would get
+    width: Any = getattr(trunk, "head_hidden_size", None) or trunk.num_features  # input of the classifier
     norm = nn.BatchNorm1d(embedding_size)
     return nn.Sequential(trunk, nn.Dropout(dropout), Projection(width, embedding_size), norm)
 
@@ -98,13 +101,15 @@ def build_timm_backbone(
 def validate_output_shape(
     network: nn.Module, input_size: int, embedding_size: int, location: str
 ) -> ExternalBackbone:
-    """The network itself, once two images [2, 3, input_size, input_size] went through. InputError, which names the place,
-    where that gives no [2, embedding].
+    """Return the network after a forward pass of two images `[2, 3, input_size, input_size]`.
+
+    Raises:
+        InputError: If the output is not [2, embedding_size]; the message starts with `location`.
     """
     taken = cast(ExternalBackbone, network)
     taken.input_size = input_size
     images = torch.zeros(2, 3, input_size, input_size)
-    if images.is_meta:  # built to be compared with a file's shapes: nothing goes through
+    if images.is_meta:  # built on the meta device to compare shapes: no forward pass
         return taken
     network.eval()
     try:
@@ -117,6 +122,6 @@ def validate_output_shape(
     shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
     if shape != [2, embedding_size]:
         raise InputError(
-            f"{location}: gives {shape} for images {list(images.shape)}, wanted [2, {embedding_size}]"
+            f"{location}: gives {shape} for images {list(images.shape)}, expected [2, {embedding_size}]"
         )
     return taken

@@ -1,6 +1,6 @@
-"""The improved residual network of ArcFace (arXiv 1801.07698, section 3.1).
+"""Improved residual network of ArcFace (arXiv:1801.07698, section 3.1).
 
-Names and shapes of its state_dict are those of the checkpoints in common use, so that their weights load.
+Names and shapes of its state_dict match the widely used checkpoints, so that their weights load.
 """
 
 from collections.abc import Sequence
@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from partialfc.backbones.projection import Projection
 
-_MIN_CHANNELS_ONEDNN = 16  # channels that oneDNN works on at once, at most
+_MIN_CHANNELS_ONEDNN = 16  # largest channel block of oneDNN
 
 
 class IResNet(nn.Sequential):
-    """float images [b, 3, H, W] in [-1, 1] -> float32 embeddings [b, D], not normalised.
+    """IResNet: float images `[b, 3, H, W]` in [-1, 1] -> float32 embeddings `[b, D]`, not normalized.
 
-    Stage i has `depths[i]` blocks of `width` * 2**i channels, and halves height and width, rounding up.
+    Stage i has `depths[i]` blocks of `width` * 2**i channels and halves height and width, rounding up.
     """
 
     def __init__(
@@ -42,15 +42,13 @@ class IResNet(nn.Sequential):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """What a backward may compute again instead of keeping it."""
+        """Units of gradient checkpointing."""
         stages = [module for name, module in self.named_children() if name.startswith("layer")]
         return [block for stage in stages for block in stage.children()]
 
 
 class _IResNetBlock(nn.Module):
-    """Two 3 x 3 convolutions between three normalisations, added to the input, or to its projection where
-    the shapes differ.
-    """
+    """Two 3 x 3 convolutions with three BatchNorms, added to the input or to its projection."""
 
     def __init__(self, channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -73,8 +71,10 @@ def _build_downsample(channels: int, out_channels: int, stride: int) -> nn.Seque
 
 
 class _NarrowDownsample(nn.Conv2d):
-    """The pixels that a stride keeps are picked first. Of few channels last in memory, oneDNN's backward of a strided
-    1 x 1 convolution writes past its memory (uxlfoundation/oneDNN, issue 6035).
+    """Strided 1 x 1 convolution as slicing and a convolution, for few channels.
+
+    With channels last in memory, oneDNN's backward of the strided convolution writes out of bounds
+    (uxlfoundation/oneDNN, issue 6035).
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ def _build_stage(channels: int, out_channels: int, depth: int) -> nn.Sequential:
 
 
 def _batchnorm_without_scale(channels: int) -> nn.BatchNorm1d:
-    """BatchNorm whose weight stays 1: the loss normalises the embedding anyway."""
+    """Return a BatchNorm whose weight is fixed at 1, since the loss normalizes the embedding."""
     norm = nn.BatchNorm1d(channels)
     norm.weight.requires_grad_(False)
     return norm

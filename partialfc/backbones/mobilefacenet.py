@@ -1,6 +1,6 @@
-"""MobileFaceNet (arXiv 1804.07573), as the field's toolkits train it: twice the published channels.
+"""MobileFaceNet (arXiv:1804.07573) as in current toolkits: twice the published number of channels.
 
-Names and shapes of its state_dict are those of the checkpoints in common use, so that their weights load.
+Names and shapes of its state_dict match the widely used checkpoints, so that their weights load.
 """
 
 from torch import Tensor, nn
@@ -8,15 +8,20 @@ from torch import Tensor, nn
 from partialfc.backbones.projection import Projection
 
 _OUT_CHANNELS = 512
-# Of each stage but the first: channels of its blocks in those of the first, channels inside them, and inside the one that
-# halves the image.
+# Factors of all stages except the first, relative to its width: channels, hidden channels, and hidden
+# channels of the downsampling block.
 _STAGES = ((1, 128, 128), (2, 256, 256), (2, 256, 512))
 
 
 class MobileFaceNet(nn.Module):
-    """float images [b, 3, H, W] in [-1, 1] -> float32 embeddings [b, D], not normalised.
+    """MobileFaceNet: float images `[b, 3, H, W]` in [-1, 1] -> float32 embeddings `[b, D]`, not normalized.
 
-    width: channels of the first stage. depths: blocks of each stage; 1 in the first: a convolution in its place.
+    Args:
+        input_size: H = W.
+        embedding_size: D.
+        dropout: Dropout rate before the embedding layer.
+        width: Channels of the first stage.
+        depths: Blocks per stage; 1 in the first stage: a single convolution.
     """
 
     def __init__(
@@ -58,10 +63,11 @@ class MobileFaceNet(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """What a backward may compute again instead of keeping it."""
+        """Units of gradient checkpointing."""
         return list(self.layers)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the embeddings `[b, D]` of images `[b, 3, H, W]`."""
         for layer in self.layers:
             images = layer(images)
         embeddings: Tensor = self.features(self.conv_sep(images))
@@ -69,7 +75,7 @@ class MobileFaceNet(nn.Module):
 
 
 class _NamedSequential(nn.Module):
-    """One after the other, under the name that checkpoints have."""
+    """Sequential layers under the names of the common checkpoints."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
@@ -81,7 +87,7 @@ class _NamedSequential(nn.Module):
 
 
 class _Residual(_NamedSequential):
-    """Added to what goes in."""
+    """Residual connection."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images + super().forward(images)
@@ -96,7 +102,7 @@ def _build_residual_stage(channels: int, hidden_channels: int, num_blocks: int) 
 def _bottleneck_layers(
     channels: int, out: int, hidden_channels: int, stride: int = 1
 ) -> tuple[nn.Module, ...]:
-    """Widened to `hidden_channels` channels, each convolved by itself, and narrowed again."""
+    """Return the layers of a bottleneck: expansion to `hidden_channels`, depthwise convolution, projection."""
     return (
         _NamedSequential(*_conv_bn(channels, hidden_channels, 1), nn.PReLU(hidden_channels)),
         _NamedSequential(

@@ -1,4 +1,4 @@
-"""The layer that every backbone ends in."""
+"""Final layer of every backbone."""
 
 import torch
 from torch import Tensor, nn
@@ -6,10 +6,9 @@ from torch.nn import functional
 
 
 class Projection(nn.Linear):
-    """A linear layer that computes in float32, under autocast too: its output is the embedding, whose small
-    differences decide.
-    """
+    """Linear layer that computes in float32, also under autocast, since small differences of embeddings matter."""
 
     def forward(self, input: Tensor) -> Tensor:
+        """Return the embeddings in float32."""
         with torch.autocast(input.device.type, enabled=False):
             return functional.linear(input.float(), self.weight, self.bias)

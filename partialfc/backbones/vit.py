@@ -1,6 +1,7 @@
-"""The vision transformer as it is used for faces: small patches, no class token, all tokens projected together.
+"""Vision transformer for faces: small patches, no class token, all tokens projected together.
 
-Names and shapes of its state_dict are those of insightface's ViT checkpoints, and LVFace's, so that their weights load.
+Names and shapes of its state_dict match the ViT checkpoints of insightface and LVFace, so that their weights
+load.
 """
 
 import torch
@@ -9,15 +10,24 @@ from torch.nn import functional
 
 from partialfc.backbones.projection import Projection
 
-_NUM_HEADS, _MLP_RATIO = 8, 4  # attention heads; widths of a token in the MLP's hidden layer
+_NUM_HEADS, _MLP_RATIO = 8, 4  # attention heads; hidden width of the MLP relative to the token width
 
 
 class VisionTransformer(nn.Module):
-    """float images [b, 3, H, W] in [-1, 1] -> float32 embeddings [b, D], not normalised.
+    """Vision transformer: float images `[b, 3, H, W]` in [-1, 1] -> float32 embeddings `[b, D]`, not normalized.
 
-    An image is N = (H // patch)^2 tokens of `width` numbers. drop_path: the last block's probability of being left out
-    for a sample, which rises from 0 over the blocks. mask: share of tokens that are left out in training, with a
-    learnt one in their place after the blocks.
+    An image has N = (H // patch_size)^2 tokens of size `width`.
+
+    Args:
+        input_size: H = W.
+        embedding_size: D.
+        dropout: Dropout rate before the embedding layer.
+        width: Token size.
+        depth: Number of blocks.
+        patch_size: Height and width of a patch.
+        drop_path_rate: Probability of skipping the last block for a sample; increases linearly from 0.
+        mask_ratio: Fraction of the tokens dropped in training; a learned token replaces them after the
+            blocks.
     """
 
     def __init__(
@@ -55,11 +65,14 @@ class VisionTransformer(nn.Module):
         nn.init.normal_(self.pos_embed, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.02)  # cut at 100 sigmas in the field's code: not at all
+                nn.init.normal_(
+                    module.weight, std=0.02
+                )  # the reference code truncates at 100 sigmas, that is, never
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the embeddings `[b, D]` of images `[b, 3, H, W]`."""
         tokens = self.dropout(self.patch_embed(images) + self.pos_embed)
         kept = self._sample_visible_tokens(tokens) if self.training and self._mask else None
         inner = tokens if kept is None else tokens.gather(1, kept.expand(-1, -1, tokens.shape[2]))
@@ -73,14 +86,14 @@ class VisionTransformer(nn.Module):
         return embeddings
 
     def _sample_visible_tokens(self, tokens: Tensor) -> Tensor:
-        """Numbers [b, kept, 1] of the tokens that stay."""
+        """Return the indices `[b, num_visible, 1]` of the retained tokens."""
         count = int(tokens.shape[1] * (1 - self._mask))
         noise = torch.rand(tokens.shape[:2], device=tokens.device)
         return noise.argsort(1)[:, :count, None]
 
 
 class _PatchEmbed(nn.Module):
-    """Images -> tokens [b, N, width], row by row."""
+    """Images to tokens `[b, N, width]`, row by row."""
 
     def __init__(self, width: int, patch_size: int) -> None:
         super().__init__()
@@ -103,7 +116,7 @@ class _TransformerBlock(nn.Module):
         return tokens + self._apply_drop_path(self.mlp(self.norm2(tokens)))
 
     def _apply_drop_path(self, residual: Tensor) -> Tensor:
-        """Nothing for some samples, and so much more for the others (arXiv 1603.09382)."""
+        """Zero the residual for some samples and rescale the others (stochastic depth, arXiv:1603.09382)."""
         if not self.training or not self._drop_path:
             return residual
         stays = torch.rand(residual.shape[0], 1, 1, device=residual.device) >= self._drop_path

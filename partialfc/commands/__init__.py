@@ -1,3 +1,4 @@
-"""What is called from a shell: a function of each command. They import what they need when they are called: help and
-completion answer at once.
+"""Functions of the command line, one per command.
+
+Imports are local to the functions, so that help and completion are fast.
 """

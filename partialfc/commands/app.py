@@ -1,4 +1,4 @@
-"""All commands as one application."""
+"""Command-line application."""
 
 from collections.abc import Callable
 from importlib import metadata
@@ -21,7 +21,7 @@ COMMAND_GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
         runs.plot,
         runs.report,
     ),
-    "Packs of faces": (
+    "Packs": (
         packs.align,
         packs.pack,
         packs.pairs,
@@ -33,7 +33,7 @@ COMMAND_GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
         dataset_cleaning.relabel,
         dataset_cleaning.overlap,
     ),
-    "Use what was trained": (models.evaluate, models.embed, models.compare, models.export),
+    "Trained models": (models.evaluate, models.embed, models.compare, models.export),
 }
 app = typer.Typer(
     rich_markup_mode="markdown",
@@ -42,8 +42,8 @@ app = typer.Typer(
 )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         print(f"partialfc {__version__}, torch {metadata.version('torch')}")
         raise typer.Exit
 
@@ -54,7 +54,7 @@ def partialfc(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Train face recognisers for very many identities, and use them.
+    """Train face recognition models for very large numbers of identities, and use them.
 
     ```
     partialfc train quickstart

@@ -1,4 +1,4 @@
-"""Whether a recipe could run, and whether a pack is whole."""
+"""Checks of recipes, packs and verification sets."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,43 +9,43 @@ from partialfc.commands.options import OverridesArgument, Overwrite
 
 
 def check(
-    what: Annotated[
+    target: Annotated[
         str,
-        typer.Argument(metavar="RECIPE|PACK|BIN", help="A recipe, a folder with train.rec, or a .bin set."),
+        typer.Argument(metavar="RECIPE|PACK|BIN", help="Recipe, folder with train.rec, or .bin set."),
     ],
     overrides: OverridesArgument = None,
     repair: Annotated[
-        Path | None, typer.Option(metavar="OUT", help="Of a pack: write what can be read to this folder.")
+        Path | None, typer.Option(metavar="OUT", help="Packs: write all readable images to this folder.")
     ] = None,
     against: Annotated[
         Path | None,
         typer.Option(
             metavar="OTHER",
-            help="Of a pack: name identities that another has an image of, too, be it encoded anew, resized or mirrored.",
+            help="Packs: report identities with an image in another pack, including re-encoded, resized or mirrored copies.",
         ),
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Check a recipe and the data that it names, or read a whole pack; exit code 1 where records of it are damaged.
+    """Check a recipe with its data, or read a whole pack; exit code 1 if records are damaged.
 
     ```
-    partialfc check mine.yaml data.path=pack  # settings, data, weights; says ok
-    partialfc check pack/                     # names every damaged record
-    partialfc check pack/ --repair whole/     # a pack of what can be read
+    partialfc check mine.yaml data.path=pack  # settings, data, weights
+    partialfc check pack/                     # reports every damaged record
+    partialfc check pack/ --repair fixed/     # writes all readable images
     ```
     """
     from partialfc.errors import InputError
 
-    if Path(what).suffix == ".bin":
-        _check_pairs(Path(what))
-    elif Path(what).is_dir():
+    if Path(target).suffix == ".bin":
+        _check_pairs(Path(target))
+    elif Path(target).is_dir():
         if overrides:
-            raise InputError(f"{overrides[0]}: settings are a recipe's, and {what} is a folder")
-        _check_pack(Path(what), repair, against, overwrite=overwrite)
+            raise InputError(f"{overrides[0]}: settings belong to a recipe, but {target} is a folder")
+        _check_pack(Path(target), repair, against, overwrite=overwrite)
     elif repair or against:
-        raise InputError(f"{what}: --repair and --against are for packs; wanted a folder with train.rec")
+        raise InputError(f"{target}: --repair and --against are for packs; expected a folder with train.rec")
     else:
-        _check_recipe(what, overrides or [])
+        _check_recipe(target, overrides or [])
 
 
 def _check_pairs(path: Path) -> None:
@@ -56,7 +56,7 @@ def _check_pairs(path: Path) -> None:
     for index in range(len(pairs)):
         pairs.pixels(index, 112)
     same = int(pairs.is_same.sum())
-    print(f"{path}: {len(pairs.is_same)} pairs, {same} of one person; all images can be read")
+    print(f"{path}: {len(pairs.is_same)} pairs, {same} of one person; all images are readable")
 
 
 def _check_recipe(recipe: str, overrides: list[str]) -> None:
@@ -70,10 +70,10 @@ def _check_recipe(recipe: str, overrides: list[str]) -> None:
     from partialfc.inference.weights import check_weights, read_weights
 
     config = load_config(recipe, overrides)
-    fitting = valid_world_sizes(config)
-    if not fitting:
+    world_sizes = valid_world_sizes(config)
+    if not world_sizes:
         raise InputError(
-            f"{recipe}: train.global_batch_size {config.train.global_batch_size} cannot be dealt out to any number of ranks"
+            f"{recipe}: train.global_batch_size {config.train.global_batch_size} cannot be split over any number of ranks"
         )
     folder = Path(config.data.path)
     if config.data.synthetic is None or (folder / "property").exists():
@@ -87,34 +87,34 @@ def _check_recipe(recipe: str, overrides: list[str]) -> None:
         for path in sorted(folder.glob("*.bin")):
             print(f"{path}: {len(load_pairs(path).images) // 2} pairs")
     else:
-        print(f"{folder}: {config.data.synthetic.identities} identities will be drawn")
+        print(f"{folder}: {config.data.synthetic.identities} synthetic identities will be generated")
     build_loss(config.loss, steps_per_epoch=1)
     backbone = build_backbone(
         config.backbone if config.init.backbone is None else inference_config(config.backbone)
     )
     if config.init.backbone is not None:
         check_weights(backbone, read_weights(Path(config.init.backbone)), Path(config.init.backbone))
-    print(f"{recipe}: ok; runs on {', '.join(map(str, fitting))} ranks")
+    print(f"{recipe}: OK; valid world sizes: {', '.join(map(str, world_sizes))}")
 
 
-def _check_pack(pack: Path, target: Path | None, other: Path | None, *, overwrite: bool) -> None:
+def _check_pack(pack: Path, repair_to: Path | None, against: Path | None, *, overwrite: bool) -> None:
     from partialfc.data.packs import pack_check
     from partialfc.data.packs.shared_images import find_shared_identities
     from partialfc.runtime.outputs import claimed_folder
 
-    if target:
-        with claimed_folder(target, "check --repair", pack, overwrite=overwrite):
-            findings = pack_check.repair_pack(pack, target, progress=True)
+    if repair_to:
+        with claimed_folder(repair_to, "check --repair", pack, overwrite=overwrite):
+            result = pack_check.repair_pack(pack, repair_to, progress=True)
     else:
-        findings = pack_check.check_pack(pack, progress=True)
-    print(*findings.problems, sep="\n", end="\n" if findings.problems else "")
+        result = pack_check.check_pack(pack, progress=True)
+    print(*result.problems, sep="\n", end="\n" if result.problems else "")
     print(
-        f"{pack}: {findings.num_images} images that can be read, {len(findings.problems)} problems; "
-        f"{findings.dialect or 'cannot be opened as it is'}"
+        f"{pack}: {result.num_images} readable images, {len(result.problems)} problems; "
+        f"{result.dialect or 'cannot be opened without repair'}"
     )
-    if target:
-        print(f"{target}: {findings.num_images} images")
-    if other:
-        for (ours, theirs), number in sorted(find_shared_identities(pack, other, progress=True).items()):
-            print(f"class {ours} is class {theirs} of {other}: {number} images in common")
-    raise typer.Exit(bool(findings.problems) and not target)
+    if repair_to:
+        print(f"{repair_to}: {result.num_images} images")
+    if against:
+        for (first, second), count in sorted(find_shared_identities(pack, against, progress=True).items()):
+            print(f"class {first} matches class {second} of {against}: {count} images in common")
+    raise typer.Exit(bool(result.problems) and not repair_to)

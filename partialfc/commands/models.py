@@ -1,4 +1,4 @@
-"""A trained network in use."""
+"""Commands on trained models: evaluate, embed, export, compare."""
 
 import sys
 from collections.abc import Callable
@@ -34,28 +34,29 @@ def evaluate(
     sets: Annotated[
         list[Path] | None,
         typer.Argument(
-            help=".bin files, and folders: of several, of IJB, of gallery/ and probe/, of TinyFace; default: the run's."
+            help=".bin files, or folders: several .bin, IJB, gallery/ and probe/, TinyFace. [default: the run's]"
         ),
     ] = None,
     ijb: Annotated[
-        list[Path] | None, typer.Option(metavar="FOLDER", help="Of IJB-B or IJB-C: the same as among SETS.")
+        list[Path] | None, typer.Option(metavar="FOLDER", help="Folder of IJB-B or IJB-C, same as in SETS.")
     ] = None,
-    rule: Annotated[
+    protocol: Annotated[
         Literal["insightface"] | None,
-        typer.Option(help="Of pairs, the accuracy at the thresholds of insightface's script, too."),
+        typer.Option(help="Pairs: also report the accuracy by insightface's script."),
     ] = None,
-    json: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the scores there, and what they are of.")
+    json_path: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write a report of the scores to a JSON file."),
     ] = None,
     backbone: BackboneOption = None,
     backbone_target: BackboneTarget = None,
     trust_code: TrustCode = False,
     device: DeviceOption = "auto",
     precision: PrecisionOption = None,
-    batch: BatchSizeOption = None,
+    batch_size: BatchSizeOption = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Verify on sets of pairs, as a run does, or by the protocols of IJB-B and IJB-C.
+    """Evaluate a model on verification and identification sets.
 
     ```
     partialfc evaluate output/mine
@@ -68,25 +69,27 @@ def evaluate(
     """
     from partialfc.inference.evaluation_report import require_parent_folder, write_evaluation_report
 
-    if json:
-        require_parent_folder(json)  # before hours of work
-        claim_file(json, overwrite=overwrite)
-    load = partial(load_model, model, backbone, backbone_target, trust_code, device, precision, batch)
-    found = _run_evaluation(model, load, device, [*(sets or []), *(ijb or [])], by_grid=rule is not None)
-    if found is None:  # another rank than the first
+    if json_path:
+        require_parent_folder(json_path)  # before hours of work
+        claim_file(json_path, overwrite=overwrite)
+    load = partial(load_model, model, backbone, backbone_target, trust_code, device, precision, batch_size)
+    run = _run_evaluation(
+        model, load, device, [*(sets or []), *(ijb or [])], use_insightface_rule=protocol is not None
+    )
+    if run is None:  # not rank 0
         return
-    print_scores(found.scores)
-    if json:
-        write_evaluation_report(json, model, found.recognizer, found.sets, found.scores)
+    print_scores(run.scores)
+    if json_path:
+        write_evaluation_report(json_path, model, run.recognizer, run.sets, run.scores)
 
 
 @dataclass(frozen=True)
 class _EvaluationRun:
-    """What was evaluated, and what came of it."""
+    """Evaluated model and sets, and their scores."""
 
     recognizer: "Recognizer"
     sets: "list[tuple[Path, EvaluationSet]]"
-    scores: "dict[str, Scores]"  # by the name of the set
+    scores: "dict[str, Scores]"  # by set name
 
 
 def _run_evaluation(
@@ -95,9 +98,13 @@ def _run_evaluation(
     device: str,
     sets: list[Path],
     *,
-    by_grid: bool,
+    use_insightface_rule: bool,
 ) -> _EvaluationRun | None:
-    """On the first rank; on others None. CollectiveInputError where there is no set, or one cannot be read."""
+    """Evaluate a model on all ranks; return the result on rank 0 and None on the other ranks.
+
+    Raises:
+        CollectiveInputError: If there is no set, or one cannot be read.
+    """
     from partialfc.evaluation.embed import embed_sets
     from partialfc.evaluation.loading import load_sets
     from partialfc.evaluation.pairs import VerificationPairs
@@ -108,10 +115,10 @@ def _run_evaluation(
         with comm.raise_on_all_ranks(dist_ctx):
             recognizer = load()
             paths = sets or _default_sets(recognizer)
-            there = load_sets(paths)
+            eval_sets = load_sets(paths)
         embeddings = embed_sets(
             recognizer.network,
-            there,
+            eval_sets,
             dist_ctx,
             batch_size=recognizer.batch_size,
             autocast=recognizer.autocast(),
@@ -120,33 +127,41 @@ def _run_evaluation(
         with comm.raise_on_all_ranks(dist_ctx):
             if not dist_ctx.is_main:
                 return None
-            evaluated = {it.name: it.evaluate(embeddings[it.name]) for it in there}
-            for warning in filter(None, (it.warning for it in evaluated.values())):
-                print(f"warning: {warning}", file=sys.stderr, flush=True)
-            found = {name: it.scores for name, it in evaluated.items()}
-            for one in there if by_grid else []:
-                if isinstance(one, VerificationPairs):
-                    found[one.name] = {**found[one.name], **one.score_insightface(embeddings[one.name])}
-            return _EvaluationRun(recognizer, list(zip(paths, there, strict=True)), found)
+            evaluations = {
+                eval_set.name: eval_set.evaluate(embeddings[eval_set.name]) for eval_set in eval_sets
+            }
+            scores = {name: evaluation.scores for name, evaluation in evaluations.items()}
+            for evaluation in evaluations.values():
+                if evaluation.warning:
+                    print(f"warning: {evaluation.warning}", file=sys.stderr, flush=True)
+            for eval_set in eval_sets if use_insightface_rule else []:
+                if isinstance(eval_set, VerificationPairs):
+                    insightface_scores = eval_set.score_insightface(embeddings[eval_set.name])
+                    scores[eval_set.name] = {**scores[eval_set.name], **insightface_scores}
+            return _EvaluationRun(recognizer, list(zip(paths, eval_sets, strict=True)), scores)
 
 
 def _default_sets(recognizer: "Recognizer") -> list[Path]:
-    """Those that its run was verified on. InputError where there are none."""
+    """Return the paths of the sets that the model's run was evaluated on.
+
+    Raises:
+        InputError: If nothing is found.
+    """
     from partialfc.evaluation.loading import evaluation_set_paths
 
-    found = evaluation_set_paths(recognizer.config) if recognizer.config else []
-    if not found:
-        raise InputError("no evaluation set; wanted .bin files, or folders of sets")
-    return found
+    paths = evaluation_set_paths(recognizer.config) if recognizer.config else []
+    if not paths:
+        raise InputError("no evaluation set; expected .bin files, or folders of sets")
+    return paths
 
 
 def embed(
     model: ModelArgument,
-    folder: Annotated[Path, typer.Argument(help="Of aligned faces, or a pack of them.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of aligned faces, or pack.")],
     out: Annotated[
         Path,
         typer.Argument(
-            help="The .npz file: names [n], embeddings [n, D] of unit length; of a pack, a folder."
+            help="Output: .npz with names [n] and L2-normalized embeddings [n, D], or a folder for a pack."
         ),
     ],
     backbone: BackboneOption = None,
@@ -154,24 +169,24 @@ def embed(
     trust_code: TrustCode = False,
     device: DeviceOption = "auto",
     precision: PrecisionOption = None,
-    batch: BatchSizeOption = None,
+    batch_size: BatchSizeOption = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Embed all images in a folder and below, or of a pack. The same call goes on where it was interrupted.
+    """Embed all images in a folder and its subfolders, or in a pack. Rerun the same command to resume.
 
     ```
     partialfc embed output/mine faces/ embeddings.npz
     partialfc embed teacher.onnx pack/ teacher/
     ```
 
-    Of a pack the folder holds embeddings.npy, [n, D] in the order of its images, for training with
-    `distillation.teacher_embeddings`.
+    For a pack, OUT is a folder with embeddings.npy, [n, D] in the order of the images, which
+    `distillation.teacher_embeddings` reads.
     """
     from partialfc.data.dataset import is_pack
     from partialfc.inference.embed_folder import embed_folder
     from partialfc.inference.embed_pack import embed_pack
 
-    load = partial(load_model, model, backbone, backbone_target, trust_code, device, precision, batch)
+    load = partial(load_model, model, backbone, backbone_target, trust_code, device, precision, batch_size)
     if is_pack(folder):
         with claimed_folder(out, "embed", model, folder, precision, overwrite=overwrite):
             count = embed_pack(load(), model, folder, out, progress=True)
@@ -184,13 +199,13 @@ def embed(
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint of it.")],
-    out: Annotated[Path, typer.Argument(help="The folder to write to.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a run, or a checkpoint.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write to.")],
     backbone_target: BackboneTarget = None,
     trust_code: TrustCode = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Export a run to a folder: model.onnx (any batch), model.safetensors, config.json, and a model card.
+    """Export a run to model.onnx (any batch size), model.safetensors, config.json and a model card.
 
     ```
     partialfc export output/mine exported
@@ -200,7 +215,7 @@ def export(
 
     with claimed_folder(out, "export", run, overwrite=overwrite):
         cosine = export_run(run, out, backbone_target=backbone_target, trust_code=trust_code)
-    print(f"{out}: ONNX and torch agree to a cosine of {cosine:.7f} at least")
+    print(f"{out}: ONNX matches PyTorch: minimum cosine {cosine:.7f}")
 
 
 def compare(
@@ -212,13 +227,13 @@ def compare(
     trust_code: TrustCode = False,
     device: DeviceOption = "auto",
 ) -> None:
-    """Say how alike two aligned faces are, the cosine of their embeddings; and whether they show one person.
+    """Print the cosine similarity of two aligned faces, and whether they show the same person.
 
     ```
     partialfc compare output/mine a.jpg b.jpg
     ```
 
-    The verdict is by the threshold of each set that the run was verified on.
+    The decision uses the threshold of each set that the run was evaluated on.
     """
     import math
 
@@ -232,8 +247,8 @@ def compare(
     print(f"{similarity:.4f}")
     for name, values in load_scores(model).items():
         if not math.isnan(values.get("threshold", math.nan)):
-            verdict = "the same person" if similarity > values["threshold"] else "different people"
+            decision = "same person" if similarity > values["threshold"] else "different people"
             print(
-                f"{verdict}, by {name}: its threshold is {values['threshold']:.4f}, "
-                f"above which {values['threshold_far']:.2%} of its pairs of different people are"
+                f"{decision} (threshold {values['threshold']:.4f} of {name}, "
+                f"false accept rate {values['threshold_far']:.2%})"
             )

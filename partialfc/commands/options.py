@@ -1,4 +1,4 @@
-"""Arguments that several commands take."""
+"""Arguments that several commands share."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,52 +11,58 @@ if TYPE_CHECKING:
     from partialfc.inference.recognizer import Recognizer
 
 RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe that ships.")
+    str, typer.Argument(metavar="RECIPE", help="YAML file, or name of a bundled recipe.")
 ]
 OverridesArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="SECTION.KEY=VALUE", help="Settings in its place.")
+    list[str] | None, typer.Argument(metavar="SECTION.KEY=VALUE", help="Overrides of settings.")
 ]
 RanksOption = Annotated[
-    int | None, typer.Option(help="Processes on each machine; default: one per GPU, or 2 on the CPU.")
+    int | None, typer.Option(help="Processes per machine. [default: one per GPU, or 2 on a CPU]")
 ]
-NodesOption = Annotated[int, typer.Option(help="Machines that take part, each with its own launcher.")]
-EndpointOption = Annotated[str, typer.Option(metavar="HOST:PORT", help="Where several machines meet.")]
-JobNameOption = Annotated[str | None, typer.Option("--id", help="Names the job at the endpoint.")]
+NodesOption = Annotated[int, typer.Option(help="Number of machines, each with its own launcher.")]
+EndpointOption = Annotated[
+    str, typer.Option(metavar="HOST:PORT", help="Rendezvous endpoint of several machines.")
+]
+JobNameOption = Annotated[str | None, typer.Option("--id", help="Name of the job at the endpoint.")]
 Requeue = Annotated[
-    bool, typer.Option("--requeue", help="Requeue the SLURM job when it is stopped; for its batch script.")
+    bool, typer.Option("--requeue", help="Requeue the SLURM job when it is stopped; for batch scripts.")
 ]
 
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace what exists, and write into folders of other calls.")
+    bool,
+    typer.Option("--overwrite", help="Replace existing files, and write into folders of other commands."),
 ]
 
-PackArgument = Annotated[Path, typer.Argument(metavar="PACK", help="A folder with train.rec.")]
+PackArgument = Annotated[Path, typer.Argument(metavar="PACK", help="Folder with train.rec.")]
 
 ModelArgument = Annotated[
     Path,
     typer.Argument(
-        metavar="MODEL", help="A run, a checkpoint, an exported folder, .pth, .pt, .safetensors or .onnx."
+        metavar="MODEL", help="Run, checkpoint, exported folder, .pth, .pt, .safetensors or .onnx."
     ),
 ]
 BackboneOption = Annotated[
-    str | None, typer.Option("--backbone", help="Of weights that do not say, such as iresnet100.")
+    str | None,
+    typer.Option("--backbone", help="Network of weights that do not specify it, such as iresnet100."),
 ]
 BackboneTarget = Annotated[
     str | None,
     typer.Option(
-        metavar="MODULE:CLASS", help="Class of a Python network; a class that MODEL names is not imported."
+        metavar="MODULE:CLASS",
+        help="Class of a user-defined network; a class that MODEL refers to is not imported.",
     ),
 ]
 TrustCode = Annotated[
-    bool, typer.Option("--trust-code", help="Import the class that MODEL names. Only for files of your own.")
+    bool, typer.Option("--trust-code", help="Import the class that MODEL refers to. Only for trusted files.")
 ]
-DeviceOption = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="What computes.")]
+DeviceOption = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Device.")]
 PrecisionOption = Annotated[
     optimizers.Precision | None,
-    typer.Option(help="In which it computes; default: as the run did, else float32."),
+    typer.Option(help="Compute dtype. [default: as in the run, else float32]"),
 ]
 BatchSizeOption = Annotated[
-    int | None, typer.Option(min=1, help="Images that go through at once; default: as in the run, else 64.")
+    int | None,
+    typer.Option("--batch-size", min=1, help="Images per forward pass. [default: as in the run, else 64]"),
 ]
 
 
@@ -67,9 +73,14 @@ def load_model(
     trust_code: bool,
     device: str,
     precision: optimizers.Precision | None = None,
-    batch: int | None = None,
+    batch_size: int | None = None,
 ) -> "Recognizer":
-    """Load the network of a command's options. InputError or OSError if that fails."""
+    """Load the model of a command's options.
+
+    Raises:
+        InputError: If the model is invalid.
+        OSError: If it cannot be read.
+    """
     from partialfc.inference.recognizer import load
 
     return load(
@@ -79,5 +90,5 @@ def load_model(
         trust_code=trust_code,
         device=device,
         precision=precision,
-        batch_size=batch,
+        batch_size=batch_size,
     )

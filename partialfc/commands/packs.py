@@ -1,4 +1,4 @@
-"""Packs of faces: made, looked at, taken apart and put together."""
+"""Commands on packs: create, inspect, unpack, merge, split."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,62 +11,61 @@ from partialfc.runtime.outputs import claim_file, claimed_folder
 
 
 def align(
-    photos: Annotated[Path, typer.Argument(help="A folder of photographs, in folders as the faces will be.")],
-    out: Annotated[Path, typer.Argument(help="The folder for the faces.")],
-    detector: Annotated[
-        Path, typer.Option(help="A YuNet face detector, ONNX, as OpenCV's FaceDetectorYN takes it.")
-    ],
-    size: Annotated[int, typer.Option(min=16, max=512, help="Pixels of the faces, height and width.")] = 112,
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="The least score of a face.")] = 0.6,
+    photos: Annotated[Path, typer.Argument(help="Folder of photos; OUT gets the same subfolders.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the faces.")],
+    detector: Annotated[Path, typer.Option(help="YuNet face detector, ONNX, for OpenCV's FaceDetectorYN.")],
+    size: Annotated[
+        int, typer.Option(min=16, max=512, help="Height and width of the faces in pixels.")
+    ] = 112,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Minimum score of a face.")] = 0.6,
     overwrite: Overwrite = False,
 ) -> None:
-    """Find the face of each photograph, and bring its eyes, nose and mouth to where training sets have them. The same call
-    goes on where it was interrupted.
+    """Detect the main face of each photo and align it as in training sets.
+
+    Rerun the same command to resume.
 
     ```
-    partialfc align photographs/ faces/ --detector yunet.onnx
+    partialfc align photos/ faces/ --detector yunet.onnx
     ```
     """
     from partialfc.data import alignment
 
     with claimed_folder(out, "align", photos, "--detector", detector, size, threshold, overwrite=overwrite):
-        found = alignment.align_folder(
+        result = alignment.align_folder(
             photos, out, alignment.Detector(detector, threshold=threshold), size=size, progress=True
         )
-    print(f"{out}: {found.num_faces} faces of {found.num_photos} photographs")
-    if found.missing:
-        print(f"{len(found.missing)} without a face, or that cannot be read: {out / alignment.NO_FACE_FILE}")
+    print(f"{out}: {result.num_faces} faces of {result.num_photos} photos")
+    if result.missing:
+        print(f"{len(result.missing)} photos unreadable or without a face ({out / alignment.NO_FACE_FILE})")
 
 
 def pack(
     inputs: Annotated[
         list[Path], typer.Argument(help="Folders of identities, .lst listings, LMDB sets, WebDataset tars.")
     ],
-    out: Annotated[Path, typer.Argument(help="The pack's folder.")],
-    size: Annotated[int, typer.Option(help="Pixels of the packed images, height and width.")] = 112,
-    quality: Annotated[
-        int, typer.Option(help="Of the JPEGs made of images that are no JPEG of that size.")
-    ] = 95,
+    out: Annotated[Path, typer.Argument(help="Folder of the pack.")],
+    size: Annotated[int, typer.Option(help="Height and width of the images in pixels.")] = 112,
+    quality: Annotated[int, typer.Option(help="JPEG quality of re-encoded images.")] = 95,
     min_images: Annotated[
-        int | None, typer.Option(metavar="N", help="Leave out identities with fewer.")
+        int | None, typer.Option(metavar="N", help="Skip identities with fewer images.")
     ] = None,
     shuffle: Annotated[
-        int | None, typer.Option(metavar="SEED", help="PackArgument the images in a random order.")
+        int | None, typer.Option(metavar="SEED", help="Pack the images in a random order, with this seed.")
     ] = None,
     root: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Of the paths in .lst listings; default: that of each listing."),
+        typer.Option(
+            metavar="FOLDER", help="Root of the paths in .lst files. [default: the folder of each file]"
+        ),
     ] = None,
-    skip_damaged: Annotated[
-        bool, typer.Option("--skip-damaged", help="Leave out images that cannot be read.")
-    ] = False,
+    skip_damaged: Annotated[bool, typer.Option("--skip-damaged", help="Skip unreadable images.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Pack faces into train.rec, train.idx and property. The same call goes on where it was interrupted.
+    """Pack faces into train.rec, train.idx and property. Rerun the same command to resume.
 
     ```
     partialfc pack faces/ pack/                  # faces/IDENTITY/IMAGE
-    partialfc pack faces/ more/ train.lst pack/  # identities kept apart
+    partialfc pack faces/ more/ train.lst pack/  # identities stay separate
     partialfc pack --min-images 5 shards/ pack/  # WebDataset tars
     ```
     """
@@ -79,7 +78,7 @@ def pack(
     print(f"{out}: {count} images of {classes} identities")
     _report_empty(out, classes)
     if (listing := out / pack_sources.DAMAGED).exists():
-        print(f"{len(listing.read_bytes().splitlines())} images cannot be read, and are left out: {listing}")
+        print(f"{len(listing.read_bytes().splitlines())} unreadable images skipped: {listing}")
 
 
 def _report_empty(out: Path, classes: int) -> None:
@@ -88,16 +87,16 @@ def _report_empty(out: Path, classes: int) -> None:
 
     known = read_property(out / "property")
     if known is not None and (empty := known.num_classes - classes):
-        print(f"{empty} of {known.num_classes} classes have no images; --min-images 1 leaves them out")
+        print(f"{empty} of {known.num_classes} classes have no images; --min-images 1 skips them")
 
 
 def pairs(
-    listing: Annotated[Path, typer.Argument(help="As LFW's pairs.txt.")],
-    folder: Annotated[Path, typer.Argument(help="Of images FOLDER/NAME/NAME_0001.jpg.")],
-    out: Annotated[Path, typer.Argument(help="The .bin file.")],
+    listing: Annotated[Path, typer.Argument(help="List in the format of LFW's pairs.txt.")],
+    folder: Annotated[Path, typer.Argument(help="Folder with images NAME/NAME_0001.jpg.")],
+    out: Annotated[Path, typer.Argument(help=".bin file to write.")],
     overwrite: Overwrite = False,
 ) -> None:
-    """Pack the pairs of a listing into a .bin verification set.
+    """Pack the pairs of a list into a .bin verification set.
 
     ```
     partialfc pairs pairs.txt validation/ pack/mine.bin
@@ -111,30 +110,30 @@ def pairs(
 
 def inspect(
     pack: PackArgument,
-    sheet: Annotated[Path | None, typer.Option(help="Draw 160 images there, as PNG or JPEG.")] = None,
+    grid: Annotated[Path | None, typer.Option(help="Write a grid of 160 images, PNG or JPEG.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Say what is in a pack: dialect, counts, sizes, images per identity; and draw some of its images.
+    """Print a summary of a pack: format, counts, sizes, images per identity.
 
     ```
-    partialfc inspect pack/ --sheet faces.png
+    partialfc inspect pack/ --grid faces.png
     ```
     """
     from partialfc.data.packs.pack_summary import summarize_pack, write_image_grid
 
-    if sheet:
-        claim_file(sheet, overwrite=overwrite)
+    if grid:
+        claim_file(grid, overwrite=overwrite)
     print(*summarize_pack(pack, progress=True).format_lines(), sep="\n")
-    if sheet:
-        write_image_grid(pack, sheet)
+    if grid:
+        write_image_grid(pack, grid)
 
 
 def unpack(
     pack: PackArgument,
-    out: Annotated[Path, typer.Argument(help="The folder to write to.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write to.")],
     overwrite: Overwrite = False,
 ) -> None:
-    """Write the images of a pack, byte for byte, to OUT/CLASS/KEY.jpg. The same call goes on where it was interrupted.
+    """Write the images of a pack, byte for byte, to OUT/CLASS/KEY.jpg. Rerun the same command to resume.
 
     ```
     partialfc unpack pack/ images/
@@ -148,10 +147,10 @@ def unpack(
 
 def merge(
     packs: Annotated[list[Path], typer.Argument(help="Folders with train.rec.")],
-    out: Annotated[Path, typer.Argument(help="The merged pack's folder.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the merged pack.")],
     overwrite: Overwrite = False,
 ) -> None:
-    """Merge packs into one, the identities of each kept apart. The same call goes on where it was interrupted.
+    """Merge packs; identities of different packs stay separate. Rerun the same command to resume.
 
     ```
     partialfc merge ms1m/ glint/ merged/
@@ -161,7 +160,7 @@ def merge(
 
     if len(packs) < 2:
         raise InputError(
-            f"merge: expected two packs at least and a folder for both, got {packs[0]} and {out}"
+            f"merge: expected at least two packs and a folder for the result, got {packs[0]} and {out}"
         )
     with claimed_folder(out, "merge", *packs, overwrite=overwrite):
         classes, count = merge_split.merge(packs, out, progress=True)
@@ -170,13 +169,13 @@ def merge(
 
 def split(
     pack: PackArgument,
-    rest: Annotated[Path, typer.Argument(help="The folder for those that stay.")],
-    held: Annotated[Path, typer.Argument(help="The folder for those that are held out.")],
-    identities: Annotated[int, typer.Option(help="How many are held out.")],
-    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    train_out: Annotated[Path, typer.Argument(help="Folder for the training identities.")],
+    held_out: Annotated[Path, typer.Argument(help="Folder for the held-out identities.")],
+    num_identities: Annotated[int, typer.Option("--identities", help="Number of held-out identities.")],
+    seed: Annotated[int, typer.Option(help="Seed of the selection.")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Split a pack in two of different identities: one to train on, one held out.
+    """Split a pack by identity into a training pack and a held-out pack.
 
     ```
     partialfc split pack/ train/ held/ --identities 1000
@@ -184,8 +183,13 @@ def split(
     """
     from partialfc.data.packs import merge_split
 
-    call = ("split", pack, rest, held, identities, seed)
-    with claimed_folder(rest, *call, overwrite=overwrite), claimed_folder(held, *call, overwrite=overwrite):
-        written = merge_split.split(pack, rest, held, num_identities=identities, seed=seed, progress=True)
-    for folder, (classes, count) in zip((rest, held), written, strict=True):
+    call = ("split", pack, train_out, held_out, num_identities, seed)
+    with (
+        claimed_folder(train_out, *call, overwrite=overwrite),
+        claimed_folder(held_out, *call, overwrite=overwrite),
+    ):
+        written = merge_split.split(
+            pack, train_out, held_out, num_identities=num_identities, seed=seed, progress=True
+        )
+    for folder, (classes, count) in zip((train_out, held_out), written, strict=True):
         print(f"{folder}: {count} images of {classes} identities")

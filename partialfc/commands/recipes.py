@@ -1,4 +1,4 @@
-"""The recipes that ship."""
+"""Commands on bundled recipes."""
 
 import typer
 
@@ -7,7 +7,7 @@ app = typer.Typer(name="recipes", invoke_without_command=True)
 
 @app.callback()
 def list_recipes(context: typer.Context) -> None:
-    """List the recipes that ship, with a line each.
+    """List the bundled recipes.
 
     ```
     partialfc recipes
@@ -25,7 +25,7 @@ def list_recipes(context: typer.Context) -> None:
 
 @app.command("show")
 def show_recipe(name: str) -> None:
-    """Print a recipe, to be copied and changed.
+    """Print a bundled recipe.
 
     ```
     partialfc recipes show faces_small > mine.yaml

@@ -1,4 +1,4 @@
-"""Runs, drawn and described."""
+"""Commands on runs: plot, report."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,13 +11,16 @@ from partialfc.runtime.outputs import claim_file
 
 def plot(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Output folders of runs.")],
-    out: Annotated[Path, typer.Option(help="The PNG to draw.")],
+    out: Annotated[Path, typer.Option(help="PNG file to write.")],
     differences: Annotated[
-        bool, typer.Option("--differences", help="The losses, and how far they differ from the first run's.")
+        bool,
+        typer.Option(
+            "--differences", help="Plot the losses and their relative differences from the first run."
+        ),
     ] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Draw runs above each other: loss, learning rate, accuracy.
+    """Plot loss, learning rate and scores of runs in one figure.
 
     ```
     partialfc plot output/first output/second --out runs.png
@@ -36,10 +39,10 @@ def plot(
 
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Output folders of runs.")],
-    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
     overwrite: Overwrite = False,
 ) -> None:
-    """Write runs as one page of HTML: curves, scores, ROC, hardest pairs, settings that differ, time.
+    """Write an HTML report of runs: curves, scores, ROC, hardest pairs, settings that differ, time per step.
 
     ```
     partialfc report output/mine output/other --out report.html

@@ -1,4 +1,4 @@
-"""What a recipe may say."""
+"""Command that documents the settings of a recipe."""
 
 from typing import Annotated
 
@@ -8,15 +8,17 @@ import typer
 def settings(
     section: Annotated[
         str | None,
-        typer.Argument(metavar="SECTION", help="Such as head, or a key, such as train.global_batch_size."),
+        typer.Argument(
+            metavar="SECTION", help="Section, such as head, or key, such as train.global_batch_size."
+        ),
     ] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print them all as a document.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print all settings as Markdown.")] = False,
 ) -> None:
-    """List the settings of a recipe: values, unit, default, and what each is for.
+    """List the settings of a recipe: allowed values, unit, default, description.
 
     ```
     partialfc settings
-    partialfc settings margin
+    partialfc settings loss
     ```
     """
     from rich.console import Console
@@ -29,10 +31,12 @@ def settings(
         print(to_markdown(), end="")
         return
     console = Console()
-    for it in select_sections(section):
-        console.print(f"\n[bold]{escape(it.title)}[/bold]  {escape(it.description)}", highlight=False)
+    for documented in select_sections(section):
+        console.print(
+            f"\n[bold]{escape(documented.title)}[/bold]  {escape(documented.description)}", highlight=False
+        )
         table = Table(box=None, show_header=False, pad_edge=False)
-        for key in it.keys:
+        for key in documented.keys:
             table.add_row(
                 f"  [bold]{key.name}[/bold]", *map(escape, (key.default, key.allowed, key.description))
             )

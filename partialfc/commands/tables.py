@@ -1,4 +1,4 @@
-"""Scores of evaluation sets, as tables."""
+"""Tables of scores."""
 
 import sys
 from collections.abc import Iterator
@@ -9,12 +9,12 @@ if TYPE_CHECKING:
 
     from partialfc.evaluation.sets import Scores
 
-_MAX_ROW_SCORES = 10  # scores that stand in one line
-_FILE_WIDTH = 240  # signs of a line in a file, where nothing is wrapped
+_MAX_ROW_SCORES = 10  # sets with more scores get their own table
+_FILE_WIDTH = 240  # characters per line in a file, to avoid wrapping
 
 
 def print_scores(scores: dict[str, "Scores"]) -> None:
-    """By set; to a terminal in its width."""
+    """Print the scores of all sets, in the width of the terminal."""
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
@@ -23,7 +23,7 @@ def print_scores(scores: dict[str, "Scores"]) -> None:
 
 
 def _build_tables(scores: dict[str, "Scores"]) -> Iterator["Table"]:
-    """One of the sets that have few scores, a line each; and one of each other set, with a line for each score."""
+    """Yield one table for all sets with few scores, and one for each other set."""
     from rich.table import Table
 
     from partialfc.evaluation.metrics import format_scores

@@ -1,4 +1,4 @@
-"""A run, and what it would need."""
+"""Commands on runs: train, import, doctor, sweep, plan."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -35,8 +35,8 @@ def train(
     partialfc train mine.yaml data.path=pack head.sample_rate=0.3 --ranks 4
     ```
 
-    One process per GPU, else two on the CPU. The same command goes on with a run that was stopped. In a SLURM job it
-    starts a launcher on each node. On several machines by hand, on each of them:
+    Starts one process per GPU, or two on a CPU. Rerun the same command to resume. In a SLURM job it starts a launcher
+    on each node. Without SLURM, run it on each machine:
 
     ```
     partialfc train mine.yaml --nodes 4 --endpoint FIRST:29500 --id mine
@@ -53,31 +53,31 @@ def train(
     )
 
 
-def _launch(asked: "LaunchRequest") -> int:
+def _launch(request: "LaunchRequest") -> int:
     from partialfc.launching import launcher, slurm
 
     if slurm.in_allocation():
-        return slurm.run_job(asked)
-    slurm.check_tasks(asked)
-    return launcher.launch(asked)
+        return slurm.run_job(request)
+    slurm.check_tasks(request)
+    return launcher.launch(request)
 
 
 def import_(
     folder: Annotated[
-        Path, typer.Argument(help="The output of arcface_torch, with checkpoint_gpu_0.pt, ...")
+        Path, typer.Argument(help="Output folder of arcface_torch, with checkpoint_gpu_0.pt, ...")
     ],
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
 ) -> None:
-    """Go on here with a run of insightface's arcface_torch, by a recipe that says what its config said.
+    """Import a run of insightface's arcface_torch, with a recipe equivalent to its config.
 
     ```
     partialfc import work_dirs/wf42m_r100 mine.yaml data.path=pack output=output/on
     partialfc train mine.yaml data.path=pack output=output/on --ranks 8
     ```
 
-    The backbone, all class centres, what the optimizer keeps of both, and the step become a checkpoint of `output`, for any
-    number of ranks. One process holds them at once. Its data come in another order from there on.
+    Writes backbone, class centers, optimizer state and step as a checkpoint of `output`, for any number of ranks. One
+    process holds all of them. The order of the samples differs afterwards.
     """
     from partialfc.config import load_config
     from partialfc.runtime import comm
@@ -86,26 +86,26 @@ def import_(
     config = load_config(recipe, overrides or [])
     with comm.init_distributed("cpu") as dist_ctx:
         path, step = import_run(folder, config, dist_ctx)
-    print(f"{path}: at step {step}; partialfc train goes on from it")
+    print(f"imported to {path} at step {step}; continue with: partialfc train")
 
 
 def doctor(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="As of train.")] = "quickstart",
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="As in train.")] = "quickstart",
     overrides: OverridesArgument = None,
     ranks: RanksOption = None,
     nodes: NodesOption = 1,
     endpoint: EndpointOption = "localhost:0",
     name: JobNameOption = None,
 ) -> None:
-    """Examine the machines for a recipe, in a minute; exit code 1 where something is wrong.
+    """Check the machines for a recipe within a minute; exit code 1 if there are problems.
 
     ```
     partialfc doctor mine.yaml
     sbatch --nodes=2 --ntasks-per-node=1 --wrap "partialfc doctor mine.yaml"
     ```
 
-    Versions and devices of all ranks, the network and each collective of a step, the sharded head against the dense
-    formula, images of the pack, the output's folder, some steps, a checkpoint that is written and read back.
+    Checks versions and devices of all ranks, the network, each collective of a step, and the sharded head against the
+    dense formula. It also reads images of the pack, runs some steps, and saves and loads a checkpoint.
     """
     from partialfc.launching.launcher import LaunchRequest, new_name
 
@@ -123,26 +123,28 @@ def sweep(
     settings: Annotated[
         list[str],
         typer.Argument(
-            metavar="SECTION.KEY=A,B", help="Values of a setting; 0..4: those numbers; one value: for all."
+            metavar="SECTION.KEY=A,B",
+            help="Values of a setting; 0..4: a range; a single value: for all runs.",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="The folder of all runs.")] = Path("output/sweep"),
+    out: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("output/sweep"),
     ranks: RanksOption = None,
-    task: Annotated[
-        str | None, typer.Option(metavar="I/N", help="Run every N-th alone, from number I, counted from 0.")
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Run every N-th run only, starting from number I, counted from 0."),
     ] = None,
-    table: Annotated[bool, typer.Option("--table", help="Run nothing; tabulate what has finished.")] = False,
+    table: Annotated[bool, typer.Option("--table", help="Only tabulate the finished runs.")] = False,
     requeue: Requeue = False,
 ) -> None:
-    """Run a recipe with every combination of some settings, and tabulate the scores: mean and interval over seeds.
+    """Run a recipe with every combination of some settings, and tabulate mean and interval of the scores over seeds.
 
     ```
     partialfc sweep faces_small loss.margin=0.45,0.5,0.55 seed=0..4 --out output/margins
     sbatch --array=0-14 --wrap "exec partialfc sweep mine.yaml loss.sigma=0.0125,0.025,0.05 seed=0..4 --requeue"
     ```
 
-    The same call goes on where it was stopped, and adds what is new in it; runs that have finished are left as they are. In
-    a job array each task runs its share.
+    Rerun the command to resume, or with more values to add runs; finished runs are not repeated. In a job array, each
+    task runs a part of the grid.
     """
     from partialfc.config import load_config
     from partialfc.launching import slurm
@@ -151,9 +153,9 @@ def sweep(
     from partialfc.sweep import runner
     from partialfc.sweep import table as tables
 
-    grid, share = grids.parse_grid(recipe, settings), runner.parse_task(task)
+    grid, task_shard = grids.parse_grid(recipe, settings), runner.parse_task(shard)
     runner.require_same_configs(grid, out)
-    code = 0 if table else runner.run_all(grid, out, share, ranks, lambda line: print(line, flush=True))
+    code = 0 if table else runner.run_all(grid, out, task_shard, ranks, lambda line: print(line, flush=True))
     if requeue and code == EXIT_STOPPED:
         slurm.requeue(load_config(recipe).launch.max_requeues)
     results = tables.collect_results(grid, out)
@@ -161,7 +163,7 @@ def sweep(
         tables.write_sweep_results(results, out)
         _print_table(tables.table_cells(results))
     if results.num_unfinished:
-        print(f"{results.num_unfinished} of {len(grid.points)} runs have not finished")
+        print(f"{results.num_unfinished} of {len(grid.points)} runs unfinished")
     raise typer.Exit(code)
 
 
@@ -179,14 +181,18 @@ def _print_table(cells: list[list[str]]) -> None:
 def plan(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
-    identities: Annotated[int | None, typer.Option(help="Default: those of the recipe's pack.")] = None,
-    gpus: Annotated[
-        int | None, typer.Option(help="Over all machines; default: the ranks of this one.")
+    identities: Annotated[
+        int | None, typer.Option(help="Number of identities. [default: those of the recipe's pack]")
     ] = None,
-    gpu: Annotated[str, typer.Option(help="v100, a100, h100 or h200.")] = "h100",
-    gpu_memory: Annotated[float | None, typer.Option(metavar="GIB", help="Default: that of --gpu.")] = None,
+    gpus: Annotated[
+        int | None, typer.Option(help="GPUs on all machines. [default: the ranks of this machine]")
+    ] = None,
+    gpu: Annotated[str, typer.Option(help="GPU model: v100, a100, h100 or h200.")] = "h100",
+    gpu_memory: Annotated[
+        float | None, typer.Option(metavar="GIB", help="Memory per GPU. [default: that of --gpu]")
+    ] = None,
 ) -> None:
-    """Say what a run would need: memory, traffic, how many identities fit. Starts nothing.
+    """Estimate memory and traffic of a run, and the largest number of identities. Starts nothing.
 
     ```
     partialfc plan webface42m_r100_pfc02 --gpus 8 --gpu a100 --identities 30000000
@@ -203,11 +209,11 @@ def plan(
     config = load_config(recipe, overrides or ())
     for option, value in (("identities", identities), ("gpus", gpus), ("gpu-memory", gpu_memory)):
         if value is not None and not 0 < value < math.inf:
-            raise InputError(f"--{option} {value}: wanted a number above 0")
+            raise InputError(f"--{option} {value}: expected a number above 0")
     if gpu not in planning.GPUS:
-        raise InputError(f"--gpu {gpu}: wanted one of {', '.join(planning.GPUS)}")
+        raise InputError(f"--gpu {gpu}: expected one of {', '.join(planning.GPUS)}")
     gpus = gpus or num_ranks(config, None, 1)
     check_world_size(config, gpus)
     memory = None if gpu_memory is None else int(gpu_memory * 2**30)
-    job = planning.PlannedRun(config, identities or planning.num_identities(config), gpus)
-    print(planning.format_plan(job, gpu, memory))
+    planned_run = planning.PlannedRun(config, identities or planning.num_identities(config), gpus)
+    print(planning.format_plan(planned_run, gpu, memory))

@@ -1,6 +1,7 @@
-"""What a recipe may say: types, units, defaults and bounds. Nothing else in the package reads a recipe.
+"""Recipe schema: types, units, defaults and bounds of all settings. Nothing else in the package defines a setting.
 
-The sections are modules of their own, in which a key's sentence stands below it: `partialfc settings` prints them all.
+Each section has its own module. The docstring below a field documents its key; `partialfc settings` prints
+them all.
 """
 
 from collections.abc import Sequence
@@ -148,7 +149,7 @@ __all__ = [
 
 
 class Config(Settings, frozen=True):
-    """A complete recipe."""
+    """Complete recipe."""
 
     data: DataConfig
     train: TrainConfig
@@ -177,42 +178,51 @@ class Config(Settings, frozen=True):
         super().__post_init__()
         if self.data.order == "blocks" and self.train.global_batch_size % self.data.lanes:
             raise InputError(
-                f"data.lanes: {self.data.lanes}, which take equal parts of a batch; "
-                f"wanted a divisor of train.global_batch_size, {self.train.global_batch_size}"
+                f"data.lanes: {self.data.lanes}; "
+                f"expected a divisor of train.global_batch_size, {self.train.global_batch_size}"
             )
         if self.distillation.teacher_embeddings is not None and self.head.optim is not None:
             raise InputError(
-                "head.optim: found beside distillation.teacher_embeddings, with which class centres follow the teacher"
+                "head.optim: incompatible with distillation.teacher_embeddings, where class centers follow the teacher"
             )
         if self.init.uses_mean_init and (self.head.subcenters > 1 or not self.loss.on_sphere):
             raise InputError(
-                "init.centers.new: mean, of which a class has one; wanted head.subcenters: 1, and a margin that compares directions"
+                "init.centers.new: mean; requires head.subcenters: 1, and a loss with normalized centers"
             )
         self.head.validate_with(self.center_optimizer, self.loss)
 
     @property
     def center_optimizer(self) -> CenterUpdate:
-        """How the class centres move. InputError where that is not said."""
+        """Update of the class centers.
+
+        Raises:
+            InputError: If the recipe does not specify one.
+        """
         if self.distillation.teacher_embeddings is not None:
             return FollowTeacher()
         if self.head.optim is not None:
             return self.head.optim
         if isinstance(self.optim, TorchOptimizer):
             raise InputError(
-                "optim.name: torch is for the backbone; wanted a head.optim, sgd or adamw, for the class centres"
+                "optim.name: torch is for the backbone; set head.optim to sgd or adamw for the class centers"
             )
         return self.optim
 
     @property
     def center_lr(self) -> float:
-        """The class centres' learning rate, before any schedule."""
+        """Learning rate of the class centers, before the schedule."""
         return (self.head.optim or self.optim).lr
 
 
 def load_config(name: Path | str, overrides: Sequence[str] = ()) -> Config:
-    """The recipe of a file, or that ships under a name, with `section.key=value` overrides; an InputError names in one
-    line what is wrong.
+    """Load a recipe from a file, or a bundled one by name, with `section.key=value` overrides.
+
+    Returns:
+        Validated config.
+
+    Raises:
+        InputError: If it is invalid; the message is one line.
     """
-    from partialfc import recipe  # here: what is made in Python needs no YAML
+    from partialfc import recipe  # imported late: a config made in Python needs no YAML
 
     return recipe.load(name, overrides, Config)

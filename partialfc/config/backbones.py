@@ -1,4 +1,4 @@
-"""`backbone:` of a recipe, a variant for each `name`."""
+"""Section `backbone:` of a recipe, one variant per `name`."""
 
 from typing import Annotated
 
@@ -7,7 +7,7 @@ from msgspec import Meta, field
 from partialfc.config.types import FractionBelowOne, PixelCount, Settings
 from partialfc.errors import InputError
 
-# Arguments of timm's create_model, not of a model: set here, or the place of a file that would be loaded.
+# Arguments of timm's create_model that are set here or would load a file.
 _OF_TIMM = frozenset(
     ("cache_dir", "checkpoint_path", "features_only", "img_size", "num_classes", "pretrained", "pretrained_cfg",
      "pretrained_cfg_overlay", "pretrained_strict", "scriptable")
@@ -25,6 +25,8 @@ _Target = Annotated[
 
 
 class BackboneConfig(Settings, frozen=True):
+    """Settings that all backbones share."""
+
     input_size: Annotated[PixelCount, Meta(ge=16, le=512)] = 112
     """Height and width of the input; other images are resized."""
     embedding_size: _Embedding = 512
@@ -38,14 +40,14 @@ class BackboneConfig(Settings, frozen=True):
     compile: bool = False
     """Use torch.compile, which requires a C++ compiler."""
     cuda_graphs: bool = False
-    """On a GPU, record forward and backward as CUDA graphs: the same bits, faster if the host limits the speed. Not with
-    gradient_checkpointing, compile or micro-batches."""
+    """On a GPU, record forward and backward as CUDA graphs: same results, faster if the host limits the speed.
+    Incompatible with gradient_checkpointing, compile and micro-batches."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("gradient_checkpointing", "compile"):
             if self.cuda_graphs and getattr(self, name):
-                raise InputError(f"backbone.cuda_graphs: not with backbone.{name}: true")
+                raise InputError(f"backbone.cuda_graphs: incompatible with backbone.{name}: true")
 
 
 class IResNetTiny(BackboneConfig, frozen=True, tag="iresnet_tiny", tag_field="name"):
@@ -123,8 +125,9 @@ class ViTLarge(ViT, frozen=True, tag="vit_l", tag_field="name"):
 
 
 class CustomBackbone(BackboneConfig, frozen=True, kw_only=True, tag="python", tag_field="name"):
-    """User-defined network: images [b, 3, H, H] in [-1, 1] to embeddings [b, D]. It handles dropout and gradient
-    checkpointing itself.
+    """User-defined network: images [b, 3, H, H] in [-1, 1] to embeddings [b, D].
+
+    It handles dropout and gradient checkpointing itself.
     """
 
     target: _Target

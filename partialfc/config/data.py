@@ -1,4 +1,4 @@
-"""`data:` and `augment:` of a recipe."""
+"""Sections `data:` and `augment:` of a recipe."""
 
 from typing import Annotated, Literal
 

@@ -1,4 +1,4 @@
-"""`margin:` of a recipe, a variant for each `name`."""
+"""Section `loss:` of a recipe, one variant per `name`."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -19,7 +19,9 @@ from partialfc.errors import InputError
 
 
 class ScaledLoss(Settings, frozen=True):
-    on_sphere: ClassVar[bool] = True  # normalize embeddings and centers
+    """Settings of a loss with scaled logits."""
+
+    on_sphere: ClassVar[bool] = True  # embeddings and centers are L2-normalized
 
     scale: Scheduled[LogitScaleFactor] = 64.0
     """Factor of all logits, s."""
@@ -73,7 +75,9 @@ class CombinedMargin(AngularLoss, frozen=True, tag="combined", tag_field="name")
     """Margin subtracted from the cosine."""
 
 
-MarginOrder = Literal["none", "paper", "released"]  # which sample of a batch gets which draw
+MarginOrder = Literal[
+    "none", "paper", "released"
+]  # assignment of the random margins to the samples of a batch
 
 
 class ElasticArcFace(AngularLoss, frozen=True, tag="elastic_arcface", tag_field="name"):
@@ -84,7 +88,8 @@ class ElasticArcFace(AngularLoss, frozen=True, tag="elastic_arcface", tag_field=
     sigma: Annotated[NonNegativeFloat, with_unit("radians")] = 0.05
     """Standard deviation of the random margins."""
     order: MarginOrder = "none"
-    """Assignment of the margins. paper: the hardest images get the largest margins (ElasticFace+); released: as in the authors' code."""
+    """Assignment of the margins. paper: the hardest images get the largest margins (ElasticFace+); released: as
+    in the authors' code."""
 
 
 class ElasticCosFace(ScaledLoss, frozen=True, tag="elastic_cosface", tag_field="name"):
@@ -95,7 +100,8 @@ class ElasticCosFace(ScaledLoss, frozen=True, tag="elastic_cosface", tag_field="
     sigma: CosineMargin = 0.05
     """Standard deviation of the random margins."""
     order: MarginOrder = "none"
-    """Assignment of the margins. paper: the hardest images get the largest margins (ElasticFace+); released: as in the authors' code."""
+    """Assignment of the margins. paper: the hardest images get the largest margins (ElasticFace+); released: as
+    in the authors' code."""
 
 
 class AdaFace(ScaledLoss, frozen=True, tag="adaface", tag_field="name"):
@@ -131,11 +137,11 @@ class MagFace(AngularLoss, frozen=True, tag="magface", tag_field="name"):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.norm_range[0] >= self.norm_range[1]:
-            raise InputError(f"loss.norm_range: found {list(self.norm_range)}; wanted the smaller one first")
+            raise InputError(f"loss.norm_range: found {list(self.norm_range)}; expected [smallest, largest]")
 
 
 class UniFace(ScaledLoss, frozen=True, tag="uniface", tag_field="name"):
-    """softplus(b - s (cos t - margin)) and softplus(s cos t_j - b) of each negative, with a learned b; UniFace, ICCV 2023."""
+    """softplus(b - s (cos t - margin)) + softplus(s cos t_j - b) per negative, with a learned b; UniFace, ICCV 2023."""
 
     margin: Scheduled[CosineMargin] = 0.4
     """Margin subtracted from the cosine."""
@@ -144,7 +150,7 @@ class UniFace(ScaledLoss, frozen=True, tag="uniface", tag_field="name"):
 
 
 class SphereFace2(ScaledLoss, frozen=True, tag="sphereface2", tag_field="name"):
-    """Binary classification for each class, with a margin on both sides of a learned b; SphereFace2-C, arXiv 2108.01513."""
+    """Binary classification per class, with a margin on both sides of a learned b; SphereFace2-C, arXiv 2108.01513."""
 
     scale: Scheduled[LogitScaleFactor] = 40.0
     """Factor of all logits, s."""

@@ -1,4 +1,4 @@
-"""`optim:` and `schedule:` of a recipe, a variant for each `name`."""
+"""Sections `optim:` and `schedule:` of a recipe, one variant per `name`."""
 
 from typing import Literal
 
@@ -30,7 +30,7 @@ class CenterSGD(Settings, frozen=True, tag="sgd", tag_field="name"):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.nesterov and not self.momentum:
-            raise InputError("optim.nesterov: wants a momentum above 0")
+            raise InputError("optim.nesterov: requires momentum above 0")
 
 
 class CenterAdamW(Settings, frozen=True, tag="adamw", tag_field="name"):
@@ -46,16 +46,18 @@ class CenterAdamW(Settings, frozen=True, tag="adamw", tag_field="name"):
     """Decoupled weight decay."""
 
 
-CenterOptimizer = CenterSGD | CenterAdamW  # how a step is taken; `head.optim` is one
+CenterOptimizer = CenterSGD | CenterAdamW  # optimizer of the centers; type of `head.optim`
 
 
 class FollowTeacher(Settings, frozen=True, tag="teacher", tag_field="name"):
     """Centers follow the embeddings of a teacher instead of gradients (AdaDistill, arXiv 2407.01332)."""
 
 
-CenterUpdate = CenterOptimizer | FollowTeacher  # how class centres move
+CenterUpdate = CenterOptimizer | FollowTeacher  # any update of the centers
 
-WeightDecayScope = Literal["all", "matrices"]  # matrices: not norms, biases and slopes of the backbone
+WeightDecayScope = Literal[
+    "all", "matrices"
+]  # matrices: excludes norms, biases and PReLU slopes of the backbone
 Precision = Literal["float32", "bfloat16", "float16"]
 ReduceDtype = Literal["float32", "bfloat16"]
 
@@ -77,7 +79,7 @@ class SGD(CenterSGD, frozen=True, tag="sgd", tag_field="name"):
     """Factor of the learning rate from each block to the previous one, for fine-tuning; 1: the same rate for all."""
 
 
-# What these have in common with Sgd is said there.
+# Fields in common with SGD are documented there.
 class AdamW(CenterAdamW, frozen=True, tag="adamw", tag_field="name"):
     """torch.optim.AdamW for the backbone, and for the class centers unless `head.optim` is set."""
 

@@ -1,4 +1,4 @@
-"""Of which run a checkpoint is: its whole recipe and its data; and what of them has changed when it goes on."""
+"""Provenance of a checkpoint: recipe and data of its run, and the changes since."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,15 +12,15 @@ from partialfc.config import Config
 from partialfc.conversion import convert
 from partialfc.errors import InputError
 
-_TENSOR_LAYOUT_VERSION = 3  # of a checkpoint's tensors: their names and shapes
-# Settings by which no step of a run depends: how it is computed and reported, where it begins and lies.
+_TENSOR_LAYOUT_VERSION = 3  # version of the names and shapes of a checkpoint's tensors
+# Settings that do not affect any step: how a run computes, reports, starts and is stored.
 _IRRELEVANT_KEYS = (
     "backbone.channels_last",
     "backbone.gradient_checkpointing",
     "backbone.compile",
     "backbone.cuda_graphs",
     "checkpoint",
-    "data.path",  # the pack is compared by its content
+    "data.path",  # packs are compared by content
     "data.reader",
     "data.synthetic",
     "data.num_workers",
@@ -40,38 +40,45 @@ _IRRELEVANT_KEYS = (
 
 
 class Provenance(Struct, frozen=True):
-    """What a checkpoint says of its run."""
+    """Description of a run, stored in its checkpoints."""
 
-    config: Config  # resolved: train.micro_batch_size is that of the run
+    config: Config  # resolved: train.micro_batch_size is set
     num_classes: int
     num_samples: int
     pack: str  # fingerprint
-    # what was changed when the run went on, oldest first: after how many steps, and a line on each setting
+    # Changes on resuming, oldest first: step, and one line per change.
     history: list[tuple[int, list[str]]] = []
-    origin: str | None = None  # the checkpoint.resume that the run began with, where that is a path
+    origin: str | None = None  # checkpoint.resume at the start of the run, if it was a path
     layout: int = _TENSOR_LAYOUT_VERSION
 
     def to_dict(self) -> dict[str, Any]:
-        """The same in JSON's types, as checkpoints keep it."""
+        """Return the description in JSON types, as stored in checkpoints."""
         about: dict[str, Any] = msgspec.to_builtins(self)
         return about
 
     def to_yaml(self) -> str:
-        """The recipe in YAML, every setting, below what was changed while the run was under way."""
+        """Return the recipe as YAML with all settings, preceded by the history of changes."""
         lines = [f"# changed after step {step}: {one}" for step, changed in self.history for one in changed]
         return "\n".join([*lines, recipe.dump(self.config)])
 
 
 def parse_provenance(metadata: Mapping[str, Any], location: str) -> Provenance:
-    """What a checkpoint says. InputError at `location` where another version wrote it."""
+    """Parse the description in a checkpoint.
+
+    Returns:
+        Description of the run.
+
+    Raises:
+        InputError: If another version wrote it; the message starts with `location`.
+    """
     if metadata.get("layout") != _TENSOR_LAYOUT_VERSION:
-        raise InputError(f"{location}: of another version of the program; name another `output`")
+        raise InputError(f"{location}: written by another version; choose another `output`")
     found: Provenance = convert(dict(metadata), Provenance, location)
     return found
 
 
 def diff_provenance(old: Provenance, new: Provenance) -> list[str]:
-    """A line on each thing that is not as it was, of those on which the steps of a run depend."""
+    """Return one line per difference that affects the steps of a run."""
     lines = diff_configs(old.config, new.config)
     lines += [
         f"{name} {getattr(old, name)} -> {getattr(new, name)}"
@@ -84,7 +91,7 @@ def diff_provenance(old: Provenance, new: Provenance) -> list[str]:
 
 
 def diff_configs(old_config: Config, new_config: Config) -> list[str]:
-    """A line on each setting that is not as it was, of those on which the steps of a run depend."""
+    """Return one line per setting that differs and affects the steps of a run."""
     old, new = _relevant_settings(old_config), _relevant_settings(new_config)
     return [
         f"{key} {_format_value(old, key)} -> {_format_value(new, key)}"
@@ -94,18 +101,22 @@ def diff_configs(old_config: Config, new_config: Config) -> list[str]:
 
 
 def require_unchanged(checkpoint: Path, old: Provenance, new: Provenance, *, allowed: bool) -> list[str]:
-    """The changes since a checkpoint. InputError where there are any and none are allowed."""
+    """Return the differences from a checkpoint's description.
+
+    Raises:
+        InputError: If there are any and none are allowed.
+    """
     changed = diff_provenance(old, new)
     if changed and not allowed:
         raise InputError(
-            f"checkpoint {checkpoint}: made with other settings: {'; '.join(changed)}; wanted the same, "
-            "another `output`, or checkpoint.on_config_change=allow"
+            f"checkpoint {checkpoint}: written with a different config: {'; '.join(changed)}; restore the config, "
+            "choose another `output`, or set checkpoint.on_config_change=allow"
         )
     return changed
 
 
 def flatten_config(config: Config) -> dict[str, str | int | float | bool]:
-    """Every setting, by its key; what is unset or a list in words."""
+    """Return every setting by its key; None and lists as text."""
     return {
         key: value if isinstance(value, str | int | float | bool) else str(value)
         for key, value in _flatten(msgspec.to_builtins(config)).items()

@@ -1,4 +1,4 @@
-"""Every key of a recipe, as a page: type, unit, bounds, default, and the sentence that stands below it in the source."""
+"""Reference of all recipe keys: type, unit, bounds, default, and the docstring in the source."""
 
 import inspect as python
 from collections.abc import Iterator
@@ -13,32 +13,32 @@ from partialfc.config import Config
 from partialfc.conversion import VARIANT, describe_type, find_mapping_type
 from partialfc.errors import InputError
 
-REQUIRED, UNSET = "required", "unset"  # in the place of a default
+REQUIRED, UNSET = "required", "unset"  # shown instead of a default
 
 
 @dataclass(frozen=True)
 class KeyDoc:
-    """A key of a section, or of one of its variants."""
+    """Documentation of a key of a section or variant."""
 
     name: str
-    allowed: str  # what it may be, with the unit
+    allowed: str  # allowed values, with the unit
     default: str
     description: str
 
 
 @dataclass(frozen=True)
 class SectionDoc:
-    """A section of a recipe, or one of its variants."""
+    """Documentation of a section, or of one of its variants."""
 
-    name: str  # empty: the top level
-    variants: tuple[str, ...]  # which have these keys; may be none
+    name: str  # empty: top level
+    variants: tuple[str, ...]  # variants with these keys; may be empty
     is_default: bool  # of the variants
     description: str
     keys: tuple[KeyDoc, ...]
 
     @property
     def title(self) -> str:
-        """How it is called in a recipe."""
+        """Heading of the section."""
         if not self.variants:
             return self.name or "Top level"
         default = ", the default" if self.is_default else ""
@@ -46,7 +46,10 @@ class SectionDoc:
 
 
 def document_sections() -> list[SectionDoc]:
-    """All of them, in a recipe's order, the top level first; variants with the same keys as one."""
+    """Return the documentation of all sections, top level first, in the order of a recipe.
+
+    Variants with the same keys are one entry.
+    """
     found: list[SectionDoc] = []
     top = inspect.type_info(Config)
     assert isinstance(top, inspect.StructType)
@@ -64,9 +67,9 @@ def document_sections() -> list[SectionDoc]:
 
 
 def _iter_sections(name: str, field: inspect.Field) -> Iterator[SectionDoc]:
-    """Those that stand at a field, and the sections within them."""
+    """Yield the sections of a field, and the sections within them."""
     variants = _struct_types(field.type)
-    shared: dict[str, str] = {}  # what several variants have in common is said at one of them
+    shared: dict[str, str] = {}  # keys that several variants share are documented at one of them
     for struct in variants:
         shared |= _field_docstrings(struct.cls)
     for struct in variants:
@@ -97,7 +100,7 @@ def _build_section(
 
 
 def _field_docstrings(settings: type[Any]) -> dict[str, str]:
-    """By key: the docstrings that stand below the fields, those of its bases included."""
+    """Return the docstrings below the fields of a class, including its bases, by key."""
     found: dict[str, str] = {}
     for kind in reversed(settings.__mro__):
         if kind is not msgspec.Struct and issubclass(kind, msgspec.Struct):
@@ -120,7 +123,7 @@ def _format_default(field: inspect.Field) -> str:
 
 
 def _format_value(value: Any) -> str:
-    """As a recipe has it."""
+    """Return a value in the syntax of a recipe."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
@@ -129,9 +132,9 @@ def _format_value(value: Any) -> str:
 
 
 def _format_type(type_: inspect.Type) -> str:
-    """In words."""
-    if wanted := describe_type(type_):
-        return wanted
+    """Return a description of a type."""
+    if expected := describe_type(type_):
+        return expected
     if isinstance(type_, inspect.Metadata):
         unit = (type_.extra_json_schema or {}).get("unit")
         return _format_type(type_.type) + (f", {unit}" if unit else "")
@@ -180,7 +183,11 @@ def _format_number_type(type_: inspect.IntType | inspect.FloatType) -> str:
 
 
 def select_sections(query: str | None) -> list[SectionDoc]:
-    """The sections of that name, or the one that has that key; None: all. InputError where there is none."""
+    """Return the sections of that name, or the one with that key; None: all.
+
+    Raises:
+        InputError: If nothing is found.
+    """
     everything = document_sections()
     if query is None:
         return everything
@@ -193,13 +200,13 @@ def select_sections(query: str | None) -> list[SectionDoc]:
     if not found:
         names = sorted({it.name for it in everything if it.name})
         raise InputError(
-            f"settings {query}: wanted a section or a key, such as train.global_batch_size; there are {', '.join(names)}"
+            f"settings {query}: expected a section or a key, such as train.global_batch_size; there are {', '.join(names)}"
         )
     return found
 
 
 def to_markdown() -> str:
-    """The whole as a document."""
+    """Return the whole reference as Markdown."""
     lines = [
         "# Settings",
         "",

@@ -1,4 +1,4 @@
-"""The sections of a recipe that say how a run goes: its length, what it evaluates, saves and reports."""
+"""Sections of a recipe that define a run: length, evaluation, checkpoints, logging, launching."""
 
 from typing import Annotated, Literal
 
@@ -52,11 +52,11 @@ class CheckpointConfig(Settings, frozen=True):
     every: Interval = "15 minutes"
     """Interval of checkpoints. 0: only at the end and when the run is stopped."""
     keep: PositiveInt = 2
-    """Number of newest checkpoints to keep."""
+    """Number of latest checkpoints to keep."""
     keep_best: SetScore | None = None
     """Score whose best checkpoint is kept in addition."""
     resume: str = "auto"
-    """Checkpoint to resume from. auto: the newest in `output`; never: none; or a path."""
+    """Checkpoint to resume from. auto: the latest in `output`; never: none; or a path."""
     on_config_change: Literal["fail", "allow"] = "fail"
     """Resuming with other settings or another pack. fail: refuse; allow: continue and record the changes."""
 
@@ -74,7 +74,7 @@ class CenterInitConfig(Settings, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.source is None and (self.map is not None or self.new == "random"):
-            raise InputError("init.centers: without `from` all identities are new; wanted `new: mean` alone")
+            raise InputError("init.centers: without `from` all identities are new; expected only `new: mean`")
 
 
 class InitConfig(Settings, frozen=True):
@@ -90,7 +90,7 @@ class InitConfig(Settings, frozen=True):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.backbone is None and self.uses_mean_init:
-            raise InputError("init.centers.new: mean, of embeddings by no network; wanted init.backbone")
+            raise InputError("init.centers.new: mean; requires init.backbone")
 
     @property
     def uses_mean_init(self) -> bool:
@@ -109,9 +109,7 @@ class DistillationConfig(Settings, frozen=True):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.cosine_weight and self.teacher_embeddings is None:
-            raise InputError(
-                "distillation.cosine_weight: wants a teacher; wanted distillation.teacher_embeddings, too"
-            )
+            raise InputError("distillation.cosine_weight: requires distillation.teacher_embeddings")
 
 
 class LogConfig(Settings, frozen=True):
@@ -122,10 +120,11 @@ class LogConfig(Settings, frozen=True):
     histograms_every: StepCount = 200
     """Interval of histograms, memory and cosines; each needs another pass over the active rows."""
     loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
-    """Loggers of the run; without any, no pictures are drawn."""
+    """Loggers of the run; without any, no figures are rendered."""
     pictures: Literal["local", "remote", "off"] = "local"
-    """Loggers that get pictures of faces, and embeddings with them. local: those that keep them on this machine (TensorBoard);
-    remote: all, so that training faces leave the machine with wandb or mlflow; off: none."""
+    """Loggers that get face images, and embeddings with them. local: those that keep them on this machine
+    (TensorBoard); remote: all, so that training faces leave the machine with wandb or mlflow; off: none.
+    """
 
 
 class LaunchConfig(Settings, frozen=True):

@@ -1,4 +1,4 @@
-"""The kinds of values that settings have, and what every section of a recipe is."""
+"""Types of settings, and the base class of all sections."""
 
 import functools
 import math
@@ -11,11 +11,11 @@ from msgspec import Meta, Struct
 from partialfc.conversion import describe_type
 from partialfc.errors import InputError
 
-IGNORE_LABEL = -1  # the label of an image that counts for nothing: padding, or of unknown identity
+IGNORE_LABEL = -1  # label of ignored images: padding or unknown identity
 
 
 def with_unit(name: str) -> Meta:
-    """Says what a number counts, for who asks what a key means."""
+    """Return an annotation with the unit of a number, for the reference."""
     return Meta(extra_json_schema={"unit": name})
 
 
@@ -26,7 +26,7 @@ NonNegativeFloat = Annotated[float, Meta(ge=0)]
 Fraction = Annotated[float, Meta(gt=0, le=1)]
 FractionBelowOne = Annotated[float, Meta(ge=0, lt=1)]
 Probability = Annotated[float, Meta(ge=0, le=1)]
-LogitScaleFactor = Annotated[float, Meta(gt=0, le=300)]  # exp(-2 * 300) still is a double
+LogitScaleFactor = Annotated[float, Meta(gt=0, le=300)]  # exp(-2 * 300) is representable as a double
 Radians = Annotated[float, Meta(ge=0, le=3.14), with_unit("radians")]
 CosineMargin = Annotated[NonNegativeFloat, with_unit("cosine")]
 PixelCount = Annotated[int, with_unit("pixels")]
@@ -45,7 +45,7 @@ TimeSpan = Annotated[
         description="a time above 0, such as 15 minutes",
     ),
 ]
-# as a Duration, or a Time by the first rank's clock
+# a Duration, or a TimeSpan by the clock of rank 0
 Interval = (
     NonNegativeInt
     | Annotated[
@@ -60,9 +60,12 @@ SetScore = Annotated[str, Meta(pattern="^[^/]+/[^/]+$", description="SET/score, 
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A section of a recipe: immutable, keyword-only, and a key it does not declare is an error.
+    """Section of a recipe: immutable, keyword-only, without undeclared keys.
 
-    One that is made in Python is checked as one of a recipe is: an InputError says what was found and what is wanted.
+    Objects made in Python are validated like recipes.
+
+    Raises:
+        InputError: If a value is invalid.
     """
 
     def __post_init__(self) -> None:
@@ -89,14 +92,14 @@ def _iter_floats(value: Any) -> Iterator[float]:
 
 @functools.cache
 def _field_types(settings: type[Settings]) -> list[tuple[str, Any]]:
-    """The type of each key."""
+    """Return the type of each key."""
     return [(field.name, field.type) for field in msgspec.structs.fields(settings)]
 
 
 def _validation_message(type_: Any, error: msgspec.ValidationError) -> str:
     if get_origin(type_) is Literal:
-        return f"wanted one of {', '.join(map(str, get_args(type_)))}"
-    if wanted := describe_type(msgspec.inspect.type_info(type_)):
-        return f"wanted {wanted}"
+        return f"expected one of {', '.join(map(str, get_args(type_)))}"
+    if expected := describe_type(msgspec.inspect.type_info(type_)):
+        return f"expected {expected}"
     problem = str(error).replace("`", "")
     return problem[0].lower() + problem[1:]

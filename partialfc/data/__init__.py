@@ -1,4 +1,4 @@
-"""From a .rec to a batch on the device, and from a folder of faces to a .rec."""
+"""Data pipeline: from records to batches on the device, and from folders of faces to records."""
 
 from partialfc.data.dataset import RecordDataset
 

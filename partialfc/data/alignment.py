@@ -1,6 +1,4 @@
-"""Photographs to aligned faces: the five points of a face, found by OpenCV's FaceDetectorYN, are brought to where all training
-sets of the field have them.
-"""
+"""Alignment of photos: detection by OpenCV's FaceDetectorYN and a similarity transform to the standard five points."""
 
 import threading
 from functools import partial
@@ -18,34 +16,38 @@ from partialfc.runtime.exit_codes import format_error
 from partialfc.runtime.files import atomic_write
 from partialfc.runtime.progress import map_in_threads, progress_bar
 
-# [5] eyes, nose, corners of the mouth, left ones of the picture first: x + iy, in pixels
+# `[5]` eyes, nose, mouth corners; those on the left of the image first: x + iy, in pixels
 FacePoints = NDArray[np.complex128]
 
-# In 112 x 112 pixels, as ArcFace's training sets are aligned (insightface, face_align.py).
+# Target points for 112 x 112 pixels, as in ArcFace's training sets (insightface, face_align.py).
 TEMPLATE: FacePoints = np.array(
     [38.2946 + 51.6963j, 73.5318 + 51.5014j, 56.0252 + 71.7366j, 41.5493 + 92.3655j, 70.7299 + 92.2041j]
 )
 _TEMPLATE_SIZE = 112
 
-_MAX_SEARCH_SIZE = 640  # pixels of a photograph's longer side, as it is searched
-_REFINE_SIZE = 320  # of the square around a face, in which its points are looked for again
-_REFINE_MARGIN = 1.6  # that square's side, in sides of the face's box
-_JPEG_QUALITY = 95  # of JPEG
-NO_FACE_FILE = "without_a_face.txt"
+_MAX_SEARCH_SIZE = 640  # pixels of the longer side of a photo for the search
+_REFINE_SIZE = 320  # pixels of the crop around a face for the second detection
+_REFINE_MARGIN = 1.6  # side of that crop, relative to the face box
+_JPEG_QUALITY = 95  # JPEG quality
+NO_FACE_FILE = "no_face.txt"
 
 
 class DetectedFace(NamedTuple):
-    """What a detector finds."""
+    """Detected face."""
 
     box: tuple[float, float, float, float]  # left, top, width, height
     points: FacePoints
 
 
 class Detector:
-    """YuNet, or another network that FaceDetectorYN takes, from an ONNX file; InputError where it is none. Each thread has its
-    own.
+    """YuNet, or another network supported by FaceDetectorYN, from an ONNX file. Each thread has its own detector.
 
-    threshold: the least score of a face, from 0 to 1.
+    Args:
+        path: ONNX file.
+        threshold: Minimum score of a face, from 0 to 1.
+
+    Raises:
+        InputError: If the file is not such a network.
     """
 
     def __init__(self, model: Path, *, threshold: float) -> None:
@@ -56,12 +58,12 @@ class Detector:
                 np.zeros((_REFINE_SIZE, _REFINE_SIZE, 3), np.uint8)
             )  # another network fails at its first image
         except cv2.error:
-            raise InputError(f"{model}: no face detector that OpenCV's FaceDetectorYN takes") from None
+            raise InputError(f"{model}: expected a face detector for OpenCV's FaceDetectorYN") from None
 
     def detect(self, photo: ImageArray) -> DetectedFace | None:
-        """The face that a photograph [H, W, 3] is of: large and near its middle; None where there is none.
+        """Return the main face of a photo `[H, W, 3]`: large and central; None if no face is found.
 
-        Its points are looked for once more close by, so that they do not depend on how large it is in the photograph.
+        A second detection in a crop makes the points independent of the size of the face in the photo.
         """
         shape = np.array(photo.shape[1::-1])
         scale = min(1.0, _MAX_SEARCH_SIZE / shape.max())
@@ -77,7 +79,7 @@ class Detector:
         return DetectedFace((left, top, width, height), points)
 
     def _main_face(self, photo: ImageArray) -> DetectedFace | None:
-        """By area less twice the squared distance from the middle, as insightface chooses."""
+        """Return the face with the largest area minus twice the squared distance from the center, as in insightface."""
         height, width = photo.shape[:2]
         detector = self._thread_detector()
         detector.setInputSize((width, height))
@@ -88,7 +90,7 @@ class Detector:
 
     def _thread_detector(self) -> Any:
         if not hasattr(self._threads, "detector"):
-            size = _REFINE_SIZE, _REFINE_SIZE  # set anew for each image
+            size = _REFINE_SIZE, _REFINE_SIZE  # set for each image
             self._threads.detector = cv2.FaceDetectorYN.create(str(self._model), "", size, self._threshold)
         return self._threads.detector
 
@@ -105,8 +107,9 @@ def _face_score(face: DetectedFace, image_center: complex) -> float:
 
 
 def fit_similarity(points: FacePoints, target: FacePoints) -> tuple[complex, complex]:
-    """(a, b) with a z + b nearest to `target`, in least squares: rotation and scale, and a shift. (A line's slope and
-    intercept, in complex numbers.)
+    """Return the (a, b) that minimize |a z + b - target|^2: rotation and scale, and translation.
+
+    This is linear regression with complex numbers.
     """
     middle, target_middle = points.mean(), target.mean()
     apart = points - middle
@@ -115,21 +118,22 @@ def fit_similarity(points: FacePoints, target: FacePoints) -> tuple[complex, com
 
 
 def align_face(photo: ImageArray, points: FacePoints, size: int = _TEMPLATE_SIZE) -> ImageArray:
-    """The face [size, size, 3] whose points in `photo` are those; black where the photograph ends."""
+    """Return the face `[size, size, 3]` with the given points in `photo`; black outside of the photo."""
     slope, shift = fit_similarity(points, TEMPLATE * (size / _TEMPLATE_SIZE))
     return _warp(photo, slope, shift, size)
 
 
 def _warp(photo: ImageArray, slope: complex, shift: complex, size: int) -> ImageArray:
-    """[size, size, 3], in which what was at z is at slope z + shift. A photograph that shrinks is made smaller before, by
-    areas: else it would be sampled at single pixels.
+    """Return an image `[size, size, 3]` whose pixel slope * z + shift shows pixel z of the photo.
+
+    A photo that shrinks is first reduced by area averaging, to avoid aliasing.
     """
     matrix = np.array([[slope.real, -slope.imag, shift.real], [slope.imag, slope.real, shift.imag]])
     if abs(slope) < 0.5:
         shape = np.array(photo.shape[1::-1])
         smaller = np.maximum(1, np.round(shape * 2 * abs(slope))).astype(int)
         photo = _resize(photo, smaller)
-        matrix[:, 2] += matrix[:, :2] @ (0.5 * shape / smaller - 0.5)  # a pixel's middle is at .5 of it
+        matrix[:, 2] += matrix[:, :2] @ (0.5 * shape / smaller - 0.5)  # pixel centers are at .5
         matrix[:, :2] *= shape / smaller
     return np.asarray(cv2.warpAffine(photo, matrix, (size, size), flags=cv2.INTER_LINEAR), np.uint8)
 
@@ -140,25 +144,38 @@ def _resize(photo: ImageArray, shape: NDArray[np.integer]) -> ImageArray:
 
 
 class AlignmentResult(NamedTuple):
-    """What came of a folder of photographs."""
+    """Result of aligning a folder of photos."""
 
     num_photos: int
     num_faces: int
-    missing: list[str]  # photographs without a face, or that cannot be read, and why
+    missing: list[str]  # photos without a face or unreadable, with the reason
 
 
 def align_folder(
     photo_folder: Path, out_folder: Path, detector: Detector, *, size: int, progress: bool = False
 ) -> AlignmentResult:
-    """Write the face of each photograph below `photo_folder` as a JPEG of the same place below `out_folder`; and a listing of those without.
+    """Write the face of each photo as a JPEG to the same relative path below `out_folder`, and list the failures.
 
-    What is there already stays as it is, so that an interrupted call can be repeated. InputError where there are no
-    photographs, two would be written to one place, or `out_folder` lies within `photo_folder`.
+    Existing faces are not rewritten; rerun the same command to resume.
+
+    Args:
+        photo_folder: Folder of photos.
+        out_folder: Folder for the faces.
+        detector: Face detector.
+        size: Height and width of the faces in pixels.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Numbers of photos and faces, and the failures.
+
+    Raises:
+        InputError: If there are no photos, if two have the same output path, or if `out_folder` is inside
+            `photo_folder`.
     """
     places = _output_paths(photo_folder, out_folder)
 
     def done(path: Path) -> str | None:
-        """What keeps it from being aligned, if anything."""
+        """Align one photo; return the reason if it fails."""
         place = places[path]
         if place.exists():
             return None
@@ -193,14 +210,14 @@ def _write_no_face_list(path: Path, missing: list[str]) -> None:
 
 
 def _output_paths(photos: Path, out: Path) -> dict[Path, Path]:
-    """Of each photograph, where its face is written."""
+    """Return the output path of each photo."""
     found = images.list_images(photos)
     if out.resolve().is_relative_to(photos.resolve()):
-        raise InputError(f"{out}: lies within {photos}; wanted another folder, or faces would be photographs")
+        raise InputError(f"{out}: is inside {photos}; choose another folder")
     places = {path: (out / path.relative_to(photos)).with_suffix(".jpg") for path in found}
     taken: dict[Path, Path] = {}
     for path, place in places.items():
         if place in taken:
-            raise InputError(f"{taken[place]} and {path}: both would be {place}")
+            raise InputError(f"{taken[place]} and {path}: have the same output path {place}")
         taken[place] = path
     return places

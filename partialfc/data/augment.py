@@ -1,8 +1,8 @@
-"""What happens to pixels between a pack and a network. Everything random is keyed by (seed, epoch, sample).
+"""Augmentations and normalization between a pack and the network. Random parameters are keyed by (seed, epoch, sample).
 
-The strong changes are those of AdaFace (arXiv 2204.00964, section 4: crop, low resolution, photometric) and of the
-DALI pipeline of insightface (blur, gray). OpenCV makes them: of the augmentation libraries, albumentations is no longer
-maintained, and torchvision's draws belong to the process and not to the sample.
+The strong augmentations are those of AdaFace (arXiv:2204.00964, section 4: crop, low resolution, photometric)
+and of insightface's DALI pipeline (blur, gray). They use OpenCV: albumentations is no longer maintained, and
+torchvision's random state belongs to the process, not to the sample.
 """
 
 import math
@@ -24,20 +24,20 @@ _METHODS = (cv2.INTER_NEAREST, cv2.INTER_LINEAR, cv2.INTER_AREA, cv2.INTER_CUBIC
 def flip_mask(
     samples: NDArray[np.int64], config: AugmentConfig, *, seed: int, epoch: int
 ) -> NDArray[np.bool_]:
-    """Which of `samples` [b] are mirrored in an epoch: a pure function of the arguments."""
+    """Return which of `samples` `[b]` are flipped in an epoch."""
     chance = counter_rng.random_uniform(counter_rng.derive_key(seed, "flip", epoch), samples)
     return chance < config.flip
 
 
 def augmentation_params(samples: NDArray[np.int64], *, seed: int, epoch: int) -> NDArray[np.float64]:
-    """What decides how `samples` [b] are changed in an epoch, uniform in [0, 1), for `changed`: a row for each."""
+    """Return random parameters for `augment`, uniform in [0, 1), one row per sample `[b]`."""
     count = sum(1 + strengths for _, _, _, strengths in _AUGMENTATIONS)
     index = samples[:, None] * count + np.arange(count)
     return counter_rng.random_uniform(counter_rng.derive_key(seed, "augment", epoch), index)
 
 
 def augment(pixels: ImageArray, params: NDArray[np.float64], config: AugmentConfig) -> ImageArray:
-    """An image of the same shape, with the changes that its row of `augmentation_params` brings about."""
+    """Return an augmented image of the same shape; `params` is its row of `augmentation_params`."""
     numbers = iter(params.tolist())
     for name, change, limits, strengths in _AUGMENTATIONS:
         chance, *rest = islice(numbers, 1 + strengths)
@@ -57,7 +57,7 @@ def _random_crop(
 ) -> MatLike:
     height, width = pixels.shape[:2]
     cut_area = (min_area + (1 - min_area) * area) * height * width
-    ratio = math.exp((2 * aspect - 1) * math.log(4 / 3))  # 3:4 to 4:3
+    ratio = math.exp((2 * aspect - 1) * math.log(4 / 3))  # aspect ratios from 3:4 to 4:3
     cut_height = max(1, min(height, round(math.sqrt(cut_area / ratio))))
     cut_width = max(1, min(width, round(math.sqrt(cut_area * ratio))))
     top, left = int(down * (height - cut_height + 1)), int(right * (width - cut_width + 1))
@@ -79,7 +79,7 @@ def _blur(pixels: MatLike, strength: float) -> MatLike:
 
 
 def _jitter_colors(pixels: MatLike, brightness: float, contrast: float, saturation: float) -> MatLike:
-    """Each times 0.5 to 1.5: contrast around the image's mean, saturation around each pixel's gray."""
+    """Multiply brightness, contrast around the mean, and saturation around each pixel's gray by 0.5 to 1.5."""
     gray = _grayed(pixels)
     mean = gray.mean() * (0.5 + brightness)
     values = (np.arange(256) * (0.5 + brightness) - mean) * (0.5 + contrast) + mean
@@ -91,7 +91,7 @@ def _grayed(pixels: MatLike) -> MatLike:
     return cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
-# The key of `augment` that gives its probability, what it does, by which other keys, and by how many draws.
+# Key of the probability in `augment`, function, keys of its arguments, number of random parameters.
 _AUGMENTATIONS = (
     ("crop", _random_crop, ("min_crop_area",), 4),
     ("low_resolution", _reduce_resolution, (), 3),

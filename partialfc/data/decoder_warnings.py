@@ -1,14 +1,14 @@
-"""Warnings of the JPEG library about damaged data that it decodes anyway, for each image, in a data worker."""
+"""Warnings of the JPEG library about damaged data that it decodes anyway, per image, in a data worker."""
 
 import os
 import sys
 
-_MARK = "JPEG"  # of its warnings: "Corrupt JPEG data: ...", "Premature end of JPEG file"
-_captured: int | None = None  # a file in memory, in place of the process's stderr
+_MARK = "JPEG"  # in its warnings: "Corrupt JPEG data: ...", "Premature end of JPEG file"
+_captured: int | None = None  # in-memory file that replaces the process's stderr
 
 
 def capture() -> None:
-    """Capture what libraries print to stderr from now on; `sys.stderr` stays as it was. For a single-threaded process."""
+    """Capture what libraries print to stderr from now on. `sys.stderr` is unchanged. For single-threaded processes."""
     global _captured
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     _captured = os.memfd_create("stderr")
@@ -16,7 +16,7 @@ def capture() -> None:
 
 
 def warned() -> bool:
-    """Return True if the JPEG library has warned since the last call; pass on everything else that was printed."""
+    """Return True if the JPEG library has warned since the last call; forward all other output."""
     if _captured is None or not (size := os.fstat(_captured).st_size):
         return False
     lines = os.pread(_captured, size, 0).decode(errors="replace").splitlines(keepends=True)

@@ -1,17 +1,19 @@
-"""The fingerprint of a pack: by which it is known again, without reading all of it."""
+"""Fingerprint of a pack, computed without reading all of it."""
 
 import hashlib
 from pathlib import Path
 
 from partialfc.data.dataset import find_record_file
 
-_NUM_BLOCKS = 64  # of the .rec, evenly spaced, its beginning and its end among them
-_BLOCK_BYTES = 1 << 16  # of each
+_NUM_BLOCKS = 64  # blocks of the .rec, evenly spaced, including the first and last
+_BLOCK_BYTES = 1 << 16  # bytes per block
 
 
 def pack_fingerprint(folder: Path) -> str:
-    """The sha256 of a pack's index, its property, the length of its .rec, and 64 parts of it. OSError where the pack is not
-    there.
+    """Return the sha256 of a pack's index, its property, the size of its .rec, and 64 blocks of the .rec.
+
+    Raises:
+        OSError: If the pack does not exist.
     """
     record = find_record_file(folder)
     size = record.stat().st_size

@@ -1,4 +1,4 @@
-"""JPEG and its like to pixels and back. Pixels are uint8 RGB [H, W, 3]."""
+"""Decoding and encoding of image files. Pixels are uint8 RGB `[H, W, 3]`."""
 
 from collections.abc import Iterable
 from itertools import islice
@@ -11,23 +11,27 @@ from numpy.typing import NDArray
 from partialfc.errors import InputError
 
 ImageArray = NDArray[np.uint8]
-EncodedImage = bytes | memoryview | ImageArray  # a file's content; an array of it is of one dimension
+EncodedImage = bytes | memoryview | ImageArray  # contents of a file; one-dimensional if an array
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}  # of files that are taken for images
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}  # suffixes of image files
 
 
 def decode(encoded: EncodedImage, size: int | None = None) -> ImageArray:
-    """Pixels [H, W, 3], resized to [size, size, 3] where a size is given. InputError where it is no image."""
+    """Return the pixels `[H, W, 3]`, resized to `[size, size, 3]` if a size is given.
+
+    Raises:
+        InputError: If it is not an image.
+    """
     content = np.frombuffer(encoded, np.uint8)
     image = cv2.imdecode(content, cv2.IMREAD_COLOR_RGB) if len(content) else None
     if image is None:
-        raise InputError(f"{len(content)} bytes that are no image OpenCV can read")
+        raise InputError(f"{len(content)} bytes; expected an image that OpenCV can read")
     pixels = np.asarray(image, np.uint8)
     return pixels if size is None else resize(pixels, size)
 
 
 def read(path: Path, size: int | None = None) -> ImageArray:
-    """As `decode`, of a file, which an InputError names."""
+    """Decode a file, as `decode` does; an InputError contains its path."""
     try:
         return decode(path.read_bytes(), size)
     except InputError as error:
@@ -35,17 +39,21 @@ def read(path: Path, size: int | None = None) -> ImageArray:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The image files in a folder and its folders, sorted. InputError where there are none."""
+    """Return the image files in a folder and its subfolders, sorted.
+
+    Raises:
+        InputError: If nothing is found.
+    """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not found:
-        raise InputError(f"{folder}: no images in it; wanted {', '.join(sorted(SUFFIXES))}")
+        raise InputError(f"{folder}: contains no images; expected {', '.join(sorted(SUFFIXES))}")
     return found
 
 
 def resize(pixels: ImageArray, size: int) -> ImageArray:
-    """[size, size, 3]; shrinking averages over areas."""
+    """Resize to `[size, size, 3]`, with area averaging for shrinking."""
     if pixels.shape[:2] == (size, size):
         return pixels
     method = cv2.INTER_AREA if size < min(pixels.shape[:2]) else cv2.INTER_LINEAR
@@ -53,7 +61,7 @@ def resize(pixels: ImageArray, size: int) -> ImageArray:
 
 
 def image_grid(images: Iterable[ImageArray], columns: int, rows: int) -> ImageArray:
-    """Images [H, H, 3] side by side, at the size of the first; white where there are fewer than columns x rows."""
+    """Return a grid of images `[H, H, 3]`, at the size of the first; missing images are white."""
     made: ImageArray | None = None
     for place, face in enumerate(islice(images, columns * rows)):
         if made is None:
@@ -67,23 +75,27 @@ def image_grid(images: Iterable[ImageArray], columns: int, rows: int) -> ImageAr
 
 
 def file_suffix(encoded: bytes) -> str:
-    """The usual end of the name of such a file; `.img` where it is none of the known ones."""
+    """Return the usual suffix for the contents of an image file; `.img` if the format is unknown."""
     known = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"BM": ".bmp", b"RIFF": ".webp"}
     return next((name for start, name in known.items() if encoded.startswith(start)), ".img")
 
 
 def write(path: Path, pixels: ImageArray) -> None:
-    """An image file of the kind that the name says; InputError where OpenCV writes no such files."""
+    """Write an image file in the format of its suffix.
+
+    Raises:
+        InputError: If OpenCV does not support the format.
+    """
     try:
         done, content = cv2.imencode(path.suffix, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
     except cv2.error:
         done = False
     if not done:
-        raise InputError(f"{path}: wanted the name of a .png or .jpg file")
+        raise InputError(f"{path}: expected the name of a .png or .jpg file")
     path.write_bytes(content.tobytes())
 
 
 def encode_jpeg(pixels: ImageArray, quality: int) -> bytes:
-    """A JPEG file; quality 1 to 100."""
+    """Return a JPEG file; quality 1 to 100."""
     bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
     return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()

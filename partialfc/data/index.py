@@ -1,6 +1,7 @@
-"""Where the records of a file start, by key: kept beside large files in a form that all processes of a node map.
+"""Index of a record file: offsets of records by key; cached and memory-mapped for large files.
 
-A cache is a header of 8 words (int64) and the arrays: offsets [n], and keys [n] unless they follow each other.
+A cache file consists of a header of 8 int64 words and the arrays: offsets `[n]`, and keys `[n]` unless they
+are consecutive.
 """
 
 import hashlib
@@ -18,29 +19,29 @@ from partialfc.errors import InputError
 from partialfc.runtime.files import atomic_write, file_fingerprint, file_lock
 
 IntArray = NDArray[np.int64]
-BuildIndex = Callable[[], tuple[IntArray, IntArray]]  # keys [n] and offsets [n], in any order
+BuildIndex = Callable[[], tuple[IntArray, IntArray]]  # returns keys `[n]` and offsets `[n]`, in any order
 
-MIN_CACHED_BYTES = 16 << 20  # bytes of the source; smaller ones are read in a second
+MIN_CACHED_BYTES = 16 << 20  # bytes of the source; smaller ones are read within a second
 _MAGIC, _VERSION, _WORDS = 0x5844494346504E4F, 1, 8
 
 
 @dataclass
 class Index:
-    """Keys, ascending, and where their records start."""
+    """Ascending keys and the offsets of their records."""
 
-    keys: range | IntArray  # [n]; a range where they follow each other
-    offsets: IntArray  # [n]
-    cache: Path | None = None  # from which both are mapped
+    keys: range | IntArray  # `[n]`; a range if they are consecutive
+    offsets: IntArray  # `[n]`
+    cache: Path | None = None  # file that both are mapped from
 
     def find(self, key: int) -> int | None:
-        """The offset of a record; None: there is none of that key."""
+        """Return the offset of a record; None if the key does not exist."""
         if isinstance(self.keys, range):
             return int(self.offsets[key - self.keys.start]) if key in self.keys else None
         place = np.searchsorted(self.keys, key)
         return int(self.offsets[place]) if place < len(self.keys) and self.keys[place] == key else None
 
     def offsets_of(self, keys: IntArray) -> IntArray:
-        """The offsets of records that are there."""
+        """Return the offsets of existing records."""
         places = keys - self.keys.start if isinstance(self.keys, range) else np.searchsorted(self.keys, keys)
         return np.asarray(self.offsets[places])
 
@@ -53,23 +54,27 @@ class Index:
 
 
 def sorted_index(keys: IntArray, offsets: IntArray) -> Index:
-    """By ascending key. InputError where a key stands twice."""
+    """Return the index sorted by key.
+
+    Raises:
+        InputError: If a key occurs twice.
+    """
     if len(keys) and (keys[1:] < keys[:-1]).any():
         order = np.argsort(keys, kind="stable")
         keys, offsets = keys[order], offsets[order]
     repeated = keys[1:][keys[1:] == keys[:-1]]
     if len(repeated):
-        raise InputError(f"key {repeated[0]} stands for several records")
+        raise InputError(f"key {repeated[0]} occurs in several records")
     if len(keys) and int(keys[-1]) - int(keys[0]) == len(keys) - 1:
         return Index(range(int(keys[0]), int(keys[-1]) + 1), offsets)
     return Index(keys, offsets)
 
 
 def cached_index(sources: Sequence[Path], build: BuildIndex) -> Index:
-    """The index that `build` makes of `sources`, or what was kept of it since they last changed.
+    """Return the index that `build` computes from `sources`, or its cached result if they are unchanged.
 
-    Kept beside the first of them, or where that cannot be written, in the user's cache. Of several processes
-    that want it at once one makes it.
+    The cache is stored next to the first source or, if that is not writable, in the user's cache folder. If
+    several processes need it at the same time, one builds it.
     """
     if sources[0].stat().st_size < MIN_CACHED_BYTES:
         return sorted_index(*build())
@@ -88,7 +93,7 @@ def cached_index(sources: Sequence[Path], build: BuildIndex) -> Index:
 
 
 def _sources_hash(sources: Sequence[Path]) -> int:
-    """Another one for other files, and after any change of them."""
+    """Return a hash that changes with the files and with any change of them."""
     text = "\n".join(map(file_fingerprint, sources))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
 
@@ -105,12 +110,12 @@ def _load_cached(candidates: Sequence[Path], stamp: int) -> Index | None:
             if len(header) == _WORDS and tuple(header[:3]) == (_MAGIC, _VERSION, stamp):
                 return _map_cache(place)
         except (OSError, ValueError):
-            continue  # not there, not ours to read, or cut off: it is made again
+            continue  # missing, not readable or truncated: it is rebuilt
     return None
 
 
 def _write_cache(index: Index, path: Path, stamp: int) -> bool:
-    """Whether it could be written."""
+    """Write the cache; return True if that was possible."""
     follow = isinstance(index.keys, range)
     header = np.zeros(_WORDS, np.int64)
     header[:6] = _MAGIC, _VERSION, stamp, len(index.offsets), index.keys[0], follow
@@ -125,11 +130,18 @@ def _write_cache(index: Index, path: Path, stamp: int) -> bool:
 
 
 def _map_cache(path: Path) -> Index:
-    """InputError where the file is shorter or longer than it says."""
+    """Map a cache file.
+
+    Returns:
+        Memory-mapped index.
+
+    Raises:
+        InputError: If its size differs from its header.
+    """
     header = np.fromfile(path, np.int64, _WORDS)
     length, first, follow = (int(word) for word in header[3:6])
     words = np.memmap(path, np.int64, "r", offset=8 * _WORDS)
     if len(words) != length * (1 if follow else 2):
-        raise InputError(f"{path}: {len(words)} words, wanted {length} entries")
+        raise InputError(f"{path}: {len(words)} words, expected {length} entries")
     keys = range(first, first + length) if follow else words[length:]
     return Index(keys, words[:length], path)

@@ -1,6 +1,10 @@
-"""The batches that a rank gets, ready on the device, with the labels of all ranks.
+"""Batches of a rank, ready on the device, with the labels of all ranks.
 
-Legend: B images in the global batch, b = B / W of them on this rank, H x H pixels.
+Shapes:
+    B: images of the global batch
+    b: B / W, images of this rank
+    H: image size
+    D: embedding size
 """
 
 import sys
@@ -30,67 +34,71 @@ from partialfc.runtime.comm import DistContext
 from partialfc.runtime.exit_codes import format_error
 from partialfc.runtime.process import signals
 
-_READ_FAILED = -2  # stands for the labels of a rank that could not read its images
-_PREFETCH_FACTOR = 2  # parts that a worker makes ahead
-# Parts of a worker that are alive at once: those it makes ahead, the one that is handed over, and one to be safe.
+_READ_FAILED = -2  # replaces the labels of a rank that could not read its images
+_PREFETCH_FACTOR = 2  # batches that a worker prepares ahead
+# Batches of a worker in use at the same time: prepared ones, the one handed over, and one spare.
 _RING_SIZE = _PREFETCH_FACTOR + 2
-_MAX_REPLACEMENTS = 100  # that are tried; a pack with so many in a row is not worth training on
+_MAX_REPLACEMENTS = (
+    100  # attempts; a pack with that many consecutive unreadable images is not worth training on
+)
 
 
 class StepFlags(NamedTuple):
-    """What ranks tell each other with the labels of a step, one or two steps ahead of it: of each, the largest number that
-    any rank has told.
+    """Flags that ranks exchange with the labels of a step, one or two steps ahead.
+
+    Each is the maximum over all ranks.
     """
 
-    signal: int = 0  # that asks the run to end
+    signal: int = 0  # stop signal; 0 if none
     save_due: int = 0  # 1: a checkpoint is due
-    diverged: int = 0  # 1: the loss is lost
+    diverged: int = 0  # 1: the run has diverged
 
 
-_SLOTS = 4  # records that a rank can name with a step; others are named with the next ones
-# Numbers before the labels: the notices, how many images are replaced, and records that are damaged: 2 i, image i that
-# cannot be read; 2 i + 1, one of which the decoder warned; -1, none.
+_SLOTS = 4  # records that a rank can report per step; others are reported later
+# Numbers before the labels: flags, number of replaced images, and damaged records: 2 i, image i is
+# unreadable; 2 i + 1, image i caused a decoder warning; -1, none.
 _HEADER_SIZE = len(StepFlags._fields) + 1 + _SLOTS
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's data."""
+    """Data of one step."""
 
-    images: Tensor  # [b, H, H, 3] uint8, of this rank, on the device
-    labels: Tensor  # [B] int64, of all ranks in rank order, on the host
-    data_wait_seconds: float  # seconds that the reading held up the rank
-    num_replaced: int  # images of the global batch that could not be read, and have others in their place
+    images: Tensor  # `[b, H, H, 3]` uint8, of this rank, on the device
+    labels: Tensor  # `[B]` int64, of all ranks in rank order, on the host
+    data_wait_seconds: float  # time for which reading delayed the rank
+    num_replaced: int  # unreadable images of the global batch that were replaced
     flags: StepFlags
-    teacher_embeddings: Tensor | None = None  # [b, D] a teacher's embeddings of the images, on the device
-    unreadable: tuple[int, ...] = ()  # keys of records that could not be read, each once in a run's process
-    corrupt: tuple[int, ...] = ()  # those of which the decoder warned
+    teacher_embeddings: Tensor | None = None  # `[b, D]`, on the device
+    unreadable: tuple[int, ...] = ()  # keys of unreadable records, each reported once per process
+    corrupt: tuple[int, ...] = ()  # keys of records with decoder warnings
 
 
 @dataclass(frozen=True)
 class _ReadFailure:
-    """Stands for what could not be read: a value, so that it comes out of a worker without its traceback."""
+    """Error as a value, so that it leaves a worker without its traceback."""
 
     message: str
 
 
 class _WorkerBatch(NamedTuple):
-    """What a worker makes of a rank's part of a batch; tensors on the host."""
+    """Part of a batch of one rank, prepared by a worker; host tensors."""
 
-    images: Tensor  # [b, H, H, 3] uint8, not mirrored yet
-    labels: Tensor  # [b]
-    flip_indices: Tensor  # [m] int64: the rows of `images` that are to be
-    num_replaced: int  # how many images stand in for others
-    teacher_embeddings: Tensor | None = None  # [b, D]
-    damaged: tuple[int, ...] = ()  # as in a message's header
+    images: Tensor  # `[b, H, H, 3]` uint8, not flipped yet
+    labels: Tensor  # `[b]`
+    flip_indices: Tensor  # `[m]` int64: rows of `images` to flip
+    num_replaced: int  # images that replace unreadable ones
+    teacher_embeddings: Tensor | None = None  # `[b, D]`
+    damaged: tuple[int, ...] = ()  # encoded as in a message's header
 
 
 class BatchLoader:
-    """Reads this rank's part of every global batch in worker processes.
+    """Loader of this rank's part of every global batch, with worker processes.
 
-    The labels of the next step are gathered over the host group while the current one computes; the device
-    is never waited for. An image that one rank cannot read is an CollectiveInputError on all, or with `on_corrupt: skip`
-    another image of the pack, the same on any rank and in every run.
+    The labels of the next step are gathered over the host group while the current one computes, without
+    waiting for the device. An image that one rank cannot read raises a CollectiveInputError on all ranks.
+    With `on_corrupt: skip` another image of the pack replaces it, the same for any number of ranks and in
+    every run.
     """
 
     def __init__(
@@ -106,15 +114,19 @@ class BatchLoader:
         self._samples = _AugmentedSamples(dataset, augmentation, order.seed, skip=skip, teacher=teacher)
         self._order, self._dist_ctx, self._workers = order, dist_ctx, config.num_workers
         self._copy_stream = torch.cuda.Stream(dist_ctx.device) if dist_ctx.device.type == "cuda" else None
-        self._named: set[int] = set()  # damaged records of all ranks, which all know
-        self._to_name: dict[int, None] = {}  # those of this rank, in their order
+        self._named: set[int] = set()  # damaged records of all ranks that were reported
+        self._to_name: dict[int, None] = {}  # damaged records of this rank to report, in order
 
     def batches(
         self, start: int, stop: int, get_flags: Callable[[], StepFlags] = StepFlags
     ) -> Iterator[Batch]:
-        """The batches of the steps from `start` to before `stop`, whatever the steps before.
+        """Yield the batches of the steps from `start` to before `stop`, independent of previous steps.
 
-        notices: called before the labels of a step are sent, for what this rank has to tell with them.
+        `get_flags` is called before the labels of a step are sent; it returns the flags of this rank.
+
+        Raises:
+            RuntimeError: If a data worker failed.
+            CollectiveInputError: If an image cannot be read.
         """
         with signals.block_stop_signals():
             reading = iter(self._data_loader(range(start, stop)))
@@ -123,8 +135,8 @@ class BatchLoader:
             began = time.perf_counter()
             try:
                 part = next(reading)
-            except (ConnectionError, EOFError) as error:  # else it is torch that says so
-                raise RuntimeError("a data worker ended while it handed over its images") from error
+            except (ConnectionError, EOFError) as error:  # otherwise torch reports it
+                raise RuntimeError("a data worker exited while transferring images") from error
             part = _copy_if_shared(part)
             waited = time.perf_counter() - began
             gathering = comm.all_gather_async(
@@ -140,7 +152,7 @@ class BatchLoader:
         return DataLoader(
             self._samples,
             sampler=RankBatchSampler(self._order, self._dist_ctx.rank, self._dist_ctx.world_size, steps),
-            batch_size=None,  # what the sampler gives is a batch
+            batch_size=None,  # the sampler yields batches
             collate_fn=_identity,
             num_workers=self._workers,
             prefetch_factor=_PREFETCH_FACTOR if self._workers else None,
@@ -150,7 +162,7 @@ class BatchLoader:
         )
 
     def _pack_message(self, worker_batch: _WorkerBatch | _ReadFailure, flags: StepFlags) -> Tensor:
-        """What all ranks are to know of this one: notices, how many images stand in for others, and the labels [b]."""
+        """Return the message of this rank to all ranks: flags, number of replaced images, and labels `[b]`."""
         if isinstance(worker_batch, _ReadFailure):
             return torch.full(
                 (_HEADER_SIZE + self._order.global_batch_size // self._dist_ctx.world_size,), _READ_FAILED
@@ -190,7 +202,7 @@ class BatchLoader:
         return Batch(images, labels, data_wait_seconds, replaced, notices, teacher, unreadable, corrupt)
 
     def _to_device(self, worker_batch: _WorkerBatch) -> tuple[Tensor, Tensor | None]:
-        """The part's images, mirrored where they are to be, and the teacher's embeddings of them."""
+        """Return the images on the device, flipped where due, and their teacher embeddings."""
         tensors = [worker_batch.images, worker_batch.flip_indices] + (
             [] if worker_batch.teacher_embeddings is None else [worker_batch.teacher_embeddings]
         )
@@ -202,12 +214,12 @@ class BatchLoader:
             for tensor in tensors:
                 tensor.record_stream(compute)
         images, mirrored, *teacher = tensors
-        images[mirrored] = images[mirrored].flip(2)  # rows by number: their count is known without the device
+        images[mirrored] = images[mirrored].flip(2)  # indexing by rows needs no host synchronization
         return images, teacher[0] if teacher else None
 
 
 class _AugmentedSamples(Dataset[_WorkerBatch | _ReadFailure]):
-    """Samples as they are at their places in the run, a rank's part of a batch at a time."""
+    """Dataset of augmented samples, one part of a batch at a time."""
 
     def __init__(
         self,
@@ -223,7 +235,13 @@ class _AugmentedSamples(Dataset[_WorkerBatch | _ReadFailure]):
         self._ring: deque[Tensor] = deque(maxlen=_RING_SIZE)
 
     def __getitem__(self, request: ReadRequest) -> _WorkerBatch | _ReadFailure:
-        """The places are of one epoch. Everything that does not depend on pixels is done for all of them at once."""
+        """Read, decode and augment the samples of one request, all of one epoch.
+
+        Everything that does not depend on pixels is computed for all of them together.
+
+        Returns:
+            Part of a batch, or the failure to read it.
+        """
         places = request.samples
         samples = np.array([place.sample_index for place in places])
         self._dataset.prefetch_hint(samples if request.prefetch_indices is None else request.prefetch_indices)
@@ -258,23 +276,27 @@ class _AugmentedSamples(Dataset[_WorkerBatch | _ReadFailure]):
         )
 
     def _teacher_embeddings(self, sample_refs: list[SampleRef], sample_indices: IntArray) -> Tensor:
-        """The teacher's embeddings [b, D] of samples, 0 for padding."""
+        """Return the teacher embeddings `[b, D]` of samples; zero for padding."""
         assert self._teacher is not None
         kept = np.array([not place.is_padding for place in sample_refs])
         return torch.from_numpy(self._teacher[sample_indices] * kept[:, None])
 
     def _next_buffer(self, shape: tuple[int, ...]) -> Tensor:
-        """uint8, with undefined content, in memory that the rank's process maps, too; taken again after _RING parts.
-        Fresh memory would cost a third of what decoding into it does.
+        """Return an uninitialized uint8 buffer in shared memory, reused after _RING_SIZE batches.
+
+        Fresh memory would cost a third of the time for decoding into it.
         """
         if len(self._ring) < _RING_SIZE or self._ring[0].shape != shape:
             self._ring.append(torch.empty(shape, dtype=torch.uint8).share_memory_())
         else:
-            self._ring.rotate(-1)  # the one that was taken longest ago
+            self._ring.rotate(-1)  # the buffer that was used longest ago
         return self._ring[-1]
 
     def _read_or_replace(self, sample: int, damaged: list[int]) -> tuple[ImageArray, int, int] | _ReadFailure:
-        """The image and label of a sample, or of what stands in for it; and which that is. `damaged` gets what was."""
+        """Return image and label of a sample or its replacement, and its index.
+
+        Damaged samples are added to `damaged`.
+        """
         chosen, first_error = sample, ""
         for attempt in range(self._tries):
             try:
@@ -283,7 +305,7 @@ class _AugmentedSamples(Dataset[_WorkerBatch | _ReadFailure]):
                     damaged.append(2 * chosen + 1)
                 return pixels, label, chosen
             except (InputError, OSError) as error:
-                decoder_warnings.warned()  # of what is counted as unreadable
+                decoder_warnings.warned()  # already counted as unreadable
                 damaged.append(2 * chosen)
                 first_error = first_error or format_error(error)
             key = counter_rng.derive_key(self._seed, "replacement", sample)
@@ -294,7 +316,7 @@ class _AugmentedSamples(Dataset[_WorkerBatch | _ReadFailure]):
 
 
 def _copy_if_shared(part: _WorkerBatch | _ReadFailure) -> _WorkerBatch | _ReadFailure:
-    """A copy, as a worker writes over what it handed over before; pinned memory is a copy already."""
+    """Return a copy of shared memory, which its worker overwrites later; pinned memory is a copy already."""
     if isinstance(part, _ReadFailure) or part.images.is_pinned() or not part.images.is_shared():
         return part
     return part._replace(images=part.images.clone())
@@ -305,7 +327,7 @@ def _identity(part: Any) -> Any:
 
 
 def _init_worker(worker: int) -> None:
-    cv2.setNumThreads(0)  # workers are the parallelism; torch sets its own threads to 1
+    cv2.setNumThreads(0)  # workers provide the parallelism; torch sets its own threads to 1
     sys.excepthook = _worker_excepthook
     decoder_warnings.capture()
 
@@ -313,5 +335,5 @@ def _init_worker(worker: int) -> None:
 def _worker_excepthook(type_: type[BaseException], error: BaseException, trace: Any) -> None:
     if not issubclass(
         type_, (ConnectionError, EOFError)
-    ):  # as a killed rank leaves the thread that hands over images
+    ):  # a killed rank leaves the thread that hands over images in this state
         sys.__excepthook__(type_, error, trace)

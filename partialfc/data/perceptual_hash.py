@@ -1,7 +1,7 @@
-"""Hashes by which an image is found again that was encoded anew, resized or mirrored; and the search for them.
+"""Perceptual hashes that find re-encoded, resized or mirrored copies of an image, and their search.
 
-The hash is pHash's (Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010) at 16 x 16
-frequencies: at its usual 8 x 8 aligned faces are much the same.
+The hash is pHash (Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010) with 16 x
+16 frequencies. With the usual 8 x 8, aligned faces are hard to distinguish.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,22 +13,23 @@ from numpy.typing import NDArray
 from partialfc.data.images import ImageArray
 from partialfc.runtime.progress import map_in_threads, progress_bar
 
-Hashes = NDArray[np.uint64]  # [n, 4]
+Hashes = NDArray[np.uint64]  # `[n, 4]`
 IndexArray = NDArray[np.int64]
 
-MAX_DISTANCE = 32  # bits in which the hashes of one image may differ, of 255
+MAX_DISTANCE = 32  # maximum Hamming distance between hashes of the same image, of 255 bits
 
 _SIDE, _FREQUENCIES = 32, 16
 _BITS = _FREQUENCIES**2 - 1
-_MIN_DETAIL = 0.01  # grey values: less is no detail, but the arithmetic's
-_KEY_BITS = 21  # bits by which hashes are put beside each other
+_MIN_DETAIL = 0.01  # gray values; smaller variation is numerical noise
+_KEY_BITS = 21  # bits that are equal for candidate pairs
 _NUM_PERMUTATIONS = 2  # of the bits, each cut into keys
-_PAIRS_PER_BLOCK = 1 << 22  # pairs that are looked at
+_PAIRS_PER_BLOCK = 1 << 22  # pairs compared at a time
 
 
 def image_hash(pixels: ImageArray) -> NDArray[np.uint64]:
-    """255 bits, uint64 [4]: which of the grey image's lowest frequencies, but for the mean, are above their median. None is of an
-    image of one colour.
+    """Return a hash of 255 bits, uint64 `[4]`; None for an image of one color.
+
+    The bits tell which of the lowest frequencies of the gray image, except the mean, are above their median.
     """
     grey = cv2.resize(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
     waves = cv2.dct(grey.astype(np.float32))[:_FREQUENCIES, :_FREQUENCIES].reshape(-1)[1:]
@@ -46,8 +47,10 @@ def hash_images(
     mirrored: bool = False,
     progress: bool = False,
 ) -> Hashes:
-    """The hashes [count, 4] of images 0 to count - 1; mirrored: [2 count, 4], and after them those of their mirror images. what:
-    is done, for a bar of progress.
+    """Return the hashes `[count, 4]` of images 0 to count - 1.
+
+    With `mirrored`, the hashes of their mirror images follow: `[2 count, 4]`. `description` labels the
+    progress bar.
     """
 
     def of(image: int) -> list[NDArray[np.uint64]]:
@@ -65,17 +68,16 @@ def hash_images(
 
 
 def hamming_distances(first: Hashes, second: Hashes) -> NDArray[np.int64]:
-    """In how many bits each of `first` differs from the one of `second` in its place."""
+    """Return the number of different bits between each of `first` and the entry of `second` at the same position."""
     return np.bitwise_count(first ^ second).sum(axis=1, dtype=np.int64)
 
 
 def find_near_pairs(first: Hashes, second: Hashes) -> tuple[IndexArray, IndexArray]:
-    """Places in `first` and in `second` of all pairs of hashes that differ in NEAR bits at most, ascending. An image of one
-    colour is like no other.
+    """Return index pairs of hashes in `first` and `second` that differ in at most MAX_DISTANCE bits, ascending.
 
-    Hashes are compared that agree in 21 bits, by 24 choices of those. Pairs that differ in 11 bits are never missed; of those
-    that differ in 16 one in a thousand is, in 24 one in 30, in 32 one in 4. Memory: 100 bytes a hash and 16 bytes a pair that
-    is found, beside a quarter of a GiB.
+    Images of one color match nothing. Hashes are compared if they agree in 21 bits, for 24 choices of these
+    bits. Pairs that differ in 11 bits are never missed; with 16 bits one in a thousand is missed, with 24 one
+    in 30, with 32 one in 4. Memory: 100 bytes per hash, 16 bytes per match, and a quarter of a GiB.
     """
     found = [one * len(second) + other for one, other in _iter_candidates(first, second)]
     together = np.unique(np.concatenate([np.empty(0, np.int64), *found]))
@@ -83,7 +85,7 @@ def find_near_pairs(first: Hashes, second: Hashes) -> tuple[IndexArray, IndexArr
 
 
 def _iter_candidates(first: Hashes, second: Hashes) -> Iterator[tuple[IndexArray, IndexArray]]:
-    """As `find_near_pairs`, block by block, and a pair more than once."""
+    """Yield the pairs of `find_near_pairs` in blocks, possibly with duplicates."""
     generator = np.random.default_rng(0)
     detailed = [np.flatnonzero(it.any(axis=1)) for it in (first, second)]
     for _ in range(_NUM_PERMUTATIONS):
@@ -99,7 +101,7 @@ def _iter_candidates(first: Hashes, second: Hashes) -> Iterator[tuple[IndexArray
 
 
 def _bucket_keys(hashes: Hashes, bits: IndexArray) -> NDArray[np.uint32]:
-    """[n]: the chosen bits of each, as a number."""
+    """Return the selected bits of each hash as a number `[n]`."""
     content = hashes.view(np.uint8).reshape(len(hashes), 32)
     keys = np.zeros(len(hashes), np.uint32)
     for bit in bits.tolist():
@@ -110,7 +112,7 @@ def _bucket_keys(hashes: Hashes, bits: IndexArray) -> NDArray[np.uint32]:
 def _iter_equal_keys(
     first: NDArray[np.uint32], second: NDArray[np.uint32]
 ) -> Iterator[tuple[IndexArray, IndexArray]]:
-    """Places of equal keys."""
+    """Yield index pairs of equal keys."""
     order = np.argsort(second, kind="stable")
     begin, end = (np.searchsorted(second, first, side, sorter=order) for side in ("left", "right"))
     until = np.cumsum(end - begin)

@@ -1,23 +1,25 @@
-"""A few identities of a pack, to be looked at."""
+"""Sample of a few identities of a pack, for visualization."""
 
 from partialfc.data.dataset import RecordDataset
 from partialfc.data.images import ImageArray
 from partialfc.errors import InputError
 
-_MAX_SCANNED = 2000  # images at most: a pack may hold many millions
+_MAX_SCANNED = 2000  # maximum number of images; a pack may have many millions
 
 
 def sample_identities(
     dataset: RecordDataset, num_identities: int = 20, images_per_identity: int = 10
 ) -> list[tuple[ImageArray, str]]:
-    """Faces, uint8 RGB [H, H, 3], and their classes' numbers: up to `images_per_identity` of each of up to `num_identities` identities, those with
-    the most among the first images of the pack. What cannot be read is left out.
+    """Return faces, uint8 RGB `[H, H, 3]`, and their class numbers.
+
+    Up to `images_per_identity` of each of up to `num_identities` identities: those with the most images among
+    the first of the pack. Unreadable images are skipped.
     """
     by_class: dict[int, list[ImageArray]] = {}
     for index in range(min(_MAX_SCANNED, len(dataset))):
         try:
             face, label = dataset[index]
-        except (InputError, OSError):  # a run that is through does not end for a picture
+        except (InputError, OSError):  # a finished run does not fail because of a figure
             continue
         known = by_class.setdefault(label, [])
         if len(known) < images_per_identity:

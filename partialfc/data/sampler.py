@@ -1,4 +1,4 @@
-"""Which rank reads which sample when: pure functions of seed and step, the same list for every world size."""
+"""Sample order: pure functions of seed and step, the same for every world size."""
 
 import math
 from collections.abc import Iterator
@@ -16,34 +16,36 @@ from partialfc.runtime import counter_rng
 
 
 class SampleRef(NamedTuple):
-    """Where a sample stands in the run."""
+    """Position of a sample in the run."""
 
     epoch: int
-    sample_index: int  # its index in the dataset
-    is_padding: (
-        bool  # fills up an epoch's last batch: an image of the epoch's beginning that counts for nothing
-    )
+    sample_index: int  # index in the dataset
+    is_padding: bool  # pads the last batch of an epoch: an image from the start of the epoch that is ignored
 
 
 def check_world_size(config: Config, world_size: int) -> None:
-    """InputError where W x k x micro_batch_size = global_batch_size has no solution for this number W of ranks, or W does not divide the
-    lanes; names those numbers that fit.
+    """Raise InputError if W ranks cannot run the recipe; the message contains the valid numbers.
+
+    W x k x micro_batch_size = global_batch_size needs an integer k, and W must divide the number of lanes.
+
+    Raises:
+        InputError: If W is not valid.
     """
     train, fitting = config.train, valid_world_sizes(config)
     if world_size not in fitting:
         parts = "" if train.micro_batch_size is None else f" in micro-batches of {train.micro_batch_size}"
         lanes = "" if config.data.order == "shuffle" else f" and data.lanes {config.data.lanes}"
         raise InputError(
-            f"train.global_batch_size {train.global_batch_size}{parts}{lanes} cannot be dealt out to {world_size} ranks; "
-            f"wanted one of {', '.join(map(str, fitting)) or 'none'}"
+            f"train.global_batch_size {train.global_batch_size}{parts}{lanes} cannot be split over {world_size} ranks; "
+            f"expected one of {', '.join(map(str, fitting)) or 'none'}"
         )
 
 
 def valid_world_sizes(config: Config) -> list[int]:
-    """The numbers W of ranks for which W x k x micro_batch_size = global_batch_size has a solution, ascending; maybe none. With
-    `data.order: blocks` they divide the lanes, too.
+    """Return the numbers W of ranks for which W x k x micro_batch_size = global_batch_size has a solution, ascending.
 
-    Without micro_batch_size a rank's whole block is one: two images at least, as BatchNorm needs.
+    The list may be empty. With `data.order: blocks` they also divide the number of lanes. Without
+    micro_batch_size, k is 1 and a rank has at least two images, as BatchNorm requires.
     """
     batch, micro_batch = config.train.global_batch_size, config.train.micro_batch_size
     parts, rest = divmod(batch, micro_batch or 1)
@@ -54,22 +56,20 @@ def valid_world_sizes(config: Config) -> list[int]:
 
 @dataclass(frozen=True)
 class SampleOrder:
-    """Which samples the steps of a run take: an epoch goes through all of them, each once, and its last batch is
-    filled up with padding.
-    """
+    """Assignment of samples to steps: an epoch contains each sample once, and its last batch is padded."""
 
     seed: int
     global_batch_size: int  # B
     num_samples: int
-    num_lanes: int | None = None  # unset: any sample may follow any
+    num_lanes: int | None = None  # None: any order of samples
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps in which every sample is seen once."""
+        """Number of steps per epoch."""
         return -(-self.num_samples // self.global_batch_size)
 
     def sample_refs(self, step: int) -> list[SampleRef]:
-        """The B places of one step."""
+        """Return the B samples of one step."""
         epoch, within = divmod(step, self.steps_per_epoch)
         samples, padding = (
             self._shuffled_step(epoch, within) if self.num_lanes is None else self._lane_step(epoch, within)
@@ -78,7 +78,10 @@ class SampleOrder:
         return [SampleRef(epoch, sample, filled) for sample, filled in both]
 
     def prefetch_range(self, step: int, rank: int, world_size: int, *, first: bool) -> IntArray:
-        """The samples that a rank's lanes begin to read while this step is made; first: of the steps that are made."""
+        """Return the samples that a rank's lanes start to read during this step.
+
+        `first`: in the first step of the run.
+        """
         assert self.num_lanes is not None
         epoch, within = divmod(step, self.steps_per_epoch)
         width = self.global_batch_size // self.num_lanes
@@ -86,21 +89,25 @@ class SampleOrder:
         return self._lanes().prefetch_range(epoch, lanes, within * width, width, first=first)
 
     def _shuffled_step(self, epoch: int, step_in_epoch: int) -> tuple[IntArray, NDArray[np.bool_]]:
-        """The samples of a step, and which are padding: the epoch's first ones again."""
+        """Return the samples of a step, and which of them are padding: the epoch's first samples again."""
         positions = step_in_epoch * self.global_batch_size + np.arange(self.global_batch_size)
         key = counter_rng.derive_key(self.seed, "order", epoch)
         samples = counter_rng.permute_indices(key, positions % self.num_samples, self.num_samples)
         return samples, positions >= self.num_samples
 
     def _lane_step(self, epoch: int, step_in_epoch: int) -> tuple[IntArray, NDArray[np.bool_]]:
-        """As _mixed; B / lanes of each lane, neighbouring ranks having neighbouring lanes. Lanes are equally long but
-        for one sample, so that padding, a lane's first samples again, stands in the last step only.
+        """Return the samples of a step from lanes, B / lanes of each; neighboring ranks have neighboring lanes.
+
+        Lane lengths differ by at most one sample, so that padding, a lane's first samples again, occurs in
+        the last step only.
         """
         assert self.num_lanes is not None
         lanes, width = self._lanes(), self.global_batch_size // self.num_lanes
         lane, slot = np.divmod(np.arange(self.global_batch_size), width)
         place, length = step_in_epoch * width + slot, lanes.lengths(lane)
-        lane = np.where(length > 0, lane, self.num_lanes - 1)  # more lanes than samples: the last has one
+        lane = np.where(
+            length > 0, lane, self.num_lanes - 1
+        )  # more lanes than samples: the last lane has one
         samples = lanes.sample_indices(epoch, lane, place % lanes.lengths(lane))
         return samples, place >= length
 
@@ -110,17 +117,15 @@ class SampleOrder:
 
 
 class ReadRequest(NamedTuple):
-    """What a rank is to read of one step."""
+    """Samples that a rank reads for one step."""
 
     samples: list[SampleRef]
-    prefetch_indices: (
-        IntArray | None
-    )  # samples that the disk should look for meanwhile; None: those of the places
+    prefetch_indices: IntArray | None  # samples to prefetch; None: `samples`
 
 
 @dataclass(frozen=True)
 class RankBatchSampler:
-    """For each of `steps`, the block of the global batch that a rank reads: its `rank`-th of `world_size` parts."""
+    """Sampler of the `rank`-th of `world_size` parts of each global batch of `steps`."""
 
     order: SampleOrder
     rank: int
@@ -144,6 +149,6 @@ class RankBatchSampler:
 
 
 def rank_slice(sequence: Any, rank: int, world_size: int) -> Any:
-    """The `rank`-th of `world_size` equal parts of a sequence."""
+    """Return the `rank`-th of `world_size` equal parts of a sequence."""
     share = len(sequence) // world_size
     return sequence[rank * share : (rank + 1) * share]

@@ -1,1 +1,1 @@
-"""Whether a recipe would run well on the machines at hand: a look at each thing that it takes."""
+"""Diagnosis of the current machines for a recipe: checks of all that a run needs."""

@@ -8,7 +8,7 @@ from partialfc.runtime.process.launcher_link import exit_with_launcher, silence_
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Examine from the command line; exit code 1 where something is wrong."""
+    """Run the checks from the command line; exit code 1 if there are problems."""
     parser = argparse.ArgumentParser(description="Examine the machines for a recipe.")
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _examine(recipe: str, overrides: Sequence[str]) -> None:
-    # Here, as a process that the rank spawns, to draw faces or to read them, imports this file, but has no use for these.
+    # imported late: worker processes of this rank import this file, too, but do not need these
     from partialfc.config import load_config
     from partialfc.doctor.checks import run_checks
     from partialfc.runtime import comm
@@ -28,7 +28,9 @@ def _examine(recipe: str, overrides: Sequence[str]) -> None:
     config = load_config(recipe, overrides)
     with comm.init_distributed(config.device) as dist_ctx:
         problems = run_checks(config, dist_ctx)
-        comm.barrier(dist_ctx.host_group)  # the launcher ends all when one has ended: not before all is said
+        comm.barrier(
+            dist_ctx.host_group
+        )  # the launcher ends all ranks once one has exited: not before everything is printed
         if problems:
             hard_exit(1)
 

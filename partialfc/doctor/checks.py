@@ -1,4 +1,4 @@
-"""One look after the other, told by the first rank."""
+"""Sequence of checks, printed by rank 0."""
 
 import time
 from collections.abc import Callable
@@ -24,8 +24,12 @@ _CHECKS: dict[str, Check] = {
 
 
 def run_checks(config: Config, dist_ctx: DistContext) -> list[str]:
-    """What is wrong, a line each, equal on all ranks; the first one prints it all. A look that cannot be had is a problem,
-    and the next ones follow.
+    """Run and print all checks; return the problems, one line each, equal on all ranks.
+
+    A check that fails is a problem, and the next ones follow.
+
+    Returns:
+        Problems.
     """
     problems: list[str] = []
     began = time.monotonic()
@@ -39,8 +43,8 @@ def run_checks(config: Config, dist_ctx: DistContext) -> list[str]:
             _print_result(name, found)
     if dist_ctx.is_main:
         taken = timedelta(seconds=round(time.monotonic() - began))
-        verdict = f"{len(problems)} problem(s)" if problems else "nothing wrong"
-        print(f"{verdict}, after {taken}", flush=True)
+        verdict = f"{len(problems)} problem(s)" if problems else "no problems found"
+        print(f"{verdict} in {taken}", flush=True)
     return problems
 
 

@@ -1,4 +1,4 @@
-"""What the ranks run on, and with."""
+"""Checks of devices and software versions."""
 
 import os
 import socket
@@ -12,10 +12,10 @@ from partialfc.runtime.comm import DistContext
 
 
 def check_versions(config: Config, dist_ctx: DistContext) -> CheckResult:
-    """Those of every rank; it is a problem where one has others than the first."""
+    """Report the versions of all ranks; a rank that differs from rank 0 is a problem."""
     own = runs_with.collect_versions(dist_ctx.device)
-    everyones = comm.all_gather_object((socket.gethostname(), own), dist_ctx.host_group)
-    (first_host, first), *others = everyones
+    gathered = comm.all_gather_object((socket.gethostname(), own), dist_ctx.host_group)
+    (first_host, first), *others = gathered
     problems = [
         f"rank {rank} on {host} has {_format_differences(found, first)}; rank 0 on {first_host} has {_format_differences(first, found)}"
         for rank, (host, found) in enumerate(others, start=1)
@@ -25,23 +25,23 @@ def check_versions(config: Config, dist_ctx: DistContext) -> CheckResult:
 
 
 def check_devices(config: Config, dist_ctx: DistContext) -> CheckResult:
-    """The device of every rank; it is a problem where two share a GPU."""
+    """Report the device of every rank; two ranks on one GPU are a problem."""
     own = (socket.gethostname(), _describe_rank_device(dist_ctx), _describe_host())
-    everyones = comm.all_gather_object(own, dist_ctx.host_group)
+    gathered = comm.all_gather_object(own, dist_ctx.host_group)
     lines = []
-    for host in dict.fromkeys(it[0] for it in everyones):
-        here = [it for it in everyones if it[0] == host]
+    for host in dict.fromkeys(it[0] for it in gathered):
+        here = [it for it in gathered if it[0] == host]
         kinds = ", ".join(dict.fromkeys(device for _, (_, device), _ in here))
         lines.append(f"{host}: {len(here)} rank(s) on {kinds}; {here[0][2]}")
-    uses = [(host, name) for host, (name, _), _ in everyones]
+    uses = [(host, name) for host, (name, _), _ in gathered]
     shared = sorted({it for it in uses if uses.count(it) > 1 and it[1].startswith("cuda")})
     return CheckResult(
-        lines, [f"several ranks on {name} of {host}; wanted one each" for host, name in shared]
+        lines, [f"several ranks on {name} of {host}; expected one each" for host, name in shared]
     )
 
 
 def _describe_rank_device(dist_ctx: DistContext) -> tuple[str, str]:
-    """Which one, and what it is."""
+    """Return the index and the name of this rank's device."""
     name = str(dist_ctx.device) if dist_ctx.device.type == "cuda" else "cpu"
     return name, runs_with.describe_device(dist_ctx.device)
 

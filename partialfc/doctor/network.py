@@ -1,4 +1,4 @@
-"""How fast the ranks reach each other: each collective of a step, and the network card it goes through."""
+"""Check of the network: duration of each collective of a step, and the network interface in use."""
 
 import fcntl
 import os
@@ -16,14 +16,14 @@ from partialfc.runtime import comm
 from partialfc.runtime.comm import DistContext
 
 _REPEATS = 10
-_BUCKET_BYTES = 25 << 20  # bytes of the backbone's gradients that are sent at once
-_SIOCGIFADDR = 0x8915  # asks for the address of an interface
+_BUCKET_BYTES = 25 << 20  # bytes per gradient bucket of the backbone
+_SIOCGIFADDR = 0x8915  # ioctl: address of an interface
 
 
 def check_network(config: Config, dist_ctx: DistContext) -> CheckResult:
-    """The card of each machine, and what each collective of a step takes the slowest rank."""
+    """Report the network interface of each machine, and the duration of each collective on the slowest rank."""
     if dist_ctx.world_size == 1:
-        return CheckResult(["one rank: nothing is sent"])
+        return CheckResult(["one rank: no communication"])
     cards = dict(comm.all_gather_object((socket.gethostname(), _network_interface()), dist_ctx.host_group))
     lines = [f"{host} by {card}" for host, card in cards.items()]
     batch, width = config.train.global_batch_size, config.backbone.embedding_size
@@ -59,8 +59,8 @@ def check_network(config: Config, dist_ctx: DistContext) -> CheckResult:
 
 
 def _time_slowest_rank(function: Callable[[], object], dist_ctx: DistContext) -> float:
-    """Of one call, on the slowest rank."""
-    for repeats in (2, _REPEATS):  # the first two only bring everything up
+    """Return the seconds per call, measured on the slowest rank."""
+    for repeats in (2, _REPEATS):  # the first two calls are warm-up
         comm.barrier(dist_ctx.host_group)
         began = time.perf_counter()
         for _ in range(repeats):
@@ -72,7 +72,7 @@ def _time_slowest_rank(function: Callable[[], object], dist_ctx: DistContext) ->
 
 
 def _network_interface() -> str:
-    """The interface by which this machine reaches the first rank's, and its speed where that is known."""
+    """Return the interface by which this machine reaches rank 0, and its speed if known."""
     chosen = os.environ.get("NCCL_SOCKET_IFNAME") or os.environ.get("GLOO_SOCKET_IFNAME")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
         one.connect((os.environ.get("MASTER_ADDR", "localhost"), 9))  # sends nothing
@@ -91,6 +91,6 @@ def _network_interface() -> str:
 def _interface_address(one: socket.socket, name: str) -> str | None:
     try:
         found = fcntl.ioctl(one, _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-    except OSError:  # it has none
+    except OSError:  # it has no address
         return None
     return socket.inet_ntoa(found[20:24])

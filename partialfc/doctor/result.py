@@ -1,11 +1,11 @@
-"""What one look has found."""
+"""Result of a check."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The same on all ranks."""
+    """Result of a check, equal on all ranks."""
 
     lines: list[str]
     problems: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What a run does, tried for a moment: the head, the pack, the output's folder, some steps, a checkpoint."""
+"""Trials of a run's parts: the head, the pack, the output folder, some steps, a checkpoint."""
 
 import shutil
 import time
@@ -26,40 +26,40 @@ from partialfc.runtime.process.run_lock import lock_output_folder
 from partialfc.training.loop import train_step
 from partialfc.training.run import Run, build_run
 
-_CLASSES, _WIDTH, _BATCH = 1009, 64, 32  # of a small head; the classes do not divide
+_CLASSES, _WIDTH, _BATCH = 1009, 64, 32  # of a small head; the number of classes is not divisible
 _SCALE, _MARGIN = 16.0, 0.2
 _TOLERANCE = 1e-4
-_CLOSE_DERIVATIVE = 1e-5  # of float32 settings, in double precision
+_CLOSE_DERIVATIVE = 1e-5  # tolerance of float32 settings, in double precision
 _READ = 256  # images of the pack
 _MIN_STEPS, _MAX_STEPS, _TIME_LIMIT = (
     3,
     20,
     20.0,
-)  # steps at least and at most, and the seconds after which there are no more
+)  # minimum and maximum number of steps, and seconds after which no more are started
 
 
 def loss(config: Config, dist_ctx: DistContext) -> CheckResult:
-    """Compare derivatives of the recipe's loss with autograd of its logit, and its head over all ranks with itself on one."""
+    """Compare the derivatives of the recipe's loss with autograd, and its head over all ranks with one rank."""
     settings = config.loss
     lines: list[str] = []
     problems: list[str] = []
     if getattr(settings, "gradient", "exact") == "detached":
-        lines.append("the derivative of the logit is taken as 1, as loss.gradient: detached says")
+        lines.append("derivative of the logit fixed at 1 (loss.gradient: detached)")
     else:
         worst = max(_off_derivatives(settings))
-        told = f"derivatives of the target's logit are autograd's to {worst:.0e}"
+        told = f"derivatives of the target logit match autograd: error {worst:.0e}"
         (lines if worst < _CLOSE_DERIVATIVE else problems).append(told)
     with comm.alone(dist_ctx) as alone:
         off = max(comm.all_gather_object(_off_one_rank(config, dist_ctx, alone), dist_ctx.host_group))
-    told = f"the recipe's loss and sampling give on {dist_ctx.world_size} rank(s) what they give on one, to {off:.0e}"
+    told = f"head of the recipe on {dist_ctx.world_size} rank(s) matches one rank: error {off:.0e}"
     (lines if off < _TOLERANCE else problems).append(told)
     return CheckResult(lines, problems)
 
 
 def _off_derivatives(config: AnyLoss) -> Iterator[float]:
-    """Yield the largest difference of a loss's derivatives, by cosine and maybe by norm, from those of autograd."""
+    """Yield the largest error of a loss's derivatives by cosine, and by norm if it depends on it."""
     loss = build_loss(config, steps_per_epoch=1)
-    if not loss.on_sphere:  # of a linear layer, whose logit is no function of the angle
+    if not loss.on_sphere:  # a linear layer, whose logit is no function of the angle
         yield 0.0
         return
     loss.init_state(_CLASSES)
@@ -88,11 +88,11 @@ def _off_derivatives(config: AnyLoss) -> Iterator[float]:
 
 
 def _off_one_rank(config: Config, dist_ctx: DistContext, alone: ProcessGroup) -> float:
-    """Return the largest relative difference of loss and gradient between the recipe's head over all ranks and on one."""
+    """Return the largest relative difference of loss and gradients between all ranks and one rank."""
     share = -(-_BATCH // dist_ctx.world_size)
     draws = torch.Generator().manual_seed(0)
-    everyones = torch.randn(share * dist_ctx.world_size, _WIDTH, generator=draws)
-    labels = torch.randint(_CLASSES, (len(everyones),), generator=draws)
+    gathered = torch.randn(share * dist_ctx.world_size, _WIDTH, generator=draws)
+    labels = torch.randint(_CLASSES, (len(gathered),), generator=draws)
     mine = slice(dist_ctx.rank * share, (dist_ctx.rank + 1) * share)
     settings = msgspec.structs.replace(
         config.head, memory="device", matmul_precision="float32", kernels="torch", optim=None
@@ -103,7 +103,7 @@ def _off_one_rank(config: Config, dist_ctx: DistContext, alone: ProcessGroup) ->
             _CLASSES, _WIDTH, config.loss, config=settings, optim=config.center_optimizer, device=dist_ctx.device, group=group,
             steps_per_epoch=1,
         )  # fmt: skip
-        local = everyones[images].to(dist_ctx.device).requires_grad_()
+        local = gathered[images].to(dist_ctx.device).requires_grad_()
         loss = tried(local, tried.prepare(labels, 0))
         loss.backward()
         assert local.grad is not None
@@ -116,23 +116,23 @@ def _off_one_rank(config: Config, dist_ctx: DistContext, alone: ProcessGroup) ->
 
 
 def try_head(config: Config, dist_ctx: DistContext) -> CheckResult:
-    """Loss and gradient of a small head, split across the ranks, against the dense formula in double precision."""
+    """Compare loss and gradients of a small sharded head with the dense formula in double precision."""
     share = -(-_BATCH // dist_ctx.world_size)
     draws = torch.Generator().manual_seed(0)
-    everyones = torch.randn(share * dist_ctx.world_size, _WIDTH, generator=draws)
-    labels = torch.randint(_CLASSES, (len(everyones),), generator=draws)
+    gathered = torch.randn(share * dist_ctx.world_size, _WIDTH, generator=draws)
+    labels = torch.randint(_CLASSES, (len(gathered),), generator=draws)
     margin = CosFace(scale=_SCALE, margin=_MARGIN)
     tried = PartialFC(
         _CLASSES, _WIDTH, margin, config=HeadConfig(matmul_precision="float32"), optim=SGD(), device=dist_ctx.device, group=dist_ctx.group,
     )  # fmt: skip
     mine = slice(dist_ctx.rank * share, (dist_ctx.rank + 1) * share)
-    local = everyones[mine].to(dist_ctx.device).requires_grad_()
+    local = gathered[mine].to(dist_ctx.device).requires_grad_()
     loss = tried(local, tried.prepare(labels, 0))
     loss.backward()
     assert local.grad is not None
     own = dtensors.local_rows_and_offset(tried.state_dict()[CENTERS])[0].cpu().numpy()
     whole = torch.from_numpy(np.concatenate(comm.all_gather_object(own, dist_ctx.host_group))).double()
-    dense = everyones.double().requires_grad_()
+    dense = gathered.double().requires_grad_()
     expected = dense_loss(dense, whole, labels, margin, active=torch.ones(_CLASSES, dtype=torch.bool))
     (gradient,) = torch.autograd.grad(expected, dense)
     off = abs(loss.item() - expected.item()) / expected.item()
@@ -140,16 +140,16 @@ def try_head(config: Config, dist_ctx: DistContext) -> CheckResult:
     worst = [
         max(it) for it in zip(*comm.all_gather_object((off, gradient_off), dist_ctx.host_group), strict=True)
     ]
-    said = f"sharded equals dense: loss to {worst[0]:.0e}, gradient to {worst[1]:.0e}"
+    said = f"sharded head matches dense reference: loss error {worst[0]:.0e}, gradient error {worst[1]:.0e}"
     return (
         CheckResult([said])
         if max(worst) < _TOLERANCE
-        else CheckResult([], [f"not what the dense formula gives: {said}"])
+        else CheckResult([], [f"does not match the dense reference: {said}"])
     )
 
 
 def try_pack(config: Config, dist_ctx: DistContext) -> CheckResult:
-    """Some images of the pack, at random, read by each rank."""
+    """Read some random images of the pack on each rank."""
     folder = Path(config.data.path)
     with comm.raise_on_all_ranks(dist_ctx):
         if config.data.synthetic is not None:
@@ -167,22 +167,22 @@ def try_pack(config: Config, dist_ctx: DistContext) -> CheckResult:
     slowest = min(speed for speed, _ in found)
     counts = f"{len(dataset)} images of {dataset.num_classes} identities"
     lines = [
-        f"{folder}: {counts}; {len(chosen)} read at random, {slowest:.0f} images/s by one process at least"
+        f"{folder}: {counts}; {len(chosen)} random ones read, {slowest:.0f} images/s in the slowest process"
     ]
     problems = [told for _, every in found for told in every]
     if problems and config.data.on_corrupt == "skip":
-        return CheckResult([*lines, f"{len(problems)} cannot be read; others will take their place"])
+        return CheckResult([*lines, f"{len(problems)} unreadable; they will be replaced"])
     return CheckResult(lines, problems)
 
 
 def try_output(config: Config, dist_ctx: DistContext) -> CheckResult:
-    """Whether every rank sees the folder of the run, and no other run is at work there."""
+    """Check that every rank sees the output folder, and that no other run uses it."""
     with lock_output_folder(Path(config.output), dist_ctx):
-        return CheckResult([f"{config.output}: all ranks see it, and no other run is at work there"])
+        return CheckResult([f"{config.output}: visible to all ranks, not used by another run"])
 
 
 def try_steps(config: Config, dist_ctx: DistContext) -> CheckResult:
-    """Some steps of the run itself, and its checkpoint, in a folder of its own, which is gone afterwards."""
+    """Run a few training steps and save a checkpoint in a temporary folder."""
     folder = Path(config.output, ".doctor")
     with comm.raise_on_all_ranks(dist_ctx):
         run = build_run(msgspec.structs.replace(config, output=str(folder)), dist_ctx)
@@ -196,7 +196,7 @@ def try_steps(config: Config, dist_ctx: DistContext) -> CheckResult:
 
 
 def _remove_trial_folder(folder: Path, dist_ctx: DistContext) -> None:
-    """Called by all ranks: one that meets a defect ends at once, and waits for nobody."""
+    """Remove the temporary folder. Collective; a rank with an internal error exits without waiting."""
     comm.barrier(dist_ctx.host_group)
     if dist_ctx.is_main:
         shutil.rmtree(folder, ignore_errors=True)
@@ -205,14 +205,14 @@ def _remove_trial_folder(folder: Path, dist_ctx: DistContext) -> None:
 def _measure_speed(run: Run) -> str:
     taken, seconds = _run_trial_steps(run)
     if not taken:
-        return "train.length: no steps to be tried"
+        return "train.length: no steps to try"
     speed = taken * run.config.train.global_batch_size / seconds
     whole = timedelta(seconds=round(seconds / taken * run.total_steps))
-    return f"{taken} steps: {speed:.0f} images/s; the run's {run.total_steps} steps take {whole}, evaluations apart"
+    return f"{taken} steps: {speed:.0f} images/s; the run's {run.total_steps} steps take {whole}, excluding evaluation"
 
 
 def _run_trial_steps(run: Run) -> tuple[int, float]:
-    """How many steps were taken, and their seconds on the first rank; without the first two, which are slower."""
+    """Return the number of steps and their seconds on rank 0, without the first two, which are slower."""
     began = time.perf_counter()
     first, taken = began, 0
     for batch in run.loader.batches(0, min(_MAX_STEPS, run.total_steps)):
@@ -230,7 +230,7 @@ def _run_trial_steps(run: Run) -> tuple[int, float]:
 
 
 def _check_checkpoint(run: Run, folder: Path) -> str:
-    """Saves the run, verifies what was written, and reads it back."""
+    """Save the run, verify the checkpoint, and load it."""
     checkpoints = CheckpointManager(folder / "checkpoints", keep=1, dist_ctx=run.dist_ctx)
     began = time.perf_counter()
     streamed = {f"head.{name}": rows for name, rows in run.head.snapshot().items()}
@@ -245,6 +245,4 @@ def _check_checkpoint(run: Run, folder: Path) -> str:
     size = comm.broadcast_object(
         sum(it.stat().st_size for it in found.path.iterdir()) / 2**20, run.dist_ctx.host_group
     )
-    return (
-        f"a checkpoint of {size:.1f} MiB: written in {written:.2f} s, verified and read back in {read:.2f} s"
-    )
+    return f"a checkpoint of {size:.1f} MiB: written in {written:.2f} s, verified and loaded in {read:.2f} s"

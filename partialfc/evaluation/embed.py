@@ -1,4 +1,4 @@
-"""Embeddings of the images of sets, by all ranks together."""
+"""Embeddings of the images of evaluation sets, computed by all ranks."""
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,23 +19,26 @@ from partialfc.runtime.comm import DistContext
 
 
 class EmbeddingNetwork(Protocol):
-    """float images [b, 3, H, H] in [-1, 1], H its input_size, -> embeddings [b, D]: a backbone, or what stands for one."""
+    """Network that maps float images `[b, 3, H, H]` in [-1, 1], with H = input_size, to embeddings `[b, D]`."""
 
     input_size: int
     training: bool
 
-    def __call__(self, images: Tensor, /) -> Tensor: ...
+    def __call__(self, images: Tensor, /) -> Tensor:
+        """Return the embeddings of images."""
 
-    def eval(self) -> object: ...
+    def eval(self) -> object:
+        """Switch to evaluation mode."""
 
-    def train(self, mode: bool = True) -> object: ...
+    def train(self, mode: bool = True) -> object:
+        """Switch to training mode, or to evaluation mode."""
 
 
-Embeddings = dict[str, Tensor]  # float32 [n, D] of each set's images, by its name
+Embeddings = dict[str, Tensor]  # float32 `[n, D]` by set name
 
 
 class EvaluationStoppedError(Exception):
-    """An evaluation that was given up, on all ranks; `signal` is the number of what asked for it."""
+    """Evaluation that was stopped on all ranks; `signal` is the stop signal."""
 
     def __init__(self, signal: int) -> None:
         super().__init__(f"signal {signal}")
@@ -63,11 +66,20 @@ def embed_sets(
     get_stop_signal: Callable[[], int] = _no_stop_signal,
     progress: Progress = _unseen,
 ) -> Embeddings:
-    """Embeddings of the images of each set, see EvaluationSet.evaluate, the same on every rank.
+    """Return the embeddings of the images of each set, see EvaluationSet.evaluate, equal on all ranks.
 
-    stop: asked after each batch; where it is not 0 on some rank, all raise EvaluationStopped. CollectiveInputError where an
-    image cannot be read. progress: given a set's name
-    and its batches, yields these, and may show how far they are.
+    Args:
+        network: Network in evaluation mode.
+        sets: Evaluation sets.
+        dist_ctx: This rank and the others.
+        batch_size: Images per forward pass of a rank.
+        autocast: Context of the forward passes.
+        get_stop_signal: Called after each batch; returns the stop signal of this rank, 0 if none.
+        progress: Given the name of a set and its batches, yields these, and may show the progress.
+
+    Raises:
+        EvaluationStoppedError: If a rank has a stop signal.
+        CollectiveInputError: If an image cannot be read.
     """
     was_training = network.training
     network.eval()
@@ -82,7 +94,7 @@ def embed_sets(
 
 
 def embed_with_flip(network: EmbeddingNetwork, pixels: Tensor) -> Tensor:
-    """Embeddings [b, D] of uint8 images [b, H, H, 3]: each the sum over the image and its mirror image, not normalised."""
+    """Return embeddings `[b, D]` of uint8 images `[b, H, H, 3]`: image plus mirror image, not normalized."""
     return network(network_input(pixels)) + network(network_input(pixels.flip(2)))
 
 
@@ -94,8 +106,9 @@ def embed_images(
     batch_size: int,
     autocast: AbstractContextManager[object],
 ) -> NDArray[np.float32]:
-    """Unit embeddings [n, D] of uint8 images [H, H, 3] of the network's size, by this rank alone. The network is in
-    evaluation mode.
+    """Return L2-normalized embeddings `[n, D]` of uint8 images `[H, H, 3]` of the network's size, on this rank only.
+
+    The network must be in evaluation mode.
     """
     parts = []
     with torch.no_grad(), autocast:
@@ -113,15 +126,21 @@ def _embed_set(
     stop: Callable[[], int],
     progress: Progress,
 ) -> Tensor:
-    """float32 embeddings [n, D] of all images, on every rank, not normalised.
+    """Return float32 embeddings `[n, D]` of all images, not normalized, on every rank.
 
-    The images go through in fixed blocks of `batch_size`, the last one padded, dealt out to the ranks in turn:
-    what a block computes does not depend on the number of ranks. While one is computed the next is decoded.
+    Images are processed in fixed blocks of `batch_size`, the last one padded, distributed over the ranks in
+    turn. The result of a block does not depend on the number of ranks. The next block is decoded while one is
+    computed.
+
+    Raises:
+        EvaluationStoppedError: If a rank has a stop signal.
     """
     blocks = -(-len(images) // batch_size)
     turns = -(-blocks // dist_ctx.world_size)
     parts = []
-    with ThreadPoolExecutor(max(2, torch.get_num_threads())) as pool:  # decoding releases the interpreter
+    with ThreadPoolExecutor(
+        max(2, torch.get_num_threads())
+    ) as pool:  # decoding releases the interpreter lock
 
         def begun(turn: int) -> list[Future[ImageArray]]:
             first = (turn * dist_ctx.world_size + dist_ctx.rank) * batch_size
@@ -146,7 +165,7 @@ def _embed_set(
 def _stack_images(
     futures: Sequence[Future[ImageArray]], batch_size: int, size: int, *, pinned: bool
 ) -> Tensor:
-    """uint8 [batch, H, H, 3]: the images that are being decoded, then black ones."""
+    """Return uint8 `[batch_size, H, H, 3]`: the decoded images, padded with black ones."""
     block = torch.zeros(batch_size, size, size, 3, dtype=torch.uint8, pin_memory=pinned)
     for row, pixels in enumerate(futures):
         block[row] = torch.from_numpy(pixels.result())

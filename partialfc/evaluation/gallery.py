@@ -1,4 +1,4 @@
-"""Folders of a gallery and of probes, searched for the people of the gallery: one's own, and TinyFace."""
+"""Identification sets: a gallery and probes in folders of one's own, and TinyFace."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from partialfc.evaluation.sets import SetEvaluation, check_embeddings
 from partialfc.runtime.exit_codes import format_error
 
 RANKS = (1, 5, 20)
-_TINYFACE = {  # folder and, of who is searched, the list of their names
+_TINYFACE = {  # folder and, for each group of images, its list of names
     "Gallery_Match": ("gallery_match_img_ID_pairs.mat", "gallery_set", "gallery_ids"),
     "Probe": ("probe_img_ID_pairs.mat", "probe_set", "probe_ids"),
 }
@@ -25,22 +25,22 @@ _TINYFACE = {  # folder and, of who is searched, the list of their names
 
 @dataclass(frozen=True)
 class Gallery:
-    """Images of people: those of the gallery, among them distractors, who are NOBODY, then the probes."""
+    """Identification set: images of the gallery, including distractors (UNKNOWN_SUBJECT), followed by the probes."""
 
     name: str
-    files: Sequence[Path]  # [n]
-    subjects: Subjects  # [n]
-    gallery_size: int  # how many of the first are the gallery
+    files: Sequence[Path]  # `[n]`
+    subjects: Subjects  # `[n]`
+    gallery_size: int  # number of gallery images
 
     def __len__(self) -> int:
         return len(self.files)
 
     def pixels(self, index: int, size: int) -> ImageArray:
-        """See EvaluationSet."""
+        """Return image `index`, uint8 RGB `[size, size, 3]`."""
         return images.read(self.files[index], size)
 
     def evaluate(self, embeddings: Tensor) -> SetEvaluation:
-        """See EvaluationSet, and `identify`. No pictures."""
+        """Return the scores of `identify`; no figures."""
         check_embeddings(embeddings, self.name)
         unit = normalize(embeddings).cpu().numpy()
         gallery, probes = slice(self.gallery_size), slice(self.gallery_size, None)
@@ -49,15 +49,15 @@ class Gallery:
         return SetEvaluation(scores, ", ".join(words))
 
     def encoded_image(self, index: int) -> bytes:
-        """Image `index` as it is stored."""
+        """Return the encoded image `index`."""
         return self.files[index].read_bytes()
 
     def image_location(self, index: int) -> str:
-        """Where image `index` is, for people."""
+        """Return a human-readable location of image `index`."""
         return str(self.files[index])
 
     def exclude(self, excluded: Collection[int]) -> tuple[Self, list[int]]:
-        """The set without these images; and which of its images it has."""
+        """Return the set without these images, and the indices of its images."""
         kept = [it for it in range(len(self)) if it not in excluded]
         known = sum(it < self.gallery_size for it in kept)
         files, subjects = [self.files[it] for it in kept], self.subjects[kept]
@@ -65,13 +65,22 @@ class Gallery:
 
 
 def is_gallery(folder: Path) -> bool:
-    """Whether a folder holds one."""
+    """Return True if the folder contains a gallery and probes."""
     return (folder / "gallery").is_dir() or _find_tinyface(folder) is not None
 
 
 def load_gallery(folder: Path) -> Gallery:
-    """gallery/PERSON/..., probe/PERSON/... and, if there are any, distractors/..., of aligned faces; or TinyFace, as it is
-    released (its lists of names want scipy). InputError where something is missing.
+    """Load gallery/PERSON/..., probe/PERSON/... and optionally distractors/..., of aligned faces.
+
+    Or TinyFace as released.
+
+    TinyFace's lists of names require scipy.
+
+    Returns:
+        The identification set.
+
+    Raises:
+        InputError: If something is missing.
     """
     testing = _find_tinyface(folder)
     if testing is not None:
@@ -82,7 +91,7 @@ def load_gallery(folder: Path) -> Gallery:
         distractors = images.list_images(folder / "distractors") if (folder / "distractors").is_dir() else []
     people = {name: number for number, name in enumerate(dict.fromkeys(name for name, _ in gallery + probes))}
     if not {name for name, _ in gallery} & {name for name, _ in probes}:
-        raise InputError(f"{folder}: no probe's person is in the gallery")
+        raise InputError(f"{folder}: no probe shows a person of the gallery")
     return Gallery(
         name=folder.resolve().name,
         files=[path for _, path in gallery] + distractors + [path for _, path in probes],
@@ -97,15 +106,15 @@ def load_gallery(folder: Path) -> Gallery:
 
 
 def _images_by_person(folder: Path) -> list[tuple[str, Path]]:
-    """Images, and whose folder they are in."""
+    """Return images and the names of their folders."""
     found = [(path.relative_to(folder).parts[0], path) for path in images.list_images(folder)]
     if loose := next((path for _, path in found if path.parent == folder), None):
-        raise InputError(f"{loose}: in no person's folder; wanted {folder.name}/PERSON/{loose.name}")
+        raise InputError(f"{loose}: is not in a person's folder; expected {folder.name}/PERSON/{loose.name}")
     return found
 
 
 def _find_tinyface(folder: Path) -> Path | None:
-    """TinyFace's folder of what is evaluated."""
+    """Return TinyFace's folder of evaluation images."""
     for found in (folder, folder / "Testing_Set"):
         if (found / "Gallery_Match").is_dir():
             return found
@@ -113,7 +122,7 @@ def _find_tinyface(folder: Path) -> Path | None:
 
 
 def _read_tinyface_list(testing: Path, folder: str) -> list[tuple[str, Path]]:
-    """Images of TinyFace, and whom they show."""
+    """Return images of TinyFace and their subjects."""
     file, names, numbers = _TINYFACE[folder]
     content = _load_mat(testing / file)
     if not {names, numbers} <= content.keys():
@@ -121,7 +130,7 @@ def _read_tinyface_list(testing: Path, folder: str) -> list[tuple[str, Path]]:
     flat = [str(it) for cell in content[names].reshape(-1) for it in np.asarray(cell).reshape(-1)]
     whom = [str(it) for it in content[numbers].reshape(-1)]
     if len(flat) != len(whom):
-        raise InputError(f"{testing / file}: {len(flat)} {names} and {len(whom)} {numbers}; wanted as many")
+        raise InputError(f"{testing / file}: {len(flat)} {names} and {len(whom)} {numbers}; expected as many")
     return [(who, testing / folder / name) for who, name in zip(whom, flat, strict=True)]
 
 
@@ -129,10 +138,12 @@ def _load_mat(path: Path) -> dict[str, Any]:
     try:
         from scipy.io import loadmat
     except ImportError:
-        raise InputError(f"{path}: a file of MATLAB's, which wants scipy: pip install scipy") from None
+        raise InputError(
+            f"{path}: a MATLAB file requires scipy; install it with: pip install scipy"
+        ) from None
     try:
         return dict(loadmat(path))
     except OSError:
         raise
-    except Exception as error:  # a damaged file raises whatever its bytes lead to
-        raise InputError(f"{path}: not a file of MATLAB's: {format_error(error)[:100]}") from None
+    except Exception as error:  # a damaged file can raise any exception
+        raise InputError(f"{path}: expected a MATLAB file: {format_error(error)[:100]}") from None

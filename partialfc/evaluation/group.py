@@ -1,4 +1,4 @@
-"""Several evaluation sets that belong together, as the four of RFW: scored each, and by how much they differ."""
+"""Group of evaluation sets, such as the four of RFW: scored separately, with the spread of their scores."""
 
 import math
 import statistics
@@ -14,7 +14,7 @@ from partialfc.evaluation.sets import EvaluationSet, SetEvaluation, primary_scor
 
 @dataclass(frozen=True)
 class SetGroup:
-    """An evaluation set of others, whose headline scores are one and the same."""
+    """Evaluation set that consists of sets with the same primary score."""
 
     name: str
     sets: Sequence[EvaluationSet]
@@ -23,7 +23,7 @@ class SetGroup:
         return sum(len(it) for it in self.sets)
 
     def pixels(self, index: int, size: int) -> ImageArray:
-        """See EvaluationSet."""
+        """Return image `index` of all sets, uint8 RGB `[size, size, 3]`."""
         for one in self.sets:
             if index < len(one):
                 return one.pixels(index, size)
@@ -31,8 +31,10 @@ class SetGroup:
         raise IndexError(index)
 
     def evaluate(self, embeddings: Tensor) -> SetEvaluation:
-        """See EvaluationSet. The mean of the sets' headline scores; NAME_deviation, their standard deviation over the sets
-        (divided by n - 1), and SET_NAME, each one's. The pictures of each set.
+        """Return the mean of the primary scores, their standard deviation and each set's score.
+
+        NAME_deviation is the standard deviation over the sets (divided by n - 1); SET_NAME are the single
+        scores. The figures are those of each set.
         """
         parts = embeddings.split([len(it) for it in self.sets])
         found = {one.name: one.evaluate(part) for one, part in zip(self.sets, parts, strict=True)}
@@ -44,7 +46,7 @@ class SetGroup:
         return SetEvaluation(
             {name: mean, f"{name}_deviation": deviation}
             | {f"{one}_{name}": value for one, value in values.items()},
-            f"{name} {percent(mean)}, deviation {'-' if math.isnan(deviation) else f'{100 * deviation:.2f} points'}: "
+            f"{name} {percent(mean)}, std {'-' if math.isnan(deviation) else f'{100 * deviation:.2f} points'}: "
             + ", ".join(f"{one} {percent(value)}" for one, value in values.items()),
             ((f"{name}_of_{one}", picture) for one, it in found.items() for name, picture in it.figures),
             "; ".join(it.warning for it in found.values() if it.warning) or None,

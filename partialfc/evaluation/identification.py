@@ -1,6 +1,7 @@
-"""Whom probes show: ranks in a gallery, and the share of mates that are found where few strangers are. numpy in, numbers out.
+"""Open-set and closed-set identification in a gallery. numpy only.
 
-A probe is mated where its subject is in the gallery, which may have several templates of it; else non-mated.
+A probe is mated if its subject is in the gallery, which may have several templates per subject; otherwise it
+is non-mated.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,11 +13,11 @@ from partialfc.errors import InputError
 from partialfc.evaluation.metrics import format_rate
 
 RANKS = (1, 5, 10)
-FPIRS = (1e-2, 1e-1)  # false positive identification rates that are of interest
-_BLOCK = 1 << 24  # similarities at a time
+FPIRS = (1e-2, 1e-1)  # false positive identification rates to report
+_BLOCK = 1 << 24  # similarities per block
 
-Templates = NDArray[np.float32]  # [n, D], of length 1
-Subjects = NDArray[np.int64]  # [n]
+Templates = NDArray[np.float32]  # `[n, D]`, L2-normalized
+Subjects = NDArray[np.int64]  # `[n]`
 UNKNOWN_SUBJECT = -1  # in a gallery: a subject of no probe
 
 
@@ -27,14 +28,16 @@ def identify(
     gallery_subjects: Subjects,
     ranks: Sequence[int] = RANKS,
 ) -> dict[str, float]:
-    """Of probes that show `probe_subjects` in a gallery of `gallery_subjects` ones:
+    """Return the identification scores of probes in a gallery.
 
-    - rank1 and so on: the share of mated probes of whom a mate is among so many nearest of the gallery (equally near strangers
-      count as nearer);
-    - tpir@fpir=1e-2 and so on: the share of mated probes whose nearest mate's similarity is above a threshold that at most
-      that share of the non-mated probes exceeds with anyone; left out for rates that they are too few to measure.
+    - rank1 and so on: fraction of mated probes with a mate among that many nearest templates. Equally near
+    non-mates count as nearer.
+    - tpir@fpir=1e-2 and so on: fraction of mated probes whose nearest mate exceeds a threshold. At most that
+    fraction of the non-mated probes exceeds the threshold for any template. Rates that need more non-mated
+    probes are omitted.
 
-    InputError where no probe is mated, or a template is not finite.
+    Raises:
+        InputError: If no probe is mated, or a template is not finite.
     """
     _check_finite(probes, gallery)
     order = np.argsort(gallery_subjects, kind="stable")
@@ -66,16 +69,19 @@ def identify(
 def identify_insightface(
     probes: Templates, probe_subjects: Subjects, gallery: Templates, gallery_subjects: Subjects
 ) -> dict[str, float]:
-    """The rule of insightface's script (ijb_1n.py), in which every probe has a mate: insightface_rank1 and so on; and
-    insightface_tpir@fpir=F, the share of mates above the n-th largest of all similarities to strangers, n = ceil(F probes).
+    """Return the scores of insightface's script (ijb_1n.py), where every probe has exactly one mate.
 
-    InputError where a subject is in the gallery twice, or a probe's is not.
+    insightface_rank1 and so on; insightface_tpir@fpir=F: fraction of mates above the n-th largest of all
+    non-mate similarities, with n = ceil(F probes).
+
+    Raises:
+        InputError: If a subject is in the gallery twice, or a probe's is missing.
     """
     _check_finite(probes, gallery)
     mates = find_mates(probe_subjects, gallery_subjects)
     if (missing := np.flatnonzero(mates < 0)).size:
         raise InputError(f"subject {probe_subjects[missing[0]]} of a probe is in no gallery")
-    wanted = [int(np.ceil(fpir * len(probes))) for fpir in FPIRS]
+    expected = [int(np.ceil(fpir * len(probes))) for fpir in FPIRS]
     largest = np.empty(0, np.float32)
     places, to_mate = [], []
     for block, similarity in _iter_similarities(probes, gallery):
@@ -85,21 +91,25 @@ def identify_insightface(
         to_mate.append(own)
         similarity[rows, mates[block]] = -2
         together = np.concatenate([largest, similarity.ravel()])
-        largest = np.partition(together, -min(max(wanted), len(together)))[-max(wanted) :]
+        largest = np.partition(together, -min(max(expected), len(together)))[-max(expected) :]
     place, mate = np.concatenate(places), np.concatenate(to_mate)
     descending = -np.sort(-largest)
     found = {f"insightface_rank{rank}": float((place <= rank).mean()) for rank in RANKS}
-    for fpir, count in zip(FPIRS, wanted, strict=True):
+    for fpir, count in zip(FPIRS, expected, strict=True):
         found[f"insightface_tpir@fpir={format_rate(fpir)}"] = float((mate > descending[count - 1]).mean())
     return found
 
 
 def find_mates(probe_subjects: Subjects, gallery_subjects: Subjects) -> NDArray[np.int64]:
-    """[P] the place of each probe's subject in the gallery, -1: it is not there. InputError where one is there twice."""
+    """Return the gallery index `[P]` of each probe's subject, or -1.
+
+    Raises:
+        InputError: If a subject is in the gallery twice.
+    """
     order = np.argsort(gallery_subjects, kind="stable")
     ascending = gallery_subjects[order]
     if (twice := ascending[1:][ascending[1:] == ascending[:-1]]).size:
-        raise InputError(f"subject {twice[0]} is in the gallery twice; wanted one template a subject")
+        raise InputError(f"subject {twice[0]} is in the gallery twice; expected one template per subject")
     places = np.minimum(np.searchsorted(ascending, probe_subjects), len(gallery_subjects) - 1)
     return np.where(ascending[places] == probe_subjects, order[places], -1)
 
@@ -114,7 +124,7 @@ def _check_finite(probes: Templates, gallery: Templates) -> None:
 
 
 def _iter_similarities(probes: Templates, gallery: Templates) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-    """Similarities of some probes to all of a gallery, at a time."""
+    """Yield the similarities of blocks of probes to the gallery."""
     step = max(1, _BLOCK // len(gallery))
     for start in range(0, len(probes), step):
         block = slice(start, min(start + step, len(probes)))
@@ -122,5 +132,5 @@ def _iter_similarities(probes: Templates, gallery: Templates) -> Iterator[tuple[
 
 
 def _max_count(fraction: float, count: int) -> int:
-    """How many of `count` are at most that share."""
+    """Return the largest count that is at most this fraction of `count`."""
     return int(np.floor(fraction * count + 1e-9))

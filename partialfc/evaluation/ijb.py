@@ -1,12 +1,13 @@
-"""IJB-B and IJB-C: templates of several images each, compared 1:1 and searched 1:N, by the files as they are released.
+"""IJB-B and IJB-C: templates of several images, compared 1:1 and searched 1:N, from the released files.
 
     loose_crop/1.jpg ...                   meta/ijbc_name_5pts_score.txt        name x1 y1 ... x5 y5 score
     meta/ijbc_face_tid_mid.txt             name template media
     meta/ijbc_template_pair_label.txt      template template label
-    meta/ijbc_1N_gallery_G1.csv, _G2.csv, ijbc_1N_probe_mixed.csv    TEMPLATE_ID,SUBJECT_ID,... (of IJB-B: _S1, _S2)
+    meta/ijbc_1N_gallery_G1.csv, _G2.csv, ijbc_1N_probe_mixed.csv    TEMPLATE_ID,SUBJECT_ID,... (IJB-B:
+        _S1, _S2)
 
-A template is, as in the public scripts, the sum over its media of the mean of their images' embeddings, each times its
-detector's score and not normalised before; then brought to length 1.
+As in the public scripts, each unnormalized embedding is weighted by its detector score. A template is the sum
+over its media of the mean of their images, L2-normalized.
 """
 
 import re
@@ -33,16 +34,16 @@ from partialfc.evaluation.sets import Scores, SetEvaluation, check_embeddings
 _FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 _HEADLINE = "tar@far=1e-4"
 _AT_ONCE = 1 << 12  # images
-_COSINES = 1 << 24  # at a time
+_COSINES = 1 << 24  # similarities per block
 _SUFFIX = "_face_tid_mid.txt"
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 
-TemplateIndices = NDArray[np.int32]  # of templates, in the order of their numbers
+TemplateIndices = NDArray[np.int32]  # indices of templates, ordered by template id
 
 
 @dataclass(frozen=True)
 class SubjectTemplates:
-    """Templates [n], by their places, and whom they show [n]."""
+    """Template indices `[n]` and their subjects `[n]`."""
 
     templates: TemplateIndices
     subjects: Subjects
@@ -50,34 +51,34 @@ class SubjectTemplates:
 
 @dataclass(frozen=True)
 class IJBSet:
-    """One of the two sets: N images of T templates, P pairs of templates."""
+    """IJB-B or IJB-C: N images in T templates, P pairs of templates."""
 
     path: Path
-    name: str  # as its files' names begin
-    files: list[str]  # [N]
-    points: list[FacePoints]  # [N] of each face
-    weights: NDArray[
-        np.float32
-    ]  # [N] the detector's score over how many images of its template are of its media
-    templates: TemplateIndices  # [N]
+    name: str  # prefix of its file names
+    files: list[str]  # `[N]`
+    points: list[FacePoints]  # `[N]`
+    weights: NDArray[np.float32]  # `[N]` detector score / number of images of the same media in the template
+    templates: TemplateIndices  # `[N]`
     num_templates: int  # T
-    first: TemplateIndices  # [P]
-    second: TemplateIndices  # [P]
-    is_same: NDArray[np.bool_]  # [P]
-    galleries: list[SubjectTemplates]  # none: no 1:N
+    first: TemplateIndices  # `[P]`
+    second: TemplateIndices  # `[P]`
+    is_same: NDArray[np.bool_]  # `[P]`
+    galleries: list[SubjectTemplates]  # empty: no 1:N protocol
     probes: SubjectTemplates | None
 
     def __len__(self) -> int:
         return len(self.files)
 
     def pixels(self, index: int, size: int) -> ImageArray:
-        """See EvaluationSet: the face of image `index`, aligned by its points."""
+        """Return the face of image `index`, aligned by its points, uint8 RGB `[size, size, 3]`."""
         return align_face(images.read(self.path / "loose_crop" / self.files[index]), self.points[index], size)
 
     def evaluate(self, embeddings: Tensor) -> SetEvaluation:
-        """See EvaluationSet. tar@far=1e-4 and so on, see metrics.tar_at_far; insightface_tar@far=..., by the rule of the public
-        script, see metrics.tars_at_nearest_fars; where there are galleries, the scores of `identify`, the mean over the two, and
-        those of `identify_insightface`, of both as one. A picture: the ROC curve.
+        """Return the scores of the 1:1 protocol and, if there are galleries, of the 1:N protocol.
+
+        tar@far=1e-4 and so on: see metrics.tar_at_far. insightface_tar@far=...: by the rule of the public
+        script, see metrics.insightface_tars_at_fars. Scores of `identify` are the mean over the two
+        galleries; scores of `identify_insightface` use both as one. The figure is the ROC curve.
         """
         check_embeddings(embeddings, self.name)
         templates = self.pool_templates(embeddings)
@@ -96,7 +97,7 @@ class IJBSet:
         return SetEvaluation(scores, _format_scores(scores), self._iter_figures(similarity))
 
     def pool_templates(self, embeddings: Tensor) -> Tensor:
-        """float32 [T, D] of length 1, on the host."""
+        """Return L2-normalized float32 templates `[T, D]`, on the host."""
         sums = torch.zeros(self.num_templates, embeddings.shape[1], dtype=torch.float64)
         for start in range(0, len(self), _AT_ONCE):
             part = slice(start, start + _AT_ONCE)
@@ -106,13 +107,14 @@ class IJBSet:
         return normalize(sums).float()
 
     def _iter_figures(self, similarity: NDArray[np.float32]) -> Iterator[tuple[str, ImageArray]]:
-        from partialfc.evaluation import plots  # here: matplotlib takes a second
+        from partialfc.evaluation import plots  # imported late: matplotlib takes a second
 
         yield "roc", plots.plot_roc(self.name, similarity, self.is_same)
 
     def _pair_similarities(self, templates: Tensor) -> NDArray[np.float32]:
         """Return the cosine `[P]` of each pair."""
-        # Of a first template with all: a product of matrices is faster than its few thousand pairs one by one.
+        # One matrix product per first template with all others is faster than its few thousand pairs one by
+        # one.
         order = np.argsort(self.first, kind="stable")
         firsts, starts = np.unique(self.first[order], return_index=True)
         bounds = np.append(starts, len(order))
@@ -149,15 +151,22 @@ def _format_scores(scores: Scores) -> str:
 
 
 def is_ijb(folder: Path) -> bool:
-    """Whether a folder holds such a set."""
+    """Return True if the folder contains IJB-B or IJB-C."""
     return any(folder.glob(f"meta/*{_SUFFIX}"))
 
 
 def load_ijb(folder: Path) -> IJBSet:
-    """The set in a folder. InputError where a file is none of what is wanted, or they do not fit each other."""
+    """Load a set from a folder.
+
+    Returns:
+        IJB-B or IJB-C.
+
+    Raises:
+        InputError: If a file is invalid, or files are inconsistent.
+    """
     named = sorted(folder.glob(f"meta/*{_SUFFIX}"))
     if len(named) != 1:
-        raise InputError(f"{folder}: {len(named)} files meta/*{_SUFFIX}; wanted one, such as ijbc{_SUFFIX}")
+        raise InputError(f"{folder}: {len(named)} files meta/*{_SUFFIX}; expected one, such as ijbc{_SUFFIX}")
     name = named[0].name.removesuffix(_SUFFIX)
     files, points, scores = _read_face_points(folder / f"meta/{name}_name_5pts_score.txt")
     numbers, media = _read_templates(named[0], files)
@@ -165,7 +174,7 @@ def load_ijb(folder: Path) -> IJBSet:
     pairs = folder / f"meta/{name}_template_pair_label.txt"
     first, second, label = _read_int_columns(pairs, 3)
     if (wrong := np.flatnonzero((label != 0) & (label != 1))).size:
-        raise InputError(f"{pairs}: pair {wrong[0] + 1} has the label {label[wrong[0]]}; wanted 0 or 1")
+        raise InputError(f"{pairs}: pair {wrong[0] + 1} has the label {label[wrong[0]]}; expected 0 or 1")
     galleries, probes = _load_galleries(folder / "meta", name, known)
     return IJBSet(
         path=folder,
@@ -184,7 +193,7 @@ def load_ijb(folder: Path) -> IJBSet:
 
 
 def _read_face_points(path: Path) -> tuple[list[str], list[FacePoints], NDArray[np.float64]]:
-    """Names [N], five points [N], scores [N]."""
+    """Return names `[N]`, five points `[N]` and scores `[N]`."""
     files, points, scores = [], [], []
     for place, fields in _iter_fields(path, 12):
         try:
@@ -200,14 +209,18 @@ def _read_face_points(path: Path) -> tuple[list[str], list[FacePoints], NDArray[
 
 
 def _read_templates(path: Path, files: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Template and media [N] of each image. InputError where the images are not `files`, in their order."""
+    """Return template and media `[N]` of each image.
+
+    Raises:
+        InputError: If the images are not `files`, in the same order.
+    """
     numbers = []
-    for (place, fields), wanted in zip(_iter_fields(path, 3), [*files, None], strict=False):
-        if fields[0] != wanted:
-            found = wanted or f"{len(files)} images"
+    for (place, fields), expected in zip(_iter_fields(path, 3), [*files, None], strict=False):
+        if fields[0] != expected:
+            found = expected or f"{len(files)} images"
             raise InputError(f"{path}: line {place}: {fields[0]}; the list of points has {found} there")
         if not all(_INTEGER.fullmatch(it) for it in fields[1:]):
-            raise InputError(f"{path}: line {place}: {' '.join(fields)}; wanted name template media")
+            raise InputError(f"{path}: line {place}: {' '.join(fields)}; expected name template media")
         numbers.append((int(fields[1]), int(fields[2])))
     if len(numbers) != len(files):
         raise InputError(f"{path}: {len(numbers)} images; the list of points has {len(files)}")
@@ -216,41 +229,45 @@ def _read_templates(path: Path, files: list[str]) -> tuple[NDArray[np.int64], ND
 
 
 def _count_media_images(templates: NDArray[Any], media: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[N] how many images of an image's template are of its media."""
+    """Return the number of images of the same media in the template, for each image `[N]`."""
     together = np.stack([templates.astype(np.int64), media], axis=1)
     _, inverse, counts = np.unique(together, axis=0, return_inverse=True, return_counts=True)
     return counts[inverse.reshape(-1)]
 
 
 def _iter_fields(path: Path, fields: int) -> Iterator[tuple[int, list[str]]]:
-    """The number and the fields of each line."""
-    with path.open(encoding="utf-8", errors="surrogateescape") as file:  # a name may be of any bytes
+    """Yield the number and the fields of each line."""
+    with path.open(encoding="utf-8", errors="surrogateescape") as file:  # names may contain any bytes
         for place, line in enumerate(file, 1):
             found = line.split()
             if len(found) != fields:
-                raise InputError(f"{path}: line {place}: {len(found)} fields; wanted {fields}")
+                raise InputError(f"{path}: line {place}: {len(found)} fields; expected {fields}")
             yield place, found
 
 
 def _read_int_columns(path: Path, columns: int) -> list[NDArray[np.int64]]:
-    """The columns of a file of whole numbers, of which there may be tens of millions."""
+    """Read integer columns; a file may have tens of millions of rows."""
     with warnings.catch_warnings():
         warnings.simplefilter(
             "error", DeprecationWarning
-        )  # of numpy: what is no number is not told otherwise
+        )  # numpy's only report of a field that is not a number
         try:
             found = np.fromfile(path, np.int64, sep=" ")
         except (DeprecationWarning, ValueError):
-            raise InputError(f"{path}: something in it is no whole number") from None
+            raise InputError(f"{path}: expected integers only") from None
     if not found.size or found.size % columns:
-        raise InputError(f"{path}: {found.size} numbers; wanted {columns} in each line")
+        raise InputError(f"{path}: {found.size} numbers; expected {columns} in each line")
     return [found[column::columns] for column in range(columns)]
 
 
 def _template_indices(
     template_ids: NDArray[np.int64], known_ids: NDArray[np.int64], path: Path
 ) -> TemplateIndices:
-    """Of templates, given their numbers. InputError where one has no images."""
+    """Return the indices of templates from their ids.
+
+    Raises:
+        InputError: If one has no images.
+    """
     places = np.minimum(np.searchsorted(known_ids, template_ids), len(known_ids) - 1)
     if (wrong := np.flatnonzero(known_ids[places] != template_ids)).size:
         raise InputError(f"{path}: template {template_ids[wrong[0]]} has no images")
@@ -260,7 +277,7 @@ def _template_indices(
 def _load_galleries(
     meta: Path, name: str, known: NDArray[np.int64]
 ) -> tuple[list[SubjectTemplates], SubjectTemplates | None]:
-    """The two galleries, and the probes, where they are there."""
+    """Return the two galleries and the probes, if they exist."""
     paths = [meta / f"{name}_1N_gallery_{it}.csv" for it in ("G1", "G2")]
     if not paths[0].exists():
         paths = [meta / f"{name}_1N_gallery_{it}.csv" for it in ("S1", "S2")]
@@ -272,15 +289,15 @@ def _load_galleries(
 
 
 def _load_subject_templates(path: Path, known: NDArray[np.int64]) -> SubjectTemplates:
-    """A template of several images has several lines."""
+    """Return the templates of a file; a template of several images has several lines."""
     found: dict[int, int] = {}
     with path.open(encoding="utf-8", errors="surrogateescape") as file:
         for place, line in enumerate(file, 1):
             fields = [it.strip() for it in line.split(",")[:2]]
             if place == 1 and not _INTEGER.fullmatch(fields[0]):
-                continue  # the heading
+                continue  # header
             if len(fields) < 2 or not all(_INTEGER.fullmatch(it) for it in fields):
-                raise InputError(f"{path}: line {place}: wanted TEMPLATE_ID,SUBJECT_ID,...")
+                raise InputError(f"{path}: line {place}: expected TEMPLATE_ID,SUBJECT_ID,...")
             template, subject = map(int, fields)
             if found.setdefault(template, subject) != subject:
                 raise InputError(f"{path}: line {place}: template {template} of a second subject, {subject}")

@@ -1,4 +1,4 @@
-"""An evaluation set of whatever kind, from a path."""
+"""Loading of evaluation sets of any kind from a path."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +15,13 @@ _FOLDERS = "several, of IJB (meta/ and loose_crop/), of gallery/ and probe/, or 
 
 
 def load_set(path: Path) -> EvaluationSet:
-    """A .bin of pairs; a folder of several, as RFW, which are one set then; a folder of IJB-B or IJB-C; of a gallery and of
-    probes; of TinyFace. InputError where it is none of these, or damaged.
+    """Load a .bin of pairs, a folder of several (one group, such as RFW), IJB-B or IJB-C, a gallery, or TinyFace.
+
+    Returns:
+        The evaluation set.
+
+    Raises:
+        InputError: If it is anything else, or damaged.
     """
     if not path.is_dir():
         return load_pairs(path)
@@ -27,19 +32,26 @@ def load_set(path: Path) -> EvaluationSet:
     files = sorted(path.glob("*.bin"))
     if len(files) > 1:
         return SetGroup(path.resolve().name, [load_pairs(it) for it in files])
-    raise InputError(f"{path}: no evaluation set; wanted a .bin file, or a folder of {_FOLDERS}")
+    raise InputError(f"{path}: expected a .bin file, or a folder of {_FOLDERS}")
 
 
 def load_sets(paths: Sequence[Path]) -> list[EvaluationSet]:
-    """The sets at `paths`. InputError where one cannot be loaded, or two have one name, by which their scores are told."""
+    """Load the sets at `paths`.
+
+    Returns:
+        The evaluation sets, in the same order.
+
+    Raises:
+        InputError: If one cannot be loaded, or two have the same name.
+    """
     found = [load_set(path) for path in paths]
     names = [it.name for it in found]
     if twice := next((name for name in names if names.count(name) > 1), None):
         places = ", ".join(str(path) for path, name in zip(paths, names, strict=True) if name == twice)
-        raise InputError(f"{places}: two sets are called {twice}; wanted names of their own")
+        raise InputError(f"{places}: two sets are named {twice}; expected unique names")
     return found
 
 
 def evaluation_set_paths(config: Config) -> list[Path]:
-    """Of a run's sets: every .bin in the folder of its data, and those that evaluation.sets names."""
+    """Return a run's sets: every .bin in its data folder, and those of evaluation.sets."""
     return [*sorted(Path(config.data.path).glob("*.bin")), *map(Path, config.evaluation.sets)]

@@ -1,4 +1,4 @@
-"""How well similarities tell same from different: pair accuracy, TAR at FAR, ROC. numpy in, numbers out."""
+"""Verification metrics: pair accuracy, TAR at FAR, ROC. numpy only."""
 
 import math
 import warnings
@@ -9,31 +9,32 @@ from numpy.typing import ArrayLike, NDArray
 
 from partialfc.errors import InputError
 
-FARS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # false accept rates that are of interest
+FARS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # false accept rates to report
 _BOOTSTRAP_SAMPLES, _MIN_BOOTSTRAP_SAMPLES, _MAX_BOOTSTRAP_PAIRS = (
     1000,
     100,
     10_000_000,
-)  # of a bootstrap: sets, and pairs of all of them
+)  # bootstrap samples: number of sets, and of pairs in all of them
 
-Similarities = NDArray[np.floating]  # [P] of each pair, larger is more alike
-IsSame = NDArray[np.bool_]  # [P] whether a pair shows one person
+Similarities = NDArray[np.floating]  # `[P]`, larger is more similar
+IsSame = NDArray[np.bool_]  # `[P]` whether a pair shows one person
 
 
 def pair_accuracy(similarity: Similarities, is_same: IsSame, folds: int = 10) -> tuple[float, float]:
-    """Mean and standard deviation over folds of the share of pairs told right (the LFW protocol).
+    """Return mean and standard deviation over folds of the fraction of correct pairs (LFW protocol).
 
-    The folds are contiguous; each is judged at the threshold that is best on the other folds together. Every
-    midpoint between neighbouring similarities is a candidate; of several best ones, the median is taken.
+    Folds are contiguous. Each is evaluated at the threshold that is best on the other folds together.
+    Candidates are all midpoints between neighboring similarities; of several best ones, the median is taken.
     """
     fold = _fold_ids(len(is_same), folds)
     return _mean_std_over_folds(_is_correct(similarity, is_same, fold), fold)
 
 
 def insightface_accuracy(distance: Similarities, is_same: IsSame, folds: int = 10) -> tuple[float, float]:
-    """As `pair_accuracy`, by the rule of insightface's verification.py: given squared distances [P] of embeddings of length 1,
-    the thresholds are 0, 0.01, ... 3.99, and of several best ones the smallest is taken; pairs that do not make equal folds
-    go to the first ones.
+    """Return `pair_accuracy` by the rule of insightface's verification.py.
+
+    Given squared distances `[P]` of L2-normalized embeddings, the thresholds are 0, 0.01, ... 3.99. Of
+    several best ones, the smallest is taken. If folds are unequal, the first ones are larger.
     """
     told = (distance < np.arange(0, 4, 0.01)[:, None]) == is_same
     accuracies = []
@@ -46,7 +47,7 @@ def insightface_accuracy(distance: Similarities, is_same: IsSame, folds: int = 1
 def roc(similarity: Similarities, is_same: IsSame) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return false accept rates, ascending from 0 to 1, and the true accept rates at the same thresholds.
 
-    The rates of a kind of which there are no pairs are NaN.
+    A rate is NaN if there are no pairs of its kind.
     """
     false, true = (
         np.concatenate([[0.0], it / it[-1]]) if it[-1] else np.full(len(it) + 1, np.nan)
@@ -56,21 +57,22 @@ def roc(similarity: Similarities, is_same: IsSame) -> tuple[NDArray[np.float64],
 
 
 def auc(similarity: Similarities, is_same: IsSame) -> float:
-    """The area under the ROC curve."""
+    """Return the area under the ROC curve."""
     far, tar = roc(similarity, is_same)
     return float(np.trapezoid(tar, far))
 
 
 def tar_at_far(similarity: Similarities, is_same: IsSame, far: float) -> float:
-    """The largest true accept rate of a threshold that falsely accepts at most the share `far`.
+    """Return the largest true accept rate at a threshold with a false accept rate of at most `far`.
 
-    With fewer than 1 / far different pairs this is the rate at no false accept, which says nothing of `far`.
+    With fewer than 1 / far different pairs, this is the rate without false accepts, which does not measure
+    `far`.
     """
     return tars_at_fars(similarity, is_same, [far])[0]
 
 
 def tars_at_fars(similarity: Similarities, is_same: IsSame, fars: Sequence[float]) -> list[float]:
-    """`tar_at_far` of each of `fars`; NaN where pairs are of one kind."""
+    """Return `tar_at_far` for each of `fars`; NaN if all pairs are of one kind."""
     if one_kind(is_same):
         return [math.nan] * len(fars)
     false, true = roc(similarity, is_same)
@@ -78,14 +80,16 @@ def tars_at_fars(similarity: Similarities, is_same: IsSame, fars: Sequence[float
 
 
 def insightface_tars_at_fars(similarity: Similarities, is_same: IsSame, fars: Sequence[float]) -> list[float]:
-    """Of each of `fars`, the true accept rate by the rule of insightface's IJB scripts: at the corner of the ROC curve, as
-    scikit-learn's roc_curve leaves it, whose false accept rate is nearest to `far`, above or below it; of two equally near
-    ones at the larger rate, of those of one rate at the largest true accept rate. NaN where pairs are of one kind.
+    """Return the true accept rate for each of `fars` by the rule of insightface's IJB scripts.
+
+    It is taken at the corner of scikit-learn's roc_curve with the false accept rate nearest to `far`. Of two
+    equally near ones it is the larger rate, and of several with one rate the largest true accept rate. NaN if
+    all pairs are of one kind.
     """
     if one_kind(is_same):
         return [math.nan] * len(fars)
     false, true = _accept_counts(similarity, is_same)
-    if len(false) > 2:  # points on a line between others are dropped
+    if len(false) > 2:  # collinear points are dropped
         corners = np.concatenate([[True], (np.diff(false, 2) != 0) | (np.diff(true, 2) != 0), [True]])
         false, true = false[corners], true[corners]
     descending, tars = (np.concatenate([[0], it])[::-1] / it[-1] for it in (false, true))
@@ -93,29 +97,33 @@ def insightface_tars_at_fars(similarity: Similarities, is_same: IsSame, fars: Se
 
 
 def _accept_counts(similarity: Similarities, is_same: IsSame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """How many different pairs, and how many same ones, are accepted at each threshold, from the strictest on."""
+    """Return the numbers of accepted different and same pairs at each threshold, from the strictest on."""
     order = np.argsort(-similarity, kind="stable")
-    ends = np.flatnonzero(np.diff(similarity[order], append=-np.inf))  # the last of each run of equals
+    ends = np.flatnonzero(np.diff(similarity[order], append=-np.inf))  # last of each run of equal values
     true = np.cumsum(is_same[order], dtype=np.int64)[ends]
     return ends + 1 - true, true
 
 
 def verify(similarities: ArrayLike, is_same: ArrayLike) -> dict[str, float]:
-    """All that a run reports of a verification set of P pairs, given their similarities [P], larger is more alike, and
-    whether each pair shows one person [P], in the order of its 10 folds:
+    """Return all scores of a verification set of P pairs.
 
     - accuracy and accuracy_std: see pair_accuracy;
-    - auc: the area under the ROC curve;
-    - tar@far=1e-2 and so on: see tar_at_far, for each false accept rate that P pairs can measure, that is with one
-      false accept at least;
-    - threshold: the similarity above which most pairs are told right, and threshold_far, its false accept rate;
-    - NAME_low and NAME_high for accuracy, auc and each tar: the interval of 95 % by a bootstrap over pairs, the same in
-      every call.
+    - auc: area under the ROC curve;
+    - tar@far=1e-2 and so on: see tar_at_far, for each false accept rate with at least one false accept among
+    P pairs;
+    - threshold: the similarity with the most correct pairs, and threshold_far, its false accept rate;
+    - NAME_low and NAME_high for accuracy, auc and each tar: 95 % bootstrap confidence interval over pairs,
+    deterministic.
 
-    Where all pairs are of one kind these are undefined: NaN, with a warning.
+    If all pairs are of one kind, these are NaN, with a warning.
+
+    Args:
+        similarities: Similarities `[P]`, larger is more similar, in the order of the 10 folds.
+        is_same: Whether each pair shows one person, `[P]`.
 
     Raises:
-        InputError: The two do not fit each other, one of them is empty, or `is_same` holds anything but booleans, 0 and 1.
+        InputError: If the two differ in length, are empty, or `is_same` contains anything but booleans, 0
+            and 1.
     """
     truth = _truth(is_same)
     found = scores_of_pairs(similarities, truth)
@@ -125,7 +133,7 @@ def verify(similarities: ArrayLike, is_same: ArrayLike) -> dict[str, float]:
 
 
 def one_kind(is_same: IsSame) -> str | None:
-    """Return why scores of the pairs are undefined: all of them are of one kind; None if they are defined."""
+    """Return why scores of the pairs are undefined (all are of one kind), or None."""
     if not len(is_same) or is_same.any() != is_same.all():
         return None
     kind = "the same person" if is_same.all() else "different people"
@@ -133,7 +141,11 @@ def one_kind(is_same: IsSame) -> str | None:
 
 
 def _truth(is_same: ArrayLike) -> IsSame:
-    """Return labels as booleans. InputError if they are anything but booleans, 0 and 1."""
+    """Return labels as booleans.
+
+    Raises:
+        InputError: If they are anything but booleans, 0 and 1.
+    """
     given = np.asarray(is_same)
     if given.dtype == np.bool_:
         return given
@@ -144,14 +156,14 @@ def _truth(is_same: ArrayLike) -> IsSame:
 
 
 def scores_of_pairs(similarities: ArrayLike, truth: IsSame) -> dict[str, float]:
-    """Return the scores of `verify`, without a warning where they are undefined."""
+    """Return the scores of `verify`, without a warning if they are undefined."""
     similarity = np.asarray(similarities, np.float64)
     if similarity.ndim != 1 or similarity.shape != truth.shape or len(similarity) < 10:
         raise InputError(
-            f"similarities of shape {similarity.shape} and same of {truth.shape}; wanted two lists of one length, 10 at least"
+            f"similarities of shape {similarity.shape} and same of {truth.shape}; expected two lists of the same length, at least 10"
         )
     if not np.isfinite(similarity).all():
-        raise InputError("similarities that are not finite")
+        raise InputError("non-finite similarities")
     if one_kind(truth):
         return dict.fromkeys(_names(_measurable_fars(int((~truth).sum()))), math.nan)
     fold = _fold_ids(len(truth), 10)
@@ -175,20 +187,19 @@ def scores_of_pairs(similarities: ArrayLike, truth: IsSame) -> dict[str, float]:
 
 
 def _names(measurable: Sequence[float]) -> list[str]:
-    """Return the names of the scores of `verify`, given the false accept rates that the pairs can measure."""
+    """Return the names of the scores of `verify` for these false accept rates."""
     with_interval = ["auc", *(f"tar@far={format_rate(far)}" for far in measurable)]
     names = ["accuracy", "accuracy_std", *with_interval, "threshold", "threshold_far"]
     return names + [f"{name}_{end}" for name in ("accuracy", *with_interval) for end in ("low", "high")]
 
 
 def scores_with_interval(scores: Mapping[str, float]) -> list[str]:
-    """The names of those scores that have an interval."""
+    """Return the names of the scores that have a confidence interval."""
     return [name for name in scores if f"{name}_low" in scores]
 
 
 def format_scores(scores: Mapping[str, float]) -> dict[str, str]:
-    """Scores in words, for a table: those with an interval beside it, the others to four digits, rates as
-    percents; without deviations."""
+    """Return formatted scores for a table, with confidence intervals if available, without standard deviations."""
     return {
         name: format_with_interval(scores, name) if f"{name}_low" in scores else _format_plain(name, value)
         for name, value in scores.items()
@@ -212,7 +223,7 @@ def _format_plain(name: str, value: float) -> str:
 
 
 def format_with_interval(scores: Mapping[str, float], name: str) -> str:
-    """A score with its interval, rounded to what that means: `90.8% [88.9, 92.5]`, an area without the percents."""
+    """Return a score with its interval, rounded accordingly: `90.8% [88.9, 92.5]`; an area without percent signs."""
     value, low, high = (scores[it] for it in (name, f"{name}_low", f"{name}_high"))
     if math.isnan(value):
         return "-"
@@ -224,28 +235,29 @@ def format_with_interval(scores: Mapping[str, float], name: str) -> str:
 
 
 def _measurable_fars(num_different: int) -> list[float]:
-    """The false accept rates for which so many different pairs have one false accept at least."""
+    """Return the FARs that `num_different` pairs can resolve (at least one false accept)."""
     return [far for far in FARS if far * num_different > 1 - 1e-9]
 
 
 def format_rate(rate: float) -> str:
-    """A power of ten, as names of scores have it."""
+    """Return a power of ten as in the names of scores."""
     return f"1e-{round(-math.log10(rate))}"
 
 
 def _bootstrap_intervals(similarity: Similarities, is_same: IsSame, is_correct: IsSame) -> dict[str, float]:
-    """The percentiles 2.5 and 97.5 of the scores of sets of as many pairs, drawn with replacement; thresholds of the
-    accuracy stay those of the whole set. right: see _told_right.
+    """Return the percentiles 2.5 and 97.5 of the scores over bootstrap samples of pairs.
+
+    The thresholds of the accuracy are those of the full set; `is_correct`: see `_is_correct`.
     """
     order = np.argsort(-similarity, kind="stable")
-    ends = np.flatnonzero(np.diff(similarity[order], append=-np.inf))  # the last of each run of equals
+    ends = np.flatnonzero(np.diff(similarity[order], append=-np.inf))  # last of each run of equal values
     truth, told, count = is_same[order], is_correct[order], len(is_same)
     draws = np.random.default_rng(0)
     found: dict[str, list[float]] = {}
     for _ in range(max(_MIN_BOOTSTRAP_SAMPLES, min(_BOOTSTRAP_SAMPLES, _MAX_BOOTSTRAP_PAIRS // count))):
         times = np.bincount(draws.integers(count, size=count), minlength=count)
         true, false = (np.cumsum(times * kind)[ends] for kind in (truth, ~truth))
-        all_true, all_false = max(1, true[-1]), max(1, false[-1])  # a drawn set may be of one kind
+        all_true, all_false = max(1, true[-1]), max(1, false[-1])  # a sample may be of one kind
         found.setdefault("accuracy", []).append(float(times @ told) / count)
         rates = np.concatenate([[0], true]) / all_true, np.concatenate([[0], false]) / all_false
         found.setdefault("auc", []).append(float(np.trapezoid(*rates)))
@@ -265,13 +277,13 @@ def _fold_ids(count: int, folds: int) -> NDArray[np.int64]:
 
 
 def _mean_std_over_folds(is_correct: IsSame, fold: NDArray[np.int64]) -> tuple[float, float]:
-    """Mean and standard deviation over the folds of the share of pairs that were told right."""
+    """Return mean and standard deviation over the folds of the fraction of correct pairs."""
     accuracies = [np.mean(is_correct[fold == one]) for one in range(int(fold[-1]) + 1)]
     return float(np.mean(accuracies)), float(np.std(accuracies))
 
 
 def _is_correct(similarity: Similarities, is_same: IsSame, fold: NDArray[np.int64]) -> IsSame:
-    """[P] whether each pair is, at the threshold that is best on the folds that it is not of."""
+    """Return `[P]` whether each pair is correct at the threshold that is best on the other folds."""
     right = np.zeros(len(is_same), bool)
     for one in np.unique(fold):
         threshold = _best_threshold(similarity[fold != one], is_same[fold != one])
@@ -283,9 +295,9 @@ def _is_correct(similarity: Similarities, is_same: IsSame, fold: NDArray[np.int6
 def _best_threshold(similarity: Similarities, is_same: IsSame) -> float:
     order = np.argsort(similarity, kind="stable")
     ascending, matches = similarity[order], is_same[order]
-    # right[i]: pairs told right when the i least similar ones are told apart from the rest
+    # num_correct[i]: correct pairs if the i least similar ones are rejected
     right = np.concatenate([[0], np.cumsum(~matches)]) + np.concatenate([np.cumsum(matches[::-1])[::-1], [0]])
-    separable = np.concatenate([[True], np.diff(ascending) > 0, [True]])  # no threshold between equals
+    separable = np.concatenate([[True], np.diff(ascending) > 0, [True]])  # no threshold between equal values
     best = np.flatnonzero((right == right[separable].max()) & separable)
     cut = best[len(best) // 2]
     edges = np.concatenate([ascending[:1] - 1, ascending, ascending[-1:] + 1])

@@ -1,4 +1,4 @@
-"""Verification sets as the field's .bin files have them; nothing in a file is executed."""
+"""Verification sets in the .bin format of the field; nothing in a file is executed."""
 
 import math
 from collections.abc import Collection, Iterator
@@ -21,15 +21,15 @@ from partialfc.runtime.exit_codes import format_error
 
 @dataclass(frozen=True)
 class VerificationPairs:
-    """A verification set of P pairs."""
+    """Verification set of P pairs."""
 
     path: Path
-    images: list[EncodedImage]  # [2 P]; 2 i and 2 i + 1 are pair i
-    is_same: NDArray[np.bool_]  # [P] whether a pair shows one person
+    images: list[EncodedImage]  # `[2 P]`; 2 i and 2 i + 1 are pair i
+    is_same: NDArray[np.bool_]  # `[P]`
 
     @property
     def name(self) -> str:
-        """The file's, without .bin."""
+        """Name of the file, without .bin."""
         return self.path.stem
 
     def __len__(self) -> int:
@@ -43,7 +43,7 @@ class VerificationPairs:
         return found
 
     def evaluate(self, embeddings: Tensor) -> SetEvaluation:
-        """See EvaluationSet, and metrics.verify. Pictures: the ROC curve, and the pairs that are hardest to tell."""
+        """Return the scores of metrics.verify. Figures: the ROC curve and the hardest pairs."""
         similarity = self.similarities(embeddings)
         scores = metrics.scores_of_pairs(similarity, self.is_same)
         if one_kind := metrics.one_kind(self.is_same):
@@ -51,7 +51,7 @@ class VerificationPairs:
         return SetEvaluation(scores, _format_scores(scores), self._iter_figures(similarity))
 
     def score_insightface(self, embeddings: Tensor) -> Scores:
-        """insightface_accuracy and insightface_accuracy_std: see metrics.grid_accuracy. embeddings: as of `evaluate`."""
+        """Return insightface_accuracy and insightface_accuracy_std, see metrics.insightface_accuracy."""
         if metrics.one_kind(self.is_same):
             return dict.fromkeys(("insightface_accuracy", "insightface_accuracy_std"), math.nan)
         unit = normalize(embeddings.double()).cpu().numpy()
@@ -60,28 +60,32 @@ class VerificationPairs:
         return {"insightface_accuracy": accuracy, "insightface_accuracy_std": deviation}
 
     def _iter_figures(self, similarity: NDArray[np.float64]) -> Iterator[tuple[str, ImageArray]]:
-        from partialfc.evaluation import plots  # here: matplotlib takes a second
+        from partialfc.evaluation import plots  # imported late: matplotlib takes a second
 
         yield "roc", plots.plot_roc(self.name, similarity, self.is_same)
         yield "hardest_pairs", plots.plot_hardest_pairs(self.pixels, similarity, self.is_same)
 
     def pixels(self, index: int, size: int) -> ImageArray:
-        """Image `index`, uint8 RGB [size, size, 3]. InputError names one that cannot be read."""
+        """Return image `index`, uint8 RGB `[size, size, 3]`.
+
+        Raises:
+            InputError: If it cannot be read.
+        """
         try:
             return images.decode(self.images[index], size)
         except InputError as error:
             raise InputError(f"{self.path}: image {index}: {error}") from None
 
     def encoded_image(self, index: int) -> EncodedImage:
-        """Image `index` as it is stored."""
+        """Return the encoded image `index`."""
         return self.images[index]
 
     def image_location(self, index: int) -> str:
-        """Where image `index` is, for people."""
+        """Return a human-readable location of image `index`."""
         return f"pair {index // 2}, image {index % 2}"
 
     def exclude(self, excluded: Collection[int]) -> tuple[Self, list[int]]:
-        """The set without the pairs of these images; and which of its images it has."""
+        """Return the set without the pairs of these images, and the indices of its images."""
         stay = [
             it for it in range(len(self.is_same)) if 2 * it not in excluded and 2 * it + 1 not in excluded
         ]
@@ -101,10 +105,17 @@ def _format_scores(scores: Scores) -> str:
 
 
 def load_pairs(path: Path) -> VerificationPairs:
-    """The set in a .bin: a pickle of (images, issame), of python 2 or 3, images as bytes or as uint8 arrays.
+    """Load a .bin: a pickle of (images, issame), of python 2 or 3, with images as bytes or uint8 arrays.
 
-    InputError where the file holds anything else, or fewer than 10 pairs, one for each fold; a pickle that
-    names a class or function beyond numpy's arrays is refused, and nothing of it runs.
+    Nothing in the pickle is executed; one that refers to classes or functions other than numpy's arrays is
+    refused.
+
+    Returns:
+        The verification set.
+
+    Raises:
+        OSError: If the file cannot be read.
+        InputError: If the file contains anything else, or fewer than 10 pairs, one per fold.
     """
     try:
         content = path.read_bytes()
@@ -113,17 +124,17 @@ def load_pairs(path: Path) -> VerificationPairs:
         raise InputError(f"{path}: {error}") from None
     except OSError:
         raise
-    except Exception as error:  # a damaged pickle raises whatever its bytes lead to
+    except Exception as error:  # a damaged pickle can raise any exception
         raise InputError(f"{path}: not a pickle of (images, issame): {format_error(error)[:100]}") from None
     if not (isinstance(loaded, tuple | list) and len(loaded) == 2):
-        raise InputError(f"{path}: a {type(loaded).__name__}, wanted (images, issame)")
+        raise InputError(f"{path}: a {type(loaded).__name__}, expected (images, issame)")
     faces, same = loaded
     lengths = [_list_length(part) for part in loaded]
-    most = len(content)  # an array of nothing may be of any length
+    most = len(content)  # an array without elements may have any length
     if lengths[0] != 2 * lengths[1] or not 10 <= lengths[1] <= most:
         found = " and ".join("no list" if length < 0 else str(length) for length in lengths)
         raise InputError(
-            f"{path}: {found} images and issame; wanted two images a pair, and 10 pairs at least"
+            f"{path}: {found} images and issame; expected two images per pair, and at least 10 pairs"
         )
     encoded = [_parse_image(path, index, image) for index, image in enumerate(faces)]
     return VerificationPairs(
@@ -132,7 +143,7 @@ def load_pairs(path: Path) -> VerificationPairs:
 
 
 def _list_length(part: Any) -> int:
-    """-1 where it is no list."""
+    """Return the length of a list, -1 for anything else."""
     return len(part) if isinstance(part, list | tuple) or (isinstance(part, np.ndarray) and part.ndim) else -1
 
 
@@ -151,5 +162,5 @@ def _parse_image(path: Path, index: int, image: Any) -> EncodedImage:
         and image.ndim
         and image.size == max(image.shape)
     ):
-        return image.reshape(-1)  # [n, 1] is what OpenCV's imencode returned for long
-    raise InputError(f"{path}: image {index} is a {type(image).__name__}, wanted bytes or a uint8 array")
+        return image.reshape(-1)  # `[n, 1]` is what OpenCV's imencode used to return
+    raise InputError(f"{path}: image {index} is a {type(image).__name__}, expected bytes or a uint8 array")

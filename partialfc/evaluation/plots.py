@@ -1,4 +1,4 @@
-"""Pictures of a verification: the ROC curve, and the pairs that are hardest to tell. RGB images [H, W, 3]."""
+"""Figures of a verification set: ROC curve and hardest pairs. RGB images `[H, W, 3]`."""
 
 from collections.abc import Callable
 
@@ -13,13 +13,13 @@ from partialfc.evaluation.metrics import IsSame, Similarities
 
 GetImage = Callable[[int, int], ImageArray]
 
-_LEAST_RATE = 1e-5  # false accept rates below are not drawn
+_LEAST_RATE = 1e-5  # smallest false accept rate of the plot
 _COLUMNS, _ROWS = 6, 2  # pairs of each kind
-_SIDE, _GAP, _LABEL = 96, 8, 24  # pixels: of a face, between pairs, of the line above one
+_SIDE, _GAP, _LABEL = 96, 8, 24  # pixels: image, gap between pairs, text above a pair
 
 
 def plot_roc(name: str, similarity: Similarities, is_same: IsSame) -> ImageArray:
-    """The true accept rate of the set called `name` over the false accept rate, which is logarithmic."""
+    """Plot the true accept rate of a set over the logarithmic false accept rate."""
     figure = Figure(figsize=(6.4, 4.8))
     axes = figure.subplots()
     false, true = metrics.roc(similarity, is_same)
@@ -34,14 +34,17 @@ def plot_roc(name: str, similarity: Similarities, is_same: IsSame) -> ImageArray
 
 
 def plot_hardest_pairs(pixels: GetImage, similarity: Similarities, is_same: IsSame) -> ImageArray:
-    """The pairs of one person that are least alike, and those of two that are most alike, each under its similarity.
+    """Draw the least similar pairs of one person and the most similar pairs of two, with their similarities.
 
-    pixels: gives image `index`, of a size; the images of pair i are those at 2 i and 2 i + 1.
+    `get_image` returns image `index` at a size; the images of pair i are 2 i and 2 i + 1.
+
+    Returns:
+        RGB image `[H, W, 3]`.
     """
     order = np.argsort(similarity, kind="stable")
     kinds = {
-        "one person, least alike": order[is_same[order]],
-        "two persons, most alike": order[::-1][~is_same[order[::-1]]],
+        "one person, least similar": order[is_same[order]],
+        "two persons, most similar": order[::-1][~is_same[order[::-1]]],
     }
     parts = []
     for title, indices in kinds.items():
@@ -57,14 +60,14 @@ def plot_hardest_pairs(pixels: GetImage, similarity: Similarities, is_same: IsSa
 
 
 def _pair_cell(pixels: GetImage, index: int, similarity: float) -> ImageArray:
-    """A pair side by side, its similarity above, white around."""
+    """Draw a pair side by side, with its similarity above and a white border."""
     faces = np.hstack([pixels(2 * index + side, _SIDE) for side in (0, 1)])
     labelled = np.vstack([_text_strip(f"{similarity:.3f}", faces.shape[1], height=_LABEL, scale=0.45), faces])
     return np.pad(labelled, ((0, _GAP), (0, _GAP), (0, 0)), constant_values=255)
 
 
 def _text_strip(text: str, width: int, *, height: int, scale: float) -> ImageArray:
-    """Black on white, centred."""
+    """Draw centered text, black on white."""
     strip = np.full((height, width, 3), 255, np.uint8)
     (length, tall), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
     corner = (width - length) // 2, (height + tall) // 2

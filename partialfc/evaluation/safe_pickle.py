@@ -1,8 +1,8 @@
-"""Pickles of plain data: nothing in them runs, and they take no more memory than a small multiple of their size.
+"""Loading of pickles of plain data: nothing in them runs, and memory is limited to a small multiple of their size.
 
-Python's own unpickler is told which operations there are, and may call four functions, all of them here. So dicts, whose
-keys hash for ever where tuples share their members, and the fast unpickler's table, as long as a file says, are not
-there to be abused.
+Python's unpickler is restricted to a list of operations and four functions, all of them in this module. Dicts
+are excluded, since their keys can take exponential time to hash if tuples share members. The C unpickler is
+excluded, since its table is as large as a file requests.
 """
 
 import io
@@ -16,7 +16,7 @@ import numpy as np
 
 from partialfc.errors import InputError
 
-# As pickle names them; every protocol writes lists, tuples, numbers, flags, text and bytes with these.
+# Named as in pickle; every protocol writes lists, tuples, numbers, flags, text and bytes with these.
 _ALLOWED_OPCODES = {
     *("PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "DUP"),
     *("NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2"),
@@ -31,12 +31,16 @@ _ALLOWED_OPCODES = {
 
 
 class UnsafePickleError(InputError):
-    """The pickle wants more than plain data."""
+    """Pickle that requires more than plain data."""
 
 
 def safe_load(content: bytes) -> Any:
-    """Lists, tuples, numbers, text, bytes and numpy arrays, pickled by python 2 or 3. Refused where it names anything
-    else; another error where it is damaged, of the kind that its bytes lead to.
+    """Return lists, tuples, numbers, text, bytes and numpy arrays, pickled by python 2 or 3.
+
+    A damaged pickle can raise any exception.
+
+    Raises:
+        UnsafePickleError: If it refers to anything else.
     """
     return _Unpickler(io.BytesIO(content), encoding="bytes").load()
 
@@ -44,29 +48,27 @@ def safe_load(content: bytes) -> Any:
 def _encode(text: str, encoding: str | bytes) -> bytes:
     if encoding not in ("latin1", b"latin1"):
         raise UnsafePickleError(
-            f"encodes as {str(encoding)[:20]!r}; wanted latin1, as protocol 2 writes bytes"
+            f"encodes as {str(encoding)[:20]!r}; expected latin1, as protocol 2 writes bytes"
         )
     return text.encode("latin1")
 
 
 def _reconstruct(kind: Any, shape: Any, dtype: Any) -> Any:
     if kind is not _NDARRAY_PLACEHOLDER or shape != (0,):
-        raise UnsafePickleError(
-            "makes an array of another kind or shape than numpy does; wanted numpy arrays"
-        )
+        raise UnsafePickleError("creates an array unlike numpy's; expected numpy arrays")
     return np.ndarray((0,), np.int8)  # filled by its state
 
 
 def _dtype(name: Any, *_: Any) -> Any:
     text = name.decode("latin1") if isinstance(name, bytes) else str(name)
     if not re.fullmatch(r"[<>|=]?[biufSUO]\d{0,9}", text):
-        raise UnsafePickleError(f"an array of {text[:40]}; wanted bytes, numbers or flags")
-    return np.dtype(text, copy=True)  # its state is set: not that of the one that all arrays share
+        raise UnsafePickleError(f"an array of {text[:40]}; expected bytes, numbers or flags")
+    return np.dtype(text, copy=True)  # a copy, since its state is set: the original is shared by all arrays
 
 
 def _scalar(dtype: Any, data: Any = b"") -> Any:
     if not isinstance(dtype, np.dtype) or dtype.hasobject or not isinstance(data, bytes):
-        raise UnsafePickleError("a number that is none; wanted bytes, numpy arrays and lists")
+        raise UnsafePickleError("an invalid number; expected bytes, numpy arrays and lists")
     return np.frombuffer(data, dtype, 1)[0]
 
 
@@ -74,7 +76,7 @@ def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any) -> Any:
     return np.frombuffer(data, dtype).reshape(shape, order=order)
 
 
-_NDARRAY_PLACEHOLDER = object()  # stands for the class, which makes arrays of any size when it is called
+_NDARRAY_PLACEHOLDER = object()  # stands for the class, which would create arrays of any size when called
 _ALLOWED_GLOBALS: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _NDARRAY_PLACEHOLDER,
     ("numpy", "dtype"): _dtype,
@@ -87,19 +89,19 @@ for _core in ("numpy.core", "numpy._core"):
 
 
 def _set_state(unpickler: Any) -> None:
-    """Takes the state of an array, or of the type of its elements, which have no members of their own."""
+    """Set the state of an array, or of the type of its elements; types with fields are refused."""
     state = unpickler.stack.pop()
     made = unpickler.stack[-1]
     whole = isinstance(made, np.dtype) and isinstance(state, tuple) and state[2:5] == (None,) * 3
     if not (whole or isinstance(made, np.ndarray)):
         raise UnsafePickleError(
-            f"sets the state of a {type(made).__name__}; wanted bytes, numpy arrays and lists only"
+            f"sets the state of a {type(made).__name__}; expected bytes, numpy arrays and lists only"
         )
     made.__setstate__(state)
 
 
 def _read_bytearray(unpickler: Any) -> None:
-    """Python's own sets aside as much as the file says."""
+    """Read a bytearray without allocating the size that the file claims."""
     (length,) = struct.unpack("<Q", unpickler.read(8))
     unpickler.append(bytearray(unpickler.read(length)))
 
@@ -116,5 +118,5 @@ class _Unpickler(pickle._Unpickler):
             return _ALLOWED_GLOBALS[module, name]
         except KeyError:
             raise UnsafePickleError(
-                f"names {f'{module}.{name}'[:60]}; wanted bytes, numpy arrays and lists only"
+                f"names {f'{module}.{name}'[:60]}; expected bytes, numpy arrays and lists only"
             ) from None

@@ -1,4 +1,4 @@
-"""What a run is evaluated on: sets that have images, and score their embeddings."""
+"""Evaluation sets: images and scores of their embeddings."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,50 +12,52 @@ from partialfc.errors import InputError
 
 _EQUAL = 1e-6  # largest difference of a component of normalized embeddings
 
-# by name; the first is the headline: what is watched, more is better. A score that a set cannot give is NaN.
+# Scores by name. The first is the primary score: larger is better. NaN: undefined for this set.
 Scores = Mapping[str, float]
 
 
 class ImageSet(Protocol):
-    """Images that are embedded."""
+    """Images to embed."""
 
     @property
     def name(self) -> str:
-        """The set's, in logs and figures."""
+        """Name of the set, for logs and figures."""
 
     def __len__(self) -> int:
-        """How many images there are."""
+        """Return the number of images."""
 
     def pixels(self, index: int, size: int) -> ImageArray:
-        """Image `index`, uint8 RGB [size, size, 3]. InputError names one that cannot be read."""
+        """Return image `index`, uint8 RGB `[size, size, 3]`.
+
+        Raises:
+            InputError: If it cannot be read.
+        """
 
 
 @dataclass(frozen=True)
 class SetEvaluation:
-    """What embeddings of a set's images are worth. Whoever reports scores prints what comes."""
+    """Scores of a set, and everything to report with them."""
 
     scores: Scores
-    summary: str  # the scores, for a line of the log
-    figures: Iterable[tuple[str, ImageArray]] = ()  # with their names; each is drawn when it is asked for
-    warning: str | None = None  # why scores are undefined
+    summary: str  # scores as text, for the log
+    figures: Iterable[tuple[str, ImageArray]] = ()  # (name, figure) pairs, rendered lazily
+    warning: str | None = None  # reason of undefined scores
 
 
 class EvaluationSet(ImageSet, Protocol):
-    """Images, and what embeddings of them are worth."""
+    """Images, and scores of their embeddings."""
 
     def evaluate(self, embeddings: Tensor) -> SetEvaluation:
-        """Of the embeddings [n, D] of all images: each the sum over the image and its mirror image, as the network gives
-        them, not normalised.
-        """
+        """Return the scores of the embeddings `[n, D]` of all images: image plus mirror image, not normalized."""
 
 
 def primary_score(scores: Scores) -> tuple[str, float]:
-    """The score that is watched: its name and its value."""
+    """Return name and value of the primary score."""
     return next(iter(scores.items()))
 
 
 class UnusableEmbeddingsError(InputError):
-    """Embeddings that tell no two images apart, or are not finite: of a network that diverged, or is damaged."""
+    """Error for embeddings that are non-finite or all equal, of a diverged or damaged network."""
 
 
 def check_embeddings(embeddings: Tensor, name: str) -> None:

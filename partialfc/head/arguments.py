@@ -48,6 +48,9 @@ def check_embeddings(
         batch: Number of labels that the step was prepared with, B.
         world_size: Number of ranks.
         device: Device of the head.
+
+    Raises:
+        ValueError: If they are not.
     """
     local = batch // world_size
     good = embeddings.is_floating_point() and embeddings.device == device
@@ -66,7 +69,7 @@ def check_teacher(
     if embeddings is None and follow:
         raise ValueError("teacher: expected embeddings [b, D], which the class centers follow, got None")
     if embeddings is not None and not follow:
-        raise ValueError("teacher: expected None without optim=TeacherRule(), got embeddings")
+        raise ValueError("teacher: expected None without optim=FollowTeacher(), got embeddings")
     if embeddings is None:
         return
     if not embeddings.is_floating_point() or embeddings.device != device or tuple(embeddings.shape) != shape:

@@ -1,14 +1,15 @@
 """Forward of a step: one function for each of the three objectives.
 
-All three process the active classes in chunks. They compute the logits `z = s cos t` `[c, B]` of a chunk and, in the same
-memory, the logit gradients p `[c, B]`: the derivative of the loss by the logits of negatives, except for one factor of
-each image.
+All three process the active classes in chunks. They compute the logits `z = s cos t` `[c, B]` of a chunk and, in the
+same memory, the logit gradients p `[c, B]`: the derivative of the loss by the logits of negatives, except for one
+factor of each image.
 
     softmax, linear: p = exp(z - shift)        sigmoid: p = sigmoid(z - threshold)
 
-The product `p^T w` is added to the gradient of the embeddings `[B, D]` at once. If p `[S, B]` fits the budget, it is kept
-for the gradient of the centers; otherwise `backward` computes it again. p is 0 at targets: their logits come from exact
-angles. Norms, the softmax denominator and the scale are multiplied into `[c K, D]` and `[B, D]`, never into `[c, B]`.
+The product `p^T w` is added to the gradient of the embeddings `[B, D]` at once. If p `[S, B]` fits the budget, it is
+kept for the gradient of the centers; otherwise `backward` computes it again. p is 0 at targets: their logits come
+from exact angles. Norms, the softmax denominator and the scale are multiplied into `[c K, D]` and `[B, D]`, never
+into `[c, B]`.
 
 Shapes:
     B: images in the global batch
@@ -86,6 +87,9 @@ def softmax_forward(work: Workspace, inputs: ForwardInputs) -> ForwardResult:
     """Compute the mean of -log softmax(z)[target] over the valid images, for logits with an upper bound.
 
     Collectives: an all-reduce of float64 `[2, B]`, and one of `[B]` if the loss needs the target cosines.
+
+    Returns:
+        Loss and what its backward needs.
     """
     loss, embeddings, _, centers, shape, kept = inputs
     classes, kernels, precision = centers.classes, work.kernels, work.precision
@@ -120,6 +124,9 @@ def linear_forward(work: Workspace, inputs: ForwardInputs) -> ForwardResult:
     """Compute the mean of -log softmax(w x + b)[target] over the valid images, for logits without a bound.
 
     Collectives: those of `softmax_forward`, and an all-reduce of the largest logits `[B]`.
+
+    Returns:
+        Loss and what its backward needs.
     """
     loss, embeddings, _, centers, shape, kept = inputs
     classes, kernels, precision = centers.classes, work.kernels, work.precision
@@ -161,6 +168,9 @@ def sigmoid_forward(work: Workspace, inputs: ForwardInputs) -> ForwardResult:
     """Compute the mean of a `SigmoidLoss` over the valid images.
 
     Collectives: an all-reduce of two numbers, the loss and its derivative by the threshold.
+
+    Returns:
+        Loss and what its backward needs.
     """
     loss, embeddings, _, centers, shape, kept = inputs
     loss = cast(SigmoidLoss, loss)  # selected by its objective
@@ -316,7 +326,7 @@ def _softmax_shift(
     largest: float | None,
     hard: HardNegativeRule | None,
 ) -> Tensor | None:
-    """Return the shift of the exponents, `[B]`: the largest logit of a negative on this rank, or None if none is needed."""
+    """Return the shift of the exponents, `[B]`: the largest negative logit on this rank, or None if not needed."""
     highest, embeddings = inputs.loss.max_logit, inputs.embeddings
     if highest <= UNSHIFTED_SCALE:
         return None

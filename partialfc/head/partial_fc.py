@@ -56,22 +56,23 @@ class PartialFC(SavedModule):
         head.update(step, lr)                # update of the centers
 
     The loss is the mean over the global batch, and the embeddings of a rank get its gradient. Replicated parameters
-    therefore *sum* their gradients over the ranks. DistributedDataParallel, FSDP and Lightning's strategies of these names
-    average them instead. With `backbone_gradients="mean"`, the gradient of the embeddings is multiplied by the number of
-    ranks, so that their mean is the same sum.
+    therefore *sum* their gradients over the ranks. DistributedDataParallel, FSDP and Lightning's strategies of these
+    names average them instead. With `backbone_gradients="mean"`, the gradient of the embeddings is multiplied by the
+    number of ranks, so that their mean is the same sum.
 
     A loss that is weighted before backward(), such as `0.1 * loss`, scales the update of backbone and centers like any
     parameter's. `update` has to know the scale of a loss that was scaled for float16, see `scaler`.
 
-    The class centers are not parameters: `update` is their optimizer. `state_dict()` contains them as DTensors if there is
-    a process group; torch.distributed.checkpoint saves and loads them at any number of ranks.
+    The class centers are not parameters: `update` is their optimizer. `state_dict()` contains them as DTensors if
+    there is a process group; torch.distributed.checkpoint saves and loads them at any number of ranks.
 
     Args:
         num_classes: Number of classes of all ranks.
         embedding_size: Number of components of an embedding.
         margin: Settings of the loss.
         config: Sampling, storage and precision of the centers.
-        optim: Update rule of the centers, unless `config` contains it. Default: SGD with its defaults. With TeacherRule(),
+        optim: Update rule of the centers, unless `config` contains it. Default: SGD with its defaults. With
+        FollowTeacher(),
             the centers follow a teacher.
         seed: Seed of the initial centers and of all random draws.
         steps_per_epoch: Required if settings have stages that begin at epochs.
@@ -194,12 +195,15 @@ class PartialFC(SavedModule):
     def prepare(self, labels: Tensor, number: int) -> HeadStep:
         """Sample the classes of a step, and start to copy their rows to the device if they are in host memory.
 
-        There is no communication and no host sync; the cost is O(B + S). Call it while the previous step computes. Steps
-        run in the order of their preparation.
+        There is no communication and no host sync; the cost is O(B + S). Call it while the previous step computes.
+        Steps run in the order of their preparation.
 
         Args:
             labels: Labels of the global batch, integers `[B]` on the host, equal on all ranks; -1 is ignored.
             number: Index of the step.
+
+        Returns:
+            Step for `forward` and `update`.
 
         Raises:
             InputError: A label is neither a class nor -1.
@@ -216,8 +220,8 @@ class PartialFC(SavedModule):
         """Return the mean loss over the valid images of the global batch, the same scalar on all ranks.
 
         Without gradient, under torch.no_grad() or for embeddings that require none, `step` does not change and can be
-        used again. Collectives: an all-gather and an all-reduce, one more all-reduce if the loss needs the target cosines,
-        and a reduce-scatter in the backward.
+        used again. Collectives: an all-gather and an all-reduce, one more all-reduce if the loss needs the target
+        cosines, and a reduce-scatter in the backward.
 
         Args:
             embeddings: Embeddings of this rank, not normalized, `[b, D]` in any floating dtype.
@@ -270,9 +274,11 @@ class PartialFC(SavedModule):
             lr: Learning rate.
             finite: Bool scalar on the device; if False, nothing changes.
             loss_scale: Factor by which the loss was multiplied for float16; the gradient of the rows is divided by it.
-            teacher: Embeddings of the teacher for the images of this rank, `[b, D]`, if the centers follow a teacher. They
+            teacher: Embeddings of the teacher for the images of this rank, `[b, D]`, if the centers follow a teacher.
+            They
                 are gathered, and `lr` has no effect.
-            scaler: GradScaler that provides `finite` and `loss_scale`; call `update` between its step(optimizer) and its
+            scaler: GradScaler that provides `finite` and `loss_scale`; call `update` between its step(optimizer) and
+            its
                 update().
 
         Raises:

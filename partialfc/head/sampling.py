@@ -214,7 +214,7 @@ class ClassSampler:
         return _Sample(union_sorted(drawn, always_active), always_active, count / self._num_classes)
 
     def _logit_correction(self, sample: _Sample | None) -> Tensor | None:
-        """Return log(1 / fraction) for sampled classes, which represent others, and 0 for those that are always active."""
+        """Return log(1 / fraction) for sampled classes, which represent others, and 0 for always active ones."""
         if sample is None or self._correction == "none":
             return None
         correction = np.where(np.isin(sample.rows, sample.always_active), 0.0, -math.log(sample.fraction))
@@ -238,8 +238,8 @@ def num_sampled_classes(num_classes: int, rate: float) -> int:
 def sample_classes(num_classes: int, count: int, seed: int, step: int, local_classes: range) -> Ints:
     """Return the classes of `local_classes` among the `count` sampled classes of a step, ascending, without repeats.
 
-    The circle of classes is rotated by a random integer and cut into `count` nearly equal strata. Each stratum gives one
-    class, and all classes have the same probability. Cost and memory are proportional to the result.
+    The circle of classes is rotated by a random integer and cut into `count` nearly equal strata. Each stratum
+    gives one class, and all classes have the same probability. Cost and memory are proportional to the result.
     """
     key = counter_rng.derive_key(seed, "sample", step)
     rotation = int(counter_rng.random_integers(key, np.array([count]), np.array([num_classes]))[0])
@@ -265,7 +265,7 @@ def union_sorted(drawn: Ints, targets: Ints) -> Ints:
 
 
 def _rotated_intervals(local_classes: range, rotation: int, num_classes: int) -> list[tuple[int, int, int]]:
-    """Return the intervals (start, stop, first class) of the circle before rotation that `local_classes` covers, at most two."""
+    """Return the at most two intervals (start, stop, first class) of the unrotated circle in `local_classes`."""
     if not local_classes:
         return []
     start = (local_classes.start - rotation) % num_classes

@@ -56,7 +56,7 @@ class Saved:
     device: torch.device  # of the collectives
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all tensors by name; those with a row per class are DTensors `[C, ...]` if there is a process group."""
+        """Return all tensors by name; row tensors are DTensors `[C, ...]` if there is a process group."""
         shards = {**self.shards, CLASS_IDS: self._class_ids()}
         sharded = {
             name: dtensors.as_dtensor(rows, self.num_classes, self.group) for name, rows in shards.items()
@@ -64,7 +64,7 @@ class Saved:
         return sharded | self.replicated
 
     def whole(self) -> dict[str, Tensor]:
-        """Return all tensors with the rows of all classes on rank 0, in host memory, and an empty dict on other ranks."""
+        """Return all tensors with the rows of all classes on rank 0, in host memory; {} on the other ranks."""
         shards = {**self.shards, CLASS_IDS: self._class_ids()}
         found = {
             name: comm.rows_on_first_rank(rows, self.num_classes, self.group, self.device)
@@ -186,8 +186,8 @@ class SavedModule(FixedModule):
     def full_state_dict(self) -> dict[str, Tensor]:
         """Return the state with the rows of all classes on rank 0, in host memory, and an empty dict on other ranks.
 
-        Training loops that save on one rank, such as Lightning, can `torch.save` it there and load it on all ranks, at any
-        number of ranks. All ranks call it. Rank 0 needs memory for all rows.
+        Training loops that save on one rank, such as Lightning, can `torch.save` it there and load it on all
+        ranks, at any number of ranks. All ranks call it. Rank 0 needs memory for all rows.
         """
         return self._saved().whole()
 

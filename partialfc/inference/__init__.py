@@ -1,1 +1,1 @@
-"""A trained network in use: loaded, embedding faces, exported."""
+"""Inference: trained models are loaded, embed faces, and are exported."""

@@ -13,8 +13,13 @@ from partialfc.inference.recognizer import Recognizer, check_finite
 def embed_iterable(
     recognizer: Recognizer, images: Iterable[ImageArray], *, first: int = 0
 ) -> NDArray[np.float32]:
-    """Unit embeddings [n, D] of aligned faces. The last batch is filled up: how an image is embedded does not depend on
-    how many there are. InputError where an embedding is not finite, which names the image, counted from `first`.
+    """Return L2-normalized embeddings `[n, D]` of aligned faces.
+
+    The last batch is padded, so that an embedding does not depend on the number of images.
+
+    Raises:
+        InputError: If an embedding is not finite; the message contains the index of the image, counted
+            from `first`.
     """
     coming, found = iter(images), []
     while pixels := list(islice(coming, recognizer.batch_size)):

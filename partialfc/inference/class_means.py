@@ -1,4 +1,4 @@
-"""The mean embedding of each class of a pack."""
+"""Mean embedding of each class of a pack."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,10 @@ _AT_ONCE = 1 << 13  # images
 def compute_class_means(
     embeddings: StoredEmbeddings, labels: NDArray[np.int64], num_classes: int
 ) -> NDArray[np.float32]:
-    """[C, D] of length 1, given the labels [N] of a pack's images; 0 where a class has no images. Memory: twice that."""
+    """Return L2-normalized means `[C, D]`, given the labels `[N]` of a pack's images; zero for classes without images.
+
+    Memory: twice that.
+    """
     means = np.zeros((num_classes, embeddings.embedding_size), np.float32)
     for start in range(0, len(labels), _AT_ONCE):
         rows = np.arange(start, min(start + _AT_ONCE, len(labels)))

@@ -1,9 +1,13 @@
-"""Which images of a pack are none of their class, as a run that was trained on it sees them; and the pack without them.
+"""Cleaning of a pack: removal of images far from their class, according to a run that was trained on it.
 
-A run with sub-centres has wrong labels gathered apart: of each class the centre with the most images counts, and images far
-from it are dropped (Sub-center ArcFace, Deng et al., ECCV 2020).
+A run with sub-centers separates label noise: the sub-center with the most images represents the class, and
+images far from it are dropped (Sub-center ArcFace, Deng et al., ECCV 2020).
 
-Legend: C classes, K centres of each, n images, D width.
+Shapes:
+    C: classes
+    K: sub-centers per class
+    n: images
+    D: embedding size
 """
 
 import csv
@@ -34,31 +38,46 @@ from partialfc.runtime.files import atomic_write
 
 DROPPED_FILE, GRID_FILE = "dropped.csv", "dropped.png"
 
-_CLASSES = 1 << 16  # whose centres are in memory at once
-_IMAGES = 1 << 13  # whose centres are gathered at once
-_SHOWN, _KEPT, _DROPPED = 20, 4, 8  # classes of the sheet, and images of each
+_CLASSES = 1 << 16  # classes whose centers are in memory at the same time
+_IMAGES = 1 << 13  # images whose centers are gathered at the same time
+_SHOWN, _KEPT, _DROPPED = 20, 4, 8  # classes in the grid, and images of each
 
 
 @dataclass(frozen=True)
 class ImageAngles:
-    """Where a pack's images [n] stand."""
+    """Angles of a pack's images `[n]`."""
 
     labels: NDArray[np.int64]
-    nearest_subcenter: NDArray[np.uint8]  # which centre of its class
-    angles: NDArray[np.float32]  # from the centre of its class that most of its images are nearest to
+    nearest_subcenter: NDArray[np.uint8]  # nearest sub-center of its class
+    angles: NDArray[np.float32]  # to the dominant sub-center of its class, in degrees
 
 
 def clean_pack(
     recognizer: Recognizer, run: Path, pack: Path, out: Path, *, max_angle: float, progress: bool = False
 ) -> tuple[int, int]:
-    """Write to `out` the pack without the images that are farther than `max_angle` from their class; returns how many images
-    stay, and how many do not: those are in the file LISTING there, some of them beside those that stay in SHEET. Classes keep
-    their numbers. run: where the recognizer is from, trained on this pack. May be repeated where it was interrupted.
-    Memory: the centres of 65,536 classes, and some bytes an image. InputError where run and pack do not go together.
+    """Write a pack to `out` without the images whose angle to their class exceeds `max_angle` degrees.
+
+    Dropped images are listed in DROPPED_FILE; GRID_FILE shows some of them next to retained ones. Class
+    numbers do not change. Rerun the same call to resume. Memory: the centers of 65,536 classes, and some
+    bytes per image.
+
+    Args:
+        recognizer: Model of the run.
+        run: Run that was trained on this pack.
+        pack: Pack to clean.
+        out: Folder of the cleaned pack.
+        max_angle: Maximum angle in degrees.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Numbers of retained and dropped images.
+
+    Raises:
+        InputError: If the run was not trained on the pack.
     """
     require_distinct_folders(out, [pack])
     if recognizer.provenance is None:
-        raise InputError(f"{run}: no run; wanted one that was trained on {pack}, with its class centres")
+        raise InputError(f"{run}: expected a run trained on {pack}, with its class centers")
     if recognizer.provenance.pack != pack_fingerprint(pack):
         raise InputError(f"{pack}: not the pack that {run} was trained on")
     folder = out / ".embeddings"
@@ -81,7 +100,7 @@ def clean_pack(
 def compute_image_angles(
     embeddings: StoredEmbeddings, labels: NDArray[np.int64], checkpoint: Path, provenance: Provenance
 ) -> ImageAngles:
-    """Where images [n] with `labels` stand among the class centres of a checkpoint."""
+    """Return the angles of images `[n]` to the class centers of a checkpoint."""
     centers, num_classes = provenance.config.head.subcenters, provenance.num_classes
     order = np.argsort(labels, kind="stable")
     edges = [*range(0, num_classes, _CLASSES), num_classes]
@@ -103,7 +122,7 @@ def compute_image_angles(
 def _subcenter_cosines(
     embeddings: StoredEmbeddings, block: NDArray[np.int64], rows: NDArray[np.int64], centers: torch.Tensor
 ) -> NDArray[np.float32]:
-    """Of images with the centres [C, K, D] of their classes, which stand at `rows`: [n, K]."""
+    """Return cosines `[n, K]` of images with the sub-centers `[C, K, D]` of their classes, at indices `rows`."""
     found = np.empty((len(block), centers.shape[1]), np.float32)
     for start in range(0, len(block), _IMAGES):
         part = slice(start, start + _IMAGES)
@@ -115,7 +134,7 @@ def _subcenter_cosines(
 def _write_listing(
     path: Path, dataset: RecordDataset, angles: ImageAngles, keep_mask: NDArray[np.bool_]
 ) -> None:
-    """The images that do not stay, the farthest first."""
+    """List the dropped images, largest angle first."""
     dropped = np.flatnonzero(~keep_mask)
     with atomic_write(path) as temporary, temporary.open("w", newline="", errors="surrogateescape") as file:
         writer = csv.writer(file)
@@ -132,7 +151,7 @@ def _write_listing(
 def _write_grid(
     path: Path, dataset: RecordDataset, angles: ImageAngles, keep_mask: NDArray[np.bool_]
 ) -> None:
-    """A row for each of the classes that lose most: images that stay, a gap, images that do not."""
+    """Draw one row for each of the classes that lose most images: retained images, a gap, dropped images."""
     counts = np.bincount(angles.labels[~keep_mask])
     most = np.argsort(-counts, kind="stable")[: min(_SHOWN, np.count_nonzero(counts))]
     faces = [face for label in most.tolist() for face in _iter_row(dataset, angles, keep_mask, label)]

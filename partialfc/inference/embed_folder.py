@@ -1,4 +1,4 @@
-"""Embeddings of all images in a folder, in blocks that are kept: what was interrupted is gone on with."""
+"""Embed all images in a folder, block by block, and resume after an interruption."""
 
 import hashlib
 import shutil
@@ -20,14 +20,29 @@ _BLOCK = 1024  # images
 def embed_folder(
     recognizer: Recognizer, weights: Path, folder: Path, out: Path, *, progress: bool = False
 ) -> int:
-    """Write `names` [n] (paths in the folder, sorted) and `embeddings` [n, D], float32, of unit length, to the .npz `out`;
-    returns n. weights: where the recognizer is from; with other weights, precision or images an interrupted call is not gone on
-    with. InputError names an image that cannot be read, and a folder without any.
+    """Write `names` `[n]` (sorted relative paths) and unit `embeddings` `[n, D]`, float32, to the .npz `out`.
+
+    An interrupted call is resumed if weights, precision and images are the same.
+
+    Args:
+        recognizer: Model.
+        weights: Source of the model.
+        folder: Folder of images.
+        out: File to write.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Number of images.
+
+    Raises:
+        InputError: If an image cannot be read, or the folder has no images.
     """
     paths = images.list_images(folder)
     read = partial(images.read, size=recognizer.network.input_size)
     parts = out.with_name(f".{out.name}.parts")
-    with file_lock(out.with_name(f".{out.name}.lock"), busy_message=f"{out}: another process embeds into it"):
+    with file_lock(
+        out.with_name(f".{out.name}.lock"), busy_message=f"{out}: another process is embedding into it"
+    ):
         _prepare_block_folder(parts, [recognizer.fingerprint(weights), *map(file_fingerprint, paths)])
         blocks = list(_iter_missing_blocks(parts, len(paths)))
         for place in progress_bar(blocks, "embedding", enabled=progress):
@@ -48,7 +63,7 @@ def embed_folder(
 
 
 def _prepare_block_folder(parts: Path, sources: list[str]) -> None:
-    """The folder of blocks, empty unless its blocks are of the same sources."""
+    """Return the folder of blocks, cleared if its blocks are of other sources."""
     facts = hashlib.sha256("\n".join(sources).encode()).hexdigest()
     if parts.exists() and (not (parts / "sources").exists() or (parts / "sources").read_text() != facts):
         shutil.rmtree(parts)

@@ -1,4 +1,4 @@
-"""The file of an evaluation's results: the scores, and of what network and sets they are, by which program."""
+"""Report of an evaluation as JSON: scores, model, sets, and versions."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -16,29 +16,29 @@ from partialfc.runtime import checkpoint
 from partialfc.runtime.files import atomic_write
 from partialfc.runtime.versions import collect_versions, describe_device, git_revision
 
-_FORMAT = 1  # of the file: what a name means in it
+_FORMAT = 1  # version of the file format
 
 
 class RunRecord(Struct, frozen=True):
-    """The run that a network is from."""
+    """Training run of a model."""
 
     step: int
     images: int
     identities: int
-    pack: str  # its fingerprint
-    recipe: dict[str, Any]  # every setting
+    pack: str  # fingerprint of the pack
+    recipe: dict[str, Any]  # all settings
 
 
 class ModelRecord(Struct, frozen=True):
-    """The network."""
+    """Evaluated model."""
 
     path: str
-    sha256: str  # of the file; of a checkpoint that of its run.json, which has the digests of its tensors
+    sha256: str  # of the file; for a checkpoint, of its run.json, which contains the digests of its tensors
     run: RunRecord | None  # None: weights without a run
 
 
 class SetRecord(Struct, frozen=True):
-    """An evaluation set and what came of it."""
+    """Evaluation set and its scores."""
 
     path: str
     sha256: str | None  # None: a folder
@@ -47,19 +47,19 @@ class SetRecord(Struct, frozen=True):
 
 
 class EvaluationReport(Struct, frozen=True):
-    """All that the file says."""
+    """Contents of the report."""
 
     format: int
-    revision: str  # of this program
-    environment: dict[str, str]  # versions, and the device
+    revision: str  # git revision of this program
+    environment: dict[str, str]  # versions and device
     model: ModelRecord
     sets: dict[str, SetRecord]  # by name
 
 
 def require_parent_folder(path: Path) -> None:
-    """InputError where there is no folder for a file at `path`."""
+    """Raise InputError if the parent folder of `path` does not exist."""
     if not path.parent.is_dir():
-        raise InputError(f"{path}: no folder {path.parent}; wanted one that is there")
+        raise InputError(f"{path}: the folder {path.parent} does not exist")
 
 
 def write_evaluation_report(
@@ -69,8 +69,12 @@ def write_evaluation_report(
     sets: Iterable[tuple[Path, EvaluationSet]],
     scores: Mapping[str, Scores],
 ) -> None:
-    """Write what came of the `sets`, each with its path, to a file of JSON: Results. model: where the recognizer is from. OSError
-    where it cannot be written.
+    """Write the scores of `sets`, each with its path, as an EvaluationReport.
+
+    `model` is the source of the recognizer.
+
+    Raises:
+        OSError: If the file cannot be written.
     """
     found = EvaluationReport(
         format=_FORMAT,

@@ -1,4 +1,4 @@
-"""A run's network for others: ONNX, safetensors, and a model card that says where it comes from."""
+"""Export of a run's model: ONNX, safetensors, and a model card."""
 
 import json
 import logging
@@ -22,22 +22,31 @@ from partialfc.inference.weights import resolve_checkpoint
 from partialfc.runtime import checkpoint
 from partialfc.runtime.files import atomic_write
 
-MIN_COSINE = 0.9999  # of embeddings of a face by onnxruntime and by torch
-_NUM_CHECK_IMAGES = 64  # faces
+MIN_COSINE = 0.9999  # between embeddings by onnxruntime and by torch
+_NUM_CHECK_IMAGES = 64
 
 
 def export_run(
     run: Path, out: Path, *, backbone_target: str | None = None, trust_code: bool = False
 ) -> float:
-    """Write model.onnx, model.safetensors, config.json and README.md, a model card, to the folder `out`, which is one that
-    the Hugging Face Hub takes. run: a run's folder or a checkpoint of it.
+    """Write model.onnx, model.safetensors, config.json and README.md to `out`, in the layout of the Hugging Face Hub.
 
-    Returns the least cosine of the two networks' embeddings of real faces. InputError where the run or faces to check
-    with are missing, RuntimeError where the networks differ by more than LEAST_COSINE allows.
+    Args:
+        run: Folder of a run, or a checkpoint.
+        out: Folder to write to.
+        backbone_target: `module:Class` of a user-defined backbone.
+        trust_code: Import the class that the checkpoint names.
+
+    Returns:
+        Minimum cosine between the embeddings of both models, on real faces.
+
+    Raises:
+        InputError: If the run, or faces to check with, are missing.
+        RuntimeError: If the cosine is below MIN_COSINE.
     """
     recognizer = load(run, backbone_target=backbone_target, trust_code=trust_code, device="cpu")
     if recognizer.provenance is None:
-        raise InputError(f"{run}: weights alone; wanted a run, or a checkpoint of one")
+        raise InputError(f"{run}: contains only weights; expected a run, or a checkpoint of one")
     config = recognizer.provenance.config
     faces = _check_images(config, recognizer.network.input_size)
     out.mkdir(parents=True, exist_ok=True)
@@ -45,13 +54,13 @@ def export_run(
         _write_onnx(recognizer, temporary)
         cosine = _min_cosine(recognizer, temporary, faces)
         if cosine < MIN_COSINE:
-            raise RuntimeError(f"{run}: a cosine of {cosine} between ONNX and torch, wanted {MIN_COSINE}")
+            raise RuntimeError(f"{run}: a cosine of {cosine} between ONNX and torch, expected {MIN_COSINE}")
     provenance, scores = recognizer.provenance, load_scores(run)
     steps = checkpoint.read_manifest(resolve_checkpoint(run)).step
     with atomic_write(out / WEIGHTS_FILE) as temporary:
         tensors = {name: tensor.contiguous() for name, tensor in recognizer.network.state_dict().items()}
         settings = json.dumps(msgspec.to_builtins(config.backbone))
-        # by bytes: a file that safetensors makes may be read by its owner alone
+        # copied as bytes: safetensors creates files that only their owner can read
         temporary.write_bytes(safetensors.torch.save(tensors, {METADATA_KEY: settings}))
     with atomic_write(out / CONFIG_FILE) as temporary:
         described = msgspec.json.encode(build_export_config(provenance, steps, scores))
@@ -63,8 +72,8 @@ def export_run(
 
 
 def _write_onnx(recognizer: Recognizer, path: Path) -> None:
-    """Takes float images [batch, 3, H, W] in [-1, 1], of any batch, gives embeddings [batch, D], not normalised."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # what it does without
+    """Write a model: images `[batch, 3, H, W]` in [-1, 1] to unnormalized embeddings `[batch, D]`."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # optional packages that it works without
     size = recognizer.network.input_size
     with warnings.catch_warnings(action="ignore"):  # torch's own
         program = torch.onnx.export(
@@ -90,7 +99,7 @@ def _min_cosine(recognizer: Recognizer, path: Path, images: list[ImageArray]) ->
 
 
 def _check_images(config: Config, size: int) -> list[ImageArray]:
-    """Real ones: of the first verification set, else of the pack."""
+    """Return real faces: of the first verification set, else of the pack."""
     folder = Path(config.data.path)
     for path in sorted(folder.glob("*.bin")):
         pairs = load_pairs(path)

@@ -1,4 +1,4 @@
-"""The model card of an exported network, as the Hugging Face Hub reads it, and the same for machines."""
+"""Model card of an exported model for the Hugging Face Hub, and its machine-readable form."""
 
 import math
 from pathlib import Path
@@ -13,9 +13,9 @@ from partialfc.evaluation.metrics import format_scores, scores_with_interval
 from partialfc.evaluation.sets import Scores
 from partialfc.runtime.versions import git_revision
 
-_CARD = """# {name}, {width} numbers a face
+_CARD = """# {name}, {width} numbers per face
 
-Embeds aligned faces: two faces are as alike as the cosine of their embeddings.
+Embeds aligned faces: the similarity of two faces is the cosine of their embeddings.
 Trained for {steps} steps on {images:,} images of {identities:,} identities (`{pack}`, fingerprint {fingerprint});
 exported by partialfc {version} at revision {revision}.
 
@@ -56,8 +56,9 @@ decision hangs on it. Scores by group of people were not measured. The licence o
 def build_model_card(
     provenance: Provenance, steps: int, scores: dict[str, Scores], cosine: float, checked: int
 ) -> ModelCard:
-    """A card whose front matter holds the scores as a model index. cosine: the least between the networks of ONNX and of
-    torch, on so many faces.
+    """Return a model card whose front matter contains the scores as a model index.
+
+    `cosine` is the minimum between ONNX and torch.
     """
     config = provenance.config
     settings = config.backbone
@@ -99,7 +100,7 @@ def build_model_card(
 
 
 def build_export_config(provenance: Provenance, steps: int, scores: dict[str, Scores]) -> dict[str, Any]:
-    """What the card says, for programs: what goes in and comes out, where it comes from, its scores."""
+    """Return the machine-readable description: inputs, outputs, origin, scores."""
     settings = provenance.config.backbone
     return {
         "library_name": "partialfc",
@@ -143,7 +144,7 @@ def _scores_table(scores: dict[str, Scores]) -> str:
         f"| {name} | " + " | ".join(format_scores(values).get(it, "") for it in names) + " |"
         for name, values in scores.items()
     ]
-    said = "In brackets: the interval of 95 % by a bootstrap over pairs."
+    said = "In brackets: 95 % bootstrap confidence interval over pairs."
     return "\n".join(
         ["| set | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|", *rows, "", said]
     )

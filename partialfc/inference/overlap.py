@@ -1,7 +1,12 @@
-"""What of evaluation sets stands in a training pack: images, by perceptual hashes, and people, by a network; and what a set
-says without them.
+"""Overlap of evaluation sets with a training pack: images, by perceptual hashes, and people, by a model.
 
-Legend: n images of a set, N of the pack, C classes, D width.
+Sets are also scored without the overlap.
+
+Shapes:
+    n: images of a set
+    N: images of the pack
+    C: classes
+    D: embedding size
 """
 
 import csv
@@ -30,57 +35,59 @@ from partialfc.inference.recognizer import Recognizer
 from partialfc.runtime.files import atomic_write
 from partialfc.runtime.progress import map_in_threads, progress_bar
 
-EMBEDDINGS_FOLDER = "embeddings"  # folder for the pack's
+EMBEDDINGS_FOLDER = "embeddings"  # for the embeddings of the pack
 
-_SIDE = 112  # pixels at which images are hashed and shown
-_COLUMNS, _SHOWN = 16, 64  # of a sheet: pairs in a row, and of a kind
-_COSINES = 1 << 24  # at a time
+_SIDE = 112  # image size for hashing and grids
+_COLUMNS, _SHOWN = 16, 64  # in a grid: pairs per row, pairs of each kind
+_COSINES = 1 << 24  # cosines per block
 
 MatchType = Literal["bytes", "hash", "person"]
 
 
 class Comparable(EvaluationSet, Protocol):
-    """An evaluation set that remains one without some of its images."""
+    """Evaluation set that can exclude some of its images."""
 
     def encoded_image(self, index: int) -> EncodedImage:
-        """Image `index` as it is stored."""
+        """Return the encoded image `index`."""
 
     def image_location(self, index: int) -> str:
-        """Where image `index` is, for people."""
+        """Return a human-readable location of image `index`."""
 
     def exclude(self, excluded: Collection[int]) -> tuple[Self, list[int]]:
-        """The set without these images, and without what cannot be compared once they are gone; and which of its images it has."""
+        """Return the set without these images and their dependents, and the indices of its images."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """An image of a set, and one of the pack that is the same, or shows the same person."""
+    """Image of a set and an image of the pack: the same image, or the same person."""
 
     image: int
     sample: int
     match_type: MatchType
-    distance_or_cosine: float  # bits in which the hashes differ; of a person the cosine of the image and the mean of the class
+    distance_or_cosine: (
+        float  # Hamming distance of the hashes; for a person the cosine of the image and the class mean
+    )
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """What a set and the pack have in common."""
+    """Overlap of a set with the pack."""
 
-    matches: list[Match]  # at most one of each image as an image, and one as a person
-    scores: dict[str, Scores]  # whole, and without what it shares; empty without a judge
+    matches: list[Match]  # at most one per image as an image, and one as a person
+    scores: dict[str, Scores]  # of the full set and without the overlap; empty without a matcher
 
     def count(self, *kinds: MatchType) -> int:
-        """Of how many images of the set something is in the pack."""
+        """Return the number of images of the set with a match of these types."""
         return len({it.image for it in self.matches if it.match_type in kinds})
 
 
 @dataclass(frozen=True)
 class PersonMatcher:
-    """A network that tells people, and where it is from."""
+    """Model that matches people, and its source."""
 
     recognizer: Recognizer
     source: Path
-    min_cosine: float  # of an image and the mean of a class, from which they are one person
+    min_cosine: float  # minimum cosine of an image and the mean of its class
 
 
 def find_overlaps(
@@ -91,10 +98,24 @@ def find_overlaps(
     *,
     progress: bool = False,
 ) -> dict[str, Overlap]:
-    """What each set has in common with a pack, by its name; people only with a judge. Writes to the folder `out`, of each set, all
-    matches to NAME.csv, and to NAME.png the most doubtful ones, the set's image above the pack's; and the pack's embeddings,
-    for a later call. A call that was interrupted while it embedded is gone on with. Memory: 100 bytes an image; with a judge
-    the mean of each class, float32 [C, D], twice. InputError where an image cannot be read.
+    """Return the overlap of each set with a pack, by set name; people only with a matcher.
+
+    Writes all matches of each set to NAME.csv and the most doubtful ones to NAME.png, the set's image above
+    the pack's. The embeddings of the pack are stored for later calls, and an interrupted embedding is
+    resumed. Memory: 100 bytes per image; with a matcher the mean of each class, float32 `[C, D]`, twice.
+
+    Args:
+        pack: Training pack.
+        sets: Evaluation sets.
+        out: Folder to write to.
+        matcher: Model that matches people; None: images only.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Overlap by set name.
+
+    Raises:
+        InputError: If an image cannot be read.
     """
     require_distinct_folders(out, [pack])
     out.mkdir(parents=True, exist_ok=True)  # before hours of work
@@ -122,13 +143,13 @@ def find_overlaps(
 
 HashMatches = tuple[
     NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]
-]  # images of a set, of the pack, bits
+]  # image of the set, image of the pack, distance
 
 
 def _iter_hash_matches(
     sets: Sequence[Comparable], dataset: RecordDataset, progress: bool
 ) -> Iterator[tuple[Comparable, HashMatches]]:
-    """Each set, and which of its images are near which of the pack; the nearest of an image first."""
+    """Yield each set with its near images of the pack, nearest first."""
     both = hash_pack(dataset, mirrored=True, progress=progress)
     for one in sets:
         read = partial(one.pixels, size=_SIDE)
@@ -140,7 +161,7 @@ def _iter_hash_matches(
 
 
 def _match_images(eval_set: Comparable, dataset: RecordDataset, near: HashMatches) -> Iterator[Match]:
-    """The nearest of each image; of those that are equally near, one of the same bytes."""
+    """Return the nearest match of each image; of equally near ones, a byte-identical one."""
     images_of, samples, bits = near
     for image, start in zip(*(it.tolist() for it in np.unique(images_of, return_index=True)), strict=True):
         end = np.searchsorted(images_of, image, "right")
@@ -160,8 +181,9 @@ def _match_people(
     means: NDArray[np.float32],
     cosine: float,
 ) -> Iterator[Match]:
-    """Of a set's unit embeddings [n, D], each that is as alike to the mean of some class as `cosine`, with the image of the class
-    that is most alike.
+    """Yield the images of a set, embeddings `[n, D]`, whose cosine with some class mean reaches `min_cosine`.
+
+    The match is the most similar image of that class.
     """
     order = np.argsort(labels, kind="stable")
     bounds = np.searchsorted(labels[order], np.arange(len(means) + 1))
@@ -176,7 +198,7 @@ def _match_people(
 
 
 def _embed_set(recognizer: Recognizer, eval_set: Comparable, progress: bool) -> NDArray[np.float32]:
-    """Unit embeddings [n, D] of a set's images."""
+    """Return L2-normalized embeddings `[n, D]` of a set's images."""
     read = partial(eval_set.pixels, size=recognizer.network.input_size)
     faces = map_in_threads(read, range(len(eval_set)))
     return embed_iterable(
@@ -187,8 +209,9 @@ def _embed_set(recognizer: Recognizer, eval_set: Comparable, progress: bool) -> 
 def _score_without_matches(
     eval_set: Comparable, embeddings: NDArray[np.float32], same: list[Match], people: list[Match]
 ) -> dict[str, Scores]:
-    """The scores of the whole set, without the images that are in the pack, and without the people; no scores where too little
-    of it is left.
+    """Return the scores of the full set, without images in the pack, and without people in the pack.
+
+    Empty if too little is left to score.
     """
     found: dict[str, Scores] = {}
     for name, matches in (
@@ -225,7 +248,7 @@ def _write_listing(path: Path, eval_set: Comparable, dataset: RecordDataset, mat
 
 
 def _write_grid(path: Path, eval_set: Comparable, dataset: RecordDataset, kinds: list[list[Match]]) -> None:
-    """Of each kind the most doubtful, in rows of a set's images above those of the pack. No file where there are none."""
+    """Draw the most doubtful matches of each kind, the set's images above the pack's. No file without matches."""
     white = np.full((_SIDE, _SIDE, 3), 255, np.uint8)
     faces: list[ImageArray] = []
     for matches in kinds:

@@ -1,4 +1,4 @@
-"""A trained network and what is known of it: from a run, a checkpoint, or weights; and embeddings of faces by it."""
+"""Trained model with its metadata, from a run, a checkpoint or weights; computes embeddings of faces."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -29,54 +29,57 @@ from partialfc.runtime.exit_codes import format_error
 from partialfc.runtime.files import decode_json, file_fingerprint
 from partialfc.runtime.precision import autocast, uses_cuda
 
-WEIGHTS_FILE = "model.safetensors"  # the weights in a folder that export wrote
-METADATA_KEY = "backbone"  # the key of a safetensors file's metadata under which export keeps them
+WEIGHTS_FILE = "model.safetensors"  # weights in an exported folder
+METADATA_KEY = "backbone"  # key of a safetensors file's metadata, written by export
 
 
 @dataclass
 class Recognizer:
-    """A network in evaluation mode."""
+    """Model in evaluation mode."""
 
     network: Backbone | OnnxNetwork
     device: torch.device
-    provenance: Provenance | None = None  # where it comes from a run
-    precision: Precision | None = None  # in which it computes; None: as the run does, else float32
-    batch_size_override: int | None = None  # None: as many as the run verifies at once, else 64
+    provenance: Provenance | None = None  # of the run, if known
+    precision: Precision | None = None  # compute dtype; None: as in the run, else float32
+    batch_size_override: int | None = None  # None: as in the run's evaluation, else 64
 
     @property
     def config(self) -> Config | None:
-        """The run's, where it comes from one."""
+        """Config of the run, if known."""
         return self.provenance.config if self.provenance else None
 
     @property
     def batch_size(self) -> int:
-        """Images that go through at once."""
+        """Images per forward pass."""
         return self.batch_size_override or (self.config.evaluation.batch_size if self.config else 64)
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Around the network: computes in the precision that is wanted."""
+        """Run the network in its compute dtype."""
         usual = self.config.optim.precision if self.config else "float32"
         return autocast(self.precision or usual, self.device)
 
     def fingerprint(self, weights: Path) -> str:
-        """By which its embeddings are known again, given where it is from: another one for other weights, or precision."""
+        """Return a string that identifies embeddings: it changes with the weights in `path` and the precision."""
         return " ".join(
             [file_fingerprint(resolve_checkpoint(weights)), *([self.precision] if self.precision else [])]
         )
 
     def embed(self, images: Sequence[ImageArray | Path | str] | ImageArray) -> NDArray[np.float32]:
-        """Unit embeddings [n, D] of aligned faces: files, or uint8 RGB images [H, W, 3] of any size, which are resized as in
-        training. Each is the sum over the image and its mirror image, as in verification; the similarity of two faces is
-        the product of their embeddings, their cosine.
+        """Return L2-normalized embeddings `[n, D]` of aligned faces.
 
-        InputError names an image that is none, or cannot be read.
+        Images are files, or uint8 RGB arrays `[H, W, 3]` of any size, resized as in training. An embedding is
+        the sum over the image and its mirror image, as in verification. The dot product of two embeddings is
+        their cosine similarity.
+
+        Raises:
+            InputError: If an image is invalid or cannot be read.
         """
         if isinstance(images, str | Path):
-            raise InputError(f"{images}: one path; wanted a list of images, or of their paths")
+            raise InputError(f"{images}: expected a list of images or paths, got one path")
         size = self.network.input_size
         pixels = [_load_image(face, place, size) for place, face in enumerate(images)]
         if not pixels:
-            raise InputError("no images; wanted one at least")
+            raise InputError("expected at least one image, got none")
         found = self.embed_unchecked(pixels)
         check_finite(found)
         return found
@@ -99,13 +102,13 @@ def check_finite(embeddings: NDArray[np.float32], first: int = 0) -> None:
 
 
 def _load_image(image: ImageArray | Path | str, index: int, size: int) -> ImageArray:
-    """uint8 RGB [size, size, 3]. place: in what was given, for messages."""
+    """Return uint8 RGB `[size, size, 3]`; `index` is for messages."""
     if isinstance(image, str | Path):
         return images.read(Path(image), size)
     found = np.asarray(image)
     if found.dtype != np.uint8 or found.ndim != 3 or found.shape[2] != 3 or not found.size:
         raise InputError(
-            f"image {index}: {found.dtype} of shape {found.shape}; wanted uint8 RGB [H, W, 3], or the path of a file"
+            f"image {index}: {found.dtype} of shape {found.shape}; expected uint8 RGB [H, W, 3], or the path of a file"
         )
     return images.resize(found, size)
 
@@ -120,23 +123,26 @@ def load(
     precision: Precision | None = None,
     batch_size: int | None = None,
 ) -> Recognizer:
-    """Load a trained network to embed faces with.
+    """Load a trained model to embed faces with.
 
-    A file may name a built-in network and its sizes, which are compared with its tensors before a network is allocated.
-    Code that a file names is not imported unless the caller allows it.
+    A file may specify a built-in network and its sizes, which are compared with its tensors before a network
+    is allocated. Code that a file refers to is imported only if the caller allows it.
 
     Args:
-        path: A run's folder, a checkpoint, a folder written by `partialfc export`, `.pth`, `.pt`, `.safetensors` or
-            `.onnx`.
-        backbone: Name of the network, with its default settings, for weights that do not describe it.
-        backbone_target: `module:Class` to construct where the file describes a Python network.
+        path: Folder of a run, a checkpoint, a folder written by `partialfc export`, `.pth`, `.pt`,
+            `.safetensors` or `.onnx`.
+        backbone: Name of the network, with its default settings, for weights without a description.
+        backbone_target: `module:Class` to construct if the file describes a user-defined network.
         trust_code: Import the `module:Class` that the file itself names.
         device: `auto`, `cpu` or `cuda`.
-        precision: `float32`, `bfloat16` or `float16`; None: the run's, else `float32`.
-        batch: Images per forward; None: as in the run's evaluation, else 64.
+        precision: `float32`, `bfloat16` or `float16`; None: as in the run, else `float32`.
+        batch_size: Images per forward pass; None: as in the run's evaluation, else 64.
+
+    Returns:
+        Model in evaluation mode.
 
     Raises:
-        InputError: Something is missing, does not fit, or would run code from the file.
+        InputError: If something is missing or inconsistent, or would run code from the file.
     """
     path = Path(path)
     if (path / WEIGHTS_FILE).is_file():
@@ -144,7 +150,9 @@ def load(
     where = torch.device("cuda" if uses_cuda(device) else "cpu")
     if path.suffix == ".onnx":
         if precision is not None:
-            raise InputError(f"{path}: computes as it was exported; --precision is for other weights")
+            raise InputError(
+                f"{path}: its precision was fixed by the export; --precision is for other weights"
+            )
         return Recognizer(OnnxNetwork(path), torch.device("cpu"), batch_size_override=batch_size)
     provenance = None if path.is_file() or backbone else _read_provenance(path)
     settings = provenance.config.backbone if provenance else _backbone_config(path, backbone)
@@ -159,10 +167,12 @@ def load(
 
 
 def _trusted(config: AnyBackbone, path: Path, target: str | None, trust_code: bool) -> AnyBackbone:
-    """Return the settings with the caller's class in place of the one that a file names."""
+    """Return the config with the caller's class in place of the one that a file names."""
     if not isinstance(config, CustomBackbone):
         if target is not None:
-            raise InputError(f"{path}: a built-in network; --backbone-target {target} is for Python networks")
+            raise InputError(
+                f"{path}: a built-in network; --backbone-target {target} is for user-defined networks"
+            )
         return config
     if target is not None:
         changed = msgspec.to_builtins(config) | {"target": target}
@@ -170,25 +180,25 @@ def _trusted(config: AnyBackbone, path: Path, target: str | None, trust_code: bo
         return trusted
     if not trust_code:
         raise InputError(
-            f"{path}: names code, {config.target}, which was not imported; pass --backbone-target "
+            f"{path}: refers to code, {config.target}, which was not imported; pass --backbone-target "
             f"{config.target} or --trust-code (backbone_target=, trust_code=True) to run it"
         )
     return config
 
 
 def _check_sizes(config: AnyBackbone, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Raise InputError if the described network does not fit the weights, before it is allocated."""
-    if isinstance(config, CustomBackbone):  # code that the caller trusts may do what the meta device cannot
+    """Raise InputError if the described network does not match the weights, before it is allocated."""
+    if isinstance(config, CustomBackbone):  # trusted code may not support the meta device
         return
     with torch.device("meta"):
         check_weights(build_backbone(config), weights, path)
 
 
 def _read_provenance(path: Path) -> Provenance:
-    """What a checkpoint, or the newest one of a run, says of itself; the file `recipe.yaml` may be of a later start."""
+    """Return the provenance of a checkpoint, or of the latest one of a run; `recipe.yaml` may be of a later start."""
     if not path.exists():
         raise FileNotFoundError(
-            f"{path}: no run or weights; wanted a run's folder, a checkpoint of it, an exported folder, or a file of weights"
+            f"{path}: expected a run's folder, a checkpoint of it, an exported folder, or a file of weights"
         )
     made = resolve_checkpoint(path)
     return parse_provenance(checkpoint.read_manifest(made).about, f"checkpoint {made}")
@@ -197,9 +207,7 @@ def _read_provenance(path: Path) -> Provenance:
 def _backbone_config(path: Path, name: str | None) -> AnyBackbone:
     known = {"name": name} if name else _exported_backbone(path)
     if known is None:
-        raise InputError(
-            f"{path}: does not say of which network; wanted a backbone (--backbone), such as iresnet100"
-        )
+        raise InputError(f"{path}: the network is not specified; pass --backbone, such as iresnet100")
     settings: AnyBackbone = convert(known, AnyBackbone, f"{path}: backbone")
     return settings
 
@@ -212,5 +220,5 @@ def _exported_backbone(path: Path) -> dict[str, Any] | None:
         with safetensors.safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(METADATA_KEY)
     except safetensors.SafetensorError as error:
-        raise InputError(f"{path}: not safetensors of ours: {format_error(error)[:100]}") from None
+        raise InputError(f"{path}: expected safetensors of an export: {format_error(error)[:100]}") from None
     return decode_json(text, dict[str, Any], f"{path}: {METADATA_KEY}: not JSON") if text else None

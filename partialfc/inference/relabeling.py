@@ -1,6 +1,9 @@
-"""Identities of a pack that are one person, and such as are two, as a network sees them; and the pack with other labels.
+"""Relabeling of a pack: duplicate identities are merged and mixed ones split, according to a model.
 
-Legend: C identities, n images, D width.
+Shapes:
+    C: identities
+    n: images
+    D: embedding size
 """
 
 import csv
@@ -32,21 +35,21 @@ EMBEDDINGS_FOLDER, LISTING_FILE, GRID_FILE, MAP_FILE = (
     "map.txt",
 )
 
-_ROWS, _COLUMNS = 1 << 11, 1 << 15  # of the product of all means with all that is in memory at once
-_MAX_KMEANS_ITERATIONS = 20  # of the search for two parts, at most
+_ROWS, _COLUMNS = 1 << 11, 1 << 15  # block of the similarity matrix of all means
+_MAX_KMEANS_ITERATIONS = 20
 _MIN_PART_SIZE = 2  # images of a part
-_MIN_PART_COHERENCE = 0.5  # the mean cosine of a part's images with its mean, at least: else it is of nobody
-_MAX_PAIRS_PER_IDENTITY = (
-    4  # pairs that are alike, for each identity: a network that finds so many tells nobody apart
+_MIN_PART_COHERENCE = (
+    0.5  # minimum mean cosine of a part's images with its mean; below, it is no single person
 )
-_SHOWN, _FACES = 20, 7  # rows of each kind in the sheet, and images of each side of a row
+_MAX_PAIRS_PER_IDENTITY = 4  # duplicate pairs per identity; a model that finds more does not discriminate
+_SHOWN, _FACES = 20, 7  # rows of each kind in the grid, and images on each side of a row
 
 Labels = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class DuplicateIdentities:
-    """Two identities that are one person."""
+    """Two identities of one person."""
 
     first: int
     second: int
@@ -55,20 +58,20 @@ class DuplicateIdentities:
 
 @dataclass(frozen=True)
 class MixedIdentity:
-    """An identity that is two people."""
+    """Identity that contains two people."""
 
     label: int
-    part: Labels  # the smaller part's images, in the pack
-    cosine: float  # of the parts' means
+    part: Labels  # images of the smaller part, in the pack
+    cosine: float  # of the means of both parts
 
 
 @dataclass(frozen=True)
 class RelabelResult:
-    """What became of a pack."""
+    """Result of relabeling a pack."""
 
-    num_merged: int  # identities that are in others now
-    num_split: int  # identities that are two now
-    num_identities: int  # that the new pack has
+    num_merged: int  # identities merged into others
+    num_split: int  # identities split in two
+    num_identities: int  # of the new pack
     num_images: int
 
 
@@ -82,14 +85,31 @@ def relabel_pack(
     split_threshold: float,
     progress: bool = False,
 ) -> RelabelResult:
-    """Write to `out` the pack with identities merged whose means have a cosine of `merge_threshold` or more, and those split whose images
-    fall into two parts with a cosine of `split_threshold` or less (the smaller part becomes a new identity). weights: where the
-    recognizer is from. Of a mixed identity the mean means nothing: it is not merged.
+    """Write a pack to `out` with merged and split identities.
 
-    LISTING there has all of them, SHEET shows the most doubtful of each kind, MAP has a line for each new identity as
-    `init.centers.map` takes it: its label in `pack`, or new; EMBEDDINGS keeps the pack's. May be repeated where it was interrupted. Memory: float32 [C, D]
-    twice, 0.3 GiB, and some bytes an image. InputError where an image cannot be read, or the network finds
-    everybody alike.
+    Identities are merged if the cosine of their means is at least `merge_threshold`. An identity is split if
+    its images form two parts whose means have a cosine of at most `split_threshold`; the smaller part becomes
+    a new identity. A mixed identity is not merged, since its mean is meaningless.
+
+    LISTING contains all changes, GRID_FILE shows the most doubtful ones of each kind. MAP has a line for each
+    new identity in the format of `init.centers.map`: its label in `pack`, or `new`. EMBEDDINGS_FOLDER stores
+    the embeddings of the pack. Rerun the same call to resume. Memory: float32 `[C, D]` twice, 0.3 GiB, and
+    some bytes per image.
+
+    Args:
+        recognizer: Model.
+        weights: Source of the model.
+        pack: Pack to relabel.
+        out: Folder of the new pack.
+        merge_threshold: Minimum cosine of duplicates.
+        split_threshold: Maximum cosine of the parts of a mixed identity.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Counts of the new pack.
+
+    Raises:
+        InputError: If an image cannot be read, or the model does not discriminate.
     """
     require_distinct_folders(out, [pack])
     dataset = RecordDataset(pack)
@@ -106,8 +126,8 @@ def relabel_pack(
     alike = list(islice(pairs, most))
     if len(alike) == most:
         raise InputError(
-            f"{pack}: {most} pairs of {dataset.num_classes} identities are alike by {merge_threshold:g}; wanted a higher --merge, "
-            "or a network that tells them apart"
+            f"{pack}: {most} pairs of {dataset.num_classes} identities have a cosine of at least {merge_threshold:g}; "
+            "pass a higher --merge-threshold, or use a better model"
         )
     new, origins = compute_labels(labels, dataset.num_classes, alike, mixed)
     _write_listing(out / LISTING_FILE, dataset, alike, mixed)
@@ -126,8 +146,9 @@ def relabel_pack(
 def find_duplicate_identities(
     means: torch.Tensor, min_cosine: float, *, progress: bool = False
 ) -> Iterator[DuplicateIdentities]:
-    """Pairs of identities, the lower label first, given their means [C, D] of length 1. Computes where the means are, in time
-    that grows with the square of C.
+    """Yield pairs of duplicate identities, the lower label first, given L2-normalized means `[C, D]`.
+
+    Computed on the device of the means, in time quadratic in C.
     """
     starts = range(0, len(means), _ROWS)
     for start in progress_bar(starts, "comparing identities", enabled=progress, total=len(starts)):
@@ -144,8 +165,9 @@ def find_duplicate_identities(
 def find_mixed_identities(
     embeddings: StoredEmbeddings, labels: Labels, max_cosine: float, *, progress: bool = False
 ) -> Iterator[MixedIdentity]:
-    """Identities whose images fall into two parts, each of two images at least that are of one person, whose means have a cosine
-    of `max_cosine` or less.
+    """Yield the identities whose images form two parts with means of a cosine of at most `max_cosine`.
+
+    Each part has at least two images of one person.
     """
     order = np.argsort(labels, kind="stable")
     known, starts = np.unique(labels[order], return_index=True)
@@ -159,8 +181,10 @@ def find_mixed_identities(
 
 
 def split_in_two(embeddings: NDArray[np.float32]) -> tuple[NDArray[np.bool_], float] | None:
-    """Which of unit embeddings [n, D] are the smaller of two parts, and the cosine of the parts' means: spherical k-means from the
-    two that are farthest from all others and from each other. None where a part has too few images, or is no one's.
+    """Return a mask of the smaller of two parts of unit embeddings `[n, D]`, and the cosine of the parts' means.
+
+    Spherical k-means, initialized with the two embeddings that are farthest from all others and from each
+    other. None if a part has too few images or is incoherent.
     """
     first = embeddings[np.argmin(embeddings @ embeddings.sum(axis=0))]
     second = embeddings[np.argmin(embeddings @ first)]
@@ -182,8 +206,9 @@ def split_in_two(embeddings: NDArray[np.float32]) -> tuple[NDArray[np.bool_], fl
 def compute_labels(
     labels: Labels, num_classes: int, duplicates: list[DuplicateIdentities], mixed: list[MixedIdentity]
 ) -> tuple[Labels, list[int | None]]:
-    """New labels [n], and of each new identity its old label; None where it is split off another. Merged ones have the number of
-    the lowest; the others move up; those that are split off come last.
+    """Return new labels `[n]`, and the old label of each new identity; None if it was split off.
+
+    Merged identities get the lowest number; the others move up; split-off parts come last.
     """
     roots = np.arange(num_classes)
     for pair in duplicates:
@@ -216,7 +241,7 @@ def _write_grid(
     duplicates: list[DuplicateIdentities],
     mixed: list[MixedIdentity],
 ) -> None:
-    """A row for each, one of the two on either side of a gap. No file where there are none."""
+    """Draw a row for each change, the two sides separated by a gap. No file without changes."""
     rows = [
         (np.flatnonzero(labels == it.first), np.flatnonzero(labels == it.second))
         for it in sorted(duplicates, key=lambda it: it.cosine)[:_SHOWN]

@@ -1,4 +1,4 @@
-"""Class centers of a checkpoint, for other purposes than resuming its run."""
+"""Class centers of a checkpoint, for purposes other than resuming its run."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -13,17 +13,17 @@ from partialfc.head.storage.catch_up import MAX_STEPS, CatchUp
 from partialfc.runtime import checkpoint
 from partialfc.runtime.checkpoint import read_rows
 
-_ROWS = 1 << 14  # that are brought up to date at once
+_ROWS = 1 << 14  # rows that are updated at a time
 
 
 def read_centers(path: Path, first: int, last: int) -> Tensor:
     """Return the centers of the classes [first, last) as a dense optimizer would have them, on the CPU.
 
-    With `head.unsampled: decay` a checkpoint holds rows as their last sampled step left them: the steps that they have
-    missed are applied here.
+    With `head.unsampled: decay` a checkpoint contains rows as of their last sampled step. The skipped steps
+    are applied here.
 
     Raises:
-        InputError: The path is no checkpoint, or is damaged.
+        InputError: If the path is not a checkpoint, or is damaged.
     """
     manifest = checkpoint.read_manifest(path)
     centers = read_rows(path, f"head.{CENTERS}", first, last)

@@ -1,4 +1,4 @@
-"""What is known of how well a trained network verifies."""
+"""Stored verification scores of a trained model."""
 
 import math
 from pathlib import Path
@@ -10,12 +10,16 @@ from partialfc.inference.weights import resolve_checkpoint
 from partialfc.runtime import checkpoint
 from partialfc.runtime.files import decode_json, read_metrics
 
-CONFIG_FILE = "config.json"  # in a folder that export wrote
+CONFIG_FILE = "config.json"  # in an exported folder
 
 
 def load_scores(path: Path) -> dict[str, Scores]:
-    """By verification set: the scores of the evaluation at a checkpoint's step, given a run's folder, a checkpoint, or a
-    folder that export wrote; empty where there was none. InputError where what the folder says is damaged.
+    """Return the scores by verification set of a run, a checkpoint or an exported folder.
+
+    Empty without stored scores.
+
+    Raises:
+        InputError: If the files are damaged.
     """
     if (path / CONFIG_FILE).is_file():
         return _read_export_config(path / CONFIG_FILE)
@@ -32,7 +36,9 @@ class _ExportConfig(msgspec.Struct):
 
 
 def _read_export_config(path: Path) -> dict[str, Scores]:
-    found = decode_json(path.read_bytes(), _ExportConfig, f"{path}: not what an export writes").verification
+    found = decode_json(
+        path.read_bytes(), _ExportConfig, f"{path}: expected a file of partialfc export"
+    ).verification
     return {
         name: {key: math.nan if value is None else value for key, value in values.items()}
         for name, values in found.items()

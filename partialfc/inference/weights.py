@@ -1,4 +1,4 @@
-"""Weights of a backbone from a file: a run, a checkpoint, a .pth or .pt, or safetensors. Nothing in a file is executed."""
+"""Backbone weights from a file: a run, a checkpoint, .pth, .pt or safetensors. Nothing in a file is executed."""
 
 import zipfile
 import zlib
@@ -14,7 +14,7 @@ from partialfc.errors import InputError
 from partialfc.runtime import checkpoint
 from partialfc.runtime.exit_codes import format_error
 
-# The parts of a run's checkpoint: the weights as they are trained, and their moving average where the run keeps one.
+# Parts of a run's checkpoint: the trained weights, and their EMA if the run keeps one.
 BACKBONE, EMA = "backbone", "average"
 
 _STATE_DICT_KEYS = (
@@ -22,26 +22,34 @@ _STATE_DICT_KEYS = (
     "state_dict",
     "backbone",
     "model",
-)  # under which others keep the weights
+)  # keys of the weights in third-party files
 _DTYPES = frozenset(
     (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int8, torch.int16, torch.int32,
      torch.int64, torch.bool)
 )  # fmt: skip
-_MAX_LISTED = 5  # names of each kind of misfit
+_MAX_LISTED = 5  # names per kind of mismatch
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Names and tensors, on the CPU. path: a run's folder (its newest checkpoint), a checkpoint, or a file. Of a run that
-    keeps a moving average, these are the averages.
+    """Return names and tensors, on the CPU; of a run with an EMA, the averages.
 
-    InputError where it is none of these or damaged, OSError where it cannot be read.
+    Args:
+        path: Folder of a run (its latest checkpoint), a checkpoint, or a file.
+
+    Returns:
+        Tensors by name.
+
+    Raises:
+        FileNotFoundError: If it does not exist.
+        InputError: If it is anything else, or damaged.
+        OSError: If it cannot be read.
     """
     if path.is_dir():
         checkpointed = resolve_checkpoint(path)
         return checkpoint.read_tensors(checkpointed, EMA) or checkpoint.read_tensors(checkpointed, BACKBONE)
     if not path.exists():
         raise FileNotFoundError(
-            f"{path}: not there; wanted weights: a run, a checkpoint, .pth, .pt or .safetensors"
+            f"{path}: not found; expected weights: a run, a checkpoint, .pth, .pt or .safetensors"
         )
     tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
     for name, tensor in tensors.items():
@@ -53,12 +61,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def resolve_checkpoint(path: Path) -> Path:
-    """The newest checkpoint of a run's folder; of anything else, itself."""
+    """Return the latest checkpoint of a run's folder; any other path unchanged."""
     return checkpoint.newest_checkpoint(path / "checkpoints") or path
 
 
 def load_weights(backbone: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
-    """Load `weights` into `backbone`. InputError lists every kind of misfit: missing, surplus, of another shape."""
+    """Load `weights` into `backbone`.
+
+    Raises:
+        InputError: If tensors are missing, unexpected or of different shapes; lists each kind.
+    """
     check_weights(backbone, weights, source)
     backbone.load_state_dict(weights)
 
@@ -69,20 +81,20 @@ def check_weights(backbone: nn.Module, weights: Mapping[str, Tensor], source: Pa
     misfits = {
         "missing": own.keys() - weights.keys(),
         "surplus": weights.keys() - own.keys(),
-        "of another shape": {
+        "of a different shape": {
             f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
             for name in own.keys() & weights.keys()
             if own[name].shape != weights[name].shape
         },
     }
-    misfits["of another type"] = {
+    misfits["of a different type"] = {
         f"{name} {str(weights[name].dtype).removeprefix('torch.')}"
         for name in own.keys() & weights.keys()
         if own[name].is_floating_point() != weights[name].is_floating_point()
     }
     if any(misfits.values()):
         told = (f"{len(names)} {kind}: {_format_names(names)}" for kind, names in misfits.items() if names)
-        raise InputError(f"{source}: weights of another network; {'; '.join(told)}")
+        raise InputError(f"{source}: weights of a different network; {'; '.join(told)}")
 
 
 def _format_names(names: set[str]) -> str:
@@ -90,7 +102,7 @@ def _format_names(names: set[str]) -> str:
 
 
 def _unusable(tensor: Tensor) -> str | None:
-    """Return what kind of tensor it is, if it cannot be a network's weight; conversion would fail, or drop a part of it."""
+    """Return why a tensor cannot be a network's weight, or None. Conversion would fail, or drop a part of it."""
     if tensor.is_meta:
         return "one on the meta device, without values"
     if tensor.layout != torch.strided:
@@ -110,7 +122,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def check_zip(path: Path) -> None:
-    """Raise InputError if a member of a zip archive, as torch.save writes it, is damaged: torch.load compares no checksum."""
+    """Raise InputError if a member of torch.save's zip archive is damaged; torch.load does not check it."""
     if not zipfile.is_zipfile(path):
         return
     try:
@@ -128,11 +140,13 @@ def _read_pth(path: Path) -> dict[str, Tensor]:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # a damaged or hostile file raises whatever its bytes lead to
-        raise InputError(f"{path}: not weights alone: {format_error(error)[:100]}") from None
+    except Exception as error:  # a damaged or malicious file can raise any exception
+        raise InputError(f"{path}: expected weights only: {format_error(error)[:100]}") from None
     for name in _STATE_DICT_KEYS:
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
     if not (isinstance(content, dict) and content and all(isinstance(it, Tensor) for it in content.values())):
-        raise InputError(f"{path}: a {type(content).__name__}, wanted names and tensors")
-    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}  # as of DDP
+        raise InputError(f"{path}: a {type(content).__name__}, expected names and tensors")
+    return {
+        str(name).removeprefix("module."): tensor for name, tensor in content.items()
+    }  # prefix of DistributedDataParallel

@@ -1,1 +1,1 @@
-"""Starting the ranks of a run on one machine, and watching them; and a run as a SLURM job."""
+"""Launching and supervision of the ranks of a run, on one machine or as a SLURM job."""

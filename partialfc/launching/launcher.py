@@ -1,4 +1,4 @@
-"""A launcher: starts the ranks of a run on this machine, with the recipe checked before any of them starts."""
+"""Launcher: validates the recipe and starts the ranks of a run on this machine."""
 
 import os
 import uuid
@@ -12,43 +12,51 @@ from partialfc.errors import InputError
 from partialfc.launching.local_ranks import ClusterSpec, launch_ranks
 from partialfc.runtime.precision import uses_cuda
 
-CPU_RANKS = 2  # without GPUs: enough to show that ranks work together
+CPU_RANKS = 2  # default without GPUs: the smallest distributed run
 
 
 def new_name() -> str:
-    """Return a name that no other job has at an endpoint."""
+    """Return a unique run id for a rendezvous endpoint."""
     return str(uuid.uuid4())
 
 
 @dataclass(frozen=True)
 class LaunchRequest:
-    """What was asked for, as `partialfc train` has it."""
+    """Request to launch a command such as `partialfc train`."""
 
     recipe: str
     overrides: tuple[str, ...] = ()
-    ranks_per_node: int | None = None  # to start on each machine; None: see num_ranks
-    nodes: int = 1  # machines that take part, each with its own launcher
-    endpoint: str = "localhost:0"  # host:port where they meet
-    run_id: str = field(default_factory=new_name)  # of the job, at the endpoint
-    command: str = "train"  # or doctor: what each rank is
-    requeue: bool = False  # whether a SLURM job that is stopped is requeued
+    ranks_per_node: int | None = None  # None: see num_ranks
+    nodes: int = 1  # machines, each with its own launcher
+    endpoint: str = "localhost:0"  # host:port of the rendezvous
+    run_id: str = field(default_factory=new_name)  # of the rendezvous
+    command: str = "train"  # "train" or "doctor"
+    requeue: bool = False  # whether a stopped SLURM job requeues itself
 
     def validate(self) -> tuple[Config, int]:
-        """The recipe, and how many ranks to start on each machine. InputError where they do not fit each other."""
+        """Return the recipe and the number of ranks per machine.
+
+        Raises:
+            InputError: If they are inconsistent.
+        """
         config = load_config(self.recipe, self.overrides)
         return config, num_ranks(config, self.ranks_per_node, self.nodes)
 
     def to_arguments(self) -> list[str]:
-        """The same for `partialfc`."""
+        """Return the equivalent arguments of `partialfc`."""
         ranks = [] if self.ranks_per_node is None else [f"--ranks={self.ranks_per_node}"]
         meeting = [f"--nodes={self.nodes}", f"--endpoint={self.endpoint}", f"--id={self.run_id}"]
         return [self.command, *meeting, *ranks, self.recipe, *self.overrides]
 
 
 def num_ranks(config: Config, requested: int | None, nodes: int) -> int:
-    """How many ranks to start on each of `nodes` nodes: `requested`, else one per GPU, as many as the batch allows.
+    """Return the number of ranks to start per node.
 
-    InputError where `requested`, or any number on so many nodes, does not fit the batch or the machine.
+    Defaults to one per GPU, reduced until the batch size divides evenly.
+
+    Raises:
+        InputError: If `requested`, or any number on that many nodes, is incompatible with the batch or
+            the machine.
     """
     use_cuda = uses_cuda(config.device)
     devices = torch.cuda.device_count() if use_cuda else CPU_RANKS
@@ -65,7 +73,7 @@ def num_ranks(config: Config, requested: int | None, nodes: int) -> int:
 
 
 def launch(request: LaunchRequest) -> int:
-    """Check the recipe, start the ranks, wait for them; returns the run's exit code."""
+    """Validate the recipe, run the ranks, and return the exit code of the run."""
     config, ranks = request.validate()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
     machines = ClusterSpec(request.nodes, request.endpoint, request.run_id, ranks)

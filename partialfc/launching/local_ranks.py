@@ -1,7 +1,8 @@
-"""The ranks of a run on this machine, from their start to their end.
+"""Lifecycle of the ranks on this machine.
 
-torch's elastic agent starts and watches them. Unlike the torchrun command, signals are passed on at once, each to every
-rank, and the exit code is that of the rank that failed first, which says why itself, unless a signal killed it.
+torch's elastic agent starts and monitors them. Unlike torchrun, signals are forwarded immediately, once to
+every rank. The exit code is that of the rank that failed first, which reports its own error unless a signal
+killed it.
 """
 
 import logging
@@ -37,35 +38,46 @@ from partialfc.runtime.exit_codes import (
 from partialfc.runtime.process import launcher_link
 from partialfc.runtime.process.signals import handle_stop_signals, print_stopped
 
-# Seconds in which the other nodes' launchers see that their ranks ended with the same error: SLURM ends those that are
-# left when the first is gone, and then gives their exit code.
+# Seconds for the launchers of other nodes to see their ranks fail with the same error. SLURM kills the
+# remaining launchers when the first one exits, and then reports their exit code.
 _PEER_EXIT_DELAY = 5
-_STRAGGLER_TIMEOUT = 15  # seconds in which a machine's ranks end after the first of them
+_STRAGGLER_TIMEOUT = 15  # seconds for the remaining ranks of a machine to exit
 _KILL_DELAY = 3  # seconds between a second Ctrl-C and SIGKILL
 _EXIT_SIGINT = 128 + signal.SIGINT
-# After which a restart would change nothing, or is not wanted.
+# A restart would not help after these, or is not desired.
 _FINAL_EXIT_CODES = (0, EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_STOPPED, _EXIT_SIGINT)
 
 
 @dataclass(frozen=True)
 class ClusterSpec:
-    """The machines of a run, each with a launcher of its own."""
+    """Nodes of a run; each runs its own launcher."""
 
     nodes: int
-    endpoint: str  # host:port where they meet
-    run_id: str  # of the run, at the endpoint
-    ranks_per_node: int  # of each
+    endpoint: str  # host:port of the rendezvous
+    run_id: str  # of the rendezvous
+    ranks_per_node: int
 
 
 def launch_ranks(command: list[str], cluster: ClusterSpec, max_restarts: int, *, numa: bool = False) -> int:
-    """Start the ranks, each of them Python with `command`, and return the exit code of the run. All ranks are started
-    again, up to `max_restarts` times, when one has died. Afterwards signals are ignored: the exit code is known.
+    """Run the ranks, each a Python process with `command`, and return the exit code of the run.
 
-    numa: whether each is bound to the cores and the memory nearest to its GPU.
+    If a rank dies, all ranks are restarted, at most `max_restarts` times. Signals are ignored afterwards: the
+    exit code is known.
+
+    Args:
+        command: Arguments of Python.
+        cluster: Nodes of the run.
+        max_restarts: Maximum number of restarts.
+        numa: Whether each rank is bound to the cores and memory nearest to its GPU.
+
+    Returns:
+        Exit code.
     """
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the rank that failed says why
+    logging.getLogger("torch.distributed").setLevel(
+        logging.CRITICAL
+    )  # the failed rank reports its error itself
     os.environ[launcher_link.LAUNCHER_PID_VARIABLE] = str(os.getpid())
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # ours are the others
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # the remaining signals are handled here
     processes, code = _RankProcesses(), 0
     with processes.forward_signals():
         for attempt in range(max_restarts + 1):
@@ -73,8 +85,8 @@ def launch_ranks(command: list[str], cluster: ClusterSpec, max_restarts: int, *,
             if code in _FINAL_EXIT_CODES or attempt == max_restarts:
                 break
             processes.pids = []
-            _print_error(f"starting all ranks again, {attempt + 1} of {max_restarts} times at most")
-    Console().show_cursor()  # on a terminal: a rank that was killed could not end its display
+            _print_error(f"restarting all ranks (attempt {attempt + 1} of {max_restarts})")
+    Console().show_cursor()  # a killed rank could not stop its live display
     if code == EXIT_BAD_INPUT and cluster.nodes > 1:
         time.sleep(_PEER_EXIT_DELAY)
     return code
@@ -103,7 +115,7 @@ def _attempt(
         monitor_interval=0.1,
         **(_numa_options() if numa else {}),
     )
-    # Else what the agent writes for itself would stay behind.
+    # Otherwise files of the agent would remain.
     with tempfile.TemporaryDirectory() as processes.folder:
         try:
             result = _Agent(spec, DefaultLogsSpecs(log_dir=processes.folder), processes).run()
@@ -113,30 +125,31 @@ def _attempt(
 
 
 def _numa_options() -> dict[str, Any]:
-    """Return the argument of a WorkerSpec; none where this version of PyTorch cannot bind ranks."""
+    """Return the NUMA argument of a WorkerSpec; empty if this version of PyTorch does not support it."""
     try:
         from torch.numa.binding import AffinityMode, NumaOptions
     except ImportError:
-        _print_error("warning: launch.numa: this version of PyTorch binds no ranks")
+        _print_error("warning: launch.numa: not supported by this version of PyTorch")
         return {}
     return {"numa_options": NumaOptions(AffinityMode.NODE, should_fall_back_if_binding_fails=True)}
 
 
 class _RankProcesses:
-    """The ranks that run on this machine, and the signals for them."""
+    """Ranks that run on this machine, and the signals for them."""
 
     def __init__(self) -> None:
         self.pids: list[int] = []
         self.folder = ""  # of the agent's own files; none yet
-        self._killed: set[int] = set()  # by this process
-        self._ended: list[int] = []  # pids in the order in which they ended
-        self._forwarded: set[int] = set()  # signals
+        self._killed: set[int] = set()  # killed by this process
+        self._ended: list[int] = []  # pids in the order of their exits
+        self._forwarded: set[int] = set()  # forwarded signals
         self._interrupted = False  # by a second Ctrl-C
 
     @contextmanager
     def forward_signals(self) -> Iterator[None]:
-        """Within the block a signal goes to every rank, and a second Ctrl-C ends those that do not end by themselves; after
-        it signals are ignored.
+        """Forward signals to every rank during the block; a second Ctrl-C kills ranks that do not exit.
+
+        Signals are ignored afterwards.
         """
         with handle_stop_signals(self._handle_signal):
             yield
@@ -149,26 +162,26 @@ class _RankProcesses:
             self._interrupted = True
             print_stopped(signal_number, again=True)
             threading.Timer(_KILL_DELAY, _send, [signal.SIGKILL, self.pids]).start()
-        if not self.pids:  # and ranks that are just being started end with this process
+        if not self.pids:  # ranks that are being started exit with this process
             print_stopped(signal_number, again=False)
             shutil.rmtree(self.folder, ignore_errors=True)
             hard_exit(EXIT_STOPPED)  # see StopRequest
 
     def track(self, pids: list[int]) -> None:
-        """Take note of ranks that run from now on."""
+        """Add ranks that have been started."""
         self.pids, self._ended = pids, []
         for pid in pids:
             threading.Thread(target=self._note_end, args=(pid,), daemon=True).start()
         threading.Thread(target=self._end_stragglers, args=(pids,), daemon=True).start()
 
     def _note_end(self, pid: int) -> None:
-        """Wait for the end of a rank, and keep its place among all of them."""
+        """Wait for a rank to exit, and record the order."""
         with suppress(ChildProcessError):
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         self._ended.append(pid)
 
     def _end_stragglers(self, pids: list[int]) -> None:
-        """When one has ended, end those that are left some time later: they may wait for it for ever."""
+        """Kill the remaining ranks some time after the first exit, since they may wait for it forever."""
         while all(_is_running(pid) for pid in pids):
             time.sleep(0.5)
         limit = time.monotonic() + _STRAGGLER_TIMEOUT
@@ -180,13 +193,15 @@ class _RankProcesses:
                 return
 
     def exit_code(self, failures: Mapping[int, ProcessFailure]) -> int:
-        """That of the rank whose failure was the first; says which was killed, as that one could not."""
+        """Return the exit code of the first failure; report a rank that was killed, since it could not."""
         if self._interrupted:
             return _EXIT_SIGINT
         own = self._in_order([it for it in failures.values() if it.pid not in self._killed])
         for number in self._forwarded:
-            if any(it.exitcode == -number for it in own):  # it came before the rank could listen
-                if 0 not in failures or failures[0].exitcode == -number:  # else the first rank said so
+            if any(
+                it.exitcode == -number for it in own
+            ):  # the signal arrived before the rank's handler was installed
+                if 0 not in failures or failures[0].exitcode == -number:  # otherwise rank 0 has reported it
                     print_stopped(number, again=False)
                 return EXIT_STOPPED
             if (
@@ -194,30 +209,28 @@ class _RankProcesses:
                 and failures[0].pid in self._killed
                 and any(it.exitcode == EXIT_STOPPED for it in own)
             ):
-                # It was waiting for the others, inside a library that hears no signal.
-                _print_error(
-                    f"stopped by {signal.Signals(number).name}; the first rank did not end by itself"
-                )
+                # It was waiting for the others inside a library that ignores signals.
+                _print_error(f"stopped by {signal.Signals(number).name}; rank 0 did not exit and was killed")
                 return EXIT_STOPPED
-        # Others may abort only because this one is gone.
+        # Others may have aborted only because this one exited.
         first = next((it for it in own if it.exitcode != EXIT_RANK_LOST), None)
         if first is None:
             return EXIT_RANK_LOST
-        if first.exitcode > 0:  # it said why itself
+        if first.exitcode > 0:  # it reported its error itself
             return first.exitcode
         rank = next(rank for rank, it in failures.items() if it is first)
         memory = " (out of memory?)" if first.exitcode == -signal.SIGKILL else ""
         _print_error(f"rank {rank} on {socket.gethostname()} was killed by {first.signal_name()}{memory}")
-        return 128 - first.exitcode  # as a shell tells it
+        return 128 - first.exitcode  # shell convention
 
     def _in_order(self, failures: list[ProcessFailure]) -> list[ProcessFailure]:
-        """Return the failures in the order in which their processes ended; those not seen to end come last."""
+        """Return the failures in the order of the exits; those not observed come last."""
         places = {pid: place for place, pid in enumerate(self._ended)}
         return sorted(failures, key=lambda it: places.get(it.pid, len(places)))
 
 
 class _Agent(LocalElasticAgent):
-    """Knows the processes that it has started."""
+    """Elastic agent that exposes the processes it has started."""
 
     def __init__(self, spec: WorkerSpec, logs: DefaultLogsSpecs, processes: _RankProcesses) -> None:
         super().__init__(spec, logs)
@@ -236,7 +249,7 @@ def _send(number: int, pids: list[int]) -> None:
 
 
 def _is_running(pid: int) -> bool:
-    """Whether a child of this process has not ended; who waits for it still can."""
+    """Return True if a child of this process has not exited; it can still be waited for."""
     try:
         return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
     except ChildProcessError:

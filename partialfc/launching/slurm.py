@@ -1,7 +1,8 @@
-"""A run in a SLURM job: one launcher on each node. A batch script that asks for it requeues its job when it is stopped.
+"""Runs as SLURM jobs: one launcher per node. A batch script can request that its job requeues itself.
 
-A job comes to its end by a time limit, of which SLURM warns the batch script by SIGUSR1, by preemption, `scancel` or
-`scontrol requeue`, of which it tells the launchers by SIGTERM. Each time the ranks save and end with STOPPED.
+A job ends by its time limit, of which SLURM notifies the batch script by SIGUSR1. It also ends by preemption,
+`scancel` or `scontrol requeue`, of which SLURM notifies the launchers by SIGTERM. In each case the ranks save
+and exit with EXIT_STOPPED.
 """
 
 import os
@@ -23,12 +24,12 @@ from partialfc.launching.launcher import LaunchRequest
 from partialfc.runtime.exit_codes import EXIT_STOPPED
 from partialfc.runtime.files import SUMMARY_FILE
 
-_REQUEUE_WAIT = 60  # seconds in which it ends a batch script that has queued its job again
-# Signals that SLURM, or somebody, sends to the batch script alone.
+_REQUEUE_WAIT = 60  # seconds for SLURM to end a batch script that has requeued its job
+# Signals that SLURM or a user sends to the batch script only.
 _FORWARDED_SIGNALS = (signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 
-# Counts of the job's tasks, which a step of one launcher per node must not inherit.
+# Task counts of the job, which a step with one launcher per node must not inherit.
 _TASK_COUNTS = ("SLURM_NTASKS_PER_NODE", "SLURM_GPUS_PER_TASK", "SLURM_NTASKS_PER_GPU", "SLURM_TRES_PER_TASK")
 
 
@@ -38,18 +39,24 @@ def in_allocation() -> bool:
 
 
 def check_tasks(asked: LaunchRequest) -> None:
-    """Raise InputError if srun started several launchers of one run, each of which would be a run of its own."""
+    """Raise InputError if srun started several launchers of one run, each of which would be a separate run."""
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
     if "SLURM_STEP_ID" in os.environ and tasks > 1 and asked.nodes == 1:
         raise InputError(
-            f"srun: expected 1 task, got {tasks}; call partialfc without srun, it starts a launcher on each node"
+            f"srun: expected 1 task, got {tasks}; call partialfc without srun, since it starts a launcher on each node"
         )
 
 
 def run_job(request: LaunchRequest) -> int:
-    """Check the recipe, start a launcher on each node of the job, wait for them; return the exit code.
+    """Validate the recipe, run a launcher on each node of the job, and return the exit code.
 
-    Only a batch script that asks for it requeues its job. A shell in an allocation, or a notebook, has no use for that.
+    Only a batch script that requests it requeues its job, not a shell or notebook in an allocation.
+
+    Returns:
+        Exit code.
+
+    Raises:
+        InputError: If the recipe or the job is invalid.
     """
     if int(os.environ.get("SLURM_HET_SIZE", "1")) > 1:
         raise InputError(
@@ -58,14 +65,14 @@ def run_job(request: LaunchRequest) -> int:
         )
     job, nodes = job_name(os.environ), int(os.environ["SLURM_NNODES"])
     restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    config, _ = replace(request, nodes=nodes).validate()  # once, before every node says it
+    config, _ = replace(request, nodes=nodes).validate()  # once, before every node reports the same error
     endpoint = f"{_first_node()}:{_port()}"
     everywhere = replace(request, nodes=nodes, endpoint=endpoint, run_id=f"{job}.{restarts}")
     code = _run_launchers(everywhere.to_arguments(), job, nodes, batch=request.requeue)
     if request.command != "train":
         return code
     if code == 0 and not (Path(config.output) / SUMMARY_FILE).exists():
-        _print_error("a launcher was killed before the run had ended")  # srun says 0 then
+        _print_error("a launcher was killed before the run ended")  # srun reports 0 in this case
         code = 1
     if code == EXIT_STOPPED and request.requeue:
         requeue(config.launch.max_requeues)
@@ -73,7 +80,7 @@ def run_job(request: LaunchRequest) -> int:
 
 
 def job_name(environment: Mapping[str, str]) -> str:
-    """Return what names this job in SLURM's commands: of an array, this task, not the whole array."""
+    """Return the name of this job for SLURM's commands: for an array, this task only."""
     if "SLURM_ARRAY_JOB_ID" in environment:
         return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
     return environment["SLURM_JOB_ID"]
@@ -89,12 +96,13 @@ def _run_launchers(arguments: Sequence[str], job: str, nodes: int, *, batch: boo
     ]
     for one in _FORWARDED_SIGNALS:
         signal.signal(one, partial(_forward_signal, job, step))
-    # SLURM sends it to the launchers of a batch job, too; in a shell it comes from somebody else.
+    # SLURM sends it to the launchers of a batch job, too; in a shell, a user sent it.
     signal.signal(signal.SIGTERM, _ignore if batch else partial(_forward_signal, job, step))
     environment = {name: value for name, value in os.environ.items() if name not in _TASK_COUNTS}
-    # Else each end of a job warns that other processes are gone.
+    # Otherwise every end of a job would print warnings about lost processes.
     environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    # Out of reach of a terminal's Ctrl-C, which would end srun and with it the launchers, before they have saved.
+    # Protected from a terminal's Ctrl-C, which would end srun, and with it the launchers, before they have
+    # saved.
     return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, process_group=0).wait()
 
 
@@ -103,13 +111,13 @@ def _ignore(number: int, frame: FrameType | None) -> None:
 
 
 def _cpus() -> list[str]:
-    """Return srun's option for the CPUs of a launcher, which does not inherit the job's; all that its tasks have."""
+    """Return srun's option for the CPUs of a launcher, which are not inherited: all CPUs of the job on a node."""
     each, tasks = os.environ.get("SLURM_CPUS_PER_TASK"), os.environ.get("SLURM_NTASKS_PER_NODE", "1")
     return [f"--cpus-per-task={int(each) * int(tasks)}"] if each else []
 
 
 def _forward_signal(job: str, step: str, number: int, frame: FrameType | None) -> None:
-    """Send a signal to the launchers; never to srun, which would end them at once, nor to other steps of the job."""
+    """Send a signal to the launchers; not to srun, which would kill them, nor to other steps of the job."""
     command = ["squeue", "--noheader", "--steps", f"--jobs={job}", "--format=%i %j"]
     listed = subprocess.run(command, check=False, capture_output=True, text=True).stdout
     for line in listed.splitlines():
@@ -119,21 +127,21 @@ def _forward_signal(job: str, step: str, number: int, frame: FrameType | None) -
 
 
 def requeue(limit: int) -> None:
-    """Requeue this job, at most `limit` times, unless somebody has cancelled or requeued it."""
+    """Requeue this job, at most `limit` times, unless it was cancelled or requeued by a user."""
     job, restarts = job_name(os.environ), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     if _scontrol_field("job", job, "JobState") != "RUNNING":
         return
     if restarts >= limit:
-        _print_error(f"not queued again: launch.max_requeues is {limit}")
+        _print_error(f"not requeued: launch.max_requeues is {limit}")
         return
-    _print_error(f"queued again, {restarts + 1} of {limit} times at most")
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which SLURM ends this process
+    _print_error(f"requeued ({restarts + 1} of at most {limit})")
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # SLURM ends this process by it
     if subprocess.run(["scontrol", "requeue", job], check=False).returncode == 0:
         time.sleep(_REQUEUE_WAIT)
 
 
 def _first_node() -> str:
-    """Its name, or its address where the name does not resolve."""
+    """Return the name of the first node, or its address if the name does not resolve."""
     command = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
     name = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[0]
     try:
@@ -144,12 +152,12 @@ def _first_node() -> str:
 
 
 def _port() -> str:
-    job = int(os.environ["SLURM_JOB_ID"])  # of each task of an array another one
+    job = int(os.environ["SLURM_JOB_ID"])  # differs between the tasks of an array
     return os.environ.get("MASTER_PORT", str(20_000 + job % 10_000))
 
 
 def _scontrol_field(kind: str, name: str, key: str) -> str | None:
-    """What SLURM says of a job or a node."""
+    """Return a field of SLURM's description of a job or node."""
     command = ["scontrol", "--oneliner", "show", kind, name]
     text = subprocess.run(command, check=False, capture_output=True, text=True).stdout
     found = re.search(rf"\b{key}=(\S+)", text)

@@ -1,4 +1,4 @@
-"""Runs as one page of HTML that holds everything it shows: curves, scores, pictures, what differs, where the time goes."""
+"""Self-contained HTML report of one or more runs: curves, scores, figures, settings, section times."""
 
 import base64
 import tempfile
@@ -20,29 +20,34 @@ from partialfc.monitoring.plots import plot_runs
 from partialfc.runtime.files import SUMMARY_FILE, atomic_write, decode_json, read_metrics
 
 _TEMPLATE = Path(__file__).with_name("page.html")
-_TITLES = {"roc": "ROC", "hardest_pairs": "the pairs that are hardest to tell"}
-_COLORS = ("#2f6fde", "#e07a3f", "#3c9d6b", "#8d63c9", "#c24d6e", "#6b7a8f")  # of the parts of a step's time
-_NUM_RECENT_RECORDS = 10  # lines of a log that say where the time goes
+_TITLES = {"roc": "ROC", "hardest_pairs": "hardest pairs"}
+_COLORS = ("#2f6fde", "#e07a3f", "#3c9d6b", "#8d63c9", "#c24d6e", "#6b7a8f")  # one per section of a step
+_NUM_RECENT_RECORDS = 10  # newest step records that are averaged
 
 
 def write_html_report(runs: Sequence[Path], path: Path) -> None:
-    """Write the page of these runs' folders. FileNotFoundError where one is none, InputError where it is damaged."""
+    """Write the report of these run folders to `path`.
+
+    Raises:
+        FileNotFoundError: If a folder contains no metrics.jsonl.
+        InputError: If a file of a run is damaged.
+    """
     for run in runs:
         if not (run / "metrics.jsonl").is_file():
             below = sorted(it.parent for it in run.glob("*/metrics.jsonl"))
-            hint = f"; it holds runs: {' '.join(map(str, below[:5]))}" if below else ""
+            hint = f"; it contains runs: {' '.join(map(str, below[:5]))}" if below else ""
             raise FileNotFoundError(f"{run}: expected the folder of a run, with metrics.jsonl{hint}")
     names = _run_names(runs)
-    lines = [read_metrics(run / "metrics.jsonl") for run in runs]
-    scores = [row for name, found in zip(names, lines, strict=True) for row in _score_rows(name, found)]
+    records = [read_metrics(run / "metrics.jsonl") for run in runs]
+    scores = [row for name, found in zip(names, records, strict=True) for row in _score_rows(name, found)]
     content = {
         "title": names[0] if len(runs) == 1 else f"{len(runs)} runs",
-        "made": f"Made by partialfc report on {time.strftime('%F')}, of {', '.join(map(str, runs))}.",
+        "made": f"Created by partialfc report on {time.strftime('%F')} from {', '.join(map(str, runs))}.",
         "curves": _curves_image(runs),
         "scores": scores,
         "score_names": list(dict.fromkeys(it for row in scores for it in row["cells"])),
-        "pictures": [it for it in map(_figures, names, runs) if it["sets"]],
-        "times": [it for it in map(_time_bars, names, lines) if it["parts"]],
+        "figures": [figures for figures in map(_figures, names, runs) if figures["sets"]],
+        "times": [bars for bars in map(_time_bars, names, records) if bars["parts"]],
         "settings_of": names if len(runs) > 1 else ["value"],
         "settings": _settings_rows(runs),
         "environments": [
@@ -56,7 +61,7 @@ def write_html_report(runs: Sequence[Path], path: Path) -> None:
 
 
 def _run_names(runs: Sequence[Path]) -> list[str]:
-    """The folders' names; their paths where two have the same."""
+    """Return the names of the folders, or their paths if two names are equal."""
     names = [run.resolve().name for run in runs]
     return names if len(set(names)) == len(names) else [str(run) for run in runs]
 
@@ -73,7 +78,7 @@ def _curves_image(runs: Sequence[Path]) -> str:
 
 
 def _score_rows(name: str, lines: list[MetricsRecord]) -> list[dict[str, Any]]:
-    """A row for each set, of the newest evaluation."""
+    """Return one row per evaluation set, from the latest evaluation."""
     found = [it for it in lines if it.get("verification")]
     if not found:
         return []
@@ -85,8 +90,10 @@ def _score_rows(name: str, lines: list[MetricsRecord]) -> list[dict[str, Any]]:
 
 
 def _figures(name: str, run: Path) -> dict[str, Any]:
-    """The newest of each set, as TensorBoard has them."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # takes a second
+    """Return the latest figures of each evaluation set, read from the TensorBoard files."""
+    from tensorboard.backend.event_processing.event_accumulator import (
+        EventAccumulator,
+    )  # takes about a second
 
     if not (run / "tensorboard").is_dir():
         return {"name": name, "sets": []}
@@ -94,34 +101,34 @@ def _figures(name: str, run: Path) -> dict[str, Any]:
     board.Reload()
     by_set: dict[str, list[dict[str, str]]] = {}
     for tag in sorted(board.Tags()["images"], reverse=True):
-        kind, of, one = tag.removeprefix("verification/").partition("_of_")
-        if tag.startswith("verification/") and of:
+        set_name, _, kind = tag.removeprefix("eval/").rpartition("/")
+        if tag.startswith("eval/") and set_name:
             image = board.Images(tag)[-1].encoded_image_string
-            picture = {"title": _TITLES.get(kind, kind), "source": _data_uri(image)}
-            by_set.setdefault(one, []).append(picture)
-    return {"name": name, "sets": [{"name": one, "pictures": it} for one, it in sorted(by_set.items())]}
+            figure = {"title": _TITLES.get(kind, kind), "source": _data_uri(image)}
+            by_set.setdefault(set_name, []).append(figure)
+    return {
+        "name": name,
+        "sets": [{"name": set_name, "figures": figures} for set_name, figures in sorted(by_set.items())],
+    }
 
 
 def _time_bars(name: str, lines: list[MetricsRecord]) -> dict[str, Any]:
-    """The mean of the newest lines' parts of a step, in milliseconds."""
-    recent = [it for it in lines if "milliseconds" in it][-_NUM_RECENT_RECORDS:]
+    """Return the mean time_ms per section of a step, over the latest records."""
+    recent = [it for it in lines if "time_ms" in it][-_NUM_RECENT_RECORDS:]
     if not recent:
         return {"name": name, "parts": []}
-    means = {
-        part: sum(it["milliseconds"][part] for it in recent) / len(recent)
-        for part in recent[-1]["milliseconds"]
-    }
+    means = {part: sum(it["time_ms"][part] for it in recent) / len(recent) for part in recent[-1]["time_ms"]}
     whole = sum(means.values()) or 1.0
     speed = sum(it["images_per_second"] for it in recent) / len(recent)
     parts = [
-        {"name": part, "milliseconds": f"{mean:.1f}", "share": f"{100 * mean / whole:.2f}", "colour": colour}
-        for (part, mean), colour in zip(means.items(), _COLORS * 2, strict=False)
+        {"name": part, "time_ms": f"{mean:.1f}", "percent": f"{100 * mean / whole:.2f}", "color": color}
+        for (part, mean), color in zip(means.items(), _COLORS * 2, strict=False)
     ]
-    return {"name": name, "words": f"{whole:.1f} ms a step, {speed:.0f} images/s", "parts": parts}
+    return {"name": name, "words": f"{whole:.1f} ms per step, {speed:.0f} images/s", "parts": parts}
 
 
 def _settings_rows(runs: Sequence[Path]) -> list[dict[str, Any]]:
-    """Of several runs those that differ; of one, all."""
+    """Return the settings that differ between the runs, or all settings of a single run."""
     resolved = [_load_config(run) for run in runs]
     every = dict.fromkeys(key for settings in resolved for key in settings)
     kept = [key for key in every if len(runs) == 1 or len({str(it.get(key)) for it in resolved}) > 1]
@@ -130,7 +137,7 @@ def _settings_rows(runs: Sequence[Path]) -> list[dict[str, Any]]:
 
 def _load_config(run: Path) -> dict[str, Any]:
     path = run / "recipe.yaml"
-    tree = recipe.parse(path.read_bytes().decode(errors="replace"), f"{path}: not the recipe of a run")
+    tree = recipe.parse(path.read_bytes().decode(errors="replace"), f"{path}: expected the recipe of a run")
     return dict(flatten_config(convert(tree, Config, str(path))))
 
 
@@ -139,10 +146,12 @@ class _Summary(msgspec.Struct):
 
 
 def _environment_text(run: Path) -> str:
-    """What a finished run says of it; else the first line of its log."""
+    """Return the environment from the run's summary, or the first line of its log if it has not finished."""
     summary = run / SUMMARY_FILE
     if summary.exists():
-        known = decode_json(summary.read_bytes(), _Summary, f"{summary}: not what a run writes").environment
+        known = decode_json(
+            summary.read_bytes(), _Summary, f"{summary}: expected the summary of a run"
+        ).environment
         if known:
             return ", ".join(f"{name} {version}" for name, version in known.items())
     log = run / "log.txt"

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a line, and what a run goes by of them."""
+"""Records of a run in metrics.jsonl, one JSON object per line."""
 
 import math
 from collections.abc import Mapping
@@ -10,31 +10,33 @@ import msgspec
 from partialfc.evaluation.sets import Scores, primary_score
 from partialfc.runtime.files import atomic_write, with_undefined
 
-# Keys of lines, for records that are damaged: each is named in one line.
+# Keys of damaged records: each record is reported once.
 DAMAGED = ("unreadable", "corrupt")
-_LISTED = 1000  # keys in a summary
+_LISTED = 1000  # keys per kind in a summary
 
-MetricsRecord = dict[str, Any]  # with "step": the number of steps taken
+MetricsRecord = dict[str, Any]  # "step" is the number of completed steps
 
 
 class MetricsFile:
-    """What an earlier part of the run wrote stays, up to the step that the run goes on from.
+    """Metrics file of a run, and the values that are derived from its records.
 
-    start: that step; 0 for a fresh run, which keeps nothing.
+    Records of an earlier part of the run are retained up to the step that it resumes from.
+
+    Args:
+        path: File to write.
+        start: Step to resume from; 0 for a new run, which discards earlier records.
     """
 
     def __init__(self, path: Path, start: int) -> None:
-        self.loss: float | None = None  # newest; None before the first
-        self.last_evaluated_step: int | None = None  # of the newest scores
+        self.loss: float | None = None  # latest loss; None before the first
+        self.last_evaluated_step: int | None = None  # step of the latest scores
         self.verification: list[
             Mapping[str, Scores]
-        ] = []  # of each set, by its name: the first, and the newest
-        self.best: dict[
-            str, tuple[float, int]
-        ] = {}  # of each set: its headline score, and after how many steps
+        ] = []  # scores by set name: of the first and of the latest evaluation
+        self.best: dict[str, tuple[float, int]] = {}  # best primary score of each set, and its step
         self.damaged: dict[str, dict[int, None]] = {
             name: {} for name in DAMAGED
-        }  # keys of records, each once
+        }  # keys of damaged records, in order, without duplicates
         lines = path.read_bytes().splitlines() if path.exists() and start else []
         earlier = [line for line in map(_parse_line, lines) if line and line["step"] <= start]
         for line in earlier:
@@ -44,13 +46,13 @@ class MetricsFile:
         self._file = path.open("ab")
 
     def write(self, line: MetricsRecord) -> None:
-        """Write a line, which is in the file at once."""
+        """Write a record and flush it."""
         self._track(line)
         self._file.write(msgspec.json.encode(line) + b"\n")
         self._file.flush()
 
     def summary(self) -> dict[str, Any]:
-        """The newest loss, and of each set that is evaluated now the first, the newest and the best scores."""
+        """Return the latest loss, and the first, latest and best scores of each current evaluation set."""
         verification = self.verification or [{}]
         damaged = {
             name: {"records": len(keys), "keys": sorted(keys)[:_LISTED]}
@@ -90,7 +92,7 @@ class MetricsFile:
 
 
 def _parse_line(line: bytes) -> MetricsRecord | None:
-    """None for a line that a killed process left half written."""
+    """Return the record of a line, or None if a killed process left it incomplete."""
     try:
         parsed: MetricsRecord = msgspec.json.decode(line)
     except (msgspec.DecodeError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Pictures of runs, drawn from its metrics.jsonl."""
+"""Plots of the metrics of runs."""
 
 import math
 from collections.abc import Sequence
@@ -15,24 +15,30 @@ from partialfc.runtime.files import atomic_write, read_metrics
 
 
 def plot_runs(runs: Sequence[Path], out: Path) -> None:
-    """Loss, learning rate and the headline score of every evaluation set over the steps, as a PNG.
+    """Plot loss, learning rate and the primary score of every evaluation set over the steps, as a PNG.
 
-    runs: their metrics.jsonl. FileNotFoundError where one is not there, InputError where it is none.
+    Args:
+        runs: metrics.jsonl files.
+        out: PNG file to write.
+
+    Raises:
+        FileNotFoundError: If a file does not exist.
+        InputError: If a file contains no metrics of a run.
     """
     figure = Figure(figsize=(12, 3.2), layout="constrained")
-    loss, rate, scores_of_sets = figure.subplots(1, 3)
+    loss, lr, score_axes = figure.subplots(1, 3)
     loss.set_title("loss")
-    rate.set_title("learning rate")
-    scores_of_sets.set_title("evaluation, %")
+    lr.set_title("learning rate")
+    score_axes.set_title("evaluation, %")
     for path in runs:
         lines, run = read_metrics(path), f"{path.parent.name} " if len(runs) > 1 else ""
         reports = [line for line in lines if "loss" in line]
         scores = [line for line in lines if "verification" in line]
-        for axes, name in ((loss, "loss"), (rate, "rate")):
+        for axes, name in ((loss, "loss"), (lr, "lr")):
             axes.plot([line["step"] for line in reports], [line[name] for line in reports], label=run)
         for name in sorted({name for line in scores for name in line["verification"]}):
             _plot_primary_score(
-                scores_of_sets, run, name, [line for line in scores if name in line["verification"]]
+                score_axes, run, name, [line for line in scores if name in line["verification"]]
             )
     if len(runs) > 1:
         loss.legend()
@@ -40,9 +46,13 @@ def plot_runs(runs: Sequence[Path], out: Path) -> None:
 
 
 def plot_loss_differences(runs: list[Path], out: Path) -> dict[str, float]:
-    """The losses of several runs' metrics.jsonl, and their relative differences from the first one's, as a PNG.
+    """Plot the losses of several runs and their relative differences from the first run, as a PNG.
 
-    Returns the largest difference of each run, by the name of its folder. InputError where steps differ.
+    Returns:
+        Largest relative difference of each run, by the name of its folder.
+
+    Raises:
+        InputError: If the runs report different steps.
     """
     curves = {
         path.parent.name: {line["step"]: line["loss"] for line in read_metrics(path) if "loss" in line}
@@ -55,9 +65,9 @@ def plot_loss_differences(runs: list[Path], out: Path) -> dict[str, float]:
     for place, (name, curve) in enumerate(curves.items()):
         if curve.keys() != first.keys():
             raise InputError(
-                f"{name}: reports {len(curve)} steps, wanted the {len(first)} of {next(iter(curves))}"
+                f"{name}: reports {len(curve)} steps, expected the {len(first)} of {next(iter(curves))}"
             )
-        width = 1.5 * (len(curves) - place)  # a later run does not hide the earlier ones
+        width = 1.5 * (len(curves) - place)  # later curves are thinner, so that earlier ones stay visible
         losses.plot(list(curve), list(curve.values()), linewidth=width, label=name)
         apart = [abs(loss - first[step]) / abs(first[step]) for step, loss in curve.items()]
         differences.semilogy(list(curve), [max(one, 1e-9) for one in apart], marker=".", label=name)

@@ -1,4 +1,4 @@
-"""The numbers of some steps: what one brings, and the line that a few of them make."""
+"""Metrics of single steps and the record that summarizes several steps."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -13,51 +13,59 @@ from partialfc.monitoring.metrics_file import DAMAGED, MetricsRecord
 from partialfc.runtime.host_copy import HostCopy
 
 _DAMAGED = {"unreadable": "unreadable records", "corrupt": "records with corrupt JPEG data"}
-_NAMED = 8  # keys in a line of the log
+_MAX_LISTED_KEYS = 8  # keys per log line
 
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """What one step brings; the tensors are scalars on the device, the same on every rank."""
+    """Metrics of one step; tensors are scalars on the device and equal on all ranks."""
 
     loss: Tensor
-    grad_norm: Tensor  # of the backbone, before clipping
-    is_finite: Tensor  # bool: whether the step was taken
-    lr: float  # the backbone's learning rate
-    data_wait_seconds: float  # seconds for data
-    num_replaced: int  # images that could not be read
-    diagnostics: StepDiagnostics | None = None  # where the step was looked at more closely
-    # those that change as training goes on, by their keys
+    grad_norm: Tensor  # gradient norm of the backbone, before clipping
+    is_finite: Tensor  # bool: whether the step was applied
+    lr: float  # learning rate of the backbone
+    data_wait_seconds: float  # time waiting for data
+    num_replaced: int  # unreadable images that were replaced
+    diagnostics: StepDiagnostics | None = None  # if diagnostics were due
+    # values of scheduled settings, by key
     scheduled_values: Mapping[str, float] = field(default_factory=dict)
-    unreadable: tuple[int, ...] = ()  # keys of records that could not be read, not named before
-    corrupt: tuple[int, ...] = ()  # those of which the decoder warned
+    unreadable: tuple[int, ...] = ()  # keys of unreadable records that were not reported before
+    corrupt: tuple[int, ...] = ()  # keys of records with decoder warnings
 
 
 @dataclass(frozen=True)
 class RunProgress:
-    """How far a run goes, and how far it has come."""
+    """Length of a run and the step that it starts from."""
 
-    start_step: int  # the step it goes on from
-    total_steps: int  # steps
+    start_step: int  # step that the run resumes from
+    total_steps: int
     steps_per_epoch: int
-    global_batch_size: int  # images a step, over all ranks
-    elapsed_seconds: float  # that the steps before `start_step` took
+    global_batch_size: int  # images per step, over all ranks
+    elapsed_seconds: float  # seconds of the steps before `start_step`
 
 
 class MetricsWindow:
-    """Some steps, up to number `step`, whose numbers are on their way to the host.
+    """Metrics of several steps, up to `step`, that are being copied to the host.
 
-    health: what else is to be read beside them, [h] on the device.
+    Args:
+        step: Number of completed steps.
+        steps: Metrics of each step.
+        health: Numbers `[h]` on the device to read together with the metrics.
     """
 
     def __init__(self, step: int, steps: Sequence[StepMetrics], health: Tensor) -> None:
         self.step, self.steps = step, steps
-        values = torch.stack([torch.stack([it.loss, it.grad_norm, it.is_finite.float()]) for it in steps])
-        self._reading = HostCopy(torch.cat([values.double().flatten(), health.double()]))
+        values = torch.stack(
+            [torch.stack([metrics.loss, metrics.grad_norm, metrics.is_finite.float()]) for metrics in steps]
+        )
+        self._host_copy = HostCopy(torch.cat([values.double().flatten(), health.double()]))
 
     def read(self) -> tuple[list[list[float]], list[float]]:
-        """Loss, norm, and whether it was taken, of each step, by what they are; and the health. Waits for these alone."""
-        numbers = self._reading.wait()
+        """Return loss, gradient norm and `is_finite` of all steps as three lists, and the health numbers.
+
+        Waits for these copies only.
+        """
+        numbers = self._host_copy.wait()
         count = 3 * len(self.steps)
         columns: list[list[float]] = numbers[:count].view(-1, 3).T.tolist()
         return columns, numbers[count:].tolist()
@@ -66,52 +74,68 @@ class MetricsWindow:
 def build_record(
     step: int, steps: Sequence[StepMetrics], values: Sequence[Sequence[float]], progress: RunProgress
 ) -> MetricsRecord:
-    """The newest `steps`, up to number `step`, without what takes a clock. columns: from their Window."""
-    losses, norms, taken = values
-    beside: MetricsRecord = (
-        {"settings": dict(steps[-1].scheduled_values)} if steps[-1].scheduled_values else {}
-    )
+    """Return the record of several steps without its timings.
+
+    Args:
+        step: Number of completed steps.
+        steps: Metrics of each step.
+        values: Result of `MetricsWindow.read`.
+        progress: Length of the run.
+    """
+    losses, norms, is_finite = values
+    record: MetricsRecord = {}
+    if steps[-1].scheduled_values:
+        record["schedule"] = dict(steps[-1].scheduled_values)
     for name in DAMAGED:
-        if keys := [key for it in steps for key in getattr(it, name)]:
-            beside[name] = keys
-    return beside | {
+        if keys := [key for metrics in steps for key in getattr(metrics, name)]:
+            record[name] = keys
+    return record | {
         "step": step,
         "epoch": step / progress.steps_per_epoch,
         "loss": sum(losses) / len(steps),
-        "rate": steps[-1].lr,
-        "gradient_norm": norms[-1],
-        "skipped": len(steps) - int(sum(taken)),
-        "replaced": sum(it.num_replaced for it in steps),
-        "longest_data_wait": max(it.data_wait_seconds for it in steps),  # seconds, of one step
+        "lr": steps[-1].lr,
+        "grad_norm": norms[-1],
+        "skipped_steps": len(steps) - int(sum(is_finite)),
+        "replaced_images": sum(metrics.num_replaced for metrics in steps),
+        "max_data_wait_seconds": max(
+            metrics.data_wait_seconds for metrics in steps
+        ),  # maximum over the steps
     }
 
 
 def throughput_fields(
     steps: Sequence[StepMetrics], progress: RunProgress, seconds: float, section_seconds: Mapping[str, float]
 ) -> MetricsRecord:
-    """What took `seconds`, of which the sections of the steps took those `section_seconds`."""
+    """Return the timing fields of a record.
+
+    Args:
+        steps: Metrics of each step.
+        progress: Length of the run.
+        seconds: Time of all these steps.
+        section_seconds: Time of each section of these steps.
+    """
     parts = {**section_seconds, "other": max(0.0, seconds - sum(section_seconds.values()))}
     return {
         "images_per_second": len(steps) * progress.global_batch_size / seconds,
-        "data_wait": sum(it.data_wait_seconds for it in steps) / seconds,  # share of the time
-        "milliseconds": {name: 1000 * part / len(steps) for name, part in parts.items()},  # of a step
+        "data_wait_fraction": sum(metrics.data_wait_seconds for metrics in steps) / seconds,
+        "time_ms": {name: 1000 * part / len(steps) for name, part in parts.items()},  # per step
     }
 
 
 def format_columns(record: MetricsRecord) -> dict[str, str]:
-    """A line's numbers for people, by their titles."""
+    """Return formatted values of a record, by column title."""
     return {
         "epoch": f"{record['epoch']:.2f}",
         "loss": f"{record['loss']:.4f}",
-        "rate": f"{record['rate']:.3g}",
-        "norm": f"{record['gradient_norm']:.3g}",
+        "lr": f"{record['lr']:.3g}",
+        "grad norm": f"{record['grad_norm']:.3g}",
         "images/s": f"{record['images_per_second']:.0f}",
-        "data wait": f"{record['data_wait']:.0%}",
+        "data wait": f"{record['data_wait_fraction']:.0%}",
     }
 
 
 def format_log_line(record: MetricsRecord, progress: RunProgress, seconds_left: float) -> str:
-    """A line of the log."""
+    """Return the log line of a record."""
     shown = format_columns(record)
     speed = f"{shown.pop('images/s')} images/s"
     wait = f"data wait {shown.pop('data wait')}"
@@ -122,29 +146,31 @@ def format_log_line(record: MetricsRecord, progress: RunProgress, seconds_left: 
         wait,
     ]
     parts.append(f"ETA {timedelta(seconds=round(seconds_left))}")
-    if record["skipped"]:
-        parts.append(f"{record['skipped']} steps skipped (not finite)")
-    if record["replaced"]:
-        parts.append(f"{record['replaced']} unreadable images replaced")
-    for name, what in _DAMAGED.items():
+    if record["skipped_steps"]:
+        parts.append(f"{record['skipped_steps']} steps skipped (non-finite gradients)")
+    if record["replaced_images"]:
+        parts.append(f"{record['replaced_images']} unreadable images replaced")
+    for name, description in _DAMAGED.items():
         if keys := record.get(name):
-            more = " ..." if len(keys) > _NAMED else ""
-            parts.append(f"{len(keys)} more {what}: keys {', '.join(map(str, keys[:_NAMED]))}{more}")
+            more = " ..." if len(keys) > _MAX_LISTED_KEYS else ""
+            parts.append(
+                f"{len(keys)} more {description}: keys {', '.join(map(str, keys[:_MAX_LISTED_KEYS]))}{more}"
+            )
     return "  ".join(parts)
 
 
 class EpochTimer:
-    """What an epoch waited for data, or the part of it that a resumed run takes."""
+    """Time of an epoch, or of the part of it that a resumed run trains."""
 
     def __init__(self) -> None:
-        self._began, self.steps, self.data_wait_seconds = time.perf_counter(), 0, 0.0
+        self._start_time, self.steps, self.data_wait_seconds = time.perf_counter(), 0, 0.0
 
-    def add(self, waited: float) -> None:
-        """A step that waited so many seconds for its data."""
+    def add(self, data_wait_seconds: float) -> None:
+        """Add a step and the seconds that it waited for data."""
         self.steps += 1
-        self.data_wait_seconds += waited
+        self.data_wait_seconds += data_wait_seconds
 
     @property
     def seconds(self) -> float:
-        """Since the epoch began, evaluation included."""
-        return time.perf_counter() - self._began
+        """Seconds since the epoch started, including evaluation."""
+        return time.perf_counter() - self._start_time

@@ -1,4 +1,4 @@
-"""What the first rank prints: plain lines, and on a terminal a display that stays below them."""
+"""Terminal output of rank 0: plain lines and, on a terminal, a live display below them."""
 
 import time
 from collections.abc import Mapping
@@ -13,17 +13,19 @@ from partialfc.evaluation.metrics import percent
 
 
 class Terminal:
-    """Standard output. Where that is a file or a pipe, every line is printed, and there is no display.
+    """Standard output; a live display is added if it is a terminal.
 
-    start, total: the steps that a run goes on from, and has.
+    Args:
+        start: Step that the run resumes from.
+        total: Number of steps of the run.
     """
 
     def __init__(self, start: int, total: int) -> None:
         self._step, self._total = start, total
-        self._expected_end: float | None = None  # when the run will, by the clock
-        self._numbers: Mapping[str, str] = {}  # of the newest step, by their titles
-        self._scores: dict[str, tuple[str, ...]] = {}  # of each verification set
-        self._aside = ""
+        self._expected_end: float | None = None  # time.monotonic() at the expected end of the run
+        self._numbers: Mapping[str, str] = {}  # of the latest record, by column title
+        self._scores: dict[str, tuple[str, ...]] = {}  # score, best score and its step of each evaluation set
+        self._activity = ""
         self._console = Console(highlight=False)
         self._display = Live(
             console=self._console, get_renderable=self._render, refresh_per_second=4, transient=True
@@ -32,27 +34,27 @@ class Terminal:
             self._display.start()
 
     def close(self) -> None:
-        """The display goes; the lines stay."""
+        """Stop the display; printed lines remain."""
         self._display.stop()
 
     def print_line(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line above the display."""
         if self._console.is_terminal:
             self._console.print(text, markup=False, soft_wrap=True)
         else:
             print(text, flush=True)
 
     def show_step(self, step: int, text: str, columns: Mapping[str, str], seconds_left: float) -> None:
-        """How far it is: a line, and the display's numbers."""
+        """Print a log line and update the progress display."""
         self._step, self._numbers, self._expected_end = step, columns, time.monotonic() + seconds_left
         self.print_line(text)
 
-    def doing(self, text: str) -> None:
-        """What is under way beside the steps; nothing if empty."""
-        self._aside = text
+    def show_activity(self, text: str) -> None:
+        """Show what runs besides the steps; an empty text shows nothing."""
+        self._activity = text
 
     def show_score(self, name: str, score: float, best: float, best_step: int) -> None:
-        """The newest headline score of an evaluation set, and the best so far."""
+        """Show the latest and the best primary score of an evaluation set."""
         self._scores[name] = percent(score), percent(best), f"{best_step}"
 
     def _render(self) -> RenderableType:
@@ -63,12 +65,12 @@ class Terminal:
             else str(timedelta(seconds=round(max(0, self._expected_end - time.monotonic()))))
         )
         bar.add_row(f"step {self._step}/{self._total}", ProgressBar(self._total, self._step, width=40), left)
-        parts: list[RenderableType] = [bar, *([self._aside] if self._aside else [])]
+        parts: list[RenderableType] = [bar, *([self._activity] if self._activity else [])]
         if self._numbers:
             parts.append(_table(list(self._numbers), [tuple(self._numbers.values())]))
         if self._scores:
             rows = [(name, *texts) for name, texts in self._scores.items()]
-            parts.append(_table(["set", "accuracy", "best", "at step"], rows))
+            parts.append(_table(["set", "score", "best", "at step"], rows))
         return Group(*parts)
 
 

@@ -1,4 +1,4 @@
-"""Whether a recipe fits, before it is run: memory of a rank, bytes sent, and the head's time at best."""
+"""Resource estimates of a recipe: memory and traffic per rank, and lower bounds of the head's time."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,23 +12,28 @@ from partialfc.plan.planned_run import BytesByPurpose, PlannedRun
 
 __all__ = ["GPUS", "PlannedRun", "format_plan", "max_identities", "num_identities"]
 
-_MAX_IDENTITIES = 1 << 40  # identities; more than anybody has
+_MAX_IDENTITIES = 1 << 40  # upper bound of the search
 
 
 def num_identities(config: Config) -> int:
-    """How many the recipe's pack has, or the built-in data; InputError where neither is there."""
+    """Return the number of identities of the recipe's pack or built-in data.
+
+    Raises:
+        InputError: If neither exists.
+    """
     path = Path(config.data.path, "property")
     if (known := read_property(path)) is not None:
         return known.num_classes
     if config.data.synthetic is not None:
         return config.data.synthetic.identities
-    raise InputError(f"{path}: not there, so the number of identities is not known; wanted --identities N")
+    raise InputError(f"{path}: not found; pass --identities N")
 
 
 def max_identities(planned_run: PlannedRun, memory: int) -> int:
-    """The largest number of identities whose run fits `memory` bytes on the device of a rank; 0: none does.
+    """Return the largest number of identities for which a run fits `memory` bytes per rank; 0 if none.
 
-    Memory grows with identities but for one fall, where the logits no longer fit their budget and are not kept.
+    Memory grows with the number of identities, except for one drop: when the logits no longer fit their
+    budget and are recomputed.
     """
     backbone = sum(planned_run.backbone_memory().values())
 
@@ -44,9 +49,7 @@ def max_identities(planned_run: PlannedRun, memory: int) -> int:
 
 
 def _largest_true(predicate: Callable[[int], bool], low: int, high: int) -> int:
-    """The largest number of low to high for which `predicate`, which does not hold again after it failed; else low - 1,
-    and 0 at the least.
-    """
+    """Return the largest number in [low, high] that satisfies a monotone predicate; max(low - 1, 0) if none."""
     low -= 1
     while low < high:
         middle = (low + high + 1) // 2
@@ -55,7 +58,7 @@ def _largest_true(predicate: Callable[[int], bool], low: int, high: int) -> int:
 
 
 def estimate_head_seconds(planned_run: PlannedRun, device: GPUSpec) -> dict[str, float]:
-    """Seconds of a step's head at best, by what they go to: none can be faster, and they may overlap."""
+    """Return lower bounds of the head's seconds per step, by resource; they may overlap."""
     link = (
         device.intra_node_bandwidth
         if planned_run.world_size <= GPUS_PER_NODE
@@ -69,31 +72,38 @@ def estimate_head_seconds(planned_run: PlannedRun, device: GPUSpec) -> dict[str,
 
 
 def format_plan(planned_run: PlannedRun, gpu: str, gpu_memory: int | None) -> str:
-    """For people. gpu: a name of DEVICES; memory: bytes of a GPU, where another than this one's."""
+    """Return the plan as text.
+
+    Args:
+        planned_run: Run to report on.
+        gpu: Name in GPUS.
+        gpu_memory: Bytes of a GPU; None: as in GPUS.
+    """
     device = GPUS[gpu]
     batch, available = planned_run.config.train.global_batch_size, gpu_memory or device.memory
     lines = [
         f"{planned_run.num_classes:,} identities on {planned_run.world_size} ranks: {planned_run.classes_per_rank:,} on a rank, {planned_run.active_classes_per_rank:,} of them "
-        f"active in a step; batch {batch}, {batch // planned_run.world_size} images on a rank",
-        *_format_table("memory of a rank, MiB", planned_run.head_memory() | planned_run.backbone_memory()),
+        f"active in a step; batch {batch}, {batch // planned_run.world_size} images per rank",
+        *_format_table("memory per rank, MiB", planned_run.head_memory() | planned_run.backbone_memory()),
     ]
     on_host = planned_run.host_memory() | planned_run.snapshot_memory()
-    lines += _format_table("beside it, on the host, MiB a rank", on_host)
+    lines += _format_table("host memory per rank, MiB", on_host)
     lines += _format_table(
-        "sent by a rank in a step, MiB", planned_run.head_traffic() | planned_run.backbone_traffic()
+        "sent per rank and step, MiB", planned_run.head_traffic() | planned_run.backbone_traffic()
     )
-    lines.append(f"the head's step on {gpu} at best, ms (no part can be faster; they may overlap)")
+    lines.append(f"lower bounds for the head's step on {gpu}, ms (may overlap)")
     lines += [
         f"  {name:34}{1000 * seconds:12,.2f}"
         for name, seconds in estimate_head_seconds(planned_run, device).items()
     ]
-    lines.append("not counted: the CUDA context and the workspace of cuDNN")
+    lines.append("excluded: CUDA context and cuDNN workspace")
     lines.append(
-        f"{max_identities(planned_run, available):,} identities fit {available / 2**30:.0f} GiB on each of {planned_run.world_size} ranks"
+        f"largest run in {available / 2**30:.0f} GiB per rank on {planned_run.world_size} ranks: "
+        f"{max_identities(planned_run, available):,} identities"
     )
     return "\n".join(lines)
 
 
 def _format_table(title: str, sizes: BytesByPurpose) -> list[str]:
-    rows = [*sizes.items(), ("together", sum(sizes.values()))]
+    rows = [*sizes.items(), ("total", sum(sizes.values()))]
     return [title, *(f"  {name:34}{size / 2**20:12,.1f}" for name, size in rows)]

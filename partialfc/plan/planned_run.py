@@ -1,7 +1,13 @@
-"""What a run of a recipe needs of each rank, by arithmetic: nothing is built, no process group is started.
+"""Resources of a run by arithmetic: no tensors are allocated, no process group is started.
 
-Legend: W ranks, B images in the global batch, b = B / W of them on a rank, C classes, n = ceil(C / W) of them on the
-first rank, S of those active in a step, D embedding width.
+Shapes:
+    W: ranks
+    B: images of the global batch
+    b: B / W, images of a rank
+    C: classes
+    n: ceil(C / W), classes of rank 0
+    S: active classes of a rank in a step
+    D: embedding size
 """
 
 import functools
@@ -26,33 +32,31 @@ from partialfc.head.workspace import classes_per_chunk
 from partialfc.runtime.precision import autocast
 from partialfc.training.backbone_optimizer import num_state_copies
 
-BytesByPurpose = dict[str, int]  # by what they are for
+BytesByPurpose = dict[str, int]  # bytes by purpose
 
 _HALF, _FLOAT, _DOUBLE, _COUNT = 2, 4, 8, 4
-# Live at once at the peak of a backward, beside what the forward saved: gradients of its largest activation.
+# Gradients that exist at the peak of a backward, relative to the largest activation.
 _BACKWARD_PEAK_FACTOR = 4
-_MIN_BATCHNORM_IMAGES = 2  # images that BatchNorm takes in training
+_MIN_BATCHNORM_IMAGES = 2  # minimum batch of BatchNorm in training
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A recipe's run on `world_size` ranks."""
+    """Run of a recipe on `world_size` ranks."""
 
     config: Config
     num_classes: int
     world_size: int
-    device: str = "cuda"  # or cpu: chunks are of another size
+    device: str = "cuda"  # or "cpu", which has another chunk size
 
     @property
     def classes_per_rank(self) -> int:
-        """n."""
+        """Classes of rank 0, n."""
         return len(class_range(self.num_classes, 0, self.world_size))
 
     @property
     def active_classes_per_rank(self) -> int:
-        """S, on average, where the sample rate is at its largest: the draw's share, and what of the batch's own classes was not
-        drawn.
-        """
+        """Expected number of active classes at the largest sample rate: sampled plus unsampled positive classes."""
         rate, batch = self.config.head.max_sample_rate, self.config.train.global_batch_size
         if rate == 1:
             return self.classes_per_rank
@@ -63,35 +67,35 @@ class PlannedRun:
 
     @property
     def optimizer(self) -> RowOptimizer:
-        """How rows step."""
+        """Optimizer of the rows."""
         return build_row_optimizer(
             self.config.center_optimizer, moments=self.config.head.optim_state_dtype != "none"
         )
 
     @property
     def storage_dtypes(self) -> dict[str, torch.dtype]:
-        """Types of the centres and of each of their moments."""
+        """Storage dtypes of the centers and of their optimizer state."""
         head = self.config.head
         return storage_dtypes(head, self.optimizer.moments, torch.float32)
 
     @property
     def matmul_precision(self) -> str:
-        """float32, tf32 or half, as a GPU multiplies."""
+        """Precision of matrix products on a GPU: float32, tf32 or half."""
         chosen = self.config.head.matmul_precision
         return "tf32" if chosen == "auto" else chosen
 
     @property
     def keeps_logits(self) -> bool:
-        """Whether their exponentials fit the budget."""
-        wanted = (
+        """True if the exponentials of the logits fit the budget."""
+        expected = (
             self.active_classes_per_rank
             * self.config.train.global_batch_size
             * (self._operand_bytes + self._subcenter_index_bytes)
         )
-        return self.optimizer.by_gradient and wanted <= self.config.head.logits_budget << 20
+        return self.optimizer.by_gradient and expected <= self.config.head.logits_budget << 20
 
     def head_memory(self) -> BytesByPurpose:
-        """On the device of a rank."""
+        """Return the head's device memory per rank."""
         width, batch, kept = (
             self.config.backbone.embedding_size,
             self.config.train.global_batch_size,
@@ -104,34 +108,33 @@ class PlannedRun:
         parts: BytesByPurpose = {}
         if on_device:
             centers = self.classes_per_rank * self._row_width * kept[CENTERS].itemsize
-            parts = {"class centres": centers, "their moments": self.classes_per_rank * row - centers}
+            parts = {"class centers": centers, "their moments": self.classes_per_rank * row - centers}
         else:
             parts = {"rows of two steps": 2 * self.active_classes_per_rank * row}
         if self.optimizer.counts:
             parts["steps of each row"] = self.classes_per_rank * _COUNT
         if self._defers_updates:
-            parts["what rows have missed"] = self.active_classes_per_rank * 4 * (_DOUBLE + _FLOAT)
+            parts["skipped updates of rows"] = self.active_classes_per_rank * 4 * (_DOUBLE + _FLOAT)
             parts["learning rates of all steps"] = MAX_STEPS * _FLOAT
         parts["logits"] = (
             (self.active_classes_per_rank if self.keeps_logits else chunk)
             * batch
             * (self._operand_bytes + self._subcenter_index_bytes)
         )
-        if (
-            each > 1
-        ):  # by centres, as the product gives them and as factors; and the largest, with their places
+        if each > 1:  # per center, as computed and as matmul operands; and the maxima, with their indices
             parts["logits"] += chunk * batch * (each * (_FLOAT + self._operand_bytes) + _FLOAT + _DOUBLE)
         if self.matmul_precision == "half":
-            parts["logits"] += chunk * batch * _FLOAT  # as the product gives them
+            parts["logits"] += chunk * batch * _FLOAT  # as computed
         parts["a chunk's buffers"] = chunk * self._row_buffers(row, on_device)
         if self._samples_hard:
-            parts["a block's neighbours"] = self._neighbor_search_memory()
-        # gathered, at length s, their gradient from the classes, that times the loss's own, and two for the update
+            parts["neighbors of a block"] = self._neighbor_search_memory()
+        # gathered, L2-normalized, their gradient from the classes, the product with the loss's own, and two
+        # for the update
         parts["embeddings"] = (6 * batch + 3 * batch // self.world_size) * width * _FLOAT
         return parts
 
     def host_memory(self) -> BytesByPurpose:
-        """In the host's memory, for each rank, beside the process itself."""
+        """Return the host memory per rank, in addition to the process itself."""
         row = sum(dtype.itemsize for dtype in self.storage_dtypes.values()) * self._row_width
         parts: BytesByPurpose = {}
         if self.config.head.memory == "host":
@@ -139,12 +142,13 @@ class PlannedRun:
         if self._defers_updates:
             parts["steps of each row"] = self.classes_per_rank * _COUNT
         if self._samples_hard:
-            parts["neighbours of all classes"] = self._neighbors_size
+            parts["neighbors of all classes"] = self._neighbors_size
         return parts
 
     def snapshot_memory(self) -> BytesByPurpose:
-        """In the host's memory, for each rank: the copy of what is written as a checkpoint. Rows that live there, or in
-        files, are not copied; the backbone is dealt out to the ranks.
+        """Return the host memory per rank for the copy of a checkpoint.
+
+        Rows in host memory are not copied. The backbone is distributed over the ranks.
         """
         config = self.config
         parameters, _, _ = _trace_backbone(config.backbone, config.optim.precision, _MIN_BATCHNORM_IMAGES)
@@ -159,10 +163,10 @@ class PlannedRun:
                 * sum(dtype.itemsize for dtype in self.storage_dtypes.values())
                 * self._row_width
             )
-        return {"a checkpoint being written": size + self._samples_hard * self._neighbors_size}
+        return {"copy of a checkpoint": size + self._samples_hard * self._neighbors_size}
 
     def backbone_memory(self) -> BytesByPurpose:
-        """On the device of a rank."""
+        """Return the backbone's device memory per rank."""
         config = self.config
         images = config.train.micro_batch_size or config.train.global_batch_size // self.world_size
         parameters, saved, largest = _trace_backbone(config.backbone, config.optim.precision, images)
@@ -177,7 +181,7 @@ class PlannedRun:
         }
 
     def head_traffic(self) -> BytesByPurpose:
-        """By a rank in a step, in rings."""
+        """Return the bytes that a rank sends per step for the head, with ring collectives."""
         batch, width = self.config.train.global_batch_size, self.config.backbone.embedding_size
         others = (self.world_size - 1) / self.world_size
         loss = build_loss(self.config.loss, steps_per_epoch=1)
@@ -188,12 +192,12 @@ class PlannedRun:
             ),
             "their gradients, scattered": round(others * batch * width * _FLOAT),
             "softmax": round(2 * others * batch * (2 * _DOUBLE + _FLOAT * loss.needs_cosines)),
-            **({"a teacher's embeddings, gathered": teacher} if teacher else {}),
-            **({"a block and its neighbours": self._neighbor_search_traffic()} if self._samples_hard else {}),
+            **({"teacher embeddings, gathered": teacher} if teacher else {}),
+            **({"a block and its neighbors": self._neighbor_search_traffic()} if self._samples_hard else {}),
         }
 
     def backbone_traffic(self) -> BytesByPurpose:
-        """By a rank in a step, in rings."""
+        """Return the bytes that a rank sends per step for the backbone, with ring collectives."""
         parameters, _, _ = _trace_backbone(
             self.config.backbone, self.config.optim.precision, _MIN_BATCHNORM_IMAGES
         )
@@ -203,8 +207,9 @@ class PlannedRun:
         }
 
     def head_flops(self) -> int:
-        """Operations of a step's products in the head: logits, gradients of embeddings and rows; logits twice if not kept.
-        Rows that follow a teacher have no gradient.
+        """Return the operations of the head's matrix products per step: logits, gradients of embeddings and rows.
+
+        Logits count twice if they are recomputed. Rows that follow a teacher have no gradient.
         """
         products = (3 if self.keeps_logits else 4) if self.optimizer.by_gradient else 2
         search = (
@@ -220,7 +225,7 @@ class PlannedRun:
         )
 
     def head_memory_traffic(self) -> int:
-        """Bytes between the device and its memory in a step of the head: rows, and passes over the logits."""
+        """Return the bytes between the GPU and its memory per step of the head: rows, and passes over the logits."""
         width = self._row_width
         centers = self.storage_dtypes[CENTERS].itemsize
         moments = sum(dtype.itemsize for dtype in self.storage_dtypes.values()) - centers
@@ -232,14 +237,14 @@ class PlannedRun:
         return rows + logits * self.active_classes_per_rank * self.config.train.global_batch_size + search
 
     def _neighbor_search_memory(self) -> int:
-        """Of a block's centres, rows compared with them, and the best so far: cosines, and classes."""
+        """Return the memory for a block's centers, the compared rows, and the best matches so far."""
         width, rows = self._row_width, min(self.classes_per_rank, rows_per_chunk(self._block))
         compared = rows * (width * (_FLOAT + self._operand_bytes) + self._block * _FLOAT)
         best = self._block * self.config.head.hard_neighbors * (_FLOAT + _DOUBLE) * (2 + 2 * self.world_size)
         return self._block * width * (_FLOAT + self._operand_bytes) + compared + best
 
     def _neighbor_search_traffic(self) -> int:
-        """On average over the steps."""
+        """Return the average per step."""
         others = self.world_size - 1
         directions = 2 * others / self.world_size * self._block * self._row_width * _FLOAT
         lists = others * self._block * self.config.head.hard_neighbors * (_FLOAT + _DOUBLE)
@@ -255,22 +260,22 @@ class PlannedRun:
 
     @property
     def _neighbors_size(self) -> int:
-        """Bytes of the lists, and of those on their way."""
+        """Bytes of the neighbor lists, and of those in transit."""
         return (self.num_classes + self._block) * self.config.head.hard_neighbors * _COUNT
 
     @property
     def _operand_bytes(self) -> int:
-        """Bytes of a factor of a product, and so of an exponential that is kept."""
+        """Bytes of a matmul operand, and of a stored exponential."""
         return _HALF if self.matmul_precision == "half" else _FLOAT
 
     @property
     def _subcenter_index_bytes(self) -> int:
-        """Bytes that are kept of a logit beside it: which sub-centre it is of."""
+        """Bytes per logit for the index of its sub-center."""
         return int(self.config.head.subcenters > 1)
 
     @property
     def _row_width(self) -> int:
-        """Components of a class's centres."""
+        """Size of a class's centers."""
         extra = build_loss(self.config.loss, steps_per_epoch=1).extra_columns
         return (self.config.backbone.embedding_size + extra) * self.config.head.subcenters
 
@@ -279,7 +284,7 @@ class PlannedRun:
         return self.config.head.unsampled == "decay" and self.config.head.uses_sampling
 
     def _row_buffers(self, row: int, gathered: bool) -> int:
-        """Bytes for each row of a chunk: at length 1, its gradient, what was gathered, what was converted, noise, copies."""
+        """Return the bytes per row of a chunk: normalized, gradient, gathered, converted, noise, copies."""
         width, kept = self._row_width, self.storage_dtypes
         converted = sum(dtype != torch.float32 for dtype in kept.values())
         buffers = 2 + converted + (2 if converted else 0)
@@ -287,20 +292,20 @@ class PlannedRun:
             buffers += len(kept)
         buffers += self.optimizer.temporaries + (
             self.matmul_precision == "half"
-        )  # two factors of half the size
+        )  # two operands of half the size
         return buffers * width * _FLOAT + (row if gathered else 0)
 
 
 def _trace_backbone(config: AnyBackbone, precision: str, images: int) -> tuple[int, int, int]:
-    """Bytes of the backbone's parameters, of what its forward saves for the backward, and of the largest of that."""
-    described = msgspec.json.encode(config)  # settings may hold a mapping, by which nothing is cached
+    """Return the bytes of the backbone's parameters, of the activations saved for backward, and of the largest one."""
+    described = msgspec.json.encode(config)  # settings may contain a dict, which is not hashable
     return _traced_as(described, precision, images)
 
 
 @functools.cache
 def _traced_as(described: bytes, precision: str, images: int) -> tuple[int, int, int]:
     settings: AnyBackbone = msgspec.json.decode(described, type=AnyBackbone)
-    if isinstance(settings, CustomBackbone | TimmBackbone):  # whose code may read values: run, for few images
+    if isinstance(settings, CustomBackbone | TimmBackbone):  # their code may read values: run for few images
         few = min(images, _MIN_BATCHNORM_IMAGES)
         with torch.random.fork_rng(devices=[]):
             parameters, saved, largest = _saved(build_backbone(settings), precision, few)

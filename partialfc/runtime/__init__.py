@@ -1,0 +1,1 @@
+"""Process-level services: collectives, checkpoints, random numbers, timing, signals."""

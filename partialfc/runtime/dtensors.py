@@ -1,7 +1,7 @@
-"""Tensors that are split over the ranks by rows, as the DTensors that torch.distributed.checkpoint saves and loads. No
-collectives.
+"""Row-sharded tensors as DTensors, which torch.distributed.checkpoint saves and loads. No collectives.
 
-torch's module of DTensors takes as long to import as half of the rest of torch: what reads weights alone does without.
+torch.distributed.tensor takes half as long to import as the rest of torch. It is therefore imported only if
+needed.
 """
 
 import sys
@@ -20,14 +20,14 @@ _MODULE = "torch.distributed.tensor"
 
 
 def preload() -> None:
-    """Import what the others would import when they are called first, in the middle of a run."""
+    """Import torch.distributed.tensor now rather than in the middle of a run."""
     import_module(_MODULE)
 
 
 def as_dtensor(rows: Tensor, num_rows: int, group: OptionalGroup) -> Tensor:
-    """This rank's rows [n, ...] as its part of a DTensor [num_rows, ...] split by Shard(0); shares memory.
+    """Return this rank's rows `[n, ...]` as its shard of a DTensor `[num_rows, ...]` split by Shard(0).
 
-    Without a process group they are all rows, as they are.
+    The result shares memory. Without a process group, `local` is returned unchanged.
     """
     if group is None:
         return rows
@@ -40,13 +40,13 @@ def as_dtensor(rows: Tensor, num_rows: int, group: OptionalGroup) -> Tensor:
 
 
 def local_rows(value: Any) -> Tensor | None:
-    """This rank's rows of a DTensor that is split by Shard(0); None for what is no such tensor."""
+    """Return this rank's rows of a DTensor that is split by Shard(0); None for any other tensor."""
     found = _as_row_sharded(value)
     return None if found is None else found.to_local()
 
 
 def local_rows_and_offset(tensor: Tensor) -> tuple[Tensor, int]:
-    """This rank's rows of a tensor, and the number of the first: of a DTensor split by Shard(0), else all of them."""
+    """Return this rank's rows and the global index of the first one; all rows of a tensor that is not sharded."""
     found = _as_row_sharded(tensor)
     if found is None:
         return tensor, 0
@@ -55,8 +55,8 @@ def local_rows_and_offset(tensor: Tensor) -> tuple[Tensor, int]:
 
 
 def _as_row_sharded(value: Any) -> "DTensor | None":
-    """The same, where it is a DTensor that is split by Shard(0)."""
-    if _MODULE not in sys.modules:  # so it is none
+    """Return the tensor if it is a DTensor that is split by Shard(0), else None."""
+    if _MODULE not in sys.modules:  # then there is no DTensor
         return None
     from torch.distributed.tensor import DTensor, Shard
 

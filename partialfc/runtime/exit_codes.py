@@ -1,4 +1,4 @@
-"""How a program ends: the exit codes; and on bad input, with one line."""
+"""Exit codes, and exits with a one-line message for bad input."""
 
 import os
 import sys
@@ -8,17 +8,18 @@ from typing import NoReturn
 
 from partialfc.errors import InputError
 
-EXIT_BAD_INPUT = 2  # of a program that was given bad input
-EXIT_DIVERGED = 3  # of a run whose loss is lost
-EXIT_RANK_LOST = 4  # of a rank that lost another
-EXIT_STOPPED = 75  # of a run that a signal ended, to be started again: EX_TEMPFAIL of sysexits.h
+EXIT_BAD_INPUT = 2  # bad input
+EXIT_DIVERGED = 3  # diverged run
+EXIT_RANK_LOST = 4  # another rank was lost
+EXIT_STOPPED = 75  # stopped by a signal, to be started again: EX_TEMPFAIL of sysexits.h
 
 
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
-    """End the program on an InputError or an OSError, which are the user's: its line on stderr, no traceback.
+    """Exit with one line on stderr, without traceback, on an InputError or OSError.
 
-    Anything else is a defect of ours: it keeps its traceback, and exit code 1."""
+    Any other exception is a bug: it keeps its traceback and exits with code 1.
+    """
     try:
         yield
     except (InputError, OSError) as error:
@@ -28,7 +29,7 @@ def exit_on_input_error() -> Iterator[None]:
 
 @contextmanager
 def exit_on_internal_error() -> Iterator[None]:
-    """End the program on a defect of ours, with its traceback and exit code 1, as Python would, but at once."""
+    """Exit immediately with traceback and exit code 1 on an internal error."""
     try:
         yield
     except Exception:
@@ -37,18 +38,21 @@ def exit_on_internal_error() -> Iterator[None]:
 
 
 def hard_exit(code: int) -> NoReturn:
-    """End the process without waiting for its threads. Python's own end aborts it, exit code 134, where a thread comes
-    back from a collective meanwhile. Helper processes end by themselves when they see that this one has.
+    """Exit without waiting for threads.
+
+    Python's own exit aborts the process with code 134 if a thread returns from a collective in the meantime.
+    Helper processes exit when they notice that this one has exited.
     """
     for stream in (sys.stdout, sys.stderr):
-        with suppress(RuntimeError):  # of a signal's handler, within a line that is being written
+        with suppress(RuntimeError):  # in a signal handler that interrupts a write
             stream.flush()
     os._exit(code)
 
 
 def format_error(error: Exception) -> str:
-    """What an error says, without line breaks and with what cannot be printed escaped; of the system's errors, the file
-    first.
+    """Return the message of an error on one line, with unprintable characters escaped.
+
+    The message of a system error starts with its file.
     """
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.filename is not None:

@@ -1,11 +1,11 @@
-"""Numbers on their way from the device, which goes on with what was queued after them."""
+"""Asynchronous device-to-host copies."""
 
 import torch
 from torch import Tensor
 
 
 class HostCopy:
-    """A copy on the host of a device's tensor as it is when this is made."""
+    """Asynchronous host copy of a device tensor, taken at construction."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._copied: torch.cuda.Event | None = None
@@ -17,7 +17,7 @@ class HostCopy:
         self._copied = torch.cuda.current_stream(tensor.device).record_event()
 
     def wait(self) -> Tensor:
-        """The copy, once it is there; waits for nothing that was queued later."""
+        """Return the copy once it is complete, without waiting for work that was queued later."""
         if self._copied is not None:
             self._copied.synchronize()
         return self._host_tensor

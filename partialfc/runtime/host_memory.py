@@ -1,4 +1,4 @@
-"""Host memory that a GPU copies to and from while the host goes on, and the threads that touch a GPU."""
+"""Pinned host memory, and the threads that use a GPU."""
 
 import math
 import mmap
@@ -6,16 +6,16 @@ import mmap
 import torch
 from torch import Tensor
 
-_registered: list[mmap.mmap] = []  # with CUDA, which would not notice that they are unmapped
+_registered: list[mmap.mmap] = []  # registered with CUDA, which does not notice an unmapping
 
 
 def pinned_exactly(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return pinned zeros that take no byte more than they need, until the process ends.
+    """Return pinned zeros of exactly the required size, which stay allocated until the process exits.
 
-    PyTorch's own allocator takes the next power of two.
+    PyTorch's own allocator rounds up to the next power of two.
 
     Raises:
-        OSError: The system has no room.
+        OSError: If the system has not enough memory.
     """
     size = math.prod(shape) * dtype.itemsize
     _registered.append(mmap.mmap(-1, max(1, size)))
@@ -27,10 +27,10 @@ def pinned_exactly(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def bind_thread(device: torch.device) -> None:
-    """Make a GPU the current one of the calling thread.
+    """Make a GPU the current device of the calling thread.
 
-    CUDA keeps the current device per thread. A new thread starts at GPU 0, and its first call creates a context of half
-    a gigabyte there.
+    CUDA keeps the current device per thread. A new thread starts at GPU 0, and its first call creates a
+    context of half a gigabyte there.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -1,4 +1,4 @@
-"""Outputs of commands: what another call made is never replaced, and nothing is written into it."""
+"""Outputs of commands: results of another command are never overwritten or mixed."""
 
 import os
 from collections.abc import Iterator
@@ -8,11 +8,11 @@ from pathlib import Path
 from partialfc.errors import InputError
 from partialfc.runtime.files import atomic_write
 
-MARKER = ".partialfc"  # in an output folder: the call that began it
+MARKER = ".partialfc"  # in an output folder: the command that created it
 
 
 def claim_file(path: Path, *, overwrite: bool) -> None:
-    """Raise InputError if a file exists already, and is not to be overwritten."""
+    """Raise InputError if a file exists and must not be overwritten."""
     if path.is_dir():
         raise InputError(f"{path}: expected the name of a file, got a folder")
     if path.exists() and not overwrite:
@@ -21,17 +21,17 @@ def claim_file(path: Path, *, overwrite: bool) -> None:
 
 @contextmanager
 def claimed_folder(out: Path, *call: object, overwrite: bool) -> Iterator[None]:
-    """Within the block, write to a folder that is missing, empty, or begun by the same call.
+    """Run a block that writes to a folder which is missing, empty or created by the same command.
 
-    A folder in which nothing was written is left as it was.
+    A folder in which nothing was written is restored.
 
     Args:
-        out: The folder.
-        call: The command, its inputs, and the options that decide what is written.
-        overwrite: Whether the folder may be of another call.
+        out: Output folder.
+        call: Command, inputs, and options that affect the output.
+        overwrite: Whether the folder may belong to another command.
 
     Raises:
-        InputError: The folder holds something else.
+        InputError: If the folder contains anything else.
     """
     text = " ".join(_relative(it, out) if isinstance(it, Path) else str(it) for it in call)
     if out.exists() and not out.is_dir():
@@ -42,8 +42,8 @@ def claimed_folder(out: Path, *call: object, overwrite: bool) -> Iterator[None]:
     if others and made != text and not overwrite:
         by = f", made by: partialfc {made}" if made else ""
         raise InputError(
-            f"{out}: expected a folder that is missing, empty, or begun by the same call, got {others[0].name}"
-            f"{' and others' if len(others) > 1 else ''}{by}; pass --overwrite to write there all the same"
+            f"{out}: expected a folder that is missing, empty, or created by the same command, got {others[0].name}"
+            f"{' and others' if len(others) > 1 else ''}{by}; pass --overwrite to write there anyway"
         )
     existed = out.is_dir()
     out.mkdir(parents=True, exist_ok=True)
@@ -59,5 +59,5 @@ def claimed_folder(out: Path, *call: object, overwrite: bool) -> Iterator[None]:
 
 
 def _relative(path: Path, out: Path) -> str:
-    """Return a path seen from the output folder: folders that are moved together stay of the same call."""
+    """Return a path relative to the output folder, so that folders can be moved together."""
     return os.path.relpath(path.resolve(), out.resolve())

@@ -1,4 +1,4 @@
-"""Going through many items: on all cores, and with a bar on stderr."""
+"""Iteration over many items, on all cores and with a progress bar on stderr."""
 
 import os
 from collections import deque
@@ -9,7 +9,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import track
 
-_MAX_PENDING = 256  # items that are worked on before they are asked for
+_MAX_PENDING = 256  # maximum number of items computed ahead of the consumer
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -18,8 +18,12 @@ R = TypeVar("R")
 def progress_bar(
     items: Iterable[T], description: str, *, enabled: bool, total: int | None = None
 ) -> Iterable[T]:
-    """The same items, in order; with `enabled`, and on a terminal, a bar says how many are through of `total`, or of as
-    many as there are.
+    """Yield the items in order; on a terminal, and if `enabled`, show a progress bar.
+
+    `total` defaults to the number of items.
+
+    Returns:
+        Iterable of the items.
     """
     console = Console(stderr=True)
     return track(
@@ -28,7 +32,7 @@ def progress_bar(
 
 
 def map_in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """function(item) for each item, in their order, computed by all cores and not far ahead of who asks."""
+    """Yield function(item) for each item in order, computed on all cores with bounded lookahead."""
     waiting: deque[Future[R]] = deque()
     with ThreadPoolExecutor(
         len(os.sched_getaffinity(0))

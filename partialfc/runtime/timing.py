@@ -1,5 +1,6 @@
-"""What a run takes: the time of its steps, by section, and memory. A GPU's time is measured on the GPU, by events that
-nobody waits for.
+"""Section timings of steps, and peak memory.
+
+GPU time is measured on the GPU, by events that the host does not wait for.
 """
 
 import resource
@@ -13,11 +14,11 @@ import torch
 
 Marks = list[
     tuple[str | None, float | torch.cuda.Event]
-]  # a section, None: none, and when it owns what follows
+]  # section (None: none) and the start of the interval that it owns
 
 
 class Timeline:
-    """The time between marks, each piece owned by the innermost section that is open."""
+    """Time between marks; each interval belongs to the innermost open section."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
@@ -26,30 +27,30 @@ class Timeline:
         self._marks: Marks = []
 
     def enter(self, name: str) -> None:
-        """A section begins, maybe inside another."""
+        """Open a section, possibly inside another one."""
         self._open.append(name)
         self._mark()
 
     def leave(self) -> None:
-        """The innermost section ends."""
+        """Close the innermost section."""
         self._open.pop()
         self._mark()
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Around what is no part of a step: nothing is measured."""
+        """Exclude the block from all measurements."""
         self._paused = True
         yield
         self._paused = False
 
     def take_marks(self) -> Marks:
-        """What was measured since the last call, between steps, for `seconds_of`."""
+        """Return the marks since the last call, taken between steps, for `seconds_of`."""
         marks, self._marks = self._marks, []
         return marks
 
     @staticmethod
     def seconds_of(marks: Marks) -> dict[str, float]:
-        """Seconds of each section; waits for the device to come to the last of the marks."""
+        """Return the seconds of each section; waits until the device reaches the last mark."""
         if marks and isinstance(marks[-1][1], torch.cuda.Event):
             marks[-1][1].synchronize()
         seconds: dict[str, float] = {}
@@ -78,14 +79,14 @@ def _between(begin: float | torch.cuda.Event, end: float | torch.cuda.Event) -> 
     return end - begin
 
 
-# Of the run under way in this process. No argument hands it down: collectives in a backward are called by autograd, on a
-# GPU in a thread of its own.
+# Timeline of the run in this process. It is no argument since autograd calls the collectives of a backward,
+# on a GPU in its own thread.
 _timeline: Timeline | None = None
 
 
 @contextmanager
 def use_timeline(device: torch.device) -> Iterator[Timeline]:
-    """Around the steps whose sections are to be timed; one at a time."""
+    """Time the sections within the block, on one timeline per process."""
     global _timeline
     assert _timeline is None
     _timeline = Timeline(device)
@@ -96,7 +97,7 @@ def use_timeline(device: torch.device) -> Iterator[Timeline]:
 
 
 class DeviceProgress:
-    """Sections that a GPU has finished, known from events that nobody waits for."""
+    """Sections that a GPU has finished, known from events that the host does not wait for."""
 
     def __init__(self) -> None:
         self._pending: deque[tuple[int, str, torch.cuda.Event]] = deque()
@@ -111,19 +112,22 @@ class DeviceProgress:
         self._pending.append((self._recorded, name, event))
 
     def finished(self) -> tuple[int, str]:
-        """Return how many sections the device has finished, and the name of the last one; from one thread."""
+        """Return how many sections the device has finished, and the name of the last one.
+
+        Call it from one thread only.
+        """
         while self._pending and self._pending[0][2].query():
             number, name, _ = self._pending.popleft()
             self._finished = number, name
         return self._finished
 
 
-_progress: DeviceProgress | None = None  # of the run in this process, where it is followed
+_progress: DeviceProgress | None = None  # of the run in this process, if it is monitored
 
 
 @contextmanager
 def followed(device: torch.device) -> Iterator[DeviceProgress | None]:
-    """Follow within the block which sections a GPU finishes; yield None on a CPU, which finishes what it launches."""
+    """Monitor which sections a GPU finishes; yield None on a CPU, where a launch is synchronous."""
     global _progress
     _progress = DeviceProgress() if device.type == "cuda" else None
     try:
@@ -132,17 +136,17 @@ def followed(device: torch.device) -> Iterator[DeviceProgress | None]:
         _progress = None
 
 
-_sections: list[str] = []  # that are open, whether or not anybody measures
+_sections: list[str] = []  # open sections, whether or not they are timed
 
 
 def current_sections() -> str:
-    """The sections that are open, outermost first, such as `head, communication`; from any thread."""
+    """Return the open sections, outermost first, such as `head, communication`; callable from any thread."""
     return ", ".join(_sections) or "between sections"
 
 
 @contextmanager
 def section(name: str) -> Iterator[None]:
-    """Around a part of a step; costs next to nothing where nobody measures."""
+    """Mark a part of a step; costs almost nothing without a timeline."""
     timeline = _timeline
     _sections.append(name)
     if timeline is not None:
@@ -158,7 +162,7 @@ def section(name: str) -> Iterator[None]:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that this process has taken so far, of a GPU as torch counts it, else of the host's memory."""
+    """Return the peak memory of this process in bytes: GPU memory as counted by torch, or host memory on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10

@@ -1,4 +1,4 @@
-"""What a program runs with."""
+"""Versions of the software in use."""
 
 import hashlib
 import platform
@@ -14,7 +14,7 @@ import partialfc
 
 
 def collect_versions(device: torch.device) -> dict[str, str]:
-    """By name, as this process sees them; that of the package with a digest of its code."""
+    """Return versions by name; the package's version includes a digest of its code."""
     own = {
         "partialfc": f"{partialfc.__version__} ({_code_digest()})",
         "Python": platform.python_version(),
@@ -25,7 +25,7 @@ def collect_versions(device: torch.device) -> dict[str, str]:
 
 
 def git_revision() -> str:
-    """The revision of this code, where it stands in a repository."""
+    """Return the git revision of this code if it is in a repository."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
@@ -34,7 +34,7 @@ def git_revision() -> str:
 
 
 def describe_device(device: torch.device) -> str:
-    """What a device is, in words."""
+    """Return a human-readable description of a device."""
     if device.type != "cuda":
         return f"cpu with {torch.get_num_threads()} thread(s)"
     known = torch.cuda.get_device_properties(device)

@@ -1,1 +1,1 @@
-"""Many runs of one recipe: a grid of settings, run one after another or dealt out to the tasks of a job, and tabulated."""
+"""Sweeps: runs over a grid of settings, sequential or split over the tasks of a job array, with a table of results."""

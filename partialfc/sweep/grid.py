@@ -1,4 +1,4 @@
-"""The runs of a sweep: every combination of the values that its settings are given."""
+"""Grid of a sweep: every combination of the values of its settings."""
 
 import hashlib
 import itertools
@@ -9,20 +9,20 @@ from dataclasses import dataclass
 from partialfc.config import load_config
 from partialfc.errors import InputError
 
-SEED = "seed"  # the setting over whose values scores are averaged
+SEED = "seed"  # the setting over which scores are averaged
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
-_MAX_NAME_LENGTH = 120  # signs of a folder's name
+_MAX_NAME_LENGTH = 120  # characters of a folder name
 
 
 @dataclass(frozen=True)
 class Point:
-    """One run: what it has of the settings that vary, in the order of the call."""
+    """One run: its values of the varying settings, in the order of the call."""
 
     settings: tuple[tuple[str, str], ...]
 
     @property
     def name(self) -> str:
-        """Of its folder: the same for the same settings, whatever else is in the grid."""
+        """Name of its folder; independent of the rest of the grid."""
         text = ",".join(f"{key}={value}" for key, value in self.settings) or "run"
         name = re.sub(r"[^\w.,=+-]", "_", text)
         if len(name) <= _MAX_NAME_LENGTH and name == text:
@@ -30,39 +30,45 @@ class Point:
         return f"{name[:_MAX_NAME_LENGTH]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     def overrides(self) -> list[str]:
-        """As `partialfc train` takes them."""
+        """Return the overrides as `partialfc train` takes them."""
         return [f"{key}={value}" for key, value in self.settings]
 
     def settings_without_seed(self) -> tuple[tuple[str, str], ...]:
-        """The settings without the seed: runs that differ in nothing else are of one row."""
+        """Return the settings without the seed; runs that differ in the seed only form one row."""
         return tuple(it for it in self.settings if it[0] != SEED)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What a sweep is of: a recipe, settings that are the same for all runs, and the runs."""
+    """A recipe, fixed settings, and the runs of the sweep."""
 
     recipe: str
     fixed: tuple[str, ...]
     points: tuple[Point, ...]
 
     def overrides(self, point: Point) -> list[str]:
-        """Of one run."""
+        """Return the overrides of one run."""
         return [*self.fixed, *point.overrides()]
 
 
 def parse_grid(recipe: str, arguments: Sequence[str]) -> Grid:
-    """The grid of arguments `key=value` (the same for all), `key=a,b,c` and `key=0..4` (whole numbers, both ends among them).
+    """Parse the arguments `key=value` (fixed), `key=a,b,c` and `key=0..4` (integers, both ends included).
 
-    A comma within brackets or quotes is part of a value. InputError where a run's recipe would be none, before any is started.
+    A comma within brackets or quotes is part of a value.
+
+    Returns:
+        The grid.
+
+    Raises:
+        InputError: If the recipe of any run is invalid.
     """
     fixed, axes = [], []
     for argument in arguments:
         key, equals, text = argument.partition("=")
         if not equals or not key:
-            raise InputError(f"{argument!r}: wanted section.key=value, or section.key=one,other")
+            raise InputError(f"{argument!r}: expected section.key=value, or section.key=one,other")
         if key == "output":
-            raise InputError(f"{argument}: each run has a folder of its own; wanted --out FOLDER")
+            raise InputError(f"{argument}: each run has its own folder; pass --out FOLDER")
         values = parse_values(text)
         if len(values) > 1:
             axes.append([(key, value) for value in values])
@@ -70,7 +76,7 @@ def parse_grid(recipe: str, arguments: Sequence[str]) -> Grid:
             fixed.append(f"{key}={values[0]}")
     keys = [it.partition("=")[0] for it in fixed] + [axis[0][0] for axis in axes]
     if repeated := next((key for key in keys if keys.count(key) > 1), None):
-        raise InputError(f"{repeated} is given twice; wanted all its values in one argument")
+        raise InputError(f"{repeated} is given twice; list all its values in one argument")
     grid = Grid(recipe, tuple(fixed), tuple(Point(it) for it in itertools.product(*axes)))
     for point in grid.points:
         load_config(recipe, grid.overrides(point))
@@ -78,11 +84,11 @@ def parse_grid(recipe: str, arguments: Sequence[str]) -> Grid:
 
 
 def parse_values(text: str) -> list[str]:
-    """The values that a text lists."""
+    """Return the values that a text lists."""
     if found := _RANGE.fullmatch(text):
         first, last = map(int, found.groups())
         if first > last:
-            raise InputError(f"{text}: wanted the smaller number first")
+            raise InputError(f"{text}: expected the smaller number first")
         return [str(it) for it in range(first, last + 1)]
     values, depth, quote = [""], 0, ""
     for sign in text:

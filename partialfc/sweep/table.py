@@ -1,4 +1,4 @@
-"""What came of a sweep: the scores of its runs, averaged over seeds, as a table and as raw numbers."""
+"""Results of a sweep: scores of its runs, averaged over seeds, as a table and as JSON."""
 
 import math
 import statistics
@@ -22,28 +22,28 @@ _STUDENT_T_95 = (
 
 @dataclass(frozen=True)
 class ResultRow:
-    """Runs that differ by their seeds alone."""
+    """Runs that differ in their seeds only."""
 
     settings: tuple[tuple[str, str], ...]
-    scores: Mapping[str, Sequence[float]]  # of each set, of each seed
+    scores: Mapping[str, Sequence[float]]  # per set, one score per seed
 
 
 @dataclass(frozen=True)
 class SweepResults:
-    """Of the runs that have finished; the best first."""
+    """Results of the finished runs, best first."""
 
     rows: list[ResultRow]
-    runs: list[dict[str, Any]]  # each: settings, and what its summary says
-    num_unfinished: int  # runs that have not
+    runs: list[dict[str, Any]]  # each: settings and the contents of its summary
+    num_unfinished: int
 
     @property
     def sets(self) -> list[str]:
-        """The evaluation sets that every row has."""
+        """Evaluation sets that every row has."""
         names = [list(row.scores) for row in self.rows]
         return [name for name in names[0] if all(name in it for it in names)] if names else []
 
     def rank_sums(self) -> list[float]:
-        """Of each row, the sum over the sets of its place by mean score, 1 the best, equal ones sharing theirs (Borda)."""
+        """Return for each row the sum of its ranks by mean score over the sets, 1 the best, ties shared (Borda)."""
         sums = [0.0] * len(self.rows)
         for name in self.sets:
             means = [statistics.fmean(row.scores[name]) for row in self.rows]
@@ -55,7 +55,7 @@ class SweepResults:
 
 
 def collect_results(grid: Grid, out: Path) -> SweepResults:
-    """What the grid's runs in `out` came to."""
+    """Return the results of the grid's runs in `out`."""
     rows: dict[tuple[tuple[str, str], ...], dict[str, list[float]]] = {}
     runs, missing = [], 0
     for point in grid.points:
@@ -64,7 +64,7 @@ def collect_results(grid: Grid, out: Path) -> SweepResults:
             missing += 1
             continue
         summary = with_undefined(
-            decode_json(path.read_bytes(), dict[str, Any], f"{path}: not what a run writes")
+            decode_json(path.read_bytes(), dict[str, Any], f"{path}: expected the summary of a run")
         )
         runs.append({"settings": dict(point.settings), "folder": point.name, **summary})
         scores = rows.setdefault(point.settings_without_seed(), {})
@@ -76,7 +76,7 @@ def collect_results(grid: Grid, out: Path) -> SweepResults:
 
 
 def table_cells(results: SweepResults) -> list[list[str]]:
-    """The table: its header, and a line for each row."""
+    """Return the table: its header, and a line for each row."""
     keys = [key for key, _ in results.rows[0].settings] if results.rows else []
     lines = [[*keys, "runs", *results.sets, "rank sum"]]
     for row, rank_sum in zip(results.rows, results.rank_sums(), strict=True):
@@ -94,9 +94,9 @@ def table_cells(results: SweepResults) -> list[list[str]]:
 
 
 def format_mean_interval(scores: Sequence[float]) -> str:
-    """Mean and 95 % interval of the mean over seeds, in percent, by Student's t; of one seed the score alone."""
+    """Return mean and 95 % confidence interval over seeds in percent, by Student's t; for one seed the score alone."""
     mean = statistics.fmean(scores)
-    if math.isnan(mean):  # a score that the set cannot give
+    if math.isnan(mean):  # a score that is undefined for the set
         return "-"
     if len(scores) < 2:
         return f"{mean:.1%}"
@@ -107,7 +107,7 @@ def format_mean_interval(scores: Sequence[float]) -> str:
 
 
 def write_sweep_results(results: SweepResults, out: Path) -> None:
-    """out/results.json, the raw numbers; out/results.md, the table."""
+    """Write out/results.json with all scores, and out/results.md with the table."""
     header, *lines = table_cells(results)
     text = [header, ["---"] * len(header), *lines]
     with atomic_write(out / "results.json") as temporary:

@@ -1,1 +1,1 @@
-"""A run: what it consists of, its loop and its step, and what every rank has a replica of."""
+"""Training run: its state, loop and step, and the replicated parameters."""

@@ -1,4 +1,4 @@
-"""The step of the parameters that every rank has a replica of: loss scale, clipping, and skips decided on the device."""
+"""Optimizer step of the replicated parameters: loss scale, clipping, and skipped steps decided on the device."""
 
 import inspect
 from collections.abc import Collection
@@ -14,25 +14,25 @@ from partialfc.runtime import precision
 from partialfc.runtime.comm import DistContext
 from partialfc.training.replicas import GradientBuckets
 
-_UNSUPPORTED = ("Optimizer", "LBFGS", "SparseAdam")  # whose step takes more than gradients, or other ones
-_LR_SCALE = "lr_scale"  # of a group's rate
-_GROWTH_INTERVAL = 2000  # steps without an overflow after which the loss scale doubles
+_UNSUPPORTED = ("Optimizer", "LBFGS", "SparseAdam")  # their step needs a closure or other gradients
+_LR_SCALE = "lr_scale"  # factor of a group's learning rate
+_GROWTH_INTERVAL = 2000  # steps without overflow after which the loss scale doubles
 
 
 class LossScaler:
-    """What a loss is multiplied by before backward so that float16 gradients do not vanish; lives on the device.
+    """Loss scale that keeps float16 gradients from vanishing; lives on the device.
 
-    Halved after an overflow, doubled after 2000 steps without one, as torch.amp.GradScaler does, but without
-    asking the device. Where not enabled it stays 1.
+    Halved after an overflow and doubled after 2000 steps without one, as in torch.amp.GradScaler, but without
+    host synchronization. It stays 1 if disabled.
     """
 
     def __init__(self, *, enabled: bool, device: torch.device) -> None:
         self._enabled = enabled
         self.value = torch.full((), 2.0**16 if enabled else 1.0, device=device)
-        self.growth_streak = torch.zeros((), device=device)  # steps since it last changed
+        self.growth_streak = torch.zeros((), device=device)  # steps since the last change
 
     def update(self, finite: Tensor) -> None:
-        """After a step, in place; finite: bool scalar."""
+        """Update the scale in place after a step; `finite` is a bool scalar tensor."""
         if not self._enabled:
             return
         self.growth_streak.add_(1).mul_(finite)
@@ -42,10 +42,10 @@ class LossScaler:
 
 
 class BackboneOptimizer:
-    """The step of the parameters of `backbone`, clipped by the norm of all gradients together.
+    """Optimizer of the backbone, with clipping by the global gradient norm.
 
-    A step that is not finite changes nothing, which the device decides: the fused optimizers see to it themselves; of
-    any other, what the step has changed is taken back, for which parameters and moments are copied before.
+    A non-finite step changes nothing; the device decides. Fused optimizers support this natively. For any
+    other optimizer, parameters and optimizer state are copied before the step and restored.
     """
 
     def __init__(self, backbone: nn.Module, config: AnyOptimizer, dist_ctx: DistContext) -> None:
@@ -58,25 +58,25 @@ class BackboneOptimizer:
         # Any: torch does not declare found_inf, which its fused optimizers read.
         self._lr_scales = _layer_lr_scales(backbone, list(self._named.values()), config.layer_decay)
         self._optimizer: Any = _build_optimizer(config, list(self._named.values()), self._lr_scales)
-        # Made here and not at the first step, which may be one that is skipped.
+        # Created here and not in the first step, which may be skipped.
         for parameter in self._named.values():
             self._optimizer.state[parameter].update(_initial_state(config, parameter))
 
     @property
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """What the optimizer keeps of each parameter; empty before the first step, but for the fused ones."""
+        """Optimizer state of each parameter; empty before the first step, except for fused optimizers."""
         return {
             name: self._optimizer.state[it] for name, it in self._named.items() if it in self._optimizer.state
         }
 
     def reset_state(self, names: Collection[str]) -> None:
-        """What is kept of the parameters of these names is as before the first step."""
+        """Reset the optimizer state of the parameters with these names."""
         for name in names:
             parameter = self._named[name]
             self._optimizer.state[parameter] = _initial_state(self._config, parameter)
 
     def materialize_state(self) -> None:
-        """Make the tensors of `state`, with any content, for a checkpoint to be read into."""
+        """Allocate the tensors of `state`, uninitialized, for loading a checkpoint."""
         if self._fused or any(self._optimizer.state.values()):
             return
         copies = {name: nn.Parameter(it.detach().clone()) for name, it in self._named.items()}
@@ -88,15 +88,16 @@ class BackboneOptimizer:
             self._optimizer.state[self._named[name]] = dry.state[copy]
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Around the backbone: it computes in the recipe's precision."""
+        """Run the backbone in the compute dtype of the recipe."""
         return precision.autocast(self._config.precision, self._device)
 
     def step(self, lr: float, loss: Tensor) -> tuple[Tensor, Tensor]:
-        """Take one step at learning rate `lr`, from the gradients of loss scale x loss, summed over the ranks.
+        """Apply one step at learning rate `lr`, from the gradients of loss scale x loss, summed over the ranks.
 
-        Returns scalars on the device: the gradient's norm before clipping, and whether it and the loss are
-        finite. Where not, nothing changes. Both are the same on every rank, as the summed gradients and the
-        loss are.
+        Returns:
+            Two scalar tensors on the device: the gradient norm before clipping, and whether gradients and
+                loss are finite. If not, nothing changes. Both are equal on all ranks, as are the summed
+                gradients and the loss.
         """
         norm = self.gradients.norm() / self.loss_scale.value
         finite = norm.isfinite() & loss.isfinite()
@@ -106,7 +107,7 @@ class BackboneOptimizer:
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group[_LR_SCALE]
         if self._fused:
-            self._optimizer.found_inf = (~finite).float()  # where it is 1, nothing changes
+            self._optimizer.found_inf = (~finite).float()  # 1: the step changes nothing
             self._optimizer.step()
         else:
             self._step_or_revert(finite)
@@ -114,18 +115,18 @@ class BackboneOptimizer:
         return norm, finite
 
     def _step_or_revert(self, finite: Tensor) -> None:
-        # What such an optimizer keeps is made in its first step: only before that one is there nothing to go back to.
+        # These optimizers create their state in the first step. Only then there is nothing to restore.
         if not any(self._optimizer.state.values()) and not bool(finite):
             return
         tensors = self._tensors()
         before = [it.clone() for it in tensors]
         self._optimizer.step()
         for now, then in zip(tensors, before, strict=True):
-            # What is kept on the host, as steps are where `capturable` is unknown, waits for the device.
+            # State on the host, such as step counts without `capturable`, synchronizes with the device.
             now.copy_(torch.where(finite.to(now.device), now, then))
 
     def _tensors(self) -> list[Tensor]:
-        """All that a step changes."""
+        """Return all tensors that a step changes."""
         kept = [it for moments in self.state.values() for it in moments.values() if isinstance(it, Tensor)]
         return [*(it.detach() for it in self._named.values()), *kept]
 
@@ -156,22 +157,22 @@ def _build_torch_optimizer(
         or config.optimizer_class in _UNSUPPORTED
     ):
         raise InputError(
-            f"optim.optimizer_class: {config.optimizer_class!r}, wanted a class of torch.optim, such as NAdam"
+            f"optim.optimizer_class: {config.optimizer_class!r}, expected a class of torch.optim, such as NAdam"
         )
     try:
         arguments: dict[str, Any] = common | config.kwargs
         if groups[0]["params"][0].is_cuda and "capturable" in inspect.signature(kind).parameters:
-            arguments.setdefault("capturable", True)  # what it keeps lies on the device, too
+            arguments.setdefault("capturable", True)  # keeps its state on the device, too
         optimizer: torch.optim.Optimizer = kind(groups, **arguments)
-    except (TypeError, ValueError) as error:  # of its arguments, which are the recipe's
+    except (TypeError, ValueError) as error:  # caused by its arguments, which are the recipe's
         raise InputError(f"optim: torch.optim.{config.optimizer_class}: {error}") from None
     return optimizer
 
 
 def num_state_copies(config: AnyOptimizer) -> int:
-    """How many tensors of the size of the parameters an optimizer keeps beside them, for a plan.
+    """Return the number of parameter-sized tensors that an optimizer keeps, for a plan.
 
-    Two moments are assumed of a class of torch.optim, and three copies with which a step may be taken back.
+    A class of torch.optim is assumed to have two moments, and three copies for restoring a skipped step.
     """
     match config:
         case SGD():
@@ -183,12 +184,12 @@ def num_state_copies(config: AnyOptimizer) -> int:
 
 
 def _layer_lr_scales(backbone: nn.Module, parameters: list[nn.Parameter], decay: float) -> list[float]:
-    """By what each parameter's rate is multiplied: 1 after the last block, `decay` in it, and so on to the first layers."""
+    """Return the learning-rate factor of each parameter: 1 after the last block, `decay` in it, and so on."""
     if decay == 1:
         return [1.0] * len(parameters)
     blocks = getattr(backbone, "blocks", None)
     if blocks is None:
-        raise InputError("optim.layer_decay: not for networks of others, which have no blocks that are known")
+        raise InputError("optim.layer_decay: not supported for external backbones, whose blocks are unknown")
     refresh_block_size = {id(it): place for place, block in enumerate(blocks) for it in block.parameters()}
     depths, last = [], -1  # -1: before the first block
     for parameter in parameters:
@@ -201,10 +202,10 @@ def _layer_lr_scales(backbone: nn.Module, parameters: list[nn.Parameter], decay:
 def _param_groups(
     config: AnyOptimizer, parameters: list[nn.Parameter], scales: list[float]
 ) -> list[dict[str, Any]]:
-    """Those that decay, and those that do not, of each scale of the rate."""
+    """Return the parameter groups: with and without weight decay, for each learning-rate factor."""
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for parameter, scale in zip(parameters, scales, strict=True):
-        # not a ViT's positions, which are [1, N, width]
+        # excludes the position embeddings of a ViT, `[1, N, width]`
         decayed = config.weight_decay_on == "all" or (parameter.ndim > 1 and len(parameter) > 1)
         new: dict[str, Any] = {"params": [], _LR_SCALE: scale} | ({} if decayed else {"weight_decay": 0.0})
         groups.setdefault((scale, decayed), new)["params"].append(parameter)

@@ -1,4 +1,4 @@
-"""When a run's checkpoints are due, and what came of them."""
+"""Schedule of checkpoints."""
 
 import math
 import time
@@ -17,14 +17,20 @@ from partialfc.training import schedule
 from partialfc.training.health import DivergenceError, check_replicas
 from partialfc.training.run import Run
 
-_AHEAD = 2  # steps between a notice and the step after which it is heard
+_FLAG_DELAY = 2  # steps between raising a flag and acting on it
 
 
 @dataclass
 class CheckpointScheduler:
-    """All ranks call its methods alike.
+    """Saves the checkpoints of a run when they are due.
 
-    about: what each checkpoint says of the run. tell: called with the outcome of every save, on every rank.
+    Every method is collective: all ranks must call it in the same order.
+
+    Args:
+        run: Run to save.
+        checkpoints: Where to save it.
+        metadata: Description of the run, stored in each checkpoint.
+        on_saved: Called with the result of every save, on every rank.
     """
 
     run: Run
@@ -34,46 +40,53 @@ class CheckpointScheduler:
 
     def __post_init__(self) -> None:
         config: CheckpointConfig = self.run.config.checkpoint
-        self._seconds = to_seconds(config.every)
-        self._steps = 0 if self._seconds is not None else to_steps(config.every, self.run.steps_per_epoch)
+        self._interval_seconds = to_seconds(config.every)
+        self._interval_steps = (
+            0 if self._interval_seconds is not None else to_steps(config.every, self.run.steps_per_epoch)
+        )
         self._set, _, self._score_name = (config.keep_best or "").partition("/")
-        self._since = time.monotonic()  # of the first rank; the others' clocks are not asked
-        self._saved = self.run.step  # the newest step that was saved, or is being saved
+        self._last_save_time = time.monotonic()  # only the clock of rank 0 is used
+        self._last_saved_step = self.run.step  # latest step that was saved or is being saved
         self._due = False
         streamed = self._snapshot_rows()
         self.checkpoints.preallocate(self.run.state(), streamed)
         for rows in streamed.values():
             rows.close()
-        self._best = self.checkpoints.best_score() if self._set else None
+        self._best_score = self.checkpoints.best_score() if self._set else None
 
     @property
     def is_due(self) -> bool:
-        """Whether the first rank's clock says that a checkpoint is due; on others never."""
-        if self._seconds is None or not self.run.dist_ctx.is_main:
+        """True on rank 0 if a checkpoint is due by its clock; False on the other ranks."""
+        if self._interval_seconds is None or not self.run.dist_ctx.is_main:
             return False
-        return time.monotonic() - self._since >= self._seconds
+        return time.monotonic() - self._last_save_time >= self._interval_seconds
 
     def after_step(self, due: bool, elapsed_seconds: float, scores: dict[str, Scores] | None) -> None:
-        """Save where it is due. noticed: what `is_due` was on the first rank, a step or two ago; scores: of an evaluation after
-        this step, on the first rank; elsewhere {}, and None where there was none.
+        """Save a checkpoint if it is due.
+
+        Args:
+            due: Value of `is_due` on rank 0, one or two steps ago.
+            elapsed_seconds: Duration of the run.
+            scores: Scores of an evaluation after this step on rank 0, {} on other ranks; None without an
+                evaluation.
         """
         self._report(self.checkpoints.poll())
         step, last = self.run.step, self.run.total_steps
-        due = due and step > self._saved + _AHEAD  # else it is of before the save
-        self._due |= due or schedule.is_due(step, every=self._steps, last=last)
+        due = due and step > self._last_saved_step + _FLAG_DELAY  # otherwise the flag is older than the save
+        self._due |= due or schedule.is_due(step, every=self._interval_steps, last=last)
         score, best = self._tracked_score(scores)
         if (self._due or best) and self._is_healthy(step == last):
             self._save(elapsed_seconds, score, best)
 
     def save_and_stop(self, elapsed_seconds: float) -> str:
-        """Save now, and return when it is on the disk: what there is to go on from, in words."""
-        if self.run.step > self._saved:
+        """Save a checkpoint, wait until it is on disk, and return a description of the result."""
+        if self.run.step > self._last_saved_step:
             self._save(elapsed_seconds, None, best=False)
         problem = self.wait()
-        return f"not saved: {problem}" if problem else "saved"
+        return f"checkpoint not saved: {problem}" if problem else "checkpoint saved"
 
     def wait(self) -> str | None:
-        """Return when nothing is being written any more: what is wrong with the newest save, if it failed."""
+        """Wait for the pending save and return its problem, if any."""
         outcome = self.checkpoints.wait()
         self._report(outcome)
         return outcome.problem if outcome else None
@@ -83,7 +96,7 @@ class CheckpointScheduler:
         try:
             check_replicas(run.replicas(), run.step, run.dist_ctx)
         except DivergenceError:
-            self.wait()  # what is being written is of an earlier step
+            self.wait()  # the pending save is of an earlier step
             raise
         before = self.checkpoints.save(
             run.step,
@@ -95,7 +108,7 @@ class CheckpointScheduler:
             best=best,
         )
         self._report(before)
-        self._since, self._saved, self._due = time.monotonic(), run.step, False
+        self._last_save_time, self._last_saved_step, self._due = time.monotonic(), run.step, False
 
     def _snapshot_rows(self) -> dict[str, RowSnapshot]:
         return {f"head.{name}": rows for name, rows in self.run.head.snapshot().items()}
@@ -105,8 +118,9 @@ class CheckpointScheduler:
             self.on_saved(outcome)
 
     def _is_healthy(self, last: bool) -> bool:
-        """Whether there is no sign of divergence. While steps are skipped a checkpoint can wait, unless it is the last. Waits
-        for the device.
+        """Return True if there is no sign of divergence; synchronizes with the device.
+
+        A checkpoint is postponed while steps are skipped, unless it is the last one.
         """
         health, step = self.run.health, self.run.step
         if last:
@@ -114,7 +128,7 @@ class CheckpointScheduler:
         return health.num_skipped == 0
 
     def _tracked_score(self, scores: dict[str, Scores] | None) -> tuple[float | None, bool]:
-        """The score that `keep_best` names, and whether it is the best so far; the same on all ranks."""
+        """Return the score that `keep_best` selects, and whether it is the best so far. Equal on all ranks."""
         if scores is None or not self._set:
             return None, False
         dist_ctx, score = self.run.dist_ctx, None
@@ -124,9 +138,9 @@ class CheckpointScheduler:
         score = comm.broadcast_object(score, dist_ctx.host_group)
         if score is None:
             return None, False
-        best = self._best is None or score > self._best
+        best = self._best_score is None or score > self._best_score
         if best:
-            self._best = score
+            self._best_score = score
         return score, best
 
     def _find_score(self, scores: dict[str, Scores]) -> float | None:
@@ -137,6 +151,6 @@ class CheckpointScheduler:
         if found is None:
             known = [f"{name}/{score}" for name, values in scores.items() for score in values]
             raise InputError(
-                f"checkpoint.keep_best: {self._set}/{self._score_name}, wanted one of {', '.join(known) or 'none'}"
+                f"checkpoint.keep_best: {self._set}/{self._score_name}, expected one of {', '.join(known) or 'none'}"
             )
         return None if math.isnan(found) else found

@@ -1,7 +1,7 @@
-"""A network's forward and backward as CUDA graphs: recorded once, and launched as one each from then on.
+"""Forward and backward of a network as CUDA graphs: captured once, then replayed.
 
-A host launches the kernels of a deep network more slowly than a GPU takes those of a small batch; a graph it launches at
-once. The kernels are the same, and so are the bits.
+The host launches the kernels of a deep network more slowly than a GPU runs them for a small batch. A graph
+takes one launch. Kernels and results are identical.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 ForwardFn = Callable[[Tensor], Tensor]  # inputs [m, ...] -> float32 [m, D]
 
-_NUM_WARMUP_PASSES = 3  # in which libraries choose their algorithms and make their workspaces
+_NUM_WARMUP_PASSES = 3  # libraries select algorithms and allocate workspaces in them
 
 
 class CUDAGraphNetwork:
-    """What `forward` and its backward do on a GPU with inputs of one shape, as graphs that are replayed.
+    """Forward and backward for inputs of one shape as CUDA graphs.
 
-    All tensors that they read and write stay where they were when they were recorded: parameters, their `.grad`, running
-    statistics. What is drawn at random depends on the seed at the time of a replay. Nothing is computed while they are
-    recorded; `warm_up` comes first. Whatever waits for the device raises a RuntimeError of torch's.
+    All tensors involved keep their addresses after capture: parameters, their `.grad`, running statistics.
+    Random numbers depend on the seed at replay. Nothing is computed during capture; `warm_up` comes first. An
+    operation that synchronizes with the device raises a RuntimeError of torch.
     """
 
     def __init__(self, forward: ForwardFn, parameters: list[nn.Parameter], inputs: Tensor) -> None:
@@ -35,19 +35,19 @@ class CUDAGraphNetwork:
             _add_gradients(self._outputs, parameters, self._gradient)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """The outputs [m, D], without a graph of autograd's, until the next call."""
+        """Return the outputs `[m, D]`, without autograd graph; valid until the next call."""
         self._inputs.copy_(inputs)
         self._forward.replay()
         return self._outputs.detach()
 
     def backward(self, gradient: Tensor) -> None:
-        """From the gradient [m, D] of the latest outputs to every parameter's `.grad`, to which it is added."""
+        """Accumulate the gradient `[m, D]` of the latest outputs into every parameter's `.grad`."""
         self._gradient.copy_(gradient)
         self._backward.replay()
 
 
 def warm_up(forward: ForwardFn, parameters: list[nn.Parameter], inputs: Tensor) -> None:
-    """Run forward and backward a few times, as recording wants it; gradients stay as they are."""
+    """Run forward and backward a few times before capture, without changing gradients."""
     here, aside = torch.cuda.current_stream(inputs.device), torch.cuda.Stream(inputs.device)
     aside.wait_stream(here)
     with torch.cuda.stream(aside):
@@ -58,7 +58,7 @@ def warm_up(forward: ForwardFn, parameters: list[nn.Parameter], inputs: Tensor) 
 
 
 def _add_gradients(outputs: Tensor, parameters: list[nn.Parameter], gradient: Tensor) -> None:
-    # Not by outputs.backward(): it adds gradients on the stream on which a parameter was first used.
+    # outputs.backward() would accumulate on the stream where each parameter was first used.
     found = torch.autograd.grad(outputs, parameters, gradient, allow_unused=True)
     grads: list[Tensor] = []
     reached: list[Tensor] = []
@@ -71,6 +71,6 @@ def _add_gradients(outputs: Tensor, parameters: list[nn.Parameter], gradient: Te
 
 @contextmanager
 def _capture(graph: torch.cuda.CUDAGraph, pool: Any) -> Iterator[None]:
-    # thread_local: the threads of loader and NCCL go on
+    # thread_local: the threads of the loader and NCCL continue
     with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         yield

@@ -1,4 +1,4 @@
-"""What a student learns of a teacher image by image, beside what the class centres tell it."""
+"""Distillation loss between the embeddings of student and teacher."""
 
 import torch
 from torch import Tensor
@@ -11,11 +11,15 @@ from partialfc.runtime.comm import OptionalGroup
 def cosine_distillation_loss(
     embeddings: Tensor, teacher_embeddings: Tensor, global_batch_size: int, group: OptionalGroup
 ) -> Tensor:
-    """The mean over the global batch of 1 - cos(student, teacher), the same scalar on every rank; the gradient is that of
-    this rank's images. One all-reduce of a scalar.
+    """Return the mean of 1 - cos(student, teacher) over the global batch, the same scalar on every rank.
 
-    embeddings: [b, D] of this rank's images, of any length; teacher: [b, D] of length 1, or 0 for images that count for
-    nothing; batch: B.
+    Its gradient covers this rank's images. Communicates one scalar.
+
+    Args:
+        embeddings: Embeddings `[b, D]` of this rank, unnormalized.
+        teacher_embeddings: L2-normalized, `[b, D]`; zero rows are ignored.
+        global_batch_size: B.
+        group: All ranks.
     """
     apart = torch.linalg.vecdot(teacher_embeddings, teacher_embeddings) - torch.linalg.vecdot(
         normalize(embeddings), teacher_embeddings

@@ -1,4 +1,4 @@
-"""Whether a run still learns: counted on the device in every step, read only where somebody waits for it anyway."""
+"""Health of a run: counted on the device in every step, read on the host only when it synchronizes anyway."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,33 +9,34 @@ from torch import Tensor
 from partialfc.runtime import comm
 from partialfc.runtime.comm import DistContext
 
-_DIGESTED = 1 << 20  # elements at a time
+_DIGESTED = 1 << 20  # elements per block
 
 
 class DivergenceError(Exception):
-    """A run whose loss is lost; says since when."""
+    """Error of a run whose loss or gradients became non-finite, or whose replicas differ."""
 
 
 def check_replicas(state: Mapping[str, Tensor], step: int, dist_ctx: DistContext) -> None:
-    """Compare a digest of parameters and buffers over the ranks; waits for the device.
+    """Compare a digest of parameters and buffers over the ranks; synchronizes with the device.
 
     Raises:
-        Diverged: The replicas differ; names the ranks that disagree with most others, and the first tensor.
+        DivergenceError: If the replicas differ. The message contains the ranks that disagree with most
+            others, and the first such tensor.
     """
-    everyones = comm.all_gather_object(_digests(state), dist_ctx.host_group)
-    usual, count = Counter(everyones).most_common(1)[0]
+    gathered = comm.all_gather_object(_digests(state), dist_ctx.host_group)
+    usual, count = Counter(gathered).most_common(1)[0]
     if count == dist_ctx.world_size:
         return
-    odd = [rank for rank, digests in enumerate(everyones) if digests != usual]
+    odd = [rank for rank, digests in enumerate(gathered) if digests != usual]
     first = next(
         name
-        for name, pair in zip(state, zip(usual, everyones[odd[0]], strict=True), strict=True)
+        for name, pair in zip(state, zip(usual, gathered[odd[0]], strict=True), strict=True)
         if pair[0] != pair[1]
     )
     names = f"ranks {', '.join(map(str, odd))}" if 2 * count > dist_ctx.world_size else "the ranks"
     raise DivergenceError(
-        f"replicas differ after step {step}: {names} hold other values of {first} than the others; expected equal "
-        "parameters and buffers on all ranks; check the memory of their GPUs, and resume from an earlier checkpoint"
+        f"replicas differ after step {step}: {names} have different values of {first} than the others; expected equal "
+        "parameters and buffers on all ranks; check the memory of their GPUs and resume from an earlier checkpoint"
     )
 
 
@@ -60,39 +61,45 @@ def _digest(tensor: Tensor) -> Tensor:
 
 
 class TrainingHealth:
-    """Skipped steps and lost losses, the same on every rank."""
+    """Counts of skipped steps and the first non-finite loss. Equal on all ranks."""
 
     def __init__(self, device: torch.device) -> None:
-        self._skipped = torch.zeros((), dtype=torch.int64, device=device)  # steps in a row
+        self._skipped = torch.zeros((), dtype=torch.int64, device=device)  # consecutive skipped steps
         self._lost = torch.zeros(
             (), dtype=torch.int64, device=device
-        )  # the first step without a loss; 0: none
+        )  # first step with a non-finite loss; 0 if none
 
     def update(self, step: int, finite: Tensor, loss: Tensor) -> None:
-        """After step `step`, counted from 1; finite: bool scalar on the device, whether the step was taken."""
+        """Count a step.
+
+        Args:
+            step: Number of completed steps.
+            finite: Whether the step was applied, a bool scalar on the device.
+            loss: Loss of the step, a scalar on the device.
+        """
         self._skipped.add_(1).mul_(~finite)
         first = (self._lost == 0) & ~loss.isfinite()
         self._lost.add_(first * step)
 
     @property
     def num_skipped(self) -> int:
-        """How many steps were skipped since the last that was taken; waits for the device."""
+        """Number of consecutive skipped steps; synchronizes with the device."""
         return int(self._skipped)
 
     def counters(self) -> Tensor:
-        """What `describe_problem` is told, as it is now, on the device."""
+        """Return the current counters for `describe_problem`, on the device."""
         return torch.stack([self._lost, self._skipped])
 
     def find_problem(self, step: int, max_skipped: int) -> str | None:
-        """What is wrong after step `step`, if the run is to end for it; waits for the device."""
+        """Return the problem that ends the run after `step` steps, or None; synchronizes with the device."""
         return describe_problem(self.counters().tolist(), step, max_skipped)
 
 
 def describe_problem(counters: Sequence[float], step: int, max_skipped: int) -> str | None:
-    """What is wrong after step `step`, if the run is to end for it. numbers: the health's after it."""
+    """Return the problem that ends the run after `step` steps, or None, from `TrainingHealth.counters`."""
     lost, skipped = map(int, counters)
     if lost:
-        return f"diverged: the loss of step {lost} is not finite"
+        return f"diverged: non-finite loss at step {lost}"
     if skipped >= max_skipped:
-        return f"diverged: the gradients of {skipped} steps in a row, up to step {step}, are not finite"
+        return f"diverged: non-finite gradients in {skipped} consecutive steps up to step {step}"
     return None

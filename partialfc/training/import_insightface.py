@@ -1,8 +1,8 @@
-"""A run of insightface's arcface_torch as one that goes on here, at any number of ranks.
+"""Import of runs of insightface's arcface_torch, at any world size.
 
-Its train_v2.py leaves checkpoint_gpu_0.pt, checkpoint_gpu_1.pt, ... of as many GPUs: the backbone and what its optimizer keeps
-in each, of the class centres what each rank has, the first C mod W ranks one more. The loss scale of float16 is not among it.
-Nothing in a file is executed.
+train_v2.py writes checkpoint_gpu_0.pt, checkpoint_gpu_1.pt, ..., one per GPU. Each contains the backbone, its
+optimizer state, and the class centers of its rank; the first C mod W ranks have one more. The loss scale of
+float16 is not saved. Nothing in a file is executed.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ from partialfc.runtime.process.run_lock import lock_output_folder
 from partialfc.training.resume import start_or_resume
 from partialfc.training.run import BACKBONE_OPTIM_STATE, Run
 
-_STATE_NAMES = {  # what their optimizers keep of a parameter, and what the head calls it
+_STATE_NAMES = {  # optimizer state there: name in the head
     "sgd": {"momentum_buffer": "momentum"},
     "adamw": {"exp_avg": "first_moment", "exp_avg_sq": "second_moment"},
 }
@@ -36,7 +36,7 @@ class _ParamGroup(Struct):
 
 
 class _OptimizerState(Struct):
-    param_groups: Annotated[list[_ParamGroup], Meta(min_length=2)]  # the backbone's, and the centres
+    param_groups: Annotated[list[_ParamGroup], Meta(min_length=2)]  # of the backbone and of the centers
     state: dict[int, dict[str, Any]]
 
 
@@ -45,7 +45,7 @@ class _SoftmaxWeights(Struct):
 
 
 class _InsightFaceCheckpoint(Struct):
-    """Of a file, as torch loads it."""
+    """Contents of a file, as loaded by torch."""
 
     global_step: int
     state_dict_backbone: dict[str, Any]
@@ -54,16 +54,21 @@ class _InsightFaceCheckpoint(Struct):
 
 
 def import_run(folder: Path, config: Config, dist_ctx: DistContext) -> tuple[Path, int]:
-    """Write a checkpoint of the run that `config` is of, from the files in `folder`; returns where, and the step. One process:
-    it holds all class centres, and what is kept of them, at once.
+    """Write a checkpoint of `config`'s run from the files in `folder`.
 
-    CollectiveInputError where files are missing or damaged, do not fit each other, or are of another network, another number
-    of classes or another optimizer than the recipe; and where `output` holds a run.
+    Runs in one process, which holds all class centers and their optimizer state.
+
+    Returns:
+        Path of the checkpoint, and its step.
+
+    Raises:
+        CollectiveInputError: If files are missing, damaged or inconsistent; if they do not match the
+            recipe's network, number of classes or optimizer; or if `output` contains a run.
     """
     output = Path(config.output)
     with comm.raise_on_all_ranks(dist_ctx):
         paths = _rank_files(folder)
-        if config.train.micro_batch_size is None:  # what BatchNorm saw: the images of one of their ranks
+        if config.train.micro_batch_size is None:  # BatchNorm's batch: the images of one of their ranks
             train = msgspec.structs.replace(
                 config.train, micro_batch_size=config.train.global_batch_size // len(paths)
             )
@@ -85,21 +90,21 @@ def import_run(folder: Path, config: Config, dist_ctx: DistContext) -> tuple[Pat
 
 
 def _rank_files(folder: Path) -> list[Path]:
-    """In the order of their ranks."""
+    """Return the files in rank order."""
     found = list(folder.glob("checkpoint_gpu_*.pt"))
     paths = [folder / f"checkpoint_gpu_{rank}.pt" for rank in range(len(found))]
     if not found or set(found) != set(paths):
         names = ", ".join(sorted(it.name for it in found)) or "none"
-        raise InputError(f"{folder}: {names}; wanted checkpoint_gpu_0.pt and so on, of every rank")
+        raise InputError(f"{folder}: {names}; expected checkpoint_gpu_0.pt and so on, for every rank")
     return paths
 
 
 def _load_files(run: Run, paths: list[Path]) -> int:
-    """The run's tensors from the files, one of which is in memory at a time; returns the step."""
+    """Load the tensors of the run, one file at a time; return the step."""
     state, names = run.state(), _STATE_NAMES[_optimizer_name(run)]
     head = {
         name: dtensors.local_rows_and_offset(it)[0] for name, it in state["head"].items()
-    }  # of all classes: one rank
+    }  # all classes: one rank
     classes = run.head.num_classes
     first = step = 0
     for rank, path in enumerate(paths):
@@ -110,7 +115,7 @@ def _load_files(run: Run, paths: list[Path]) -> int:
             run.reset_ema()
             _load_optimizer_state(state[BACKBONE_OPTIM_STATE], content, path)
         elif content.global_step != step:
-            raise InputError(f"{path}: of step {content.global_step}; {paths[0].name} is of {step}")
+            raise InputError(f"{path}: is at step {content.global_step}, {paths[0].name} is at step {step}")
         count = classes // len(paths) + (rank < classes % len(paths))
         _load_center_rows(head, slice(first, first + count), content, path, names)
         first += count
@@ -127,22 +132,22 @@ def _load_center_rows(
     path: Path,
     names: Mapping[str, str],
 ) -> None:
-    """The centres of a rank, and what its optimizer keeps of them, which are its last parameter."""
-    weight, wanted = content.state_dict_softmax_fc.weight, head["centers"][rows].shape
-    if not isinstance(weight, Tensor) or weight.shape != wanted:
+    """Load the centers of a rank and their optimizer state, which is its last parameter."""
+    weight, expected = content.state_dict_softmax_fc.weight, head["centers"][rows].shape
+    if not isinstance(weight, Tensor) or weight.shape != expected:
         found = list(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
         raise InputError(
-            f"{path}: class centres {found}; wanted {list(wanted)}, of the recipe's backbone.embedding_size and the pack's "
+            f"{path}: class centers {found}; expected {list(expected)}, of the recipe's backbone.embedding_size and the pack's "
             f"{len(head['centers'])} identities"
         )
     steps = {"step": torch.Size()} if "counts" in head else {}
     number = content.state_optimizer.param_groups[-1].params[-1]
     kept = _optimizer_state_of(
-        content, number, dict.fromkeys(names, wanted) | steps, f"{path}: class centres"
+        content, number, dict.fromkeys(names, expected) | steps, f"{path}: class centers"
     )
     head["centers"][rows] = weight
     for theirs, ours in names.items():
-        if ours in head:  # else the recipe keeps none
+        if ours in head:  # otherwise the recipe's optimizer has no such state
             head[ours][rows] = kept[theirs]
     if steps:
         head["counts"][rows] = int(kept["step"])
@@ -152,11 +157,12 @@ def _optimizer_name(run: Run) -> str:
     config = run.config
     kind = str(msgspec.to_builtins(config.optim)["name"])
     problems = {
-        f"optim.name: {kind}; wanted sgd or adamw": kind not in _STATE_NAMES,
-        "head.optim: of its own; there both have one optimizer": config.head.optim is not None,
-        "head.subcenters: there a class has one centre": config.head.subcenters > 1,
-        "loss.name: linear; there rows are normalised": msgspec.to_builtins(config.loss)["name"] == "linear",
-        "optim.momentum: wanted 0.9, as their code has it": isinstance(config.optim, SGD)
+        f"optim.name: {kind}; expected sgd or adamw": kind not in _STATE_NAMES,
+        "head.optim: expected unset; arcface_torch has one optimizer for both": config.head.optim is not None,
+        "head.subcenters: expected 1; arcface_torch has one center per class": config.head.subcenters > 1,
+        "loss.name: linear; arcface_torch normalizes centers": msgspec.to_builtins(config.loss)["name"]
+        == "linear",
+        "optim.momentum: expected 0.9, as in arcface_torch": isinstance(config.optim, SGD)
         and not config.optim.momentum,
     }
     if problem := next((text for text, is_one in problems.items() if is_one), None):
@@ -170,18 +176,18 @@ def _read_checkpoint(path: Path) -> _InsightFaceCheckpoint:
         content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except OSError:
         raise
-    except Exception as error:  # a damaged or hostile file raises whatever its bytes lead to
+    except Exception as error:  # a damaged or malicious file can raise any exception
         raise InputError(f"{path}: not a checkpoint of arcface_torch: {format_error(error)[:100]}") from None
     try:
         return msgspec.convert(content, _InsightFaceCheckpoint)
     except msgspec.ValidationError as error:
-        raise InputError(f"{path}: not what save_all_states writes: {error}") from None
+        raise InputError(f"{path}: expected a file of save_all_states: {error}") from None
 
 
 def _load_optimizer_state(
     ours: Mapping[str, Mapping[str, Tensor]], content: _InsightFaceCheckpoint, path: Path
 ) -> None:
-    """What the optimizer keeps of the backbone. Its parameters are numbered in the order in which their network has them."""
+    """Load the optimizer state of the backbone. Its parameters are numbered in the order of the network's."""
     numbers = content.state_optimizer.param_groups[0].params
     buffers = ("running_mean", "running_var", "num_batches_tracked")
     parameters = [it for it in content.state_dict_backbone if not it.endswith(buffers)]
@@ -190,24 +196,28 @@ def _load_optimizer_state(
             f"{path}: an optimizer of {len(numbers)} parameters; the backbone has {len(parameters)}"
         )
     for number, name in zip(numbers, parameters, strict=True):
-        if name not in ours:  # it stands still
+        if name not in ours:  # the parameter is frozen
             continue
-        wanted = {kind: tensor.shape for kind, tensor in ours[name].items()}
-        for kind, value in _optimizer_state_of(content, number, wanted, f"{path}: {name}").items():
+        expected = {kind: tensor.shape for kind, tensor in ours[name].items()}
+        for kind, value in _optimizer_state_of(content, number, expected, f"{path}: {name}").items():
             ours[name][kind].copy_(value)
 
 
 def _optimizer_state_of(
     content: _InsightFaceCheckpoint, number: int, expected: Mapping[str, torch.Size], location: str
 ) -> dict[str, Tensor]:
-    """What the optimizer keeps of a parameter. InputError where it is not what the recipe's would."""
+    """Return the optimizer state of a parameter.
+
+    Raises:
+        InputError: If it is not the state of the recipe's optimizer.
+    """
     state = content.state_optimizer.state.get(number, {})
-    # The step was a plain number once.
+    # The step was a plain number in older versions.
     found = {name: torch.as_tensor(it) for name, it in state.items() if isinstance(it, Tensor | int | float)}
     for name, shape in expected.items():
         if name not in found or found[name].shape != shape:
             there = ", ".join(f"{key} {list(it.shape)}" for key, it in found.items()) or "nothing"
             raise InputError(
-                f"{location}: the optimizer keeps {there}; the recipe's wants {name} {list(shape)}"
+                f"{location}: the optimizer keeps {there}; the recipe's requires {name} {list(shape)}"
             )
     return {name: found[name] for name in expected}

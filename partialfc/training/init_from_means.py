@@ -1,4 +1,4 @@
-"""Class centres that a run begins with, of identities that are new: the mean of their images' embeddings."""
+"""Initialization of the centers of new identities by the mean embeddings of their images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +19,12 @@ from partialfc.runtime.progress import progress_bar
 from partialfc.training.init_from_run import new_identity_mask
 from partialfc.training.run import Run
 
-_IMAGES = 1 << 13  # that are embedded at once, by all ranks
+_IMAGES = 1 << 13  # images per forward pass, over all ranks
 
 
 @dataclass(frozen=True)
 class _PackSubset:
-    """Some images of a pack, to be embedded."""
+    """Subset of a pack's images."""
 
     name: str
     dataset: RecordDataset
@@ -34,16 +34,19 @@ class _PackSubset:
         return len(self.samples)
 
     def pixels(self, index: int, size: int) -> ImageArray:
-        """Image `index` of them."""
+        """Return the pixels of image `index` of the subset."""
         return images.resize(self.dataset[int(self.samples[index])][0], size)
 
 
 def init_centers_from_means(run: Run) -> None:
-    """Put in the place of the centres of new identities the mean of the embeddings, each of length 1, of their images by the
-    backbone as it is, of the length that was drawn; the same at any number of ranks. The centre of an identity without images
-    stays as it was drawn. Memory: float64 [C, D] of this rank's classes.
+    """Initialize the centers of new identities with the mean of the normalized embeddings of their images.
 
-    CollectiveInputError where an image cannot be read, or its embedding is not finite.
+    The current backbone computes the embeddings. A mean gets the norm of the random center that it replaces.
+    The result does not depend on the number of ranks. Centers of identities without images stay random.
+    Memory: float64 `[C, D]` for this rank's classes.
+
+    Raises:
+        InputError: As a CollectiveInputError, if an image cannot be read, or its embedding is not finite.
     """
     config, centers, owned = run.config, run.head.centers.tensors[CENTERS], run.head.centers.local_classes
     with comm.raise_on_all_ranks(run.dist_ctx):
@@ -73,7 +76,7 @@ def init_centers_from_means(run: Run) -> None:
 
 
 def _images_of_new_identities(config: Config) -> tuple[RecordDataset, NDArray[np.int64], NDArray[np.int64]]:
-    """The pack, and of new identities the images and their labels."""
+    """Return the pack, and the images of new identities with their labels."""
     assert config.init.centers is not None
     dataset = RecordDataset(Path(config.data.path), reader=config.data.reader)
     new = new_identity_mask(config.init.centers, dataset.num_classes)

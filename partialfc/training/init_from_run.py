@@ -1,4 +1,4 @@
-"""Class centres that a run begins with: of the identities that others know, as these left them."""
+"""Initialization of class centers from another run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +18,19 @@ from partialfc.inference.weights import read_weights, resolve_checkpoint
 from partialfc.runtime import checkpoint
 
 _NAME = f"head.{CENTERS}"  # in a checkpoint
-_ROWS = 1 << 16  # of the other run that are read at once
-# What heads of others call their centres: ElasticFace's, whose columns they are, and a linear layer.
+_ROWS = 1 << 16  # rows of the other run per read
+# Names of class centers in third-party heads: columns (ElasticFace) or rows (a linear layer).
 _AS_COLUMNS, _AS_ROWS = "kernel", "weight"
 NEW_IDENTITY = -1
 
 
 def load_known_centers(head: PartialFC, config: CenterInitConfig) -> None:
-    """Put the centres that are known in the place of this rank's; the others stay as they were drawn. What the optimizer keeps
-    of them begins anew.
+    """Copy the known centers of this rank from another run; the others stay random.
 
-    InputError where there are none, they are of another shape, or the file of labels does not fit.
+    Their optimizer state is reset.
+
+    Raises:
+        InputError: If there are no centers, their shape differs, or the label map does not match.
     """
     if config.source is None:
         return
@@ -36,7 +38,7 @@ def load_known_centers(head: PartialFC, config: CenterInitConfig) -> None:
     centers, owned = head.centers.tensors[CENTERS], head.centers.local_classes
     if source.embedding_size != centers.shape[1]:
         raise InputError(
-            f"init.centers: those of {config.source} are of {source.embedding_size} components; wanted {centers.shape[1]}"
+            f"init.centers: {config.source} has embedding size {source.embedding_size}; expected {centers.shape[1]}"
         )
     labels = _read_label_map(config, head.num_classes, source.num_centers)[owned.start : owned.stop]
     for first in range(0, source.num_centers, _ROWS):
@@ -47,30 +49,34 @@ def load_known_centers(head: PartialFC, config: CenterInitConfig) -> None:
 
 
 def new_identity_mask(config: CenterInitConfig, num_classes: int) -> NDArray[np.bool_]:
-    """[C] whether an identity's centre is known to nobody. InputError as of `load_known_centers`."""
+    """Return a mask `[C]` of the identities that the other run does not know.
+
+    Raises:
+        InputError: In the cases of `load_known_centers`.
+    """
     if config.source is None:
         return np.ones(num_classes, bool)
     return _read_label_map(config, num_classes, _open_source(Path(config.source)).num_centers) == NEW_IDENTITY
 
 
 class _CenterSource(Protocol):
-    """Centres of others."""
+    """Class centers of another run."""
 
     @property
     def num_centers(self) -> int:
-        """How many."""
+        """Number of centers."""
 
     @property
     def embedding_size(self) -> int:
-        """Components of each."""
+        """Embedding size."""
 
     def rows(self, first: int, end: int) -> Tensor:
-        """Centres `first` to `end` - 1."""
+        """Return the centers [first, end)."""
 
 
 @dataclass(frozen=True)
 class _CheckpointCenters:
-    """Those of a checkpoint: read where they are asked for."""
+    """Centers of a checkpoint, read lazily."""
 
     path: Path
     num_centers: int
@@ -82,9 +88,9 @@ class _CheckpointCenters:
 
 @dataclass(frozen=True)
 class _FileCenters:
-    """Those of a file of weights: in memory."""
+    """Centers of a file of weights, in memory."""
 
-    centers: Tensor  # [count, width]
+    centers: Tensor  # `[C, D]`
 
     @property
     def num_centers(self) -> int:
@@ -99,7 +105,14 @@ class _FileCenters:
 
 
 def _open_source(path: Path) -> _CenterSource:
-    """A run, a checkpoint of one, or a file of a head's weights. InputError where there are no centres."""
+    """Open a run, a checkpoint, or a file with the weights of a head.
+
+    Returns:
+        The centers.
+
+    Raises:
+        InputError: If it contains no centers.
+    """
     if path.is_file():
         tensors = read_weights(path)
         for name, transposed in ((_AS_COLUMNS, True), (_AS_ROWS, False)):
@@ -107,21 +120,21 @@ def _open_source(path: Path) -> _CenterSource:
                 return _FileCenters(tensors[name].T if transposed else tensors[name])
         found = ", ".join(f"{name} {tuple(it.shape)}" for name, it in list(tensors.items())[:3])
         raise InputError(
-            f"init.centers: {path} has {found}; wanted {_AS_COLUMNS} [D, C] or {_AS_ROWS} [C, D]"
+            f"init.centers: {path} has {found}; expected {_AS_COLUMNS} [D, C] or {_AS_ROWS} [C, D]"
         )
     path = resolve_checkpoint(path)
     stored = checkpoint.read_manifest(path).tensors.get(_NAME)
     if stored is None:
-        raise InputError(f"init.centers: {path} has none")
+        raise InputError(f"init.centers: {path} contains no centers")
     return _CheckpointCenters(path, stored.shape[0], stored.shape[1])
 
 
 def _read_label_map(config: CenterInitConfig, num_classes: int, num_known: int) -> NDArray[np.int64]:
-    """[C] the label in the other run of each identity; NEW: it has none."""
+    """Return the label `[C]` of each identity in the other run, or NEW."""
     if config.map is None:
         if num_known != num_classes:
             raise InputError(
-                f"init.centers: {config.source} knows {num_known} identities, the pack has {num_classes}; wanted init.centers.map"
+                f"init.centers: {config.source} has {num_known} identities, the pack has {num_classes}; expected init.centers.map"
             )
         return np.arange(num_classes)
     path = Path(config.map)
@@ -131,7 +144,7 @@ def _read_label_map(config: CenterInitConfig, num_classes: int, num_known: int) 
     ]
     if len(labels) != num_classes:
         raise InputError(
-            f"{path}: {len(labels)} lines; wanted one for each of the pack's {num_classes} identities"
+            f"{path}: {len(labels)} lines; expected one per identity of the pack, {num_classes} identities"
         )
     return np.array(labels, np.int64)
 
@@ -148,6 +161,6 @@ def _parse_label(text: str, location: str, num_known: int) -> int:
         return NEW_IDENTITY
     if not text.isdecimal() or int(text) >= num_known:
         raise InputError(
-            f"{location}: {text!r}; wanted a label of the other run, 0 to {num_known - 1}, or new"
+            f"{location}: {text!r}; expected a label of the other run, 0 to {num_known - 1}, or new"
         )
     return int(text)

@@ -1,4 +1,4 @@
-"""The loop of a training run, and one step of it. Everything with state lives in Run."""
+"""Training loop and training step. All state is in Run."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -18,6 +18,7 @@ from partialfc.data.preview import sample_identities
 from partialfc.evaluation.embed import EvaluationStoppedError
 from partialfc.evaluation.sets import Scores
 from partialfc.head import HeadStep
+from partialfc.monitoring.main_logger import MainRunLogger
 from partialfc.monitoring.run_logger import RunLogger
 from partialfc.monitoring.step_metrics import RunProgress, StepMetrics
 from partialfc.runtime import comm
@@ -27,50 +28,56 @@ from partialfc.runtime.files import SUMMARY_FILE, atomic_write
 from partialfc.runtime.process import flight_recorder
 from partialfc.runtime.process.run_lock import lock_output_folder
 from partialfc.runtime.process.signals import StopRequest
-from partialfc.runtime.process.watchdog import Watchdog, watch
+from partialfc.runtime.process.watchdog import watch
 from partialfc.runtime.timing import section
 from partialfc.training import schedule
 from partialfc.training.checkpoint_scheduler import CheckpointScheduler
 from partialfc.training.distillation_loss import cosine_distillation_loss
 from partialfc.training.health import DivergenceError, check_replicas, describe_problem
-from partialfc.training.resume import find_resume_point, is_finished, start_or_resume
+from partialfc.training.resume import check_if_finished, find_resume_point, start_or_resume
 from partialfc.training.run import Run
 
 
 def train(config: Config, dist_ctx: DistContext, stop_request: StopRequest | None = None) -> Run:
-    """Train up to `train.length`, going on from the checkpoint that `checkpoint.resume` means, or up to the step in which
-    `stop_request` is requested on any rank: then the run is saved, and `stopped`.
+    """Train a recipe up to `train.length`, starting or resuming as `checkpoint.resume` specifies.
 
-    Diverged where the loss is lost; CollectiveInputError on bad input, and where the last checkpoint cannot be written.
+    A stop request on any rank ends the run after the current step: the run is saved and its `stop_signal` is set.
+
+    Returns:
+        The run, at its last step.
+
+    Raises:
+        DivergenceError: If the loss or gradients stay non-finite, or replicas differ.
+        CollectiveInputError: If the input is bad, or the last checkpoint cannot be written.
     """
     output = Path(config.output)
     with lock_output_folder(output, dist_ctx):
         checkpoints = CheckpointManager(
             output / "checkpoints", keep=config.checkpoint.keep, dist_ctx=dist_ctx
         )
-        found = find_resume_point(checkpoints, config.checkpoint.resume)
-        run, provenance = start_or_resume(config, dist_ctx, checkpoints, found)
-        if found is not None and is_finished(output, run):
+        checkpoint = find_resume_point(checkpoints, config.checkpoint.resume)
+        run, provenance = start_or_resume(config, dist_ctx, checkpoints, checkpoint)
+        if checkpoint is not None and check_if_finished(output, run):
             if dist_ctx.is_main:
-                print(f"{output}: finished at step {run.step}", flush=True)
+                print(f"{output}: already finished at step {run.step}", flush=True)
             return run
         with comm.raise_on_all_ranks(dist_ctx):
-            report = _create_run_logger(run, provenance)
-        with report:
-            report.log_config(provenance.to_yaml(), flatten_config(run.config))
-            _log_start(run, report, found, provenance)
-            saving = CheckpointScheduler(run, checkpoints, provenance.to_dict(), report.log_checkpoint)
-            _run(run, report, saving, stop_request or StopRequest())
+            run_logger = _create_run_logger(run, provenance)
+        with run_logger:
+            run_logger.log_config(provenance.to_yaml(), flatten_config(run.config))
+            _log_start(run, run_logger, checkpoint, provenance)
+            scheduler = CheckpointScheduler(run, checkpoints, provenance.to_dict(), run_logger.log_checkpoint)
+            _run(run, run_logger, scheduler, stop_request or StopRequest())
     return run
 
 
 def _run(run: Run, run_logger: RunLogger, scheduler: CheckpointScheduler, stop: StopRequest) -> None:
-    """All that there is to do of the run, unless it is stopped."""
+    """Evaluate and train until the run is finished, stopped or diverged."""
     check_replicas(run.replicas(), run.step, run.dist_ctx)
     if run.step == 0:
-        _evaluate(run, run_logger, StopRequest())  # which a signal ends at once, with the run
+        _evaluate(run, run_logger, StopRequest())  # a signal ends it, and the run, immediately
     with stop.defer():
-        if _evaluation_was_missed(run, run_logger):
+        if _agree_on_missed_evaluation(run, run_logger):
             _evaluate(run, run_logger, stop)
         if not run.stop_signal:
             _run_steps(run, run_logger, scheduler, stop)
@@ -78,32 +85,58 @@ def _run(run: Run, run_logger: RunLogger, scheduler: CheckpointScheduler, stop: 
 
 
 def _run_steps(run: Run, run_logger: RunLogger, scheduler: CheckpointScheduler, stop: StopRequest) -> None:
-    """The run's steps, and what lies between them."""
-    start = run.step
+    """Train until the last step, a stop signal or divergence.
 
-    def notices() -> StepFlags:
+    The next batch is read and prepared while the device computes: after the launch of a step on a GPU; before it on a
+    CPU, where launching is computing, and if rows are offloaded, since they are copied during the step.
+    """
+
+    def get_flags() -> StepFlags:
         return StepFlags(stop.signal_number, int(scheduler.is_due), int(run_logger.has_diverged))
 
+    start, prepared = run.step, _prepare_batches(run, get_flags)
+    launches_first = run.dist_ctx.device.type == "cuda" and run.config.head.memory == "device"
     limit = parse_seconds(run.config.launch.step_timeout)
     with watch(run.dist_ctx, limit, partial(_record_hang, run)) as watchdog:
-        for batch, metrics, heard in _iterate_steps(run, notices, watchdog):
+        following = next(prepared, None)
+        while following is not None:
+            batch, head_step = following
+            if not launches_first:
+                following = next(prepared, None)
+            watchdog.begin_step(run.step + 1)
+            metrics = train_step(run, batch, head_step)
+            if launches_first:
+                following = next(prepared, None)
             if run.step == start:
                 _log_training_images(run, run_logger, batch)
             run_logger.log_step(run.step + 1, metrics)
             run.step += 1
-            run.stop_signal = heard.signal if run.step < run.total_steps else 0
-            if heard.diverged and _find_problem(run):  # else a step was taken since
+            flags = (batch if following is None else following[0]).flags  # the latest that all ranks agree on
+            run.stop_signal = flags.signal if run.step < run.total_steps else 0
+            if flags.diverged and _find_problem(run):  # otherwise a later step was applied
                 return
             with watchdog.pause():
                 scores = _evaluate(run, run_logger, stop) if _is_evaluation_due(run) else None
                 with run_logger.pause_timing():
-                    scheduler.after_step(bool(heard.save_due), run_logger.elapsed_seconds, scores)
+                    scheduler.after_step(bool(flags.save_due), run_logger.elapsed_seconds, scores)
             if run.stop_signal:
                 return
 
 
+def _prepare_batches(run: Run, get_flags: Callable[[], StepFlags]) -> Iterator[tuple[Batch, HeadStep]]:
+    """Yield the remaining batches of the run, and the head's step of each, prepared with its labels."""
+    batches = run.loader.batches(run.step, run.total_steps, get_flags)
+    for step in count(run.step):
+        with section("data"):
+            batch = next(batches, None)
+            if batch is None:
+                return
+            prepared = batch, run.head.prepare(batch.labels, step)
+        yield prepared
+
+
 def _record_hang(run: Run) -> None:
-    """Write this rank's latest collectives, where the run is about to end because a rank stands still."""
+    """Write this rank's latest collectives, before a run with a stalled rank is ended."""
     if run.config.launch.flight_recorder:
         flight_recorder.dump(Path(run.config.output) / "flight_recorder", run.dist_ctx.rank)
 
@@ -111,133 +144,116 @@ def _record_hang(run: Run) -> None:
 def _log_training_images(run: Run, run_logger: RunLogger, batch: Batch) -> None:
     with run_logger.pause_timing():
         run_logger.log_image(
-            "workings_faces/as_trained", images.image_grid(batch.images.cpu().numpy(), 8, 8), run.step + 1
+            "train_images/batch", images.image_grid(batch.images.cpu().numpy(), 8, 8), run.step + 1
         )
 
 
 def _log_identity_embeddings(run: Run, run_logger: RunLogger) -> None:
-    """The embeddings of some images that were trained on; on the first rank alone."""
-    if found := sample_identities(run.loader.dataset):
-        faces, names = zip(*found, strict=True)
-        run_logger.log_identities(run.step, run.embed_images(faces), list(names), list(faces))
+    """Log embeddings of some training images; on rank 0 only."""
+    if samples := sample_identities(run.loader.dataset):
+        face_images, names = zip(*samples, strict=True)
+        run_logger.log_identities(run.step, run.embed_images(face_images), list(names), list(face_images))
 
 
-def _evaluate(run: Run, report: RunLogger, stop: StopRequest) -> dict[str, Scores] | None:
-    """The scores of each set, on the first rank; None where the evaluation, and with it the run, was stopped."""
-    with report.time_evaluation():
+def _evaluate(run: Run, run_logger: RunLogger, stop: StopRequest) -> dict[str, Scores] | None:
+    """Return the scores of each set on rank 0, {} on the other ranks; None if evaluation and run were stopped."""
+    with run_logger.time_evaluation():
         try:
-            return report.log_evaluation(
-                run.step, run.eval_sets, run.embed_sets(stop.get_signal, report.tracked)
+            return run_logger.log_evaluation(
+                run.step, run.eval_sets, run.embed_sets(stop.get_signal, run_logger.tracked)
             )
         except EvaluationStoppedError as stopped:
             run.stop_signal = stopped.signal
             return None
 
 
-def _evaluation_was_missed(run: Run, run_logger: RunLogger) -> bool:
-    """Whether the run goes on after an evaluation that was due and stopped."""
+def _agree_on_missed_evaluation(run: Run, run_logger: RunLogger) -> bool:
+    """Return True on all ranks if the run resumes after an evaluation that was due but interrupted."""
     missed = run.step > 0 and _is_evaluation_due(run) and not run_logger.has_scores(run.step)
     return comm.broadcast_object(missed, run.dist_ctx.host_group)
 
 
 def _finish(run: Run, run_logger: RunLogger, scheduler: CheckpointScheduler) -> None:
-    """Whatever the steps ended for. Where the loss is lost nothing more is saved."""
+    """End a run that is finished, stopped or diverged. A diverged run saves nothing."""
     if problem := _find_problem(run):
         run_logger.flush()
         scheduler.wait()
         raise DivergenceError(problem)
     if run.stop_signal:
         name = signal.Signals(run.stop_signal).name
-        run_logger.log_message(
-            f"stopped by {name} at step {run.step} of {run.total_steps}: {scheduler.save_and_stop(run_logger.elapsed_seconds)}"
-        )
+        result = scheduler.save_and_stop(run_logger.elapsed_seconds)
+        run_logger.log_message(f"stopped by {name} at step {run.step} of {run.total_steps}; {result}")
         return
     if problem := scheduler.wait():
-        raise CollectiveInputError(f"step {run.step} is not saved: {problem}")
+        raise CollectiveInputError(f"checkpoint at step {run.step} failed: {problem}")
     if run.dist_ctx.is_main and run.config.log.loggers and run.config.log.pictures != "off":
         _log_identity_embeddings(run, run_logger)
     run_logger.write_summary(run.step, flatten_config(run.config))
 
 
-def _iterate_steps(
-    run: Run, get_flags: Callable[[], StepFlags], watchdog: Watchdog
-) -> Iterator[tuple[Batch, StepMetrics, StepFlags]]:
-    """Take the run's steps, one each time the next is asked for: its batch, what it brings, and the latest that ranks have
-    told each other.
-
-    The next batch is read, and its step of the head prepared, once a step is launched on a GPU, which computes meanwhile.
-    Before it is on a CPU, whose launching is computing, and where rows live outside the device: they are on their way
-    while the step computes, and not only when it is through.
-    """
-    numbers, batches = count(run.step), run.loader.batches(run.step, run.total_steps, get_flags)
-    launched_first = run.dist_ctx.device.type == "cuda" and run.config.head.memory == "device"
-
-    def following() -> tuple[Batch, HeadStep] | None:
-        with section("data"):
-            batch = next(batches, None)
-            return None if batch is None else (batch, run.head.prepare(batch.labels, next(numbers)))
-
-    ahead = following()
-    while ahead is not None:
-        batch, step = ahead
-        if not launched_first:
-            ahead = following()
-        watchdog.begin_step(run.step + 1)
-        metrics = train_step(run, batch, step)
-        if launched_first:
-            ahead = following()
-        yield batch, metrics, (batch if ahead is None else ahead[0]).flags
-
-
 def train_step(run: Run, batch: Batch, head_step: HeadStep) -> StepMetrics:
-    """One optimizer step over one global batch, with whose labels `head_step` was prepared; queues work and never waits
-    for the device.
+    """Run one optimizer step on a global batch, without synchronizing with the device.
+
+    `head_step` must have been prepared with the labels of `batch`.
+
+    Returns:
+        Metrics of the step.
     """
-    config, number = run.config, run.step
-    rate = partial(
+    config, step = run.config, run.step
+    learning_rate = partial(
         schedule.learning_rate,
         config.schedule,
-        number,
+        step,
         total_steps=run.total_steps,
         steps_per_epoch=run.steps_per_epoch,
     )
-    lr, rows_lr = rate(peak=config.optim.lr), rate(peak=config.center_lr)
+    lr = learning_rate(peak=config.optim.lr)
     statistics, loss_scale = run.running_stats.clone(), run.optimizer.loss_scale.value.clone()
-    frozen = number < to_steps(config.init.freeze_backbone, run.steps_per_epoch)
-    with section("backbone"):  # [b, D]: of this rank's images
-        embeddings = run.micro_batch_runner.forward(batch.images, number, frozen=frozen)
+    is_frozen = step < to_steps(config.init.freeze_backbone, run.steps_per_epoch)
+    with section("backbone"):  # [b, D], images of this rank
+        embeddings = run.micro_batch_runner.forward(batch.images, step, frozen=is_frozen)
     with section("head"):
-        loss = run.head(embeddings, head_step)  # over all B images, the same on every rank
+        loss = run.head(embeddings, head_step)  # scalar over all B images, equal on all ranks
         if batch.teacher_embeddings is not None and (weight := config.distillation.cosine_weight):
             loss = loss + weight * cosine_distillation_loss(
                 embeddings, batch.teacher_embeddings, config.train.global_batch_size, run.dist_ctx.group
             )
         (loss * loss_scale).backward()
     assert embeddings.grad is not None
-    if not frozen:
+    if not is_frozen:
         with section("backbone"):
-            run.running_stats.start_average(statistics, run.dist_ctx.group)  # while the gradients are summed
-            run.micro_batch_runner.backward(batch.images, number, embeddings.grad)
+            run.running_stats.start_average(
+                statistics, run.dist_ctx.group
+            )  # overlaps with the sum of gradients
+            run.micro_batch_runner.backward(batch.images, step, embeddings.grad)
             run.running_stats.finish_average(statistics, run.dist_ctx.group)
-    with section("optimizer"):  # all ranks skip, or none
-        norm, finite = (torch.zeros_like(loss), loss.isfinite()) if frozen else run.optimizer.step(lr, loss)
+    with section("optimizer"):  # all ranks skip the step, or none
+        grad_norm, finite = (
+            (torch.zeros_like(loss), loss.isfinite()) if is_frozen else run.optimizer.step(lr, loss)
+        )
         run.running_stats.restore_unless(finite, statistics)
         if run.ema:
-            run.ema.update(number, finite)
-        run.health.update(number + 1, finite, loss.detach())
+            run.ema.update(step, finite)
+        run.health.update(step + 1, finite, loss.detach())
     diagnostics = run.collect_diagnostics(head_step) if _is_diagnostics_due(run) else None
     with section("head"):
-        run.head.update(head_step, rows_lr, finite, loss_scale, teacher=batch.teacher_embeddings)
+        run.head.update(
+            head_step,
+            learning_rate(peak=config.center_lr),
+            finite,
+            loss_scale,
+            teacher=batch.teacher_embeddings,
+        )
     return StepMetrics(
         loss=loss.detach(),
-        grad_norm=norm,
+        grad_norm=grad_norm,
         is_finite=finite,
         lr=lr,
         data_wait_seconds=batch.data_wait_seconds,
         num_replaced=batch.num_replaced,
         diagnostics=diagnostics,
         scheduled_values=scheduled_values(
-            {"head": config.head, "loss": config.loss}, number, run.steps_per_epoch
+            {"head": config.head, "loss": config.loss}, step, run.steps_per_epoch
         ),
         unreadable=batch.unreadable,
         corrupt=batch.corrupt,
@@ -245,14 +261,13 @@ def train_step(run: Run, batch: Batch, head_step: HeadStep) -> StepMetrics:
 
 
 def _find_problem(run: Run) -> str | None:
-    """What is wrong with the run, if it is to end for it; waits for the device. Equal on all ranks."""
+    """Return the problem that ends the run, or None; synchronizes with the device. Equal on all ranks."""
     return run.health.find_problem(run.step, run.config.train.max_skipped_steps)
 
 
 def _is_diagnostics_due(run: Run) -> bool:
-    """Whether the step under way is looked at more closely."""
-    done = run.step + 1
-    return done % run.config.log.histograms_every == 0 or done == run.total_steps
+    """Return True if diagnostics are due for the current step."""
+    return schedule.is_due(run.step + 1, every=run.config.log.histograms_every, last=run.total_steps)
 
 
 def _is_evaluation_due(run: Run) -> bool:
@@ -261,11 +276,12 @@ def _is_evaluation_due(run: Run) -> bool:
 
 
 def _create_run_logger(run: Run, provenance: Provenance) -> RunLogger:
+    if not run.dist_ctx.is_main:
+        return RunLogger()
     output = Path(run.config.output)
-    if run.dist_ctx.is_main:
-        (output / SUMMARY_FILE).unlink(missing_ok=True)
-        with atomic_write(output / "recipe.yaml") as temporary:
-            temporary.write_text(provenance.to_yaml(), encoding="utf-8")
+    (output / SUMMARY_FILE).unlink(missing_ok=True)
+    with atomic_write(output / "recipe.yaml") as temporary:
+        temporary.write_text(provenance.to_yaml(), encoding="utf-8")
     progress = RunProgress(
         run.step,
         run.total_steps,
@@ -273,12 +289,11 @@ def _create_run_logger(run: Run, provenance: Provenance) -> RunLogger:
         run.config.train.global_batch_size,
         run.elapsed_seconds,
     )
-    return RunLogger(
+    return MainRunLogger(
         output,
         progress,
         log_every=run.config.log.every,
         device=run.dist_ctx.device,
-        enabled=run.dist_ctx.is_main,
         loggers=run.config.log.loggers,
         pictures=run.config.log.pictures,
         health_numbers=run.health.counters,
@@ -291,22 +306,25 @@ def _create_run_logger(run: Run, provenance: Provenance) -> RunLogger:
 def _log_start(
     run: Run, run_logger: RunLogger, checkpoint: VerifiedCheckpoint | None, provenance: Provenance
 ) -> None:
-    parameters = sum(parameter.numel() for parameter in run.backbone.parameters())
-    identities = f"{run.head.num_classes} identities"
-    present = run.loader.dataset.classes_with_images() if run.dist_ctx.is_main else None
-    if present is not None and present < run.head.num_classes:
-        identities = f"{present} identities ({run.head.num_classes - present} classes without images)"
+    dist_ctx, num_classes = run.dist_ctx, run.head.num_classes
+    hostnames = comm.gather_hostnames(dist_ctx)
+    num_parameters = sum(parameter.numel() for parameter in run.backbone.parameters())
+    identities = f"{num_classes} identities"
+    num_present = run.loader.dataset.classes_with_images() if dist_ctx.is_main else None
+    if num_present is not None and num_present < num_classes:
+        identities = f"{num_present} identities ({num_classes - num_present} classes without images)"
     run_logger.log_message(
-        f"{run.sample_order.num_samples} images of {identities}, batch {run.config.train.global_batch_size} on "
-        f"{run.dist_ctx.world_size} rank(s) of {', '.join(comm.all_hostnames(run.dist_ctx))}, {run.dist_ctx.device.type}, {torch.get_num_threads()} thread(s) each; "
-        f"backbone with {parameters / 1e6:.2f} M parameters"
+        f"{run.sample_order.num_samples} images of {identities}; "
+        f"global batch size {run.config.train.global_batch_size} on "
+        f"{dist_ctx.world_size} rank(s) of {', '.join(hostnames)}, {dist_ctx.device.type}, "
+        f"{torch.get_num_threads()} thread(s) each; backbone has {num_parameters / 1e6:.2f} M parameters"
     )
     if checkpoint is None:
         return
     for problem in checkpoint.problems:
-        run_logger.log_message(f"not taken: {problem}")
-    run_logger.log_message(f"going on from {checkpoint.path}, at step {run.step} of {run.total_steps}")
+        run_logger.log_message(f"checkpoint skipped: {problem}")
+    run_logger.log_message(f"resuming from {checkpoint.path} at step {run.step} of {run.total_steps}")
     for step, changes in provenance.history:
         if step == run.step:
             for change in changes:
-                run_logger.log_message(f"changed: {change}")
+                run_logger.log_message(f"config changed: {change}")

@@ -1,6 +1,10 @@
-"""A rank's part of a step through the replicated network, in micro-batches: the same for any number of ranks.
+"""Micro-batches of a rank's part of a step through the replicated network.
 
-Legend: b inputs on this rank, in k micro-batches of m that are normalised together; D output width.
+Shapes:
+    b: inputs of this rank
+    m: inputs of a micro-batch, normalized together
+    k: micro-batches
+    D: embedding size
 """
 
 from collections.abc import Callable
@@ -15,14 +19,20 @@ from partialfc.training.replicas import GradientBuckets
 
 
 class MicroBatchRunner:
-    """Runs a network forward and backward. With k > 1 in two passes, so that one micro-batch's graph exists at a time.
+    """Forward and backward of a network in micro-batches.
 
-    Dropout is keyed by (seed, step, index of the micro-batch in the global batch). The running statistics of
-    normalisation move once a step, by the mean over this rank's micro-batches.
+    With k > 1 there are two passes, so that the graph of one micro-batch exists at a time. Dropout is keyed
+    by (seed, step, index of the micro-batch in the global batch). Running statistics of normalization are
+    updated once per step, by the mean over this rank's micro-batches.
 
-    network: its BatchNorms are looked after. forward: what is called, inputs [m, ...] -> float32 [m, D]. size: m;
-    None: the whole of a rank's inputs. recorded: with k = 1, forward and backward are CUDA graphs; all inputs have one
-    shape then.
+    Args:
+        network: Network that owns the BatchNorms.
+        forward: Function to call, inputs `[m, ...]` -> float32 `[m, D]`.
+        gradients: Gradient buckets of the network's parameters.
+        seed: Seed of the run.
+        micro_batch_size: m; None: all inputs of the rank.
+        uses_cuda_graphs: Whether forward and backward are CUDA graphs; requires k = 1 and inputs of one
+            shape.
     """
 
     def __init__(
@@ -45,8 +55,9 @@ class MicroBatchRunner:
         self._use_cuda_graphs = use_cuda_graphs
 
     def forward(self, inputs: Tensor, step: int, *, frozen: bool = False) -> Tensor:
-        """Outputs [b, D], a leaf that wants a gradient; backward() goes on from there, unless the network is frozen: then it
-        is in evaluation mode, and keeps nothing.
+        """Return outputs `[b, D]`, a leaf that requires grad; `backward` continues from its gradient.
+
+        A frozen network runs in evaluation mode and keeps nothing.
         """
         parts = self._split(inputs)
         if self._network.training == frozen:
@@ -64,14 +75,14 @@ class MicroBatchRunner:
         return torch.cat(outputs).detach().requires_grad_()
 
     def backward(self, inputs: Tensor, step: int, gradient: Tensor) -> None:
-        """From the outputs' gradient [b, D] to every parameter's `.grad`, summed over the ranks."""
+        """Accumulate the gradients of every parameter from the outputs' gradient `[b, D]`, summed over the ranks."""
         parts = self._split(inputs)
-        self._set_momenta([0.0] * len(self._norms))  # the running statistics have moved already
+        self._set_momenta([0.0] * len(self._norms))  # running statistics were updated in the forward pass
         self._gradients.zero()
         if self._cuda_graph is not None:
             self._cuda_graph.backward(gradient)
             with self._gradients.all_reduce_on_exit():
-                pass  # all gradients are there
+                pass  # all gradients are complete
             return
         for index, (part, share) in enumerate(zip(parts, gradient.split(len(parts[0])), strict=True)):
             outputs = self._graph
@@ -82,26 +93,29 @@ class MicroBatchRunner:
         self._graph = None
 
     def _forward_graph(self, inputs: Tensor, step: int) -> Tensor:
-        """The outputs, by graphs that are recorded with the first inputs."""
+        """Return the outputs by CUDA graphs, which are captured with the first inputs."""
         if self._cuda_graph is None:
             self._cuda_graph = self._record(inputs)
         self._seed_micro_batch(step, self._rank)
-        torch._foreach_add_(self._batch_counters(), 1)  # by the host, which has no part in a replay
+        torch._foreach_add_(self._batch_counters(), 1)  # on the host, which a replay does not involve
         return self._cuda_graph.forward(inputs).clone().requires_grad_()
 
     def _record(self, inputs: Tensor) -> CUDAGraphNetwork:
-        """Record forward and backward; running statistics and counts stay as they are."""
-        wanted, counts = [it for it in self._network.parameters() if it.requires_grad], self._batch_counters()
+        """Capture forward and backward without changing running statistics and counters."""
+        expected, counts = (
+            [it for it in self._network.parameters() if it.requires_grad],
+            self._batch_counters(),
+        )
         before = [it.clone() for it in counts]
         self._set_momenta([0.0] * len(self._norms))
-        warm_up(self._forward, wanted, inputs)
+        warm_up(self._forward, expected, inputs)
         self._set_momenta(self._momenta)
-        recorded = CUDAGraphNetwork(self._forward, wanted, inputs)
+        recorded = CUDAGraphNetwork(self._forward, expected, inputs)
         torch._foreach_copy_(counts, before)
         return recorded
 
     def _batch_counters(self) -> list[Tensor]:
-        """Of the batches that each norm has seen, on the host."""
+        """Return the batch counters of the normalization layers, on the host."""
         counts = (norm.num_batches_tracked for norm in self._norms)
         return [it for it in counts if it is not None]
 
@@ -117,14 +131,14 @@ class MicroBatchRunner:
         return self._forward(part)
 
     def _seed_micro_batch(self, step: int, index: int) -> None:
-        """Of the micro-batch that stands at `index` among those of the global batch."""
+        """Seed the random number generator for micro-batch `index` of the global batch."""
         seed = counter_rng.derive_key(self._seed, "dropout", step, index) >> 1
-        # Not by torch.manual_seed, which takes a millisecond to note where it was called for each kind of device that is not there.
+        # torch.manual_seed takes a millisecond, since it records the caller for each missing kind of device.
         torch.default_generator.manual_seed(seed)
         if torch.cuda.is_initialized():
             torch.cuda.manual_seed(seed)
 
 
 def _micro_batch_momentum(momentum: float, index: int, total: int) -> float:
-    """The momentum of update `index` of `total`, with which all of them end up weighing momentum / total."""
+    """Return the momentum of update `index` of `total`, so that all updates get the weight momentum / total."""
     return momentum / (total - (total - 1 - index) * momentum)

@@ -1,9 +1,8 @@
-"""What every rank has a replica of: gradients, summed over the ranks, running statistics, averaged, and the network's
-moving average. All of it is equal on all ranks after every step, to the bit.
+"""Replicated state: gradients summed over ranks, running statistics averaged over ranks, and the EMA of the network.
 
-The buckets are the same in every step of every run. DistributedDataParallel lays them out anew after its
-first step, also after the first step of a resumed run, which changes the order of summation and with it the
-last bits.
+All of it is bitwise identical on all ranks after every step. The gradient buckets are the same in every step
+of every run. DistributedDataParallel rebuilds its buckets after the first step, also after the first step of
+a resumed run. This would change the order of summation, and with it the last bits.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,11 +21,14 @@ _BUCKET_BYTES = 25 << 20
 
 
 class GradientBuckets:
-    """Owns the gradients of `parameters`: every `.grad` is a view into one of a few flat buckets.
+    """Flat buckets that own the gradients of `parameters`: every `.grad` is a view.
 
-    Parameters fill the buckets from the last to the first, since backward reaches them in about that order.
+    Parameters fill the buckets from last to first, since backward reaches them in about this order.
 
-    sent_as: the type that gradients are rounded to where they are summed over ranks; None: their own.
+    Args:
+        parameters: Parameters that require grad.
+        group: Group to sum over.
+        reduce_dtype: Dtype that gradients are rounded to for the sum over ranks; None: their own.
     """
 
     def __init__(
@@ -38,29 +40,27 @@ class GradientBuckets:
     ) -> None:
         self._group = group
         self._sent_as = reduce_dtype if group.size() > 1 else None
-        self._sent: list[Tensor] = []  # in place of the buckets whose sums have been started
+        self._sent: list[Tensor] = []  # tensors being summed, in the order of the buckets
         self._buckets: list[Tensor] = []
-        self._sizes: list[int] = []  # parameters in a bucket
-        self._missing: list[int] = []  # of them, those whose gradient backward has not completed
+        self._sizes: list[int] = []  # parameters per bucket
+        self._missing: list[int] = []  # parameters per bucket whose gradient is incomplete
         self._started: list[Work] = []
         self._summing = False
         for bucket in _iter_buckets([parameter for parameter in parameters if parameter.requires_grad]):
             self._lay_out(bucket)
 
     def zero(self) -> None:
-        """Before the first backward of a step."""
+        """Zero all gradients; call it before the first backward of a step."""
         for bucket in self._buckets:
             bucket.zero_()
 
     @contextmanager
     def all_reduce_on_exit(self) -> Iterator[None]:
-        """Around the last backward of a step: when the block ends, every `.grad` is the sum over the
-        ranks.
-        """
+        """Run the last backward of a step; afterwards every `.grad` is the sum over the ranks."""
         self._missing, self._summing = list(self._sizes), True
         yield
         self._summing = False
-        self._missing = [0] * len(self._buckets)  # what backward did not reach has its gradient, too
+        self._missing = [0] * len(self._buckets)  # parameters that backward did not reach are complete, too
         self._reduce_ready_buckets()
         comm.wait_all(self._started)
         for bucket, sent in zip(self._buckets, self._sent, strict=False):
@@ -68,7 +68,7 @@ class GradientBuckets:
         self._sent.clear()
 
     def norm(self) -> Tensor:
-        """The Euclidean norm of all gradients together, a scalar on the device."""
+        """Return the Euclidean norm of all gradients, a scalar on the device."""
         return torch.linalg.vector_norm(
             torch.stack([torch.linalg.vector_norm(bucket) for bucket in self._buckets])
         )
@@ -95,9 +95,7 @@ class GradientBuckets:
             self._reduce_ready_buckets()
 
     def _reduce_ready_buckets(self) -> None:
-        """Start what is complete, in the order of the buckets: collectives must be issued alike on all
-        ranks.
-        """
+        """Launch complete buckets in order: collectives must be issued in the same order on all ranks."""
         while len(self._started) < len(self._buckets) and self._missing[len(self._started)] == 0:
             bucket = self._buckets[len(self._started)]
             if self._sent_as is not None:
@@ -120,7 +118,7 @@ def _iter_buckets(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]
 
 
 class RunningStats:
-    """The floating-point buffers of a module (BatchNorm's running statistics) as parts of one flat tensor."""
+    """Floating-point buffers of a module (BatchNorm's running statistics) as parts of one flat tensor."""
 
     def __init__(self, module: nn.Module) -> None:
         buffers = [
@@ -132,28 +130,29 @@ class RunningStats:
         self._flat = torch.cat([buffer.flatten() for *_, buffer in buffers] or [torch.empty(0)])
         offset = 0
         for owner, name, buffer in buffers:
-            # Views would share one version, and a compiled block, which keeps its buffers for the backward, refuse the next block's change.
+            # Views would share one version counter. A compiled block, which saves its buffers for backward,
+            # would then reject the change by the next block.
             setattr(owner, name, self._flat[offset : offset + buffer.numel()].view_as(buffer).data)
             offset += buffer.numel()
-        self._change: Tensor | None = None  # since the step began, while it is summed over the ranks
+        self._change: Tensor | None = None  # change in this step, while it is summed over the ranks
         self._summing: list[Work] = []
 
     def clone(self) -> Tensor:
-        """A copy, for `restore_unless`."""
+        """Return a copy for `restore_unless`."""
         return self._flat.clone()
 
     def restore_unless(self, finite: Tensor, kept: Tensor) -> None:
-        """Go back to `clone` where `finite`, a bool scalar on the device, is false."""
+        """Restore `clone` where `finite`, a bool scalar on the device, is False."""
         self._flat.copy_(torch.where(finite, self._flat, kept))
 
     def start_average(self, kept: Tensor, group: ProcessGroup) -> None:
-        """Start to sum over the ranks what the step's forward has changed since `clone`; `finish_average` must follow."""
+        """Start to sum the changes since `clone` over the ranks; `finish_average` must follow."""
         if group.size() > 1 and len(kept):
             self._change = self._flat - kept
             self._summing.append(comm.all_reduce_async(self._change, group))
 
     def finish_average(self, kept: Tensor, group: ProcessGroup) -> None:
-        """Set the statistics to `clone` plus the mean change: as if one process had seen all micro-batches.
+        """Set the statistics to `clone` plus the mean change, as if one process had seen all micro-batches.
 
         Buffers that a network never changes keep their bits.
         """
@@ -164,13 +163,15 @@ class RunningStats:
 
 
 class ModelEMA(Generic[NetworkT]):
-    """The moving average of a network's parameters and running statistics, kept in a second network, `network`.
+    """Exponential moving average of a network's parameters and running statistics, kept in a second network.
 
-    average += (1 - d) (present - average) after every step, with d = min(decay, (1 + step) / (10 + step)): the first
-    steps' weights are soon forgotten (as in TensorFlow's ExponentialMovingAverage).
+    After every step: average += (1 - d) (current - average) with d = min(decay, (1 + step) / (10 + step)).
+    The weights of the first steps are soon forgotten, as in TensorFlow's ExponentialMovingAverage.
 
-    of: what is averaged, its running statistics already in a RunningStatistics. network: another of the same kind, in
-    the same place; begins as a copy.
+    Args:
+        of: Network to average; its running statistics must be flattened by a RunningStats.
+        network: Network of the same type on the same device; initialized as a copy.
+        decay: Upper bound of d.
     """
 
     def __init__(self, source: NetworkT, network: NetworkT, decay: float) -> None:
@@ -181,7 +182,10 @@ class ModelEMA(Generic[NetworkT]):
         self._source_tensors, self._ema_tensors = _averaged_tensors(source), _averaged_tensors(network)
 
     def update(self, step: int, finite: Tensor) -> None:
-        """After step `step`, counted from 0; nothing changes where `finite`, a bool scalar on the device, is false."""
+        """Update after a step, counted from 0.
+
+        Nothing changes where `finite`, a bool scalar on the device, is False.
+        """
         share = finite.float() * (1 - min(self._decay, (1 + step) / (10 + step)))
         change = torch._foreach_sub(self._source_tensors, self._ema_tensors)
         torch._foreach_mul_(change, share)

@@ -1,4 +1,4 @@
-"""Everything that a training run consists of, built from its recipe; and what of it is saved."""
+"""Training run: its objects, built from a recipe, and its saved state."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -43,14 +43,14 @@ BACKBONE_OPTIM_STATE = "backbone_moments"
 
 @dataclass
 class Run:
-    """A run after `step` steps."""
+    """Training run after `step` steps."""
 
     config: Config
     dist_ctx: DistContext
     sample_order: SampleOrder
     backbone: Backbone
     running_stats: RunningStats
-    ema: ModelEMA[Backbone] | None  # of the backbone; then this is what is used
+    ema: ModelEMA[Backbone] | None  # of the backbone; replaces it for evaluation and export
     head: PartialFC
     optimizer: BackboneOptimizer
     micro_batch_runner: MicroBatchRunner
@@ -58,22 +58,23 @@ class Run:
     eval_sets: list[EvaluationSet]
     health: TrainingHealth
     step: int = 0
-    elapsed_seconds: float = 0.0  # that its steps took, up to the checkpoint it goes on from
-    stop_signal: int = 0  # the signal that ended it before its last step
+    elapsed_seconds: float = 0.0  # duration of its steps up to the checkpoint that it was resumed from
+    stop_signal: int = 0  # signal that ended the run before its last step; 0 if none
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps in which every image is seen once."""
+        """Number of steps per epoch."""
         return self.sample_order.steps_per_epoch
 
     @property
     def total_steps(self) -> int:
-        """How many steps the run has."""
+        """Number of steps of the run."""
         return to_steps(self.config.train.length, self.steps_per_epoch)
 
     def embed_sets(self, stop: Callable[[], int], progress: Progress) -> Embeddings:
-        """The embeddings of every evaluation set's images, the same on every rank. stop, progress: see `embed_sets` of
-        evaluation.
+        """Return the embeddings of every evaluation set's images, equal on all ranks.
+
+        Arguments as of `evaluation.embed.embed_sets`.
         """
         batch = self.config.evaluation.batch_size
         used = self.ema.network if self.ema else self.backbone
@@ -89,14 +90,18 @@ class Run:
         )
 
     def embed_images(self, images: Sequence[ImageArray]) -> NDArray[np.float32]:
-        """Unit embeddings [n, D] of images of the backbone's size, by this rank alone, once the run has ended."""
+        """Return L2-normalized embeddings `[n, D]` of images, computed by this rank alone after the run."""
         used = self.ema.network if self.ema else self.backbone
         used.eval()
         batch, autocast = self.config.evaluation.batch_size, self.optimizer.autocast()
         return embed_images(used, images, self.dist_ctx.device, batch_size=batch, autocast=autocast)
 
     def collect_diagnostics(self, head_step: HeadStep) -> StepDiagnostics:
-        """A closer look at a step between its forward and the head's update; nothing waits."""
+        """Return diagnostics of a step, between its forward and the head's update, without synchronization.
+
+        Returns:
+            Diagnostics.
+        """
         memory = comm.gather_scalars(
             peak_memory(self.dist_ctx.device), self.dist_ctx.group, self.dist_ctx.device
         )
@@ -126,8 +131,16 @@ class Run:
     def restore(
         self, checkpoints: CheckpointManager, checkpoint: VerifiedCheckpoint, *, changed: bool = False
     ) -> list[str]:
-        """Go on from a checkpoint. changed: it was made with other settings, and may be without what those of now have
-        brought in: that begins now, and is returned by its names.
+        """Load a checkpoint.
+
+        Args:
+            checkpoints: Checkpoints of the run.
+            checkpoint: Checkpoint to load.
+            changed: Whether the checkpoint was written with a different config. It may then lack state
+                that new settings introduce.
+
+        Returns:
+            Names of tensors that the checkpoint lacks; they are initialized.
         """
         self.optimizer.materialize_state()
         state = self.state()
@@ -135,7 +148,7 @@ class Run:
         if any(name.startswith(f"{EMA}.") for name in begun):
             self.reset_ema()
         moments = f"{BACKBONE_OPTIM_STATE}."
-        # "backbone_moments.PARAMETER.KIND"
+        # "backbone_moments.PARAMETER.STATE"
         self.optimizer.reset_state(
             {it[len(moments) :].rpartition(".")[0] for it in begun if it.startswith(moments)}
         )
@@ -144,13 +157,13 @@ class Run:
         return begun
 
     def reset_ema(self) -> None:
-        """Begin the moving average, where there is one, anew: as the backbone is now."""
+        """Reset the EMA, if there is one, to the current backbone."""
         if self.ema:
             self.ema.network.load_state_dict(self.backbone.state_dict())
 
 
 def _is_optional(name: str) -> bool:
-    """Whether what this tensor holds in a fresh run will do for one that is under way."""
+    """Return True if a resumed run may start with a fresh tensor of this name."""
     return not name.startswith(f"{BACKBONE}.") and name not in (
         "head.centers",
         "head.seen_classes",
@@ -159,8 +172,19 @@ def _is_optional(name: str) -> bool:
 
 
 def build_run(config: Config, dist_ctx: DistContext, *, init_centers: bool = True) -> Run:
-    """A fresh run, at step 0. drawn: False where the class centres are loaded next. No collectives; InputError or OSError
-    where recipe, data and ranks do not fit.
+    """Build a new run at step 0, without collectives.
+
+    Args:
+        config: Recipe.
+        dist_ctx: This rank and the others.
+        init_centers: Whether to initialize the class centers; False if they are loaded next.
+
+    Returns:
+        The run.
+
+    Raises:
+        InputError: If recipe, data and ranks are inconsistent.
+        OSError: If a file cannot be read.
     """
     check_world_size(config, dist_ctx.world_size)
     dtensors.preload()
@@ -168,7 +192,7 @@ def build_run(config: Config, dist_ctx: DistContext, *, init_centers: bool = Tru
         set_deterministic(deterministic=config.deterministic)
     if config.data.synthetic is not None:
         synthetic.ensure_pack(Path(config.data.path), config.data.synthetic)
-    torch.manual_seed(config.seed)  # the initial weights, the same on every rank
+    torch.manual_seed(config.seed)  # initial weights, equal on all ranks
     backbone = build_backbone(config.backbone)
     if config.init.backbone is not None:
         source = Path(config.init.backbone)
@@ -180,7 +204,7 @@ def build_run(config: Config, dist_ctx: DistContext, *, init_centers: bool = Tru
     lanes = config.data.lanes if config.data.order == "blocks" else None
     order = SampleOrder(config.seed, config.train.global_batch_size, len(dataset), lanes)
     if config.head.unsampled == "decay" and to_steps(config.train.length, order.steps_per_epoch) > MAX_STEPS:
-        raise InputError(f"head.unsampled: decay takes runs of up to {MAX_STEPS:,} steps; wanted hold")
+        raise InputError(f"head.unsampled: decay supports runs of up to {MAX_STEPS:,} steps; expected hold")
     teacher = _load_teacher(config)
     head = _build_head(config, dataset.num_classes, order.steps_per_epoch, dist_ctx, drawn=init_centers)
     if init_centers and config.init.centers is not None:
@@ -202,16 +226,23 @@ def build_run(config: Config, dist_ctx: DistContext, *, init_centers: bool = Tru
 
 
 def _load_teacher(config: Config) -> StoredEmbeddings | None:
-    """InputError where its embeddings are not the student's to be."""
+    """Open the teacher embeddings.
+
+    Returns:
+        The embeddings; None without a teacher.
+
+    Raises:
+        InputError: If their size differs from the student's.
+    """
     if config.distillation.teacher_embeddings is None:
         return None
-    found, wanted = (
+    found, expected = (
         StoredEmbeddings(Path(config.distillation.teacher_embeddings)),
         config.backbone.embedding_size,
     )
-    if found.embedding_size != wanted:
+    if found.embedding_size != expected:
         raise InputError(
-            f"backbone.embedding_size: {wanted}; wanted {found.embedding_size}, as distillation.teacher_embeddings has it"
+            f"backbone.embedding_size: {expected}; expected {found.embedding_size}, as in distillation.teacher_embeddings"
         )
     return found
 
@@ -219,7 +250,7 @@ def _load_teacher(config: Config) -> StoredEmbeddings | None:
 def _build_ema(config: Config, backbone: Backbone, dist_ctx: DistContext) -> ModelEMA[Backbone] | None:
     if not config.optim.ema_decay:
         return None
-    with torch.random.fork_rng(devices=[]):  # its initial weights are not used
+    with torch.random.fork_rng(devices=[]):  # the initial weights are not used
         network = build_backbone(inference_config(config.backbone))
     move_to_device(network, dist_ctx.device, channels_last=config.backbone.channels_last)
     return ModelEMA(backbone, network, config.optim.ema_decay)
@@ -245,13 +276,17 @@ def _build_micro_batch_runner(
 
 
 def _uses_cuda_graphs(config: Config, dist_ctx: DistContext) -> bool:
-    """Whether the backbone's steps are CUDA graphs; InputError where they cannot be."""
+    """Return True if the backbone uses CUDA graphs.
+
+    Raises:
+        InputError: If it cannot use them.
+    """
     if not config.backbone.cuda_graphs or dist_ctx.device.type != "cuda":
         return False
     images, size = config.train.global_batch_size // dist_ctx.world_size, config.train.micro_batch_size
     if size is not None and size < images:
         raise InputError(
-            f"backbone.cuda_graphs: wants a rank's {images} images in one micro-batch; found train.micro_batch_size: {size}"
+            f"backbone.cuda_graphs: requires a rank's {images} images in one micro-batch; found train.micro_batch_size: {size}"
         )
     return True
 

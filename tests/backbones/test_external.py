@@ -77,13 +77,13 @@ def test_a_class_of_ones_own_is_trained_saved_and_used(ranks, pack, tmp_path, mo
         ("their_networks:Large", {}, "no class of their_networks that is a torch.nn.Module"),
         ("their_networks:function", {}, "no class of their_networks that is a torch.nn.Module"),
         ("os:system", {"kwargs": {"command": "touch HERE"}}, "no class of os that is a torch.nn.Module"),
-        ("their_networks", {}, "expected|wanted module:Class"),
-        (":x", {}, "wanted module:Class"),
-        ("..x:y", {}, "wanted module:Class"),
+        ("their_networks", {}, "expected|expected module:Class"),
+        (":x", {}, "expected module:Class"),
+        ("..x:y", {}, "expected module:Class"),
         ("their_networks:Small", {"kwargs": {"width": 3}}, "backbone.kwargs: .*unexpected keyword argument 'width'"),
-        ("their_networks:Small", {"embedding_size": 17}, r"gives \[2, 16\] for images \[2, 3, 32, 32\], wanted \[2, 17\]"),
+        ("their_networks:Small", {"embedding_size": 17}, r"gives \[2, 16\] for images \[2, 3, 32, 32\], expected \[2, 17\]"),
         ("their_networks:Small", {"input_size": 48}, r"takes no images \[2, 3, 48, 48\]: mat1 and mat2"),
-        ("their_networks:Small", {"gradient_checkpointing": True}, "backbone.gradient_checkpointing: not for networks of others"),
+        ("their_networks:Small", {"gradient_checkpointing": True}, "backbone.gradient_checkpointing: not supported for external backbones"),
     ],
 )  # fmt: skip
 def test_what_is_no_network_is_refused(module, tmp_path, monkeypatch, target, more, message):
@@ -147,7 +147,7 @@ def test_a_model_that_timm_has_not_is_refused(timm):
 
 def test_without_timm(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(InputError, match="timm, which is not installed; pip install --no-deps timm"):
+    with pytest.raises(InputError, match="missing package timm; install it with: pip install --no-deps timm"):
         build_backbone(TimmBackbone(model="convnext_tiny"))
 
 

@@ -21,7 +21,7 @@ def exported(run, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("exported")
     done = called("export", run, out / "model")
     assert done.returncode == 0, done.stderr
-    assert "agree to a cosine of" in done.stdout and not done.stderr
+    assert "minimum cosine" in done.stdout and not done.stderr
     return out / "model"
 
 

@@ -64,7 +64,7 @@ def test_a_network_in_the_current_folder_is_found_by_every_command(recipe):
     [
         ("backbone.target=nowhere:Net", "backbone.target: nowhere:Net: No module named 'nowhere'"),
         ("backbone.kwargs={depth: 3}", "backbone.kwargs: .*unexpected keyword argument 'depth'"),
-        ("backbone.embedding_size=17", r"gives \[2, 16\] for images .*, wanted \[2, 17\]"),
+        ("backbone.embedding_size=17", r"gives \[2, 16\] for images .*, expected \[2, 17\]"),
         ("backbone={name: timm, model: convnext_tiny}", "timm, which is not installed"),
     ],
 )

@@ -21,7 +21,7 @@ ARGUMENTS = {
 }
 
 
-@pytest.fixture(params=["no file", "no bytes", "no index", "an empty index", "a header alone"])
+@pytest.fixture(params=["no file", "no bytes", "no index", "is empty", "a header alone"])
 def pack(request, tmp_path) -> Path:
     folder = tmp_path / "pack"
     folder.mkdir()
@@ -31,7 +31,7 @@ def pack(request, tmp_path) -> Path:
     if request.param == "a header alone":
         with RecordWriter(folder / "train.rec", folder / "train.idx") as writer:
             writer.write(0, Header(np.array([1.0, 1.0]), 0), b"")
-    if request.param == "an empty index":
+    if request.param == "is empty":
         (folder / "train.idx").touch()
     if request.param != "no index":
         (folder / "property").write_text("5,112,112\n")

@@ -103,4 +103,4 @@ def test_a_damaged_description_is_named(exported, folder, tmp_path, content):
     (tmp_path / "exported/config.json").write_bytes(content)
     done = called("compare", tmp_path / "exported", folder / "0/0.jpg", folder / "1/2.jpg")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert re.search(r"exported/config.json: not what an export writes: ", done.stderr), done.stderr
+    assert re.search(r"exported/config.json: expected a file of partialfc export: ", done.stderr), done.stderr

@@ -46,9 +46,12 @@ def test_faces_of_any_size_are_embedded_as_training_sees_them(run, folder):
 @pytest.mark.parametrize(
     ("faces", "message"),
     [
-        ("a.jpg", "a.jpg: one path; wanted a list of images"),
-        ([], "no images; wanted one at least"),
-        ([np.zeros((48, 48), np.uint8)], r"image 0: uint8 of shape \(48, 48\); wanted uint8 RGB \[H, W, 3\]"),
+        ("a.jpg", "a.jpg: expected a list of images"),
+        ([], "expected at least one image, got none"),
+        (
+            [np.zeros((48, 48), np.uint8)],
+            r"image 0: uint8 of shape \(48, 48\); expected uint8 RGB \[H, W, 3\]",
+        ),
         ([np.zeros((48, 48, 4), np.uint8)], "image 0: uint8 of shape"),
         ([np.zeros((8, 8, 3), np.uint8), np.zeros((48, 48, 3))], "image 1: float64 of shape"),
         (["none.jpg"], "none.jpg"),
@@ -92,7 +95,7 @@ def test_the_file_of_results_says_what_they_are_of(run, pack, exported, tmp_path
 def test_evaluate_gives_the_accuracy_of_the_checkpoint(run, tmp_path):
     for path, step in ((run, 30), (run / "checkpoints/step_00000015", 15)):
         done = called(
-            "evaluate", path, "--rule=insightface", "--json", tmp_path / "scores.json", "--overwrite"
+            "evaluate", path, "--protocol=insightface", "--json", tmp_path / "scores.json", "--overwrite"
         )
         assert done.returncode == 0, done.stderr
         found = scores_in(tmp_path / "scores.json")
@@ -108,10 +111,7 @@ def test_evaluate_gives_the_accuracy_of_the_checkpoint(run, tmp_path):
 def test_results_into_no_folder_are_refused_before_anything_is_done(run, tmp_path):
     done = called("evaluate", run, "--json", tmp_path / "none/scores.json")
     assert done.returncode == 2 and not done.stdout
-    assert (
-        done.stderr
-        == f"error: {tmp_path}/none/scores.json: no folder {tmp_path}/none; wanted one that is there\n"
-    )
+    assert done.stderr == f"error: {tmp_path}/none/scores.json: the folder {tmp_path}/none does not exist\n"
 
 
 def test_an_embedding_in_another_precision_is_begun_anew(run, folder, pack, tmp_path):
@@ -125,7 +125,7 @@ def test_an_embedding_in_another_precision_is_begun_anew(run, folder, pack, tmp_
 
 def test_evaluate_takes_a_precision_and_a_batch(run, exported, tmp_path):
     given = ["evaluate", run, "--json", tmp_path / "scores.json", "--overwrite"]
-    for options in (["--batch", "7"], ["--precision", "bfloat16", "--batch", "64"]):
+    for options in (["--batch-size", "7"], ["--precision", "bfloat16", "--batch-size", "64"]):
         done = called(*given, *options)
         assert done.returncode == 0, done.stderr
         assert scores_in(tmp_path / "scores.json")["unseen"]["accuracy"] == 1
@@ -134,7 +134,9 @@ def test_evaluate_takes_a_precision_and_a_batch(run, exported, tmp_path):
     assert not np.array_equal(usual, half) and (usual * half).sum() > 0.99
     done = called("evaluate", exported / "model.onnx", "--precision", "float16")
     assert done.returncode == 2
-    assert "model.onnx: computes as it was exported; --precision is for other weights" in done.stderr
+    assert (
+        "model.onnx: its precision was fixed by the export; --precision is for other weights" in done.stderr
+    )
 
 
 def test_of_a_run_with_a_moving_average_that_is_used(ranks, pack, tmp_path):
@@ -147,7 +149,7 @@ def test_of_a_run_with_a_moving_average_that_is_used(ranks, pack, tmp_path):
     assert done.returncode == 0, done.stderr
     assert scores_in(tmp_path / "scores.json") == verification_of(tmp_path / "run", 12)
     other = config_of(pack, tmp_path / "run", train={"length": 12})
-    assert_refused(ranks, 1, other, "made with other settings: optim.ema_decay 0.9 -> 0.0; wanted")
+    assert_refused(ranks, 1, other, "written with a different config: optim.ema_decay 0.9 -> 0.0; restore")
 
 
 def test_a_folder_is_embedded_and_compared(run, folder, tmp_path):
@@ -162,11 +164,9 @@ def test_a_folder_is_embedded_and_compared(run, folder, tmp_path):
     done = called("compare", run, folder / "0/0.jpg", folder / "1/2.jpg")
     shown, said = done.stdout.splitlines()
     assert float(shown) == pytest.approx(similarity, abs=1e-4)
-    assert said == (
-        f"{verdict}, by unseen: its threshold is {threshold:.4f}, above which 0.00% of its pairs of different people are"
-    )
+    assert said == (f"{verdict} (threshold {threshold:.4f} of unseen, false accept rate 0.00%)")
     done = called("compare", run, folder / "0/0.jpg", folder / "0/0.jpg")
-    assert done.stdout.startswith("1.0000\nthe same person, by unseen")
+    assert done.stdout.startswith("1.0000\nsame person (threshold")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["faces", "out.npz"]
 
 
@@ -208,25 +208,25 @@ def test_the_newest_checkpoint_is_taken(run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["evaluate", "none"], "none: no run or weights; wanted a run's folder"),
+        (["evaluate", "none"], "none: expected a run's folder"),
         (["evaluate", "RUN", "none.bin"], "none.bin: No such file"),
-        (["evaluate", "a.pth", "a.bin"], "a.pth: does not say of which network; wanted a backbone"),
+        (["evaluate", "a.pth", "a.bin"], "a.pth: the network is not specified; pass --backbone"),
         (
             ["evaluate", "a.pth", "a.bin", "--backbone", "iresnet101"],
-            "a.pth: backbone: name: 'iresnet101', wanted one of iresnet100, .* did you mean iresnet100",
+            "a.pth: backbone: name: 'iresnet101', expected one of iresnet100, .* did you mean iresnet100",
         ),
         (
             ["evaluate", "a.pth", "a.bin", "--backbone", "iresnet18"],
-            "a.pth: weights of another network; .* missing",
+            "a.pth: weights of a different network; .* missing",
         ),
-        (["evaluate", "a.onnx", "a.bin"], "a.onnx: not ONNX"),
-        (["export", "none", "out"], "none: no run or weights"),
-        (["export", "a.pth", "out"], "a.pth: does not say of which network"),
-        (["embed", "RUN", "empty", "out.npz"], "empty: no images in it"),
-        (["embed", "RUN", "broken", "out.npz"], "broken/a.jpg: 3 bytes that are no image"),
-        (["compare", "RUN", "broken/a.jpg", "broken/a.jpg"], "broken/a.jpg: 3 bytes that are no image"),
+        (["evaluate", "a.onnx", "a.bin"], "a.onnx: expected ONNX"),
+        (["export", "none", "out"], "none: expected a run weights"),
+        (["export", "a.pth", "out"], "a.pth: the network is not specified"),
+        (["embed", "RUN", "empty", "out.npz"], "empty: contains no images"),
+        (["embed", "RUN", "broken", "out.npz"], "broken/a.jpg: 3 bytes; expected an image"),
+        (["compare", "RUN", "broken/a.jpg", "broken/a.jpg"], "broken/a.jpg: 3 bytes; expected an image"),
         (["plot", "none", "--out", "a.png"], "none/metrics.jsonl: No such file"),
-        (["plot", "broken", "--out", "a.png"], "broken/metrics.jsonl: not the metrics of a run"),
+        (["plot", "broken", "--out", "a.png"], "broken/metrics.jsonl: expected the metrics of a run"),
         (["nonsense"], "partialfc: No such command 'nonsense'; see partialfc --help"),
         (["evaluate"], "partialfc evaluate: Missing argument 'MODEL'; see partialfc evaluate --help"),
     ],
@@ -249,7 +249,7 @@ def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, monkeypatch, argum
 def test_a_run_without_a_checkpoint_is_refused(run, tmp_path):
     shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
     done = called("export", tmp_path / "run", tmp_path / "out")
-    assert done.returncode == 2 and "no checkpoint; wanted a folder step_*" in done.stderr
+    assert done.returncode == 2 and "no checkpoint; expected a folder step_*" in done.stderr
 
 
 MAINS = [

@@ -49,9 +49,15 @@ def test_a_pack_whose_name_was_taken_for_the_output_is_not_overwritten(tmp_path)
     ok("split", tmp_path / "pack", rest, held, "--identities", 3)
     before = content(held)
     told = refused("merge", rest, held)
-    assert told == f"error: merge: expected two packs at least and a folder for both, got {rest} and {held}\n"
+    assert (
+        told
+        == f"error: merge: expected at least two packs and a folder for the result, got {rest} and {held}\n"
+    )
     told = refused("merge", tmp_path / "pack", rest, held)
-    assert f"error: {held}: expected a folder that is missing, empty, or begun by the same call, got " in told
+    assert (
+        f"error: {held}: expected a folder that is missing, empty, or created by the same command, got "
+        in told
+    )
     assert "made by: partialfc split" in told and "; pass --overwrite" in told
     assert content(held) == before
     assert "20 images of 10 identities" in ok("merge", rest, held, tmp_path / "both")
@@ -83,7 +89,7 @@ def test_nothing_is_written_into_a_folder_of_others(run, pack, photographs, tmp_
     before = content(places["OUT"])
     names = {"other": tmp_path / "other", "unseen.bin": pack / "unseen.bin"}
     told = refused(*(places.get(word, names.get(word, word)) for word in command))
-    assert "expected a folder that is missing, empty, or begun by the same call" in told
+    assert "expected a folder that is missing, empty, or created by the same command" in told
     assert content(places["OUT"]) == before
     assert not (tmp_path / "other").exists()
 
@@ -93,7 +99,7 @@ def test_nothing_is_written_into_a_folder_of_others(run, pack, photographs, tmp_
     [
         ("pairs", "pairs.txt", "faces", "OUT"),
         ("evaluate", "RUN", "--json", "OUT"),
-        ("inspect", "PACK", "--sheet", "OUT"),
+        ("inspect", "PACK", "--grid", "OUT"),
         ("plot", "RUN", "--out", "OUT"),
         ("report", "RUN", "--out", "OUT"),
         ("embed", "RUN", "faces", "OUT.npz"),
@@ -140,7 +146,16 @@ def test_names_of_identities_stay_with_a_pack(photographs, run, tmp_path):
     assert {it.name for it in (tmp_path / "images").iterdir() if it.is_dir()} == {"Jürgen", "ann\tlee", "zoe"}
     ok("unpack", tmp_path / "twice", tmp_path / "numbered")  # names of two identities each
     assert {it.name for it in (tmp_path / "numbered").iterdir() if it.is_dir()} == set("012345")
-    ok("relabel", run, tmp_path / "pack", tmp_path / "relabelled", "--merge", 1, "--split", -1)
+    ok(
+        "relabel",
+        run,
+        tmp_path / "pack",
+        tmp_path / "relabelled",
+        "--merge-threshold",
+        1,
+        "--split-threshold",
+        -1,
+    )
     assert read_names(tmp_path / "relabelled") == read_names(tmp_path / "pack")
     lines = (tmp_path / "relabelled/map.txt").read_text().splitlines()
     assert [line.split("\t")[0] for line in lines] == ["0", "1", "2"] and "zoe" in lines[2]
@@ -168,10 +183,10 @@ def test_all_damaged_images_are_listed(photographs, tmp_path, skip):
     out = tmp_path / "pack"
     if not skip:
         told = refused("pack", photographs, out, "--size", 32)
-        assert f"{out}: 2 images cannot be read, listed in {out}/damaged.txt; the first: " in told
-        assert "pass --skip-damaged to leave them out" in told and not (out / "train.rec").exists()
+        assert f"{out}: 2 unreadable images, listed in {out}/damaged.txt; the first: " in told
+        assert "pass --skip-damaged to skip them" in told and not (out / "train.rec").exists()
     told = ok("pack", photographs, out, "--size", 32, "--skip-damaged")  # goes on where the other ended
-    assert "10 images of 3 identities" in told and "2 images cannot be read, and are left out" in told
+    assert "10 images of 3 identities" in told and "2 unreadable images skipped" in told
     lines = (out / "damaged.txt").read_text().splitlines()
     assert len(lines) == 2 and "3.jpg" in lines[0] and "zoe/1.jpg" in lines[1]
     labels = RecordDataset(out).labels()
@@ -189,11 +204,11 @@ def test_a_listing_has_a_root_of_its_own(photographs, tmp_path):
 
 
 def test_other_kinds_of_inputs_are_one_line(run, pack, photographs, tmp_path):
-    assert "20 pairs, 10 of one person; all images can be read" in ok("check", pack / "unseen.bin")
+    assert "20 pairs, 10 of one person; all images are readable" in ok("check", pack / "unseen.bin")
     shutil.copytree(run, tmp_path / "runs/first")
     told = refused("report", tmp_path / "runs", "--out", tmp_path / "page.html")
     assert (
-        f"{tmp_path}/runs: expected the folder of a run, with metrics.jsonl; it holds runs: {tmp_path}/runs/first"
+        f"{tmp_path}/runs: expected the folder of a run, with metrics.jsonl; it contains runs: {tmp_path}/runs/first"
         in told
     )
     (tmp_path / "pairs.txt").write_text("1\n")

@@ -25,7 +25,7 @@ def test_the_page_is_fresh(capfd):
         main(["settings", "--markdown"])
     assert not ended.value.code
     assert capfd.readouterr().out == to_markdown() == (ROOT / "docs/settings.md").read_text(), (
-        "wanted: partialfc settings --markdown > docs/settings.md"
+        "expected: partialfc settings --markdown > docs/settings.md"
     )
 
 
@@ -51,7 +51,7 @@ def test_a_part_of_them(place, titles, keys):
 
 def test_bounds_units_and_defaults():
     (batch,) = select_sections("head.logits_budget")[0].keys
-    assert (batch.allowed, batch.default) == ("integer, 0 or more, MiB a rank", "4096")
+    assert (batch.allowed, batch.default) == ("integer, 0 or more, MiB per rank", "4096")
     (timeout,) = select_sections("launch.step_timeout")[0].keys
     assert (timeout.allowed, timeout.default) == ("a time above 0, such as 15 minutes", "10 minutes")
     (depths,) = select_sections("backbone.depths")[0].keys
@@ -65,7 +65,9 @@ def test_on_the_command_line(capfd):
     with pytest.raises(SystemExit) as ended:
         main(["settings", "nonsense"])
     out, err = capfd.readouterr()
-    assert ended.value.code == 2 and not out and re.match(r"error: settings nonsense: wanted a section", err)
+    assert (
+        ended.value.code == 2 and not out and re.match(r"error: settings nonsense: expected a section", err)
+    )
 
 
 def refusals() -> Iterator[str]:

@@ -46,8 +46,8 @@ def test_similarity_is_numpys_least_squares():
         points = generator.normal(size=5) * 40 + 1j * generator.normal(size=5) * 40 + 100
         slope, shift = fit_similarity(points, TEMPLATE)
         rows = [[it.real, -it.imag, 1, 0] for it in points] + [[it.imag, it.real, 0, 1] for it in points]
-        wanted = np.linalg.lstsq(np.array(rows), np.concatenate([TEMPLATE.real, TEMPLATE.imag]))[0]
-        np.testing.assert_allclose([slope.real, slope.imag, shift.real, shift.imag], wanted, rtol=1e-9)
+        expected = np.linalg.lstsq(np.array(rows), np.concatenate([TEMPLATE.real, TEMPLATE.imag]))[0]
+        np.testing.assert_allclose([slope.real, slope.imag, shift.real, shift.imag], expected, rtol=1e-9)
         exact = fit_similarity(points, (2 - 3j) * points + 5j)
         np.testing.assert_allclose(exact, (2 - 3j, 5j), atol=1e-9)
 
@@ -65,12 +65,12 @@ def test_points_come_to_those_of_the_template(scale, size):
         photo[..., number % 3] = np.maximum(photo[..., number % 3], canvas)
     face = align_face(photo, points, size)
     assert face.shape == (size, size, 3)
-    for number, wanted in enumerate(TEMPLATE * (size / 112)):
+    for number, expected in enumerate(TEMPLATE * (size / 112)):
         near = face[..., number % 3].astype(float)
         rows, columns = np.mgrid[:size, :size]
-        near[np.abs(columns + 1j * rows - wanted) > size / 14] = 0
+        near[np.abs(columns + 1j * rows - expected) > size / 14] = 0
         found = (near * (columns + 1j * rows)).sum() / near.sum()
-        assert abs(found - wanted) < 0.2 * size / 112
+        assert abs(found - expected) < 0.2 * size / 112
 
 
 def test_the_face_nearest_to_the_middle_is_taken(model):
@@ -99,7 +99,7 @@ def test_what_is_no_detector_is_refused(tmp_path):
         tmp_path / "other.onnx",
     )
     for name in ("none.onnx", "missing.onnx", "other.onnx"):
-        with pytest.raises(InputError, match=f"{name}: no face detector that OpenCV's FaceDetectorYN takes"):
+        with pytest.raises(InputError, match=f"{name}: expected a face detector for OpenCV's FaceDetectorYN"):
             Detector(tmp_path / name, threshold=0.9)
 
 
@@ -115,7 +115,7 @@ def test_a_folder_keeps_its_structure_and_goes_on_where_it_was(model, tmp_path):
     found = align_folder(photos, out, detector, size=112)
     assert (found.num_photos, found.num_faces) == (5, 2)
     assert found.missing == [
-        "Ben/broken.jpg: 8 bytes that are no image OpenCV can read",
+        "Ben/broken.jpg: 8 bytes; expected an image that OpenCV can read",
         "Ben/folder.jpg: Is a directory",
         "Ben/old/1.jpg: no face",
     ]
@@ -140,16 +140,16 @@ def test_photographs_that_would_be_one_face_are_told(model, tmp_path):
         (tmp_path / "photos").mkdir(exist_ok=True)
         images.write(tmp_path / "photos" / name, photograph((224, 128)))
     detector = Detector(model, threshold=0.9)
-    with pytest.raises(InputError, match=r"a\.jpg and .*a\.png: both would be .*a\.jpg"):
+    with pytest.raises(InputError, match=r"a\.jpg and .*a\.png: have the same output path .*a\.jpg"):
         align_folder(tmp_path / "photos", tmp_path / "faces", detector, size=112)
-    with pytest.raises(InputError, match=r"faces: lies within .*photos; wanted another folder"):
+    with pytest.raises(InputError, match=r"faces: is inside .*photos; choose another folder"):
         align_folder(tmp_path / "photos", tmp_path / "photos/faces", detector, size=112)
 
 
 def test_a_folder_without_photographs_is_told(model, tmp_path):
     detector = Detector(model, threshold=0.9)
     for folder, message in (
-        (tmp_path, "no images in it; wanted .bmp, .jpeg"),
+        (tmp_path, "contains no images; expected .bmp, .jpeg"),
         (tmp_path / "none", "no such folder"),
     ):
         with pytest.raises(InputError, match=message):
@@ -164,9 +164,9 @@ def test_in_real_photographs_it_is_the_face_that_was_meant():
     apart = []
     with open(folder / "points.csv", newline="") as listing:
         for row in csv.DictReader(listing):
-            wanted = np.array([complex(float(row[f"x{it}"]), float(row[f"y{it}"])) for it in range(1, 6)])
+            expected = np.array([complex(float(row[f"x{it}"]), float(row[f"y{it}"])) for it in range(1, 6)])
             face = detector.detect(images.read(folder / row["photo"]))
-            slope, _ = fit_similarity(wanted, TEMPLATE)
-            apart.append((face.points - wanted) * abs(slope))
+            slope, _ = fit_similarity(expected, TEMPLATE)
+            apart.append((face.points - expected) * abs(slope))
     assert np.abs(apart).max() < 11.2
     assert np.abs(np.mean(apart, axis=0)).max() < 1

@@ -134,9 +134,9 @@ def test_images_are_resized(tmp_path):
     [
         ("4,32,32", "property: 4 classes, the header of train.rec says 3"),
         ("3,112,112", "property: images of 112 x 112, the first in train.rec has 32 x 32"),
-        ("3,32", "property: '3,32', wanted classes,height,width"),
-        ("0,32,32", "wanted numbers above 0"),
-        ("many", "property: 'many', wanted classes,height,width"),
+        ("3,32", "property: '3,32', expected classes,height,width"),
+        ("0,32,32", "expected numbers above 0"),
+        ("many", "property: 'many', expected classes,height,width"),
     ],
 )
 def test_a_property_that_disagrees_is_refused(tmp_path, text, message):
@@ -150,13 +150,15 @@ def test_a_label_out_of_range_is_refused_when_it_is_read(tmp_path):
     write_records(tmp_path, records(0))
     with_property(tmp_path, "2,32,32")
     found = RecordDataset(tmp_path)
-    with pytest.raises(InputError, match=r"train.rec, key 4: label 2; wanted 0 to 1, as there are 2 classes"):
+    with pytest.raises(
+        InputError, match=r"train.rec, key 4: label 2; expected 0 to 1, as there are 2 classes"
+    ):
         found[4]
 
 
 def test_a_label_that_is_no_integer_is_refused(tmp_path):
     write_records(tmp_path, records(0, lambda label: label + 0.5))
-    with pytest.raises(InputError, match=r"key 0: label 0.5, wanted an integer"):
+    with pytest.raises(InputError, match=r"key 0: label 0.5, expected an integer"):
         RecordDataset(tmp_path)
 
 
@@ -164,13 +166,13 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path):
     write_records(tmp_path, [*records(0), (6, Header(0.0, 6), b"no image"), (7, Header(0.0, 7), b"")])
     found = RecordDataset(tmp_path)
     for place, length in ((6, 8), (7, 0)):
-        with pytest.raises(InputError, match=f"train.rec, key {place}: {length} bytes that are no image"):
+        with pytest.raises(InputError, match=f"train.rec, key {place}: {length} bytes; expected an image"):
             found[place]
 
 
 def test_an_index_without_the_images_that_the_header_names_is_refused(tmp_path):
     write_records(tmp_path, records(1)[:5] + identity_records() + HEADER)
-    with pytest.raises(InputError, match="its header says images 1 to 6, its index has 8 more keys, 1 to 9"):
+    with pytest.raises(InputError, match="its header lists images 1 to 6, its index has 8 more keys, 1 to 9"):
         RecordDataset(tmp_path)
 
 
@@ -182,11 +184,11 @@ def test_more_classes_than_float32_holds_are_refused_without_id2(tmp_path):
 
 
 def test_missing_files(tmp_path):
-    with pytest.raises(OSError, match=r"none: no such folder; wanted train.rec"):
+    with pytest.raises(OSError, match=r"none: no such folder; expected train.rec"):
         RecordDataset(tmp_path / "none")
-    with pytest.raises(OSError, match=r"no .rec file; wanted train.rec"):
+    with pytest.raises(OSError, match=r"no .rec file; expected train.rec"):
         RecordDataset(tmp_path)
     for name in ("a.rec", "b.rec"):
         (tmp_path / name).touch()
-    with pytest.raises(OSError, match=r"a.rec, b.rec; wanted train.rec"):
+    with pytest.raises(OSError, match=r"a.rec, b.rec; expected train.rec"):
         RecordDataset(tmp_path)

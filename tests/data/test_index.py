@@ -46,8 +46,8 @@ def test_from_the_cache_it_is_the_same(tmp_path, keys, with_index):
     ):  # neither is called
         again = RecordFile(path)
     assert isinstance(again._index.offsets, np.memmap)
-    wanted = {key: b"payload %d" % key for key in keys}
-    assert content(first) == content(again) == content(pickle.loads(pickle.dumps(again))) == wanted
+    expected = {key: b"payload %d" % key for key in keys}
+    assert content(first) == content(again) == content(pickle.loads(pickle.dumps(again))) == expected
     assert list(again.keys) == sorted(keys) and 4 not in again and keys[0] in again
     with pytest.raises(KeyError):
         again[10**6]
@@ -120,7 +120,7 @@ def test_small_files_leave_nothing_behind(tmp_path, monkeypatch):
 
 
 def test_a_key_that_stands_twice_is_refused(tmp_path):
-    with pytest.raises(InputError, match="key 2 stands for several records"):
+    with pytest.raises(InputError, match="key 2 occurs in several records"):
         sorted_index(np.array([2, 1, 2]), np.array([0, 8, 16]))
-    with pytest.raises(CorruptRecordError, match=r"train.idx: key 2 stands for several records"):
+    with pytest.raises(CorruptRecordError, match=r"train.idx: key 2 occurs in several records"):
         RecordFile(write(tmp_path / "pack", [1, 2, 2]))

@@ -122,10 +122,10 @@ def test_a_truncated_file_is_refused_on_opening(written, with_index, missing):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "an empty index"),
-        ("a\tb\n", "not an index"),
-        ("1\t2\t3\n", "not an index"),
-        ("1\t0\n2\n", "not an index"),
+        ("", "is empty"),
+        ("a\tb\n", "expected lines of a key"),
+        ("1\t2\t3\n", "expected lines of a key"),
+        ("1\t0\n2\n", "expected lines of a key"),
         ("0\t0\n", r"its last record ends at byte 32 of \d+; a stale .idx"),
         ("0\t4\n", r"record at byte 4: magic 0x18"),
         ("0\t99999\n", r"record at byte 99999: the file ends at"),
@@ -141,7 +141,7 @@ def test_an_index_that_does_not_fit_is_refused(written, content, message):
 def test_a_key_given_twice_is_refused(written):
     index = written.with_suffix(".idx")
     index.write_text(index.read_text() + "5\t0\n")
-    with pytest.raises(CorruptRecordError, match="key 5 stands for several records"):
+    with pytest.raises(CorruptRecordError, match="key 5 occurs in several records"):
         RecordFile(written)
 
 
@@ -153,7 +153,7 @@ def part(number: int, payload: bytes) -> bytes:
     ("data", "message"),
     [
         (part(2, b"1234"), "part 2, not a record's first"),
-        (part(1, b"1234") + part(0, b"1234"), "part 0 where its next part was wanted"),
+        (part(1, b"1234") + part(0, b"1234"), "part 0 where its next part was expected"),
         (part(1, b"1234"), "inside its header"),
         (b"\0" * 12, "magic 0x0"),
     ],
@@ -165,7 +165,7 @@ def test_parts_in_a_wrong_order_are_refused(data, message):
 
 @pytest.mark.parametrize(
     ("record", "message"),
-    [(b"short", "5 bytes, wanted a header"), (struct.pack("<IfQQ", 3, 0, 0, 0), "3 labels")],
+    [(b"short", "5 bytes, expected a header"), (struct.pack("<IfQQ", 3, 0, 0, 0), "3 labels")],
 )
 def test_a_record_too_short_for_its_header_is_refused(record, message):
     with pytest.raises(CorruptRecordError, match=message):
@@ -176,7 +176,7 @@ def test_a_missing_and_an_empty_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         RecordFile(tmp_path / "none.rec")
     (tmp_path / "empty.rec").touch()
-    with pytest.raises(CorruptRecordError, match="an empty file"):
+    with pytest.raises(CorruptRecordError, match="is empty"):
         RecordFile(tmp_path / "empty.rec")
 
 
@@ -209,6 +209,6 @@ def test_a_file_that_is_cut_while_it_is_read_is_named(tmp_path):
     with path.open("r+b") as file:
         file.truncate(4096)
     with pytest.raises(
-        CorruptRecordError, match=rf"train.rec: 4096 bytes, {size} when it was opened; cut while"
+        CorruptRecordError, match=rf"train.rec: 4096 bytes, {size} when it was opened; truncated while"
     ):
         records[49]

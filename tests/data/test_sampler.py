@@ -92,7 +92,7 @@ def test_world_sizes():
 
 def test_lanes_that_do_not_divide_the_batch_are_refused():
     with pytest.raises(
-        msgspec.ValidationError, match=r"data.lanes: 64, .* wanted a divisor of train.global_batch_size, 96"
+        msgspec.ValidationError, match=r"data.lanes: 64; expected a divisor of train.global_batch_size, 96"
     ):
         config(96, None, order="blocks")
 
@@ -105,22 +105,22 @@ def test_lanes_that_do_not_divide_the_batch_are_refused():
             64,
             {},
             3,
-            "512 in micro-batches of 64 cannot be dealt out to 3 ranks; wanted one of 1, 2, 4, 8",
+            "512 in micro-batches of 64 cannot be split over 3 ranks; expected one of 1, 2, 4, 8",
         ),
-        (100, 64, {}, 1, "wanted one of none"),
+        (100, 64, {}, 1, "expected one of none"),
         (
             12,
             None,
             {},
             5,
-            "train.global_batch_size 12 cannot be dealt out to 5 ranks; wanted one of 1, 2, 3, 4, 6",
+            "train.global_batch_size 12 cannot be split over 5 ranks; expected one of 1, 2, 3, 4, 6",
         ),
         (
             12,
             None,
             {"order": "blocks", "lanes": 4},
             3,
-            "12 and data.lanes 4 cannot .* wanted one of 1, 2, 4$",
+            "12 and data.lanes 4 cannot .* expected one of 1, 2, 4$",
         ),
     ],
 )

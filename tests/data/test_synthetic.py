@@ -38,9 +38,9 @@ def test_difficulty_makes_the_images_of_an_identity_differ():
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp("synthetic")
-    wanted = SyntheticData(identities=3, images=2, unseen=20, pairs=40, size=32, seed=5)
-    synthetic.ensure_pack(folder, wanted)
-    return folder, wanted
+    expected = SyntheticData(identities=3, images=2, unseen=20, pairs=40, size=32, seed=5)
+    synthetic.ensure_pack(folder, expected)
+    return folder, expected
 
 
 def test_the_pack_and_the_pairs_read_back(drawn):
@@ -54,17 +54,17 @@ def test_the_pack_and_the_pairs_read_back(drawn):
 
 
 def test_what_is_there_is_not_drawn_again(drawn):
-    folder, wanted = drawn
+    folder, expected = drawn
     before = (folder / "train.rec").stat().st_mtime_ns
-    synthetic.ensure_pack(folder, wanted)
+    synthetic.ensure_pack(folder, expected)
     assert (folder / "train.rec").stat().st_mtime_ns == before
 
 
 def test_other_identities_than_those_that_are_there_are_refused(drawn):
-    folder, wanted = drawn
-    other = msgspec.structs.replace(wanted, identities=4)
+    folder, expected = drawn
+    other = msgspec.structs.replace(expected, identities=4)
     with pytest.raises(
-        InputError, match=r'synthetic.json: drawn as .*"identities":3.* wants .*"identities":4'
+        InputError, match=r'synthetic.json: generated with .*"identities":3.* the recipe has .*"identities":4'
     ):
         synthetic.ensure_pack(folder, other)
 
@@ -77,8 +77,8 @@ def test_a_pack_of_ones_own_stays(tmp_path):
 
 @pytest.mark.parametrize(("unseen", "pairs"), [(20, 20), (20, 400), (37, 1000)])
 def test_no_identity_is_in_two_folds_or_trained_on(unseen, pairs):
-    wanted = SyntheticData(identities=7, unseen=unseen, pairs=pairs)
-    listed = synthetic._make_pairs(wanted)
+    expected = SyntheticData(identities=7, unseen=unseen, pairs=pairs)
+    listed = synthetic._make_pairs(expected)
     folds = [listed[fold * pairs // 10 : (fold + 1) * pairs // 10] for fold in range(10)]
     seen = [{identity for pair in fold for identity, _ in pair} for fold in folds]
     assert min(map(min, seen)) >= 7 and max(map(max, seen)) < 7 + unseen

@@ -84,13 +84,13 @@ def test_tinyface_is_read_as_it_is_released(folder, tmp_path):
     assert found.evaluate(embeddings).scores == plain.evaluate(embeddings).scores
     np.testing.assert_array_equal(found.pixels(20, 16), plain.pixels(20, 16))
     savemat(testing / "probe_img_ID_pairs.mat", {"probe_set": column, "probe_ids": np.array([1])})
-    with pytest.raises(InputError, match=r"pairs.mat: 15 probe_set and 1 probe_ids; wanted as many"):
+    with pytest.raises(InputError, match=r"pairs.mat: 15 probe_set and 1 probe_ids; expected as many"):
         load_set(tmp_path / "tinyface")
     savemat(testing / "probe_img_ID_pairs.mat", {"probe_set": column})
     with pytest.raises(InputError, match=r"pairs.mat: no probe_set and probe_ids in it"):
         load_set(tmp_path / "tinyface")
     (testing / "probe_img_ID_pairs.mat").write_bytes(b"no such file" * 20)
-    with pytest.raises(InputError, match=r"probe_img_ID_pairs.mat: not a file of MATLAB's"):
+    with pytest.raises(InputError, match=r"probe_img_ID_pairs.mat: expected a MATLAB file"):
         load_set(tmp_path / "tinyface")
 
 
@@ -119,7 +119,7 @@ def test_sets_that_belong_together_are_scored_each_and_by_their_deviation(tmp_pa
         [np.mean(accuracies), statistics.stdev(accuracies), *accuracies]
     )
     np.testing.assert_array_equal(group.pixels(41, 16), each[1].pixels(1, 16))
-    assert evaluated.summary.startswith(f"accuracy {scores['accuracy']:.2%}, deviation ")
+    assert evaluated.summary.startswith(f"accuracy {scores['accuracy']:.2%}, std ")
 
 
 def test_a_run_is_evaluated_on_them_and_evaluate_says_the_same(ranks, pack, folder, tmp_path):
@@ -144,10 +144,10 @@ def test_a_run_is_evaluated_on_them_and_evaluate_says_the_same(ranks, pack, fold
     ("change", "message"),
     [
         ("rm -r probe", "probe: no such folder"),
-        ("rm -r gallery/*", "gallery: no images in it"),
-        ("mv probe/ann/0.jpg probe", r"probe/0.jpg: in no person's folder; wanted probe/PERSON/0.jpg"),
-        ("rm -r gallery/[a-d]*; mkdir gallery/x; cp distractors/0.jpg gallery/x", "no probe's person is in the gallery"),
-        ("mv gallery other", r"office: no evaluation set; wanted a .bin file, or a folder of several, of IJB"),
+        ("rm -r gallery/*", "gallery: contains no images"),
+        ("mv probe/ann/0.jpg probe", r"probe/0.jpg: is not in a person's folder; expected probe/PERSON/0.jpg"),
+        ("rm -r gallery/[a-d]*; mkdir gallery/x; cp distractors/0.jpg gallery/x", "no probe shows a person of the gallery"),
+        ("mv gallery other", r"office: expected a .bin file, or a folder of several, of IJB"),
     ],
 )  # fmt: skip
 def test_what_is_none_is_said(folder, change, message):
@@ -158,9 +158,11 @@ def test_what_is_none_is_said(folder, change, message):
 
 def test_two_sets_of_one_name_are_refused(folder, tmp_path):
     write_pairs(tmp_path / "office.bin")
-    with pytest.raises(InputError, match=r"office.bin, .*/office: two sets are called office; wanted names"):
+    with pytest.raises(
+        InputError, match=r"office.bin, .*/office: two sets are named office; expected unique names"
+    ):
         load_sets([tmp_path / "office.bin", folder])
-    with pytest.raises(InputError, match=r"office.bin, .*office.bin: two sets are called office"):
+    with pytest.raises(InputError, match=r"office.bin, .*office.bin: two sets are named office"):
         load_sets([tmp_path / "office.bin"] * 2)
 
 
@@ -182,7 +184,5 @@ def test_a_group_with_a_set_of_one_kind_has_no_mean(tmp_path):
     spoilt = dataclasses.replace(group.sets[0], is_same=np.ones(20, bool))
     found = dataclasses.replace(group, sets=[spoilt, group.sets[1]]).evaluate(torch.randn(len(group), 8))
     assert np.isnan(found.scores["accuracy"]) and np.isnan(found.scores["accuracy_deviation"])
-    assert found.scores["two_accuracy"] > 0 and found.summary.startswith(
-        "accuracy -, deviation -: one -, two "
-    )
+    assert found.scores["two_accuracy"] > 0 and found.summary.startswith("accuracy -, std -: one -, two ")
     assert "one: scores are undefined" in found.warning

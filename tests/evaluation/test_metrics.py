@@ -116,10 +116,14 @@ def test_the_threshold_tells_most_pairs_right_and_its_far_is_counted():
 @pytest.mark.parametrize(
     ("similarities", "same", "message"),
     [
-        ([1.0] * 12, [True] * 11, r"of shape \(12,\) and same of \(11,\); wanted two lists of one length"),
-        ([1.0] * 5, [True] * 5, "10 at least"),
-        ([[1.0] * 12], [[True] * 12], "wanted two lists"),
-        ([np.nan] * 12, [True] * 12, "not finite"),
+        (
+            [1.0] * 12,
+            [True] * 11,
+            r"of shape \(12,\) and same of \(11,\); expected two lists of the same length",
+        ),
+        ([1.0] * 5, [True] * 5, "at least 10"),
+        ([[1.0] * 12], [[True] * 12], "expected two lists"),
+        ([np.nan] * 12, [True] * 12, "non-finite"),
         ([0.5] * 12, [1, -1] * 6, "same: expected booleans, or 0 and 1, got int64 such as '-1', '1'"),
         (
             [0.5] * 12,

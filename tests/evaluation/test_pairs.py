@@ -62,7 +62,9 @@ class Runs:
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_a_file_that_names_anything_else_is_refused_and_runs_nothing(tmp_path, protocol):
     path = saved(tmp_path, (IMAGES, [Runs(tmp_path / "ran")]), protocol)
-    with pytest.raises(InputError, match=r"lfw.bin: names [\w.]+; wanted bytes, numpy arrays and lists only"):
+    with pytest.raises(
+        InputError, match=r"lfw.bin: names [\w.]+; expected bytes, numpy arrays and lists only"
+    ):
         load_pairs(path)
     assert not (tmp_path / "ran").exists()
 
@@ -82,15 +84,18 @@ def test_other_names_of_numpy_are_refused(tmp_path, name):
         (b"no pickle", "not a pickle"),
         (pickle.dumps((IMAGES, SAME))[:-20], "not a pickle"),
         ({"images": IMAGES}, "not a pickle"),
-        (IMAGES, "a list, wanted"),
-        ((IMAGES, SAME, 1), "a tuple, wanted"),
+        (IMAGES, "a list, expected"),
+        ((IMAGES, SAME, 1), "a tuple, expected"),
         ((IMAGES, 7), "20 and no list images and issame"),
-        ((IMAGES[:-1], SAME), "19 and 10 images and issame; wanted two images a pair"),
-        ((IMAGES[:4], SAME[:2]), "4 and 2 images and issame; wanted two images a pair, and 10 pairs"),
+        ((IMAGES[:-1], SAME), "19 and 10 images and issame; expected two images per pair"),
+        (
+            (IMAGES[:4], SAME[:2]),
+            "4 and 2 images and issame; expected two images per pair, and at least 10 pairs",
+        ),
         (([*IMAGES[:-1], "text"], SAME), "image 19 is a str"),
         (
             ([*IMAGES[:-1], np.zeros((2, 2), np.uint8)], SAME),
-            "image 19 is a ndarray, wanted bytes or a uint8 array",
+            "image 19 is a ndarray, expected bytes or a uint8 array",
         ),
     ],
 )

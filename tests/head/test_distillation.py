@@ -116,7 +116,7 @@ def test_a_centre_comes_to_its_teacher_and_stays_where_the_student_agrees(device
             r"teacher: expected floats \[2, 4\] on cpu, got float32 \[2, 5\] on cpu",
         ),
         (FollowTeacher(), torch.ones(2, 4, dtype=torch.int64), r"got int64 \[2, 4\]"),
-        (None, torch.ones(2, 4), r"teacher: expected None without optim=TeacherRule\(\), got embeddings"),
+        (None, torch.ones(2, 4), r"teacher: expected None without optim=FollowTeacher\(\), got embeddings"),
     ],
 )
 def test_what_is_no_teacher_is_refused_and_may_be_mended(optim, teacher, message):

@@ -57,12 +57,12 @@ def test_logits_of_any_size_have_a_loss(device):
 
 def test_what_wants_cosines_is_refused(tmp_path):
     for head, message in (
-        ({"subcenters": 2}, r"head\.subcenters: 2; wanted 1, as loss\.name: linear has no cosines"),
-        ({"interclass_threshold": 0.4}, r"head\.interclass_threshold: 0\.4; wanted 0"),
+        ({"subcenters": 2}, r"head\.subcenters: 2; expected 1, as loss\.name: linear has no cosines"),
+        ({"interclass_threshold": 0.4}, r"head\.interclass_threshold: 0\.4; expected 0"),
     ):
         with pytest.raises(InputError, match=message):
             PartialFC(CLASSES, WIDTH, LinearSoftmax(), config=HeadConfig(**head))
-    with pytest.raises(InputError, match="no cosines, which class centres that follow a teacher need"):
+    with pytest.raises(InputError, match="no cosines, which class centers that follow a teacher require"):
         PartialFC(CLASSES, WIDTH, LinearSoftmax(), optim=FollowTeacher())
     with pytest.raises(
         msgspec.ValidationError, match=r"Object contains unknown field `margin` - at `\$\.loss`"

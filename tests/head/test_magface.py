@@ -69,6 +69,6 @@ def test_penalty_draws_norms_to_the_upper_bound():
 
 def test_bounds_that_are_none_are_refused():
     with pytest.raises(
-        InputError, match=r"loss.norm_range: found \[110.0, 10.0\]; wanted the smaller one first"
+        InputError, match=r"loss.norm_range: found \[110.0, 10.0\]; expected \[smallest, largest\]"
     ):
         MagFace(norm_range=(110.0, 10.0))

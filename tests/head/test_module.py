@@ -228,14 +228,14 @@ def test_it_is_not_loaded_while_an_update_is_due():
             {"optim": SGD(), "config": HeadConfig(optim=CenterSGD())},
             "optim and config.optim: expected one of them, got both",
         ),
-        ({"optim": AdamW(), "config": HeadConfig(unsampled="decay")}, "head.unsampled: decay needs .*sgd"),
+        ({"optim": AdamW(), "config": HeadConfig(unsampled="decay")}, "head.unsampled: decay requires .*sgd"),
         (
             {"optim": AdamW(), "config": HeadConfig(optim_state_dtype="none")},
-            "head.optim_state_dtype: none needs .*sgd",
+            "head.optim_state_dtype: none requires .*sgd",
         ),
         (
             {"optim": FollowTeacher(), "config": HeadConfig(unsampled="decay")},
-            "decay .* follow a teacher have none",
+            "decay .* follow a teacher",
         ),
     ],
 )

@@ -209,10 +209,10 @@ def test_near_classes_take_part_in_the_place_of_others(device):
 @pytest.mark.parametrize(
     ("options", "margin", "message"),
     [
-        ({"sample_rate": 1.0}, MARGIN, "head.sampling: hard wants a head.sample_rate below 1"),
-        ({"memory": "host"}, MARGIN, "head.memory: host; wanted device"),
-        ({"subcenters": 2}, MARGIN, "head.subcenters: 2; wanted 1"),
-        ({}, LinearSoftmax(), "head.sampling: hard; wanted uniform, as loss.name: linear has no cosines"),
+        ({"sample_rate": 1.0}, MARGIN, "head.sampling: hard requires head.sample_rate below 1"),
+        ({"memory": "host"}, MARGIN, "head.memory: host; expected device"),
+        ({"subcenters": 2}, MARGIN, "head.subcenters: 2; expected 1"),
+        ({}, LinearSoftmax(), "head.sampling: hard; expected uniform, as loss.name: linear has no cosines"),
         ({"hard_fraction": 1.0}, MARGIN, "hard_fraction: expected float < 1.0; found 1.0"),
         ({"hard_neighbors": 0}, MARGIN, "hard_neighbors: expected int >= 1; found 0"),
         ({"hard_refresh_steps": 0}, MARGIN, "hard_refresh_steps: expected int >= 1; found 0"),

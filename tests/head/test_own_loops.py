@@ -309,8 +309,8 @@ def uneven() -> str:
 
 
 def test_an_uneven_last_batch_is_refused_on_all_ranks(ranks):
-    wanted = "labels: expected as many on every rank, got [4, 5, 6]; leave out the last batch (drop_last=True), or fill it up with images labeled -1"
-    assert ranks.run(3, uneven) == [wanted] * 3
+    expected = "labels: expected as many on every rank, got [4, 5, 6]; leave out the last batch (drop_last=True), or fill it up with images labeled -1"
+    assert ranks.run(3, uneven) == [expected] * 3
 
 
 def test_a_head_says_what_it_is():

@@ -68,11 +68,11 @@ def dense(margin: Margin, options: dict[str, Any]) -> Steps:
     threshold = torch.tensor(first_threshold(margin, CLASSES * options.get("sample_rate", 1.0))).double()
     losses, gradients = [], []
     for number, labels in enumerate(map(torch.tensor, LABELS)):
-        wanted = [it.detach().requires_grad_() for it in (images(number), weight, threshold)]
+        expected = [it.detach().requires_grad_() for it in (images(number), weight, threshold)]
         active = active_classes(number, labels, options.get("sample_rate", 1))
-        embeddings, weight, threshold = wanted
+        embeddings, weight, threshold = expected
         loss = dense_loss(margin, embeddings, weight, labels, active, threshold, options)
-        of_embeddings, of_weight, of_threshold = torch.autograd.grad(loss, wanted)
+        of_embeddings, of_weight, of_threshold = torch.autograd.grad(loss, expected)
         losses.append(loss.detach())
         gradients.append(of_embeddings)
         if number != SKIPPED:

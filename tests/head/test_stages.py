@@ -78,7 +78,7 @@ def test_a_step_has_the_numbers_of_its_stage(ranks, device, case, world_size):
 
 def test_epochs_want_their_length():
     with pytest.raises(
-        ValueError, match=r"found stages by epochs; wanted steps, or PartialFC.*steps_per_epoch"
+        ValueError, match=r"schedule in epochs; expected steps, or PartialFC.*steps_per_epoch"
     ):
         PartialFC(7, 4, CosFace(margin={0: 0.1, "2 epochs": 0.2}))
 
@@ -95,7 +95,7 @@ def test_a_run_resumes_to_the_bit_and_goes_on_at_another_world_size(ranks, pack,
     }
     straight = whole(ranks.run(2, trained, config["straight"]))
     reported = [
-        it["settings"]
+        it["schedule"]
         for it in map(json.loads, (tmp_path / "straight/metrics.jsonl").read_text().splitlines())
         if "loss" in it
     ]

@@ -170,7 +170,7 @@ def run_with_discarded(device: str, options: dict[str, Any], discard: str | None
         loss.backward()
         head.update(step, 0.3)
         losses.append(loss.detach().cpu())
-    return losses + [it.cpu() for name, it in head.state_dict().items()]
+    return losses + [it.cpu() for it in head.state_dict().values()]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

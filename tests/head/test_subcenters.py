@@ -152,5 +152,7 @@ def test_one_centre_is_what_it_was():
 
 
 def test_sub_centres_and_a_teacher_are_refused():
-    with pytest.raises(InputError, match=r"head\.subcenters: 2; wanted 1, as class centres follow a teacher"):
+    with pytest.raises(
+        InputError, match=r"head\.subcenters: 2; expected 1, as class centers follow a teacher"
+    ):
         PartialFC(3, 4, ArcFace(), config=HeadConfig(subcenters=2), optim=FollowTeacher())

@@ -97,11 +97,11 @@ def test_what_does_not_go_together_is_refused(run, noisy, pack, tmp_path):
         cleaning.clean_pack(load(run), run, pack, tmp_path, max_angle=75.0)
     with pytest.raises(InputError, match=r"no image is within 0 degrees of its class"):
         cleaning.clean_pack(load(run), run, noisy, tmp_path, max_angle=0.0)
-    with pytest.raises(InputError, match="wanted another folder than that of a pack which is read"):
+    with pytest.raises(InputError, match="expected a folder other than the input packs"):
         cleaning.clean_pack(load(run), run, noisy, noisy, max_angle=75.0)
     weights = load(run)
     weights.provenance = None  # as those of a file have none
-    with pytest.raises(InputError, match="no run; wanted one that was trained on"):
+    with pytest.raises(InputError, match="expected a run trained on"):
         cleaning.clean_pack(weights, run, noisy, tmp_path, max_angle=75.0)
-    with pytest.raises(InputError, match=r"no head\.nothing in it"):
+    with pytest.raises(InputError, match=r"contains no head\.nothing"):
         read_rows(resolve_checkpoint(run), "head.nothing", 0, 1)

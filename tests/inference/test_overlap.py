@@ -115,7 +115,7 @@ def test_people_of_a_set_are_found_and_what_is_left_is_scored(run, pack, pairs, 
 
 
 def test_the_packs_own_folder_is_refused(pack, pairs):
-    with pytest.raises(InputError, match="wanted another folder than that of a pack which is read"):
+    with pytest.raises(InputError, match="expected a folder other than the input packs"):
         find_overlaps(pack, [load_pairs(pairs)], pack)
 
 
@@ -138,20 +138,21 @@ def test_a_gallery_goes_on_without_images(pack, tmp_path):
 
 
 def test_the_command_says_what_was_found(run, pack, pairs, tmp_path):
-    done = called("overlap", pack, pairs, tmp_path / "out", "--model", run, "--cosine", "0.999")
+    done = called("overlap", pack, pairs, tmp_path / "out", "--model", run, "--min-cosine", "0.999")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"lfw: of 40 images 3 are in {pack}, 1 by the same bytes, people of ")
+    assert done.stdout.startswith(f"lfw: 3 of 40 images are in {pack} (1 byte-identical; ")
     assert "lfw without its images and people" in done.stdout and " accuracy " in done.stdout
     done = called("overlap", pack, pack, tmp_path / "out")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "no evaluation set" in done.stderr
+    assert "expected a .bin" in done.stderr
     (tmp_path / "other").mkdir()
     done = called("overlap", pack, pairs, shutil.copy(pairs, tmp_path / "other"), tmp_path / "out")
-    assert done.returncode == 2 and "two sets are called lfw" in done.stderr
+    assert done.returncode == 2 and "two sets are named lfw" in done.stderr
     write_several(tmp_path / "rfw", pairs)
     done = called("overlap", pack, tmp_path / "rfw", tmp_path / "out")
     assert (
-        done.returncode == 2 and "rfw: wanted a .bin file, or a folder of gallery/ and probe/" in done.stderr
+        done.returncode == 2
+        and "rfw: expected a .bin file, or a folder of gallery/ and probe/" in done.stderr
     )
 
 
@@ -165,4 +166,4 @@ def test_a_set_of_which_nothing_is_left_says_so(run, pack, tmp_path):
     write_pairs(tmp_path / "small.bin", [face(100, 0, SIZE)] * 20, [True] * 10)
     done = called("overlap", pack, tmp_path / "small.bin", tmp_path / "out", "--model", run)
     assert done.returncode == 0, done.stderr
-    assert "small without its images: too little is left to be scored\n" in done.stdout
+    assert "small without its images: too few pairs left to score\n" in done.stdout

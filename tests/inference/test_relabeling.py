@@ -135,22 +135,25 @@ def test_images_of_several_sizes_are_drawn_at_one(run, tmp_path):
 
 
 def test_the_packs_own_folder_is_refused(run, pack):
-    with pytest.raises(InputError, match="wanted another folder than that of a pack which is read"):
+    with pytest.raises(InputError, match="expected a folder other than the input packs"):
         relabel_pack(load(run), run, pack, pack, merge_threshold=0.9, split_threshold=0.6)
 
 
 def test_a_network_that_finds_all_alike_is_refused(run, pack, tmp_path):
     with pytest.raises(
-        InputError, match=r"44 pairs of 11 identities are alike by -1; wanted a higher --merge"
+        InputError,
+        match=r"44 pairs of 11 identities have a cosine of at least -1; pass a higher --merge-threshold",
     ):
         relabel_pack(load(run), run, pack, tmp_path, merge_threshold=-1.0, split_threshold=-1.0)
     assert not (tmp_path / "train.rec").exists()
 
 
 def test_the_command_says_what_was_done(run, pack, tmp_path):
-    done = called("relabel", run, pack, tmp_path / "out", "--merge", "0.9", "--split", "-1")
+    done = called(
+        "relabel", run, pack, tmp_path / "out", "--merge-threshold", "0.9", "--split-threshold", "-1"
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == (
-        f"{tmp_path / 'out'}: 66 images of 10 identities; 1 are in others now, 0 were split: "
-        f"{tmp_path / 'out/identities.csv'}\n"
+        f"{tmp_path / 'out'}: 66 images of 10 identities; 1 identities merged, 0 split ("
+        f"{tmp_path / 'out/identities.csv'})\n"
     )

@@ -93,7 +93,7 @@ def test_no_command_imports_what_a_file_names(stranger, planted, pack, use):
     places = {"MODEL": stranger / "model.safetensors", "RUN": stranger / "run", "PACK": pack}
     done = called(*(places.get(word, word) for word in USES[use]))
     assert done.returncode == 2 and not planted.exists()
-    assert "names code, planted:Net, which was not imported; pass --backbone-target" in done.stderr
+    assert "refers to code, planted:Net, which was not imported; pass --backbone-target" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
@@ -104,12 +104,12 @@ def test_reading_a_run_imports_nothing(stranger, planted, pack, tmp_path, ranks)
         assert done.returncode == 0, done.stderr
     begin = {"init": {"backbone": str(stranger / "run"), "centers": {"from": str(stranger / "run")}}}
     (told,) = ranks.run(1, refusal, config_of(pack, tmp_path / "new", **begin))
-    assert "weights of another network" in told
+    assert "weights of a different network" in told
     (told,) = ranks.run(1, refusal, config_of(pack, stranger / "run", train={"length": 2}))
     assert "backbone.target planted:Net -> (none)" in told
     taught = {"distillation": {"teacher_embeddings": str(stranger / "run")}}
     (told,) = ranks.run(1, refusal, config_of(pack, tmp_path / "taught", **taught))
-    assert "no embeddings of a pack" in told
+    assert "expected a folder written by partialfc embed" in told
     assert not planted.exists()
 
 
@@ -152,17 +152,17 @@ def test_the_caller_may_name_the_class_or_trust_the_file(stranger, planted, monk
 @pytest.mark.parametrize(
     ("described", "message"),
     [
-        ({"name": "python", "target": ":x"}, "backbone: target: ':x', wanted module:Class"),
-        ({"name": "python", "target": "..x:y"}, "wanted module:Class"),
+        ({"name": "python", "target": ":x"}, "backbone: target: ':x', expected module:Class"),
+        ({"name": "python", "target": "..x:y"}, "expected module:Class"),
         ({"name": "iresnet_tiny", "width": 1_000_000}, "width"),
-        ({"name": "iresnet_tiny", "width": 4096, "depths": [1] * 5, "input_size": 512}, "another network"),
+        ({"name": "iresnet_tiny", "width": 4096, "depths": [1] * 5, "input_size": 512}, "different network"),
         ({"name": "iresnet_tiny", "depths": [10**9, 1]}, "depths"),
         ({"name": "iresnet_tiny", "embedding_size": 10**9}, "embedding_size"),
-        ({"name": "iresnet_tiny", "embedding_size": 65536, "input_size": 512}, "another network"),
-        ({"name": "iresnet2060", "embedding_size": 65536, "input_size": 512}, "another network"),
+        ({"name": "iresnet_tiny", "embedding_size": 65536, "input_size": 512}, "different network"),
+        ({"name": "iresnet2060", "embedding_size": 65536, "input_size": 512}, "different network"),
         ({"name": "iresnet_tiny", "embedding": 16}, "embedding: unknown key; since 0.3 it is backbone.embedding_size"),
-        ({"name": "vit_l", "patch_size": 4, "input_size": 512}, "another network"),
-        ({"name": "mobilefacenet_large", "input_size": 512}, "another network"),
+        ({"name": "vit_l", "patch_size": 4, "input_size": 512}, "different network"),
+        ({"name": "mobilefacenet_large", "input_size": 512}, "different network"),
         ({"name": "\ud800"}, "surrogates|JSON"),
         ('{"name": ' + "1" * 5000 + "}", "JSON|name"),
         ("[" * 100_000, "JSON"),

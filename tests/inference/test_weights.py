@@ -72,12 +72,12 @@ def trained_loss(ranks, config) -> float:
     [
         (
             lambda state: state.pop("fc.bias"),
-            r"a\.pth: weights of another network; 1 missing: fc\.bias$",
+            r"a\.pth: weights of a different network; 1 missing: fc\.bias$",
         ),
         (lambda state: state.update(a=torch.ones(1)), r"1 surplus: a$"),
         (
             lambda state: state.update({"conv1.weight": torch.ones(8, 3, 3, 3), "b.c": torch.ones(1)}),
-            r"1 surplus: b\.c; 1 of another shape: conv1\.weight \(8, 3, 3, 3\) for \(4, 3, 3, 3\)$",
+            r"1 surplus: b\.c; 1 of a different shape: conv1\.weight \(8, 3, 3, 3\) for \(4, 3, 3, 3\)$",
         ),
         (
             lambda state: [state.pop(name) for name in list(state) if name.startswith("layer1")],
@@ -101,12 +101,12 @@ class Runs:
 @pytest.mark.parametrize(
     ("name", "write", "message"),
     [
-        ("a.pth", lambda path: path.write_bytes(b"no weights"), "not weights alone: "),
-        ("a.pth", lambda path: torch.save({"a": Runs()}, path), "not weights alone: "),
-        ("a.pth", lambda path: torch.save([1, 2], path), "a list, wanted names and tensors"),
-        ("a.pth", lambda path: torch.save({"epoch": 3}, path), "a dict, wanted names and tensors"),
+        ("a.pth", lambda path: path.write_bytes(b"no weights"), "expected weights only: "),
+        ("a.pth", lambda path: torch.save({"a": Runs()}, path), "expected weights only: "),
+        ("a.pth", lambda path: torch.save([1, 2], path), "a list, expected names and tensors"),
+        ("a.pth", lambda path: torch.save({"epoch": 3}, path), "a dict, expected names and tensors"),
         ("a.safetensors", lambda path: path.write_bytes(b"\xff" * 40), "not safetensors: "),
-        ("a", lambda path: path.mkdir(), "no checkpoint; wanted a folder step_"),
+        ("a", lambda path: path.mkdir(), "no checkpoint; expected a folder step_"),
     ],
 )
 def test_what_holds_no_weights_is_refused(tmp_path, monkeypatch, name, write, message):
@@ -118,7 +118,7 @@ def test_what_holds_no_weights_is_refused(tmp_path, monkeypatch, name, write, me
 
 
 def test_weights_that_are_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none\.pth: not there; wanted weights"):
+    with pytest.raises(FileNotFoundError, match=r"none\.pth: not found; expected weights"):
         read_weights(tmp_path / "none.pth")
 
 
@@ -143,7 +143,10 @@ def test_a_member_with_overwritten_bytes_is_named(tmp_path):
         (lambda it: it.view(4, -1).to_sparse(), r"got a sparse one \(sparse_coo\)"),
         (lambda it: it.to(torch.complex64), "got complex64"),
         (lambda it: it.to(torch.float8_e4m3fn), "got float8_e4m3fn"),
-        (lambda it: it.to(torch.int32), "weights of another network; 1 of another type: conv1.weight int32"),
+        (
+            lambda it: it.to(torch.int32),
+            "weights of a different network; 1 of a different type: conv1.weight int32",
+        ),
     ],
     ids=["meta", "sparse", "complex", "float8", "integer"],
 )

@@ -1,4 +1,4 @@
-"""Kills runs as often as wanted: python tests/kills/long_run.py --kills 100 --seed 0 --ranks 2
+"""Kills runs as often as expected: python tests/kills/long_run.py --kills 100 --seed 0 --ranks 2
 
 Each run is killed until it is done, and must then have the bits of one that was not.
 """

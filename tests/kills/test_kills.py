@@ -1,4 +1,4 @@
-"""Some kills at random places; tests/kills/long_run.py makes as many as wanted."""
+"""Some kills at random places; tests/kills/long_run.py makes as many as expected."""
 
 import pytest
 from kills.killing import Killing

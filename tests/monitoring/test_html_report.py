@@ -64,7 +64,7 @@ def test_one_run(two, tmp_path):
     for value in format_scores(verification_of(two[0], 6)["unseen"]).values():
         assert value in page.cells
     assert {"train.length", "6", "loss.sigma", "0.05", "unseen"} <= set(page.cells)
-    assert re.search(r"ms a step, \d+ images/s", page.text) and "backbone" in page.text
+    assert re.search(r"ms per step, \d+ images/s", page.text) and "backbone" in page.text
     environment = msgspec.json.decode((two[0] / "summary.json").read_bytes())["environment"]
     assert f"torch {environment['torch']}" in page.text and environment["device"].startswith("cpu with")
     assert "a&lt;b&gt;" in page.text and "a<b>" not in page.text
@@ -95,5 +95,5 @@ def test_what_is_no_run_is_refused(two, tmp_path):
     run.mkdir()
     (run / "metrics.jsonl").write_bytes(b"")
     (run / "recipe.yaml").write_text("data: [")
-    with pytest.raises(InputError, match=r"run/recipe.yaml: not the recipe of a run"):
+    with pytest.raises(InputError, match=r"run/recipe.yaml: expected the recipe of a run"):
         write_html_report([run], tmp_path / "page.html")

@@ -98,13 +98,9 @@ def test_wandb_has_the_runs_numbers_config_and_scores(run):
         for it in records
         if it.HasField("history")
     ]
-    losses = {row["step"]: row["loss/loss"] for row in rows if "loss/loss" in row}
+    losses = {row["step"]: row["loss/train"] for row in rows if "loss/train" in row}
     assert [losses[step] for step in range(1, 7)] == pytest.approx(curve(run))
-    accuracy = {
-        row["step"]: row["verification/unseen/accuracy"]
-        for row in rows
-        if "verification/unseen/accuracy" in row
-    }
+    accuracy = {row["step"]: row["eval/unseen/accuracy"] for row in rows if "eval/unseen/accuracy" in row}
     assert accuracy[6] == verification_of(run, 6)["unseen"]["accuracy"]
     assert {it.run.run_id for it in records if it.HasField("run")} == {(run / "wandb_run").read_text()}
     assert {it.run.display_name for it in records if it.HasField("run")} == {"mine"}
@@ -122,12 +118,12 @@ def test_mlflow_has_the_runs_numbers_parameters_and_pictures(run, monkeypatch):
     client = mlflow.MlflowClient((run.parent / "mlruns").as_uri())
     experiment = client.get_experiment_by_name("partialfc")
     (found,) = client.search_runs([experiment.experiment_id])  # the one that went on is the one that died
-    history = client.get_metric_history(found.info.run_id, "loss/loss")
+    history = client.get_metric_history(found.info.run_id, "loss/train")
     assert {it.step: it.value for it in history} == pytest.approx(dict(enumerate(curve(run), 1)))
     assert found.info.run_name == "mine" and found.info.status == "FINISHED"
-    assert found.data.params["loss.sigma"] == "0.05" and "verification/unseen/auc" in found.data.metrics
+    assert found.data.params["loss.sigma"] == "0.05" and "eval/unseen/auc" in found.data.metrics
     artifacts = {it.path for it in client.list_artifacts(found.info.run_id)}
-    assert {"recipe.yaml", "verification", "workings_faces"} <= artifacts
+    assert {"recipe.yaml", "eval", "train_images"} <= artifacts
 
 
 def test_tensorboard_stays_beside_them(run):
@@ -141,7 +137,7 @@ def without(config: Config) -> str:
 
 def test_a_logger_that_is_not_installed_is_refused(ranks, pack, tmp_path):
     told = ranks.run(2, without, config_in(pack, tmp_path / "run"))
-    assert set(told) == {"log.loggers: wandb is not installed; wanted: pip install wandb"}
+    assert set(told) == {"log.loggers: wandb is not installed; install it with: pip install wandb"}
 
 
 def without_key(config: Config) -> str:
@@ -155,7 +151,7 @@ def without_key(config: Config) -> str:
 def test_wandb_without_a_key_is_refused_in_one_line(ranks, pack, tmp_path):
     told = ranks.run(1, without_key, config_in(pack, tmp_path / "run"))
     assert told == [
-        "log.loggers: wandb: No API key configured. Use `wandb login`; wanted wandb login, or WANDB_MODE=offline"
+        "log.loggers: wandb: No API key configured. Use `wandb login`; run wandb login, or set WANDB_MODE=offline"
     ]
 
 
@@ -178,7 +174,9 @@ def test_a_run_that_begins_anew_is_another_one_there(tmp_path):
 
 
 def test_an_unknown_one_is_refused():
-    with pytest.raises(InputError, match=r"log.loggers.0: 'wandbb', wanted one of .*; did you mean wandb\?"):
+    with pytest.raises(
+        InputError, match=r"log.loggers.0: 'wandbb', expected one of .*; did you mean wandb\?"
+    ):
         load_config("quickstart", ["log.loggers=[wandbb]"])
 
 
@@ -199,12 +197,12 @@ def test_faces_stay_on_the_machine_unless_the_recipe_says_so(where, shown):
     loggers = [Shown(is_remote=False), Shown(is_remote=True)]
     board = LoggerGroup(loggers, lambda error: None, where)
     face = np.zeros((4, 4, 3), np.uint8)
-    board.log_image(1, "workings_faces/as_trained", face)
+    board.log_image(1, "train_images/batch", face)
     board.log_figures(1, "lfw", [("hardest_pairs", face)])
     board.log_embeddings(1, np.zeros((1, 2), np.float32), ["ann"], [face])
     board.log_record(1, {"loss": 1.0})
     for logger, seen in zip(loggers, shown, strict=True):
-        assert logger.calls == ["picture", "picture", "embeddings"] * seen + ["scalars"]
+        assert logger.calls == ["log_image", "log_image", "log_embeddings"] * seen + ["log_scalars"]
 
 
 def test_only_tensorboard_is_local():
@@ -214,9 +212,9 @@ def test_only_tensorboard_is_local():
 
 def test_the_display_says_how_far_an_evaluation_is():
     terminal = Terminal(0, 10)
-    terminal.doing("evaluating lfw: 3 of 40 batches")
+    terminal.show_activity("evaluating lfw: 3 of 40 batches")
     console = Console(file=io.StringIO(), width=80)
     console.print(terminal._render())
-    terminal.doing("")
+    terminal.show_activity("")
     console.print(terminal._render())
     assert console.file.getvalue().count("evaluating lfw: 3 of 40 batches") == 1

@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from partialfc.evaluation.sets import SetEvaluation
+from partialfc.monitoring.main_logger import MainRunLogger
 from partialfc.monitoring.run_logger import RunLogger
 from partialfc.monitoring.step_metrics import RunProgress, StepMetrics
 
@@ -30,7 +31,9 @@ def metrics(loss: float, finite: bool = True) -> StepMetrics:
 
 def report(folder: Path, start: int = 0, every: int = 2, enabled: bool = True) -> RunLogger:
     length = RunProgress(start, 6, 3, 8, elapsed_seconds=100.0 * (start > 0))
-    return RunLogger(folder, length, log_every=every, device=torch.device("cpu"), enabled=enabled)
+    if not enabled:
+        return RunLogger()
+    return MainRunLogger(folder, length, log_every=every, device=torch.device("cpu"))
 
 
 def lines(folder: Path) -> list[dict]:
@@ -57,7 +60,7 @@ def test_lines_hold_means_and_skips_and_the_last_step_always_has_one(tmp_path):
     found = lines(tmp_path)
     assert [line["step"] for line in found if "epoch_steps" not in line] == [0, 2, 4, 6, 6]
     assert [line["loss"] for line in found if "loss" in line] == [1.5, 3.5, 5.5]
-    assert [line["skipped"] for line in found if "loss" in line] == [0, 1, 0]
+    assert [line["skipped_steps"] for line in found if "loss" in line] == [0, 1, 0]
     assert [line["epoch"] for line in found if "loss" in line] == [2 / 3, 4 / 3, 2.0]
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["loss"] == 5.5 and summary["steps"] == 6
@@ -85,12 +88,12 @@ def test_the_wait_for_data_is_told_of_steps_and_summed_over_epochs(tmp_path):
     run(tmp_path, 0, 6)
     run(tmp_path, 5, 6)
     found = [line for line in lines(tmp_path) if "epoch_steps" in line]
-    assert [(line["step"], line["epoch_steps"], line["epoch_data_wait"]) for line in found] == [
+    assert [(line["step"], line["epoch_steps"], line["epoch_data_wait_seconds"]) for line in found] == [
         (3, 3, 1.5),
         (6, 1, 0.5),  # of an epoch that was begun by another run
     ]
-    assert {line["longest_data_wait"] for line in lines(tmp_path) if "loss" in line} == {0.5}
-    assert "epoch 1: waited 1.5 s for data" in (tmp_path / "log.txt").read_text()
+    assert {line["max_data_wait_seconds"] for line in lines(tmp_path) if "loss" in line} == {0.5}
+    assert "1.5 s waiting for data" in (tmp_path / "log.txt").read_text()
 
 
 def test_a_resumed_run_keeps_what_was_before_its_step_and_drops_the_rest(tmp_path):
@@ -112,7 +115,6 @@ def test_a_run_from_the_start_keeps_nothing(tmp_path):
 def test_other_ranks_write_nothing(tmp_path):
     with report(tmp_path / "none", enabled=False) as silent:
         silent.log_message("x")
-        silent.log_scores(0, scores(0.5))
         silent.log_step(2, metrics(1.0))
         silent.write_summary(2, {})
     assert not (tmp_path / "none").exists()
@@ -147,42 +149,38 @@ def test_tensorboard_shows_a_run(ranks, pack, tmp_path):
     steps = {tag: [it.step for it in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
     every, looks, evaluations = [2, 4, 6, 8, 10], [4, 8, 10], [0, 5, 10]
     for tag in (
-        "loss/loss",
-        "workings_optimizer/rate",
-        "workings_optimizer/gradient_norm",
-        "workings_speed/images_per_second",
+        "loss/train",
+        "optim/lr",
+        "optim/grad_norm",
+        "perf/images_per_second",
     ):
         assert steps[tag] == every
     for part in ("data", "backbone", "head", "communication", "optimizer", "other"):
-        assert steps[f"workings_time/{part}"] == every
+        assert steps[f"time_ms/{part}"] == every
     for tag in (
-        "workings_memory/rank_0",
-        "workings_memory/rank_1",
-        "workings_angle/target_angle",
-        "workings_angle/target_angle_std",
-        "workings_classes/never_positive",
+        "memory_gib/rank_0",
+        "memory_gib/rank_1",
+        "stats/target_angle",
+        "stats/target_angle_std",
+        "stats/num_unseen_classes",
     ):
         assert steps[tag] == looks
     for tag in (
-        "verification/unseen/accuracy",
-        "verification/unseen/accuracy_best",
-        "verification/unseen/auc",
+        "eval/unseen/accuracy",
+        "eval/unseen/accuracy_best",
+        "eval/unseen/auc",
     ):
         assert steps[tag] == evaluations
     assert {
         tag: [it.step for it in board.Histograms(tag)] for tag in board.Tags()["histograms"]
-    } == dict.fromkeys(
-        ("workings_cosine/target", "workings_cosine/nearest_negative", "workings_margin/drawn"), looks
-    )
+    } == dict.fromkeys(("stats/target_cosine", "stats/nearest_negative_cosine", "stats/random_margin"), looks)
     assert (tmp_path / "figures/run.png").stat().st_size > 10_000
-    assert {(it.width, it.height) for it in board.Images("verification/hardest_pairs_of_unseen")} == {
-        (1200, 592)
-    }
+    assert {(it.width, it.height) for it in board.Images("eval/unseen/hardest_pairs")} == {(1200, 592)}
     images = {tag: [it.step for it in board.Images(tag)] for tag in board.Tags()["images"]}
     assert images == {
-        "workings_faces/as_trained": [1],
-        "verification/roc_of_unseen": evaluations,
-        "verification/hardest_pairs_of_unseen": evaluations,
+        "train_images/batch": [1],
+        "eval/unseen/roc": evaluations,
+        "eval/unseen/hardest_pairs": evaluations,
     }
     every_tag = [
         *steps,
@@ -190,7 +188,7 @@ def test_tensorboard_shows_a_run(ranks, pack, tmp_path):
         *images,
     ]  # the page TIME SERIES opens on the first groups of all
     groups = list(dict.fromkeys(tag.split("/")[0] for tag in sorted(every_tag)))
-    assert groups[:2] == ["loss", "verification"] and all(it.startswith("workings_") for it in groups[2:])
+    assert groups[:2] == ["eval", "loss"]
 
 
 def test_tensorboard_shows_recipe_outcome_and_identities(ranks, pack, tmp_path):
@@ -206,7 +204,7 @@ def test_tensorboard_shows_recipe_outcome_and_identities(ranks, pack, tmp_path):
     )
     board = found.summary_metadata["_hparams_/experiment"].plugin_data.content
     shown = {it.name.tag for it in HParamsPluginData.FromString(board).experiment.metric_infos}
-    assert "verification/unseen/accuracy" in shown and shown <= set(found.Tags()["scalars"]) | {"loss/loss"}
+    assert "eval/unseen/accuracy" in shown and shown <= set(found.Tags()["scalars"]) | {"loss/train"}
     (place,) = (tmp_path / "tensorboard").glob("*/identities")
     names = (place / "metadata.tsv").read_text().split()
     vectors = np.loadtxt(place / "tensors.tsv")
@@ -229,10 +227,10 @@ def test_the_parts_of_the_time_are_a_steps_and_numbers_of_a_look_are_right(ranks
     found = lines(tmp_path)
     for line in (line for line in found if "loss" in line):
         in_all = 1000 * 24 / line["images_per_second"]
-        assert abs(sum(line["milliseconds"].values()) - in_all) < 1e-6 * in_all
-        assert min(line["milliseconds"].values()) > 0
-    looks = [line for line in found if "never_positive" in line]
-    never_positive = [line["never_positive"] for line in looks]
+        assert abs(sum(line["time_ms"].values()) - in_all) < 1e-6 * in_all
+        assert min(line["time_ms"].values()) > 0
+    looks = [line for line in found if "num_unseen_classes" in line]
+    never_positive = [line["num_unseen_classes"] for line in looks]
     assert [line["step"] for line in looks] == [1, 2, 3, 4]
     assert (
         CLASSES
@@ -242,8 +240,8 @@ def test_the_parts_of_the_time_are_a_steps_and_numbers_of_a_look_are_right(ranks
         == int((state["seen_classes"] == 0).sum())
     )
     for line in looks:
-        assert 0 < line["target_angle"] < 180 and 0 < line["nearest_angle"] < line["target_angle"]
-        assert len(line["memory"]) == 2 and min(line["memory"]) > 50 << 20
+        assert 0 < line["target_angle"] < 180 and 0 < line["nearest_negative_angle"] < line["target_angle"]
+        assert len(line["memory_bytes"]) == 2 and min(line["memory_bytes"]) > 50 << 20
 
 
 def test_the_time_of_what_is_aside_is_not_the_steps(tmp_path, monkeypatch):
@@ -286,4 +284,4 @@ def test_a_set_of_another_kind_is_reported_by_its_own_scores(tmp_path):
     assert summary["verification_best"] == {"gallery": {"rank1": 0.75, "step": 2}}
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
-    assert [it.value for it in board.Scalars("verification/gallery/rank1_best")] == [0.25, 0.75, 0.75]
+    assert [it.value for it in board.Scalars("eval/gallery/rank1_best")] == [0.25, 0.75, 0.75]

@@ -11,11 +11,11 @@ from partialfc.monitoring.terminal import Terminal
 SCRIPT = """
 from partialfc.monitoring.terminal import Terminal
 terminal = Terminal(0, 40)
-terminal.say("first [bold]line")
-terminal.steps(10, "step 10/40 as a line", {"loss": "3.25", "rate": "0.1"}, 60.0)
-terminal.steps(20, "step 20/40 as a line", {"loss": "3.25", "rate": "0.1"}, 30.0)
-terminal.evaluated("lfw", 0.955, 0.97, 5)
-terminal.say("last line")
+terminal.print_line("first [bold]line")
+terminal.show_step(10, "step 10/40 as a line", {"loss": "3.25", "rate": "0.1"}, 60.0)
+terminal.show_step(20, "step 20/40 as a line", {"loss": "3.25", "rate": "0.1"}, 30.0)
+terminal.show_score("lfw", 0.955, 0.97, 5)
+terminal.print_line("last line")
 terminal.close()
 """
 

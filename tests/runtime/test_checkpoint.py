@@ -76,7 +76,7 @@ def test_any_damage_is_noticed_and_the_checkpoint_before_is_taken(alone, tmp_pat
 def test_where_none_is_left_nothing_begins_afresh(alone, tmp_path):
     save(tmp_path, alone, 1)
     (tmp_path / "step_00000001/rank_00000.safetensors").write_bytes(b"")
-    message = r"rank_00000.safetensors: 0 bytes of \d+; no checkpoint is left to go on from; name another"
+    message = r"rank_00000.safetensors: 0 bytes of \d+; no valid checkpoint is left; choose another"
     with pytest.raises(comm.CollectiveInputError, match=message):
         found_in(tmp_path, alone)
     with pytest.raises(comm.CollectiveInputError, match=r"rank_00000\.safetensors: 0 bytes"):
@@ -183,14 +183,14 @@ def test_tensors_that_do_not_fit_are_named(alone, tmp_path):
     for state, message in (
         (
             {"weight": torch.zeros(4, 2, 3)},
-            r"weight is F32 \[4, 2, 3, 3\], the recipe makes it F32 \[4, 2, 3\]",
+            r"weight is F32 \[4, 2, 3, 3\], the recipe requires F32 \[4, 2, 3\]",
         ),
-        ({"half": torch.zeros(5)}, r"half is BF16 \[5\], the recipe makes it F32 \[5\]"),
-        ({"other": torch.zeros(1)}, "of another version, which did not write other"),
+        ({"half": torch.zeros(5)}, r"half is BF16 \[5\], the recipe requires F32 \[5\]"),
+        ({"other": torch.zeros(1)}, "written by another version, without other"),
     ):
         with pytest.raises(comm.CollectiveInputError, match=message):
             checkpoints.load(found, state)
-    with pytest.raises(TypeError, match=r"a\.b: found int, wanted a tensor"):
+    with pytest.raises(TypeError, match=r"a\.b: found int, expected a tensor"):
         checkpoints.save(1, {"a": {"b": 3}}, {}, elapsed_seconds=0.0)
 
 

@@ -46,7 +46,7 @@ def test_what_is_no_checkpoint_is_left_alone(alone, tmp_path):
     found = found_in(tmp_path, alone)
     assert found.path.name == "step_00000003"
     assert found.problems == [
-        f"{tmp_path}/{name}: no checkpoint; wanted a folder step_* with run.json in it, or a run's"
+        f"{tmp_path}/{name}: no checkpoint; expected a folder step_* with run.json in it, or a run's"
         for name in ("step_98", "step_99")
     ]
 

@@ -33,7 +33,7 @@ def test_neighbouring_keys_and_indices_are_not_correlated():
 
 
 def test_draws_do_not_depend_on_the_process():
-    code = "import numpy; from partialfc.runtime.counter_rng import *; print(key(5, 'x', 1, 2), bits(9, numpy.arange(3)))"
+    code = "import numpy; from partialfc.runtime.counter_rng import *; print(derive_key(5, 'x', 1, 2), random_bits(9, numpy.arange(3)))"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert other.split()[0] == str(counter_rng.derive_key(5, "x", 1, 2))
     assert other.strip().endswith(str(counter_rng.random_bits(9, np.arange(3))))

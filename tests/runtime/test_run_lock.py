@@ -39,7 +39,7 @@ def test_a_second_run_in_one_folder_is_refused(recipe):
         os.kill(running.process.pid, signal.SIGTERM)
         assert running.ended()[0] == 75
     assert second.returncode == 2 and not second.stdout
-    holder = rf"process {running.ranks[0]} on \S+ is at work there; wanted another `output`, or to wait"
+    holder = rf"process {running.ranks[0]} on \S+ is using it; expected another `output`, or to wait"
     assert re.search(holder, second.stderr) and second.stderr.count("\n") == 1, second.stderr
 
 
@@ -70,9 +70,9 @@ def without_locks(folder: Path) -> str:
 
 def test_a_folder_without_locks_is_named(ranks, tmp_path):
     told = ranks.run(1, without_locks, tmp_path)
-    assert told == [f"{tmp_path}: No locks available; wanted a folder in which files can be locked"]
+    assert told == [f"{tmp_path}: No locks available; expected a file system with file locks"]
 
 
 def test_a_folder_that_is_not_shared_is_refused(ranks, tmp_path):
     told = ranks.run(2, seen, tmp_path)
-    assert len(set(told)) == 1 and re.search(r"rank 1 on \S+ does not see what rank 0 wrote there", told[0])
+    assert len(set(told)) == 1 and re.search(r"rank 1 on \S+ does not see the files of rank 0", told[0])

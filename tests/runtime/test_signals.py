@@ -5,10 +5,10 @@ import sys
 
 HELPER = """
 import multiprocessing, signal
-from partialfc.runtime.process.signals import SIGNALS, held_back
-with held_back():
+from partialfc.runtime.process.signals import STOP_SIGNALS, block_stop_signals
+with block_stop_signals():
     multiprocessing.get_context("spawn").Queue()  # whose semaphore starts Python's tracker of such, if nothing has
-    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) >= set(SIGNALS)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) >= set(STOP_SIGNALS)
 assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
 """
 

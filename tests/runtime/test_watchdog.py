@@ -70,7 +70,7 @@ def test_a_hang_in_nccl_names_the_rank_whose_gpu_is_behind():
         2: Heartbeat(4, 7, waits, "n2", 40, "head"),
     }
     (text,) = find_stalled_ranks(before, now).values()
-    assert text == "on n2 has not moved since step 7, in report; its GPU has finished data, others head"
+    assert text == "on n2 stalled at step 7, in report; its GPU has finished data, others head"
 
 
 class Event:
@@ -104,7 +104,7 @@ def test_what_a_gpu_has_finished_is_known_without_waiting(monkeypatch):
 def test_a_diagnosis_that_fails_does_not_change_how_a_run_ends(monkeypatch, capfd):
     codes = []
     monkeypatch.setattr(watchdog, "hard_exit", codes.append)
-    ranks = SimpleNamespace(rank=0, size=1, device=torch.device("cpu"))
+    ranks = SimpleNamespace(rank=0, world_size=1, device=torch.device("cpu"))
     watch = Watchdog(ranks, None, seconds=0.04, before_end=lambda: 1 / 0)
     watch._report_and_exit(dist.HashStore())
     assert codes == [4]
@@ -122,7 +122,7 @@ def test_the_thread_of_the_watch_uses_the_ranks_gpu(monkeypatch):
     monkeypatch.setattr(
         torch.cuda, "set_device", lambda it: devices.append((it, threading.current_thread().name))
     )
-    ranks = SimpleNamespace(rank=0, size=1, device=torch.device("cuda:1"))
+    ranks = SimpleNamespace(rank=0, world_size=1, device=torch.device("cuda:1"))
     watch = Watchdog(ranks, dist.HashStore(), seconds=60)
     watch.start()
     watch.stop()

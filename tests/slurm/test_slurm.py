@@ -32,8 +32,8 @@ def test_a_job_on_two_nodes_trains_from_any_folder(cluster, folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["loss.name=nonsense"], "loss.name: 'nonsense', wanted one of"),
-        (["train.global_batch_size=13"], "train.global_batch_size 13 cannot be dealt out to 2 ranks"),
+        (["loss.name=nonsense"], "loss.name: 'nonsense', expected one of"),
+        (["train.global_batch_size=13"], "train.global_batch_size 13 cannot be split over 2 ranks"),
         (["data.path=/nowhere"], "/nowhere: no such folder"),
     ],
 )
@@ -58,9 +58,9 @@ def long_job(cluster: dict[str, str], folder: Path, *changes: str, options: tupl
 
 
 def lives(log: str) -> list[int]:
-    """At which step each life of a job ended that was stopped; and that the next went on from there."""
+    """At which step each life of a job ended that was stopped; and that the next resumed from there."""
     stopped = [int(step) for step in re.findall(r"stopped by SIG\w+ at step (\d+) of 200: saved", log)]
-    assert [int(step) for step in re.findall(r"going on from .*, at step (\d+) of 200", log)] == stopped
+    assert [int(step) for step in re.findall(r"resuming from .*, at step (\d+) of 200", log)] == stopped
     return stopped
 
 
@@ -93,9 +93,11 @@ def test_the_doctor_names_a_node_with_another_version_of_the_package(cluster, fo
         r"PROBLEM rank 1 on n2 has partialfc \S+ \((\w+)\); rank 0 on n1 has partialfc \S+ \((\w+)\)", log
     )
     assert told and told[1] != told[2], log
-    assert "sharded equals dense" in log and "n1: 1 rank(s) on cpu" in log and "1 problem(s), after" in log, (
-        log
-    )
+    assert (
+        "sharded head matches dense reference" in log
+        and "n1: 1 rank(s) on cpu" in log
+        and "1 problem(s) in" in log
+    ), log
 
 
 @pytest.mark.slurm
@@ -103,12 +105,12 @@ def test_the_doctor_names_a_node_with_another_version_of_the_package(cluster, fo
 def test_a_job_near_its_time_limit_is_saved_queued_again_and_finishes(cluster, folder):
     """--signal=B:USR1@120 of launch.sh is this signal, to the batch script alone."""
     started = long_job(cluster, folder)
-    started.signal("--batch", "--signal=USR1")
+    started.signal("--batch-size", "--signal=USR1")
     started.wait("PENDING")
     started.start_now()
     assert started.wait(*ENDED) == ("COMPLETED", "0:0"), started.log
     assert len(lives(started.log)) == 1 and "stopped by SIGUSR1" in started.log
-    assert "queued again, 1 of 100 times at most" in started.log and "Traceback" not in started.log
+    assert "requeued (1 of at most 100)" in started.log and "Traceback" not in started.log
     assert json.loads((folder / "output/summary.json").read_text())["steps"] == 200
 
 
@@ -134,16 +136,16 @@ def test_a_cancelled_job_is_saved_and_not_queued_again(cluster, folder):
     started.signal()
     assert started.wait(*ENDED, "PENDING")[0] == "CANCELLED"
     started.wait_for(": saved")
-    assert "queued again" not in started.log and (folder / "output/checkpoints/latest").exists()
+    assert "requeued (" not in started.log and (folder / "output/checkpoints/latest").exists()
 
 
 @pytest.mark.slurm
 @pytest.mark.kills
 def test_a_job_is_queued_again_as_often_as_the_recipe_says(cluster, folder):
     started = long_job(cluster, folder, "launch.max_requeues=0")
-    started.signal("--batch", "--signal=USR1")
+    started.signal("--batch-size", "--signal=USR1")
     assert started.wait(*ENDED, "PENDING") == ("FAILED", "75:0"), started.log
-    assert "not queued again: launch.max_requeues is 0" in started.log
+    assert "not requeued: launch.max_requeues is 0" in started.log
 
 
 @pytest.mark.slurm
@@ -170,8 +172,8 @@ def test_one_task_of_an_array_is_requeued_alone(cluster, folder):
     command = ["sbatch", "--parsable", *options, f"--wrap={script}"]
     number = called(cluster, folder, *command).strip()
     until(lambda: "step 20/120" in read(folder / "log1"))
-    called(cluster, folder, "scancel", "--batch", "--signal=USR1", f"{number}_1")
-    until(lambda: "queued again" in read(folder / "log1"))
+    called(cluster, folder, "scancel", "--batch-size", "--signal=USR1", f"{number}_1")
+    until(lambda: "requeued (" in read(folder / "log1"))
     until(lambda: shown(cluster, folder, f"{number}_1", "JobState") == "PENDING")
     time.sleep(
         2
@@ -243,7 +245,7 @@ def test_a_script_that_asks_for_many_tasks_gets_one_launcher_per_node(cluster, f
     told = [line for line in read(folder / "log").splitlines() if line.startswith("error: ")]
     assert ended == "FAILED" and len(told) == 8
     assert set(told) == {
-        "error: srun: expected 1 task, got 8; call partialfc without srun, it starts a launcher on each node"
+        "error: srun: expected 1 task, got 8; call partialfc without srun, since it starts a launcher on each node"
     }
 
 

@@ -1,4 +1,4 @@
-"""Runs with an optimizer of the backbone, and one of the class centres, that are not the usual ones."""
+"""Runs with an optimizer of the backbone, and one of the class centers, that are not the usual ones."""
 
 import msgspec
 import pytest
@@ -20,7 +20,7 @@ def test_a_run_with_any_optimizer_of_torch_resumes_to_the_bit(ranks, pack, tmp_p
     )
     del sections["head"]["optim"]
     with pytest.raises(
-        msgspec.ValidationError, match=r"wanted a head.optim, sgd or adamw, for the class centres"
+        msgspec.ValidationError, match=r"set head.optim to sgd or adamw for the class centers"
     ):
         config_of(pack, tmp_path / "a", **sections)
 
@@ -45,5 +45,5 @@ def test_class_centres_may_have_a_rule_and_a_rate_of_their_own(ranks, pack, tmp_
         ranks,
         1,
         config_of(pack, tmp_path / "adamw", head={"sample_rate": 0.3, "optim": said}, train={"length": 8}),
-        "other settings: train.length 4 -> 8; head.optim.name adamw -> sgd; ",
+        "different config: train.length 4 -> 8; head.optim.name adamw -> sgd; ",
     )

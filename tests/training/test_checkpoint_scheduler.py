@@ -83,15 +83,15 @@ def test_a_score_that_is_not_there_is_named(ranks, pack, tmp_path, name):
         pack, tmp_path, checkpoint={"keep_best": name}, evaluation={"every": 2}, train={"length": 4}
     )
     assert_refused(
-        ranks, 2, config, f"checkpoint.keep_best: {name}, wanted one of unseen/accuracy, unseen/acc"
+        ranks, 2, config, f"checkpoint.keep_best: {name}, expected one of unseen/accuracy, unseen/acc"
     )
 
 
 def test_what_a_save_took_stands_in_the_metrics(ranks, pack, tmp_path):
     ranks.run(1, trained, config_of(pack, tmp_path, checkpoint={"every": 10}, train={"length": 20}))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    saves = {line["step"]: line for line in lines if "saved_in" in line}
-    assert saves.keys() == {10, 20} and all(line["stalled"] > 0 for line in saves.values())
+    saves = {line["step"]: line for line in lines if "checkpoint_write_seconds" in line}
+    assert saves.keys() == {10, 20} and all(line["checkpoint_stall_seconds"] > 0 for line in saves.values())
 
 
 def stopped_in_an_evaluation(config: Config, at: int, rank: int) -> tuple[int, int]:

@@ -48,7 +48,12 @@ def test_ranks_together_are_one_process(ranks, world_size):
 
 
 def test_without_a_teacher_it_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"distillation\.cosine_weight: wants a teacher"):
+    with pytest.raises(
+        InputError, match=r"distillation\.cosine_weight: requires distillation.teacher_embeddings"
+    ):
         DistillationConfig(cosine_weight=1.0)
-    with pytest.raises(msgspec.ValidationError, match=r"distillation\.cosine_weight: wants a teacher"):
+    with pytest.raises(
+        msgspec.ValidationError,
+        match=r"distillation\.cosine_weight: requires distillation.teacher_embeddings",
+    ):
         config_of(tmp_path, tmp_path, distillation={"cosine_weight": 1.0})

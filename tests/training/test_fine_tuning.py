@@ -95,4 +95,4 @@ def of_others() -> str:
 
 def test_networks_without_known_blocks_have_one_rate(ranks):
     (told,) = ranks.run(1, of_others)
-    assert told.startswith("optim.layer_decay: not for networks of others")
+    assert told.startswith("optim.layer_decay: not supported for external backbones")

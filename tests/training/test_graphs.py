@@ -65,7 +65,7 @@ def graphs_of(network: nn.Module, device: str) -> AbstractContextManager[Any]:
     """Those of a GPU, or their stand-in."""
     if device == "cuda":
         return nullcontext()
-    instead = {"RecordedNetwork": partial(Unrecorded, network), "warm_up": warm_up}
+    instead = {"CUDAGraphNetwork": partial(Unrecorded, network), "warm_up": warm_up}
     return mock.patch.multiple(microbatches, **instead)
 
 
@@ -121,14 +121,14 @@ def test_a_network_that_is_frozen_first_is_recorded_when_it_moves(group, device)
 
 @pytest.mark.parametrize("name", ["gradient_checkpointing", "compile"])
 def test_what_cannot_be_recorded_is_refused(name):
-    with pytest.raises(InputError, match=f"backbone.cuda_graphs: not with backbone.{name}: true"):
+    with pytest.raises(InputError, match=f"backbone.cuda_graphs: incompatible with backbone.{name}: true"):
         IResNetTiny(cuda_graphs=True, **{name: True})
 
 
 def test_micro_batches_are_refused_where_there_is_a_gpu(tmp_path):
     config = config_of(tmp_path, tmp_path, backbone={"name": "iresnet_tiny", "cuda_graphs": True}, train={"micro_batch_size": 2})  # fmt: skip
-    there, here = (mock.Mock(device=torch.device(it), size=2) for it in ("cuda", "cpu"))
+    there, here = (mock.Mock(device=torch.device(it), world_size=2) for it in ("cuda", "cpu"))
     images = config.train.global_batch_size // 2
-    with pytest.raises(InputError, match=f"wants a rank's {images} images in one micro-batch; found train.micro_batch_size: 2"):  # fmt: skip
+    with pytest.raises(InputError, match=f"requires a rank's {images} images in one micro-batch; found train.micro_batch_size: 2"):  # fmt: skip
         run._uses_cuda_graphs(config, there)
     assert not run._uses_cuda_graphs(config, here)

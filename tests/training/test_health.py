@@ -43,7 +43,7 @@ def saved(folder: Path) -> set[int]:
 def test_steps_that_are_skipped_in_a_row_end_the_run_and_are_not_saved(ranks, pack, tmp_path):
     sections = {"checkpoint": {"every": 4, "keep": 9}, "train": {"length": 60, "max_skipped_steps": 7}}
     told = ranks.run(2, ended, config_of(pack, tmp_path, **sections), "gradients")
-    assert len(set(told)) == 1 and told[0].startswith("diverged: the gradients of ")
+    assert len(set(told)) == 1 and told[0].startswith("diverged: non-finite gradients in ")
     assert saved(tmp_path) == {4, 8}
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert FIRST_BAD + 7 <= max(line["step"] for line in lines) <= FIRST_BAD + 7 + 3
@@ -89,4 +89,4 @@ def test_health_counts_skips_in_a_row(max_skipped):
     assert health.num_skipped == 2 and (health.find_problem(5, max_skipped) is None) == (max_skipped == 3)
     health.update(6, bad, torch.tensor(torch.nan))
     health.update(7, good, loss)
-    assert health.find_problem(7, 100) == "diverged: the loss of step 6 is not finite"
+    assert health.find_problem(7, 100) == "diverged: non-finite loss at step 6"

@@ -140,7 +140,10 @@ def test_the_next_20_steps_are_those_of_a_plain_loop(ranks, pack, tmp_path, thei
     config = recipe(pack, tmp_path / "run", {"sgd": SGD_RECIPE, "adamw": ADAMW}[name])
     done = imported(folder, config, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{tmp_path}/run/checkpoints/latest: at step 10; partialfc train goes on from it\n"
+    assert (
+        done.stdout
+        == f"imported to {tmp_path}/run/checkpoints/latest at step 10; continue with: partialfc train\n"
+    )
     ranks.run(world_size, trained, config)
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     found = [line["loss"] for line in lines if "loss" in line]
@@ -181,32 +184,32 @@ def change(content: dict, key: str) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ("another step", r"checkpoint_gpu_1.pt: of step 11; checkpoint_gpu_0.pt is of 10"),
+        ("another step", r"checkpoint_gpu_1.pt: is at step 11, checkpoint_gpu_0.pt is at step 10"),
         (
             "fewer classes",
-            r"gpu_1.pt: class centres \[7, 16\]; wanted \[8, 16\], of the recipe's backbone.embedding_size and",
+            r"gpu_1.pt: class centers \[7, 16\]; expected \[8, 16\], of the recipe's backbone.embedding_size and",
         ),
         (
             "no moments",
-            "gpu_1.pt: class centres: the optimizer keeps nothing; the recipe's wants momentum_buffer",
+            "gpu_1.pt: class centers: the optimizer keeps nothing; the recipe's requires momentum_buffer",
         ),
         (
             "no optimizer",
-            "gpu_1.pt: not what save_all_states writes: Object missing required field `state_optimizer`",
+            "gpu_1.pt: expected a file of save_all_states: Object missing required field `state_optimizer`",
         ),
-        ("another kind", "gpu_1.pt: not what save_all_states writes: Expected `object`, got `array`"),
+        ("another kind", "gpu_1.pt: expected a file of save_all_states: Expected `object`, got `array`"),
         (
             "of adamw",
-            r"gpu_1.pt: class centres: the optimizer keeps exp_avg \[1\]; the recipe's wants momentum_buffer \[8, 16\]",
+            r"gpu_1.pt: class centers: the optimizer keeps exp_avg \[1\]; the recipe's requires momentum_buffer \[8, 16\]",
         ),
         (
             "gone",
-            "checkpoint_gpu_0.pt, checkpoint_gpu_2.pt; wanted checkpoint_gpu_0.pt and so on, of every rank",
+            "checkpoint_gpu_0.pt, checkpoint_gpu_2.pt; expected checkpoint_gpu_0.pt and so on, for every rank",
         ),
         ("damaged", "gpu_1.pt: not a checkpoint of arcface_torch"),
-        ("there before", "never, but .* is there; name another `output`"),
-        ("another network", "gpu_0.pt: weights of another network; .* of another shape"),
-        ("momentum", "optim.momentum: wanted 0.9, as their code has it"),
+        ("there before", "never, but .* exists; choose another `output`"),
+        ("another network", "gpu_0.pt: weights of a different network; .* of a different shape"),
+        ("momentum", "optim.momentum: expected 0.9, as in arcface_torch"),
     ],
 )
 def test_files_that_do_not_fit_are_named(pack, tmp_path, theirs, changed, message):

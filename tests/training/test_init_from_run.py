@@ -72,13 +72,13 @@ def test_a_head_of_others_gives_its_centres(ranks, tmp_path, undisturbed, grown,
     [
         (
             {"fc": torch.zeros(16, 4)},
-            r"header.pth has fc \(16, 4\); wanted kernel \[D, C\] or weight \[C, D\]",
+            r"header.pth has fc \(16, 4\); expected kernel \[D, C\] or weight \[C, D\]",
         ),
-        ({"kernel": torch.zeros(16)}, r"header.pth has kernel \(16,\); wanted kernel"),
-        ({"kernel": torch.zeros(8, 21)}, "header.pth are of 8 components; wanted 16"),
+        ({"kernel": torch.zeros(16)}, r"header.pth has kernel \(16,\); expected kernel"),
+        ({"kernel": torch.zeros(8, 21)}, "header.pth has embedding size 8; expected 16"),
         (
             {"kernel": torch.zeros(16, 9)},
-            "header.pth knows 9 identities, the pack has 21; wanted init.centers.map",
+            "header.pth has 9 identities, the pack has 21; expected init.centers.map",
         ),
     ],
 )
@@ -155,11 +155,11 @@ def test_a_mean_that_cannot_be_taken(ranks, tmp_path, undisturbed):
 def test_a_mean_wants_a_network_and_one_centre(pack, tmp_path):
     mean = {"new": "mean"}
     for sections, message in (
-        ({"init": {"centers": mean}}, "of embeddings by no network; wanted init.backbone"),
-        ({"init": {"centers": {}}}, "without `from` all identities are new; wanted `new: mean` alone"),
+        ({"init": {"centers": mean}}, "requires init.backbone"),
+        ({"init": {"centers": {}}}, "without `from` all identities are new; expected only `new: mean`"),
         (
             {"init": {"backbone": "b.pth", "centers": mean}, "head": {"subcenters": 2}},
-            "init.centers.new: mean, of which a class has one",
+            "init.centers.new: mean; requires head.subcenters: 1",
         ),
     ):
         with pytest.raises((InputError, msgspec.ValidationError), match=message):
@@ -181,16 +181,16 @@ def test_with_all_of_a_run_training_goes_on_from_its_loss(ranks, pack, tmp_path,
 @pytest.mark.parametrize(
     ("text", "width", "message"),
     [
-        (None, 16, "knows 23 identities, the pack has 21; wanted init.centers.map"),
-        ("new\n" * 20, 16, "map.txt: 20 lines; wanted one for each of the pack's 21 identities"),
+        (None, 16, "has 23 identities, the pack has 21; expected init.centers.map"),
+        ("new\n" * 20, 16, "map.txt: 20 lines; expected one per identity of the pack, 21 identities"),
         (
             "new\n" * 20 + "23\n",
             16,
-            "map.txt: line 21: '23'; wanted a label of the other run, 0 to 22, or new",
+            "map.txt: line 21: '23'; expected a label of the other run, 0 to 22, or new",
         ),
-        ("new\n-1\n", 16, "map.txt: line 2: '-1'; wanted a label"),
+        ("new\n-1\n", 16, "map.txt: line 2: '-1'; expected a label"),
         ("\xff\n", 16, "map.txt: not text"),
-        ("new\n" * 21, 8, "init.centers: those of .* are of 16 components; wanted 8"),
+        ("new\n" * 21, 8, "init.centers: .* has embedding size 16; expected 8"),
     ],
 )
 def test_what_does_not_fit_is_said(ranks, tmp_path, undisturbed, grown, text, width, message):

@@ -228,9 +228,9 @@ def test_any_optimizer_of_torch_takes_steps_and_takes_them_back(ranks, kind, ski
     [
         (
             TorchOptimizer(optimizer_class="Nadam"),
-            "optim.optimizer_class: 'Nadam', wanted a class of torch.optim, such as NAdam",
+            "optim.optimizer_class: 'Nadam', expected a class of torch.optim, such as NAdam",
         ),
-        (TorchOptimizer(optimizer_class="LBFGS"), "optim.optimizer_class: 'LBFGS', wanted"),
+        (TorchOptimizer(optimizer_class="LBFGS"), "optim.optimizer_class: 'LBFGS', expected"),
         (TorchOptimizer(optimizer_class="NAdam", kwargs={"beta": 0.9}), "optim: torch.optim.NAdam: .*'beta'"),
     ],
 )

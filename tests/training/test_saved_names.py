@@ -59,7 +59,7 @@ def test_random_draws_keep_their_purposes():
         node
         for path in Path(partialfc.__file__).parent.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "key"
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "derive_key"
     )
     purposes = {
         call.args[1].value for call in calls if len(call.args) > 1 and isinstance(call.args[1], ast.Constant)

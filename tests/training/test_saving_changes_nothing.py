@@ -75,11 +75,11 @@ def test_a_replica_that_differs_ends_the_run_and_is_named(ranks, pack, tmp_path)
     told = ranks.run(3, diverged, config, 1)
     assert len(set(told)) == 1
     assert told[0].startswith(
-        "replicas differ after step 5: ranks 1 hold other values of backbone.conv1.weight"
+        "replicas differ after step 5: ranks 1 have different values of backbone.conv1.weight"
     )
     assert not (tmp_path / "checkpoints/latest").exists()
     two = msgspec.structs.replace(config, output=str(tmp_path / "two"))
-    assert "the ranks hold other values" in ranks.run(2, diverged, two, 1)[0]
+    assert "the ranks have different values" in ranks.run(2, diverged, two, 1)[0]
 
 
 def compared(flipped: int) -> str | None:

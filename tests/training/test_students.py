@@ -1,4 +1,4 @@
-"""Runs whose class centres follow a teacher: its embeddings of a pack, and what a student learns by them."""
+"""Runs whose class centers follow a teacher: its embeddings of a pack, and what a student learns by them."""
 
 import json
 import shutil
@@ -60,7 +60,7 @@ def test_embedding_a_pack_that_was_interrupted_is_gone_on_with(source, pack, tea
     monkeypatch.setattr(recognizer, "embed_unchecked", until_the_tenth, raising=False)
     with pytest.raises(KeyboardInterrupt):
         embed_pack(recognizer, source, pack, tmp_path)
-    with pytest.raises(InputError, match="100 of 115 images are embedded; the same partialfc embed goes on"):
+    with pytest.raises(InputError, match="100 of 115 images are embedded; rerun partialfc embed to resume"):
         StoredEmbeddings(tmp_path)
     embed_pack(recognizer, source, pack, tmp_path)
     assert len(calls) == 12
@@ -77,7 +77,7 @@ def test_numbers_that_are_not_those_that_were_written_are_refused(teacher, tmp_p
     numbers, whole_file = tmp_path / "embeddings.npy", (teacher / "embeddings.npy").read_bytes()
     np.save(numbers, np.zeros((115, 15), np.float16))
     with pytest.raises(
-        InputError, match=r"embeddings\.npy: float16 of shape \(115, 15\); wanted .* \(115, 16\)"
+        InputError, match=r"embeddings\.npy: float16 of shape \(115, 15\); expected .* \(115, 16\)"
     ):
         StoredEmbeddings(tmp_path)
     for content in (whole_file[:-1], whole_file[:40], b"", b"something else"):
@@ -146,16 +146,21 @@ def test_a_teacher_of_another_pack_or_width_is_refused(ranks, pack, teacher, tmp
     other, output = tmp_path / "other", tmp_path / "run"
     write_pack(other, 23, 5, 32, first=40)
     assert_refused(
-        ranks, 2, student(other, teacher, output), "embeddings of another pack than .*other is now"
+        ranks,
+        2,
+        student(other, teacher, output),
+        "embeddings of a pack that differs from .*other; run partialfc embed",
     )
     wide = student(pack, teacher, output, backbone={"embedding_size": 32})
     assert_refused(
-        ranks, 1, wide, "backbone.embedding_size: 32; wanted 16, as distillation.teacher_embeddings has it"
+        ranks, 1, wide, "backbone.embedding_size: 32; expected 16, as in distillation.teacher_embeddings"
     )
-    assert_refused(ranks, 1, student(pack, tmp_path, output), "no embeddings of a pack; wanted a folder that")
+    assert_refused(ranks, 1, student(pack, tmp_path, output), "expected a folder written by partialfc embed")
     with pytest.raises(
-        msgspec.ValidationError, match=r"head\.optim: found beside distillation\.teacher_embeddings"
+        msgspec.ValidationError, match=r"head\.optim: incompatible with distillation\.teacher_embeddings"
     ):
         student(pack, teacher, output, head={"optim": {"name": "sgd"}})
     (tmp_path / "about.json").write_text("{}")
-    assert_refused(ranks, 1, student(pack, tmp_path, output), "about.json: not by partialfc embed")
+    assert_refused(
+        ranks, 1, student(pack, tmp_path, output), "about.json: expected a file of partialfc embed"
+    )

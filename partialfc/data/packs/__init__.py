@@ -1,1 +1,1 @@
-"""Making packs and looking into them: from folders of faces to a .rec, and back."""
+"""Creation and inspection of packs."""

@@ -1,4 +1,4 @@
-"""An image that is to be packed, and its class, wherever they come from."""
+"""Image to pack, from any source."""
 
 from typing import NamedTuple
 
@@ -6,15 +6,19 @@ from partialfc.errors import InputError
 
 
 class PackItem(NamedTuple):
-    """An image that is to be packed."""
+    """Image to pack."""
 
-    label: int  # its class, from 0
-    location: str  # where it is, for people
-    content: str | bytes  # the file's path, or the file
+    label: int  # class, from 0
+    location: str  # human-readable location
+    content: str | bytes  # path of the file, or its contents
 
 
 def parse_label(location: str, text: str | bytes) -> int:
-    """The class that a text stands for: from 0 on, and small enough for the format. InputError at `location` where it is none."""
+    """Return the class in a text: a non-negative integer that the format can store.
+
+    Raises:
+        InputError: If it is not such a number; the message starts with `location`.
+    """
     try:
         label = float(text)
         if 0 <= label < 1 << 31 and label.is_integer():
@@ -22,4 +26,4 @@ def parse_label(location: str, text: str | bytes) -> int:
     except ValueError:
         pass
     shown = text.decode(errors="replace") if isinstance(text, bytes) else text
-    raise InputError(f"{location}: label {shown[:40]!r}, wanted an integer from 0 to 2^31 - 1")
+    raise InputError(f"{location}: label {shown[:40]!r}, expected an integer from 0 to 2^31 - 1")

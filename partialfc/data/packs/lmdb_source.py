@@ -1,4 +1,4 @@
-"""Sets of faces in LMDB, which are packed as other sources are."""
+"""Face sets in LMDB."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,11 +17,12 @@ from partialfc.runtime.files import file_fingerprint
 
 @dataclass(frozen=True)
 class LmdbSource:
-    """A set in LMDB, a folder or a file: values msgpack [image, class], `__keys__` their keys where it is there."""
+    """LMDB set, a folder or a file: values are msgpack of [image, class]; `__keys__` optionally lists their keys."""
 
     path: Path
 
     def items(self) -> Iterator[PackItem]:
+        """Yield all images."""
         with self._open() as found:
             for key in self._keys(found):
                 place = f"{self.path}, key {key.decode(errors='replace')}"
@@ -33,25 +34,28 @@ class LmdbSource:
                             content,
                         )
                     case _:
-                        raise InputError(f"{place}: wanted msgpack of [image, class]")
+                        raise InputError(f"{place}: expected msgpack of [image, class]")
 
     def labels(self) -> Iterator[int]:
+        """Yield the classes only, in the same order."""
         return (face.label for face in self.items())
 
     def names(self) -> dict[int, str]:
-        """Return nothing: classes are numbers here."""
+        """Return an empty dict: classes have no names."""
         return {}
 
     def num_images(self) -> int | None:
+        """Return the number of images; None if unknown before reading."""
         with self._open() as found:
             return int(found.stat()["entries"])
 
     def fingerprint_parts(self) -> Iterator[str]:
+        """Yield values that change with the images and their classes."""
         yield file_fingerprint(self.path / "data.mdb" if self.path.is_dir() else self.path)
 
     @contextmanager
     def _open(self) -> Iterator[lmdb.Transaction]:
-        """What the library raises on a damaged file becomes an InputError that names it."""
+        """Open the database; convert the library's errors for damaged files to InputError."""
         is_folder = self.path.is_dir()
         try:
             with (
@@ -70,18 +74,18 @@ class LmdbSource:
         else:
             for key in _unpack_list(place, listed):
                 if not isinstance(key, bytes):
-                    raise InputError(f"{place}: wanted msgpack of a list of keys")
+                    raise InputError(f"{place}: expected msgpack of a list of keys")
                 yield key
 
 
 def _unpack_list(location: str, value: bytes | memoryview | None) -> list[Any]:
-    """A list, or a tuple, that was packed; its text comes as bytes."""
+    """Return a packed list or tuple; its strings are bytes."""
     if value is None:
         raise InputError(f"{location}: not there")
     try:
         found = msgpack.unpackb(value, raw=True)
     except (ValueError, msgpack.UnpackException) as error:
-        raise InputError(f"{location}: no msgpack: {format_error(error)}") from None
+        raise InputError(f"{location}: expected msgpack: {format_error(error)}") from None
     if not isinstance(found, list):
-        raise InputError(f"{location}: msgpack of {type(found).__name__}, wanted a list")
+        raise InputError(f"{location}: msgpack of {type(found).__name__}, expected a list")
     return found

@@ -1,6 +1,4 @@
-"""Packs from packs: several into one, one into two of different identities, and one with other labels, or without some of its
-images. Images keep their bytes.
-"""
+"""Packs from packs: merge several, split by identities, change labels, select images. Images keep their bytes."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,17 +14,23 @@ from partialfc.errors import InputError
 from partialfc.runtime import counter_rng
 from partialfc.runtime.progress import progress_bar
 
-DROP = -1  # the label of an image that is left out
+DROP = -1  # label of a removed image
 
 _Relabeling = list[
     tuple[RecordDataset, NDArray[np.int64]]
-]  # of each pack, [num_classes] its classes' new numbers; -1: out
+]  # new class numbers for each pack, `[num_classes]`; -1: removed
 
 
 def merge(packs: Sequence[Path], folder: Path, *, progress: bool = False) -> tuple[int, int]:
-    """Write the images of all `packs` to `folder`, the classes of each after those of the one before, and no two taken
-    for one; returns the numbers of classes and of images. May be repeated where it was interrupted. InputError where
-    a pack cannot be read, or its images are of another size.
+    """Write the images of all `packs` to `folder`; the classes of each follow those of the previous one.
+
+    Rerun the same call to resume.
+
+    Returns:
+        Numbers of classes and images.
+
+    Raises:
+        InputError: If a pack cannot be read, or image sizes differ.
     """
     chosen: _Relabeling = []
     first = 0
@@ -48,17 +52,23 @@ def split(
     seed: int = 0,
     progress: bool = False,
 ) -> list[tuple[int, int]]:
-    """Write all images of `num_identities` drawn classes to `held_out_folder`, and those of the others to `train_folder`; returns the numbers
-    of classes and of images of `train_folder` and of `held_out_folder`. Classes are renumbered in their order; those without an image
-    are in neither. InputError where the pack cannot be read, or has no more identities than are drawn.
+    """Split a pack by identity: `num_identities` random classes are held out.
+
+    Classes are renumbered in order. Classes without images are dropped.
+
+    Returns:
+        Numbers of classes and images of `train_folder` and of `held_out_folder`.
+
+    Raises:
+        InputError: If the pack cannot be read, or has too few identities.
     """
     dataset = RecordDataset(pack)
     if train_folder.resolve() == held_out_folder.resolve():
-        raise InputError(f"{train_folder}: wanted two different folders")
+        raise InputError(f"{train_folder}: expected two different folders")
     present = np.unique(dataset.labels(progress=progress))
     if not 0 < num_identities < len(present):
         raise InputError(
-            f"{num_identities} identities to hold out of {pack}; wanted 1 to {len(present) - 1}, as it has {len(present)}"
+            f"{num_identities} identities to hold out of {pack}; expected 1 to {len(present) - 1}, as it has {len(present)}"
         )
     places = counter_rng.permute_indices(
         counter_rng.derive_key(seed, "held out"), np.arange(num_identities), len(present)
@@ -76,8 +86,15 @@ def split(
 def select_images(
     pack: Path, folder: Path, keep_mask: NDArray[np.bool_], *, progress: bool = False
 ) -> tuple[int, int]:
-    """Write to `folder` those images of a pack that `keep_mask` [n] names; returns the numbers of classes and of images. Classes
-    stay, those without an image, too. May be repeated where it was interrupted. InputError where the pack cannot be read.
+    """Write the images of a pack that `keep_mask` `[n]` selects to `folder`.
+
+    Class numbers do not change. Rerun the same call to resume.
+
+    Returns:
+        Numbers of classes and images.
+
+    Raises:
+        InputError: If the pack cannot be read.
     """
     dataset = RecordDataset(pack)
     labels = np.where(keep_mask, dataset.labels(progress=progress), DROP)
@@ -89,8 +106,15 @@ def select_images(
 def write_relabeled(
     pack: Path, folder: Path, labels: NDArray[np.int64], num_classes: int, *, progress: bool = False
 ) -> tuple[int, int]:
-    """Write to `folder` the images of a pack under other labels [n], those of OUT left out; returns the numbers of classes and of
-    images. May be repeated where it was interrupted. InputError where the pack cannot be read.
+    """Write the images of a pack to `folder` with other labels `[n]`; images with the label DROP are removed.
+
+    Rerun the same call to resume.
+
+    Returns:
+        Numbers of classes and images.
+
+    Raises:
+        InputError: If the pack cannot be read.
     """
     require_distinct_folders(folder, [pack])
     dataset = RecordDataset(pack)
@@ -105,13 +129,13 @@ def write_relabeled(
 
 
 def require_distinct_folders(folder: Path, packs: Iterable[Path]) -> None:
-    """InputError where what is written would be one of the packs that are read."""
+    """Raise InputError if the output folder is one of the packs to read."""
     if folder.resolve() in {pack.resolve() for pack in packs}:
-        raise InputError(f"{folder}: wanted another folder than that of a pack which is read")
+        raise InputError(f"{folder}: expected a folder other than the input packs")
 
 
 def _carry_names(chosen: _Relabeling, folder: Path) -> None:
-    """Give classes the names that they had in their packs."""
+    """Copy the names of classes from their packs."""
     names: dict[int, str] = {}
     for dataset, numbers in chosen:
         for label, name in read_names(dataset.path.parent).items():
@@ -140,14 +164,14 @@ def _write_merged(
 
 
 def _common_image_size(relabeling: _Relabeling) -> int:
-    """The size of all images; looks at the first of each pack."""
+    """Return the size of all images, checking the first image of each pack."""
     height = None
     for dataset, _ in relabeling:
         found = dataset[0][0].shape[:2]
-        wanted = (height or found[0],) * 2
-        if found != wanted:
+        expected = (height or found[0],) * 2
+        if found != expected:
             raise InputError(
-                f"{dataset.path}: images of {found[0]} x {found[1]}, wanted {wanted[0]} x {wanted[1]}"
+                f"{dataset.path}: images of {found[0]} x {found[1]}, expected {expected[0]} x {expected[1]}"
             )
         height = found[0]
     assert height is not None

@@ -13,7 +13,11 @@ _ESCAPED = (("\\", "\\\\"), ("\t", "\\t"), ("\n", "\\n"), ("\r", "\\r"))
 
 
 def read_names(folder: Path) -> dict[int, str]:
-    """Return the name of each class that has one; none if the pack keeps no names. InputError names a damaged line."""
+    """Return the name of each class that has one; empty if the pack has no names.
+
+    Raises:
+        InputError: If a line is damaged.
+    """
     path = folder / NAMES
     if not path.is_file():
         return {}
@@ -30,7 +34,7 @@ def read_names(folder: Path) -> dict[int, str]:
 
 
 def write_names(folder: Path, names: Mapping[int, str]) -> None:
-    """Write the names of a pack's classes; no file if none has a name."""
+    """Write the names of a pack's classes; no file without names."""
     if not names:
         (folder / NAMES).unlink(missing_ok=True)
         return
@@ -40,9 +44,9 @@ def write_names(folder: Path, names: Mapping[int, str]) -> None:
 
 
 def folders_of(names: Mapping[int, str], num_classes: int) -> list[str]:
-    """Return a folder for each class, all different: its name, or its number where the name cannot be a folder.
+    """Return a unique folder name for each class: its name, or its number if the name is not usable.
 
-    A name is used if one class has it, no number of another class equals it, and it leads to no other place.
+    A name is used if it belongs to one class only, equals no number of another class, and contains no path.
     """
     digits = len(str(num_classes - 1))
     usable = _usable(names)

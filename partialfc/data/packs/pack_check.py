@@ -1,4 +1,4 @@
-"""Whether a pack is whole, and what of a damaged one can be read."""
+"""Verification of a pack, and recovery of the readable images of a damaged one."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -23,40 +23,52 @@ from partialfc.errors import InputError
 from partialfc.runtime.exit_codes import format_error
 from partialfc.runtime.progress import map_in_threads, progress_bar
 
-_STRIDE = 1 << 20  # words of 4 bytes in which the next record is looked for at a time
+_STRIDE = 1 << 20  # words of 4 bytes per block in the search for the next record
 
 
 @dataclass
 class PackCheck:
-    """What a check of a pack has found."""
+    """Result of checking a pack."""
 
     dialect: str | None = None  # None: it cannot be opened
-    num_images: int = 0  # that can be read
-    problems: list[str] = field(default_factory=list)  # a line each
+    num_images: int = 0  # readable images
+    problems: list[str] = field(default_factory=list)  # one line each
 
 
 def check_pack(folder: Path, *, progress: bool = False) -> PackCheck:
-    """Reads the whole .rec, whatever its index says, and decodes every image. Damage that a JPEG decoder passes over,
-    as most do with pixels that are lost, is not noticed: the format has no checksums. InputError or OSError where
-    there is no .rec, or its `property` is none, or no image can be read.
+    """Read the whole .rec, independent of its index, and decode every image.
+
+    Damage that a JPEG decoder ignores, as most do for lost pixels, is not detected: the format has no
+    checksums.
+
+    Returns:
+        Counts and problems.
+
+    Raises:
+        InputError: If `property` is invalid, or no image is readable.
+        OSError: If there is no .rec.
     """
     findings = _open_pack(folder)
     for _ in _iter_readable(folder, findings, progress):
         pass
     if not findings.num_images:
-        raise InputError(
-            f"{find_record_file(folder)}: no image that can be read; {'; '.join(findings.problems[:1])}"
-        )
+        raise InputError(f"{find_record_file(folder)}: no readable image; {'; '.join(findings.problems[:1])}")
     return findings
 
 
 def repair_pack(folder: Path, target: Path, *, progress: bool = False) -> PackCheck:
-    """Write a pack of all images that can be read, in the order of the .rec, to `target`, with an index of its own;
-    returns what is wrong with the damaged one, which stays as it is. Classes stay. May be repeated where it was
-    interrupted. InputError where nothing can be read, else as check.
+    """Write all readable images, in the order of the .rec, to a new pack `out_folder` with its own index.
+
+    Class numbers do not change, and the damaged pack is not modified. Rerun the same call to resume.
+
+    Returns:
+        Check of the damaged pack.
+
+    Raises:
+        InputError: If nothing is readable, or as in `check_pack`.
     """
     if folder.resolve() == target.resolve():
-        raise InputError(f"{target}: wanted another folder than that of the pack")
+        raise InputError(f"{target}: expected a folder other than the pack")
     path, known = find_record_file(folder), read_property(folder / "property")
     findings = _open_pack(folder)
 
@@ -85,15 +97,15 @@ def _open_pack(folder: Path) -> PackCheck:
 def _first_image_size(samples: Iterable[EncodedSample], path: Path) -> int:
     for _, encoded in samples:
         return images.decode(encoded).shape[0]
-    raise InputError(f"{path}: no image that can be read")
+    raise InputError(f"{path}: no readable image")
 
 
 def _iter_readable(folder: Path, result: PackCheck, progress: bool) -> Iterator[EncodedSample]:
-    """The images that can be read; what cannot goes to `result`."""
+    """Yield the readable images; problems are added to `result`."""
     path, known = find_record_file(folder), read_property(folder / "property")
 
     def looked_at(found: tuple[int, bytes | CorruptRecordError]) -> EncodedSample | str | None:
-        """An image with its class, or what is wrong with it; None: something else."""
+        """Return an image with its class, or its problem; None for other records."""
         offset, content = found
         if isinstance(content, CorruptRecordError):
             return f"{path}: {content}"
@@ -113,19 +125,23 @@ def _iter_readable(folder: Path, result: PackCheck, progress: bool) -> Iterator[
 
 
 def _parse_image(content: bytes, known: PackProperty | None) -> EncodedSample | None:
-    """None for the pack's header, or an identity. InputError says what is wrong."""
+    """Return an image with its class; None for the pack header or an identity record.
+
+    Raises:
+        InputError: If the record is damaged.
+    """
     header, payload = unpack(content)
     if not len(payload) and header.flag:
         return None
     label = label_from_header(header, in_id2=known is not None and known.labels_in_id2)
     if not 0 <= label < (known.num_classes if known else 1 << 31):
-        raise InputError(f"label {label}, which is none of the classes")
+        raise InputError(f"label {label}, which is not a class of the pack")
     images.decode(payload)
     return label, bytes(payload)
 
 
 def _iter_records(buffer: memoryview) -> Iterator[tuple[int, bytes | CorruptRecordError]]:
-    """Offset and content of every record; where none is, an error, and on with the next that is whole."""
+    """Yield offset and contents of every record; for damage an error, followed by the next valid record."""
     words = np.frombuffer(buffer, "<u4", len(buffer) // 4)
     offset = 0
     while offset < len(buffer):
@@ -133,7 +149,7 @@ def _iter_records(buffer: memoryview) -> Iterator[tuple[int, bytes | CorruptReco
             record, end = read_record(buffer, offset)
             if _contains_magic(words, offset, end, len(record)):
                 raise CorruptRecordError(
-                    f"record at byte {offset}: holds the start of another; its length is wrong"
+                    f"record at byte {offset}: contains the start of another record; its length is wrong"
                 )
             yield offset, bytes(record)
         except CorruptRecordError as error:
@@ -143,12 +159,12 @@ def _iter_records(buffer: memoryview) -> Iterator[tuple[int, bytes | CorruptReco
 
 
 def _contains_magic(words: NDArray[np.uint32], offset: int, end: int, length: int) -> bool:
-    """Whether the magic stands in a record of one part, where a writer would have split it."""
+    """Return True if the magic number occurs in a one-part record, which a writer would have split."""
     return end - offset < length + 12 and bool((words[offset // 4 + 1 : end // 4] == MAGIC).any())
 
 
 def _next_record(buffer: memoryview, words: NDArray[np.uint32], offset: int) -> int:
-    """Where the next record starts that can be read; the end of the file where there is none."""
+    """Return the offset of the next readable record, or the end of the file."""
     for start in range(offset // 4, len(words), _STRIDE):
         for place in np.flatnonzero(words[start : start + _STRIDE] == MAGIC).tolist():
             try:

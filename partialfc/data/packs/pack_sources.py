@@ -1,4 +1,4 @@
-"""From faces to a pack: sources merged, renumbered, resized where they have to be, and written."""
+"""Packing of images: sources are merged, relabeled, resized if necessary, and written."""
 
 import hashlib
 import itertools
@@ -18,22 +18,22 @@ from partialfc.runtime import counter_rng
 from partialfc.runtime.exit_codes import format_error
 from partialfc.runtime.progress import map_in_threads, progress_bar
 
-DAMAGED = "damaged.txt"  # in a pack's folder: the images that could not be read
+DAMAGED = "damaged.txt"  # in a pack's folder: the unreadable images
 _JPEG = b"\xff\xd8\xff"
 
 
 @dataclass(frozen=True)
 class PackOptions:
-    """How images are packed."""
+    """Options of packing."""
 
-    size: int = 112  # pixels, height and width
-    quality: int = 95  # of the JPEGs made of images that are no JPEG of that size
-    min_images: int | None = None  # identities with fewer are left out; unset, one without any is an error
-    shuffle: int | None = None  # seed of the order of the images; unset, by source, and as they stand there
-    root: Path | None = None  # of the paths in .lst listings; unset, the folder of each
-    skip_damaged: bool = (
-        False  # leave out images that cannot be read; else they are an error, all of them at once
+    size: int = 112  # height and width in pixels
+    quality: int = 95  # JPEG quality of images that are re-encoded
+    min_images: int | None = (
+        None  # identities with fewer are removed; None: an identity without images is an error
     )
+    shuffle: int | None = None  # seed of the image order; None: order of the sources
+    root: Path | None = None  # root of the paths in .lst files; None: the folder of each file
+    skip_damaged: bool = False  # skip unreadable images; otherwise they are one error, reported at the end
 
     def __post_init__(self) -> None:
         bounds = (
@@ -45,19 +45,29 @@ class PackOptions:
         for name, low, high in bounds:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
-                raise InputError(f"--{name.replace('_', '-')} {value}: wanted {low} to {high}")
+                raise InputError(f"--{name.replace('_', '-')} {value}: expected {low} to {high}")
 
 
 def pack_images(
     inputs: Sequence[Path], folder: Path, options: PackOptions = PackOptions(), *, progress: bool = False
 ) -> tuple[int, int]:
-    """Pack the sources at `inputs` into `folder`; returns the numbers of identities and of images.
+    """Pack the sources at `inputs` into `folder`.
 
-    What a source may be: see sources.opened. The identities of each source follow those of the source before, and
-    no two are taken for one. A JPEG of the wanted size keeps its bytes; anything else is resized and encoded.
-    A call that was interrupted is gone on with by the same call, and ends in the same bytes. progress: show a bar
-    on stderr. Images that cannot be read are listed in DAMAGED; InputError says how many they are, unless they are
-    skipped, and names an identity without images.
+    The identities of each source follow those of the previous one. A JPEG of the target size keeps its bytes;
+    anything else is resized and re-encoded. Unreadable images are listed in DAMAGED. Rerun the same call to
+    resume; the result is bitwise identical.
+
+    Args:
+        inputs: Sources, see `sources.open_source`.
+        folder: Folder of the pack.
+        options: Options of packing.
+        progress: Whether to show a progress bar on stderr.
+
+    Returns:
+        Numbers of identities and images.
+
+    Raises:
+        InputError: If images are unreadable and not skipped, or if an identity has no images.
     """
     sparse = options.min_images is not None
     sources = [_relabel(open_source(path, allow_empty=sparse, root=options.root), options) for path in inputs]
@@ -81,12 +91,12 @@ def pack_images(
 
 
 def _names(sources: Sequence["_RelabeledSource"]) -> dict[int, str]:
-    """Return the names of all classes, those of each source after those of the source before, as in `_iter_merged`."""
+    """Return the names of all classes, in the order of `_iter_merged`."""
     found: dict[int, str] = {}
     first = 0
     for one in sources:
         names = one.source.names()
-        if not names:  # a stream, whose classes are known once it is read
+        if not names:  # a stream, whose classes are known once it has been read
             return {}
         kept = {label: label for label in names} if one.classes is None else one.classes
         found |= {first + new: names[old] for old, new in kept.items()}
@@ -95,7 +105,7 @@ def _names(sources: Sequence["_RelabeledSource"]) -> dict[int, str]:
 
 
 class _Damaged:
-    """Images that could not be read, kept with an unfinished pack, so that an interrupted call resumes."""
+    """List of unreadable images, stored with an unfinished pack so that it can be resumed."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._path = folder, folder / ".packing" / "damaged"
@@ -103,7 +113,7 @@ class _Damaged:
         self._known = {int(place): text for place, _, text in (it.partition("\t") for it in lines)}
 
     def first_after(self, done: int) -> int:
-        """Return the place of the first image that is to be read, given how many are packed."""
+        """Return the index of the first image to read, given the number of packed images."""
         place, packed = 0, 0
         for damaged in sorted(self._known):
             if packed + damaged - place > done:
@@ -115,7 +125,11 @@ class _Damaged:
     def passed(
         self, samples: Iterable[EncodedSample | InputError], start: int, packing: PackOptions
     ) -> Iterator[EncodedSample]:
-        """Yield the samples without the damaged ones, which are listed. InputError at the end unless they are skipped."""
+        """Yield the samples without the unreadable ones, which are listed.
+
+        Raises:
+            InputError: At the end, unless unreadable images are skipped.
+        """
         with self._path.open("a", errors="surrogateescape") as file:
             for place, sample in enumerate(samples, start):
                 if not isinstance(sample, InputError):
@@ -131,8 +145,8 @@ class _Damaged:
             listing.write_text("".join(f"{it}\n" for it in texts), errors="surrogateescape")
         if texts and not packing.skip_damaged:
             raise InputError(
-                f"{self._folder}: {len(texts)} images cannot be read, listed in {listing}; the first: {texts[0]}; pass "
-                "--skip-damaged to leave them out"
+                f"{self._folder}: {len(texts)} unreadable images, listed in {listing}; the first: {texts[0]}; pass "
+                "--skip-damaged to skip them"
             )
 
 
@@ -145,11 +159,11 @@ def _sample(face: PackItem, packing: PackOptions) -> EncodedSample | InputError:
 
 @dataclass(frozen=True)
 class _RelabeledSource:
-    """A source with other classes for its own."""
+    """Source with changed class numbers."""
 
     source: Source
-    total: int | None  # images; None where only going through them tells
-    classes: dict[int, int] | None = None  # of those that are kept; unset: all, as they are
+    total: int | None  # number of images; None if unknown before reading
+    classes: dict[int, int] | None = None  # new number of each retained class; None: all classes unchanged
 
     def faces(self) -> Iterator[PackItem]:
         for face in self.source.items():
@@ -160,7 +174,7 @@ class _RelabeledSource:
 
 
 def _relabel(source: Source, packing: PackOptions) -> _RelabeledSource:
-    """Without the identities that have too few images."""
+    """Return the source without the identities that have too few images."""
     if packing.min_images is None:
         return _RelabeledSource(source, source.num_images())
     counts = Counter(source.labels())
@@ -170,11 +184,11 @@ def _relabel(source: Source, packing: PackOptions) -> _RelabeledSource:
 
 
 def _shuffle(inputs: Sequence[Path], sources: Sequence[_RelabeledSource], seed: int) -> _RelabeledSource:
-    """All images of the sources in the order of a seed."""
+    """Return all images of the sources in a seeded random order."""
     for path, it in zip(inputs, sources, strict=True):
         if not isinstance(it.source, FileSource):
             raise InputError(
-                f"{path}: --shuffle wants folders of identities or .lst listings; this is read as a stream"
+                f"{path}: --shuffle requires folders of identities or .lst files; this source is a stream"
             )
     faces = list(_iter_merged(sources))
     order = counter_rng.permute_indices(
@@ -184,7 +198,7 @@ def _shuffle(inputs: Sequence[Path], sources: Sequence[_RelabeledSource], seed: 
 
 
 def _iter_merged(sources: Iterable[_RelabeledSource]) -> Iterator[PackItem]:
-    """The sources one after the other, the classes of each after those before."""
+    """Yield the images of all sources; the classes of each follow those of the previous one."""
     first = end = 0
     for source in sources:
         for face in source.faces():
@@ -200,7 +214,7 @@ def _total_images(sources: Sequence[_RelabeledSource]) -> int | None:
 
 
 def _plan_hash(packing: PackOptions, sources: Sequence[Source]) -> str:
-    """Another one where something else would be packed."""
+    """Return a hash that changes with everything that affects the pack."""
     digest = hashlib.sha256(repr(replace(packing, skip_damaged=False)).encode())
     for source in sources:
         digest.update(b"source")

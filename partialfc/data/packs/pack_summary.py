@@ -1,4 +1,4 @@
-"""What is in a pack: counts, sizes, and a picture of its images."""
+"""Summary of a pack: counts, sizes, and an image grid."""
 
 import itertools
 from dataclasses import dataclass
@@ -12,31 +12,31 @@ from partialfc.data.dataset import RecordDataset
 from partialfc.runtime import counter_rng
 from partialfc.runtime.progress import progress_bar
 
-_SHOWN = 256  # images of which the sizes are looked at
+_SHOWN = 256  # images whose sizes are read
 _BINS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 1 << 62)
 
 
 @dataclass(frozen=True)
 class PackSummary:
-    """What a pack holds."""
+    """Summary of a pack."""
 
-    dialect: str  # who writes such packs, and what marks them
+    dialect: str  # tool that writes such packs, and its distinguishing features
     num_images: int
-    num_classes: int  # as the pack says
-    num_bytes: int  # of the .rec
-    sizes: dict[str, int]  # `height x width`: how many of the images looked at
-    images_per_class: NDArray[np.int64]  # [num_classes] images of each
+    num_classes: int  # according to the pack
+    num_bytes: int  # size of the .rec
+    sizes: dict[str, int]  # `height x width`: number of images, among those read
+    images_per_class: NDArray[np.int64]  # `[num_classes]`
 
     def format_lines(self) -> list[str]:
-        """For people."""
+        """Return the summary as human-readable lines."""
         counts = self.images_per_class[self.images_per_class > 0]
         sizes = ", ".join(f"{size} ({number})" for size, number in sorted(self.sizes.items()))
         lines = [
             f"{self.dialect}",
             f"{self.num_images:,} images of {len(counts):,} identities in {self.num_bytes / 1e9:.3g} GB; "
-            f"{self.num_classes:,} classes, {self.num_classes - len(counts):,} of them without an image",
-            f"sizes of {sum(self.sizes.values())} looked at: {sizes}",
-            f"images of an identity: {counts.min()} to {counts.max()}, median {np.median(counts):g}",
+            f"{self.num_classes:,} classes, {self.num_classes - len(counts):,} of them without images",
+            f"sizes of {sum(self.sizes.values())} images: {sizes}",
+            f"images per identity: {counts.min()} to {counts.max()}, median {np.median(counts):g}",
         ]
         for low, high in itertools.pairwise(_BINS):
             number = int(((counts >= low) & (counts < high)).sum())
@@ -50,7 +50,14 @@ class PackSummary:
 
 
 def summarize_pack(folder: Path, *, progress: bool = False) -> PackSummary:
-    """Reads the header of every image, and decodes some. InputError where the pack cannot be read."""
+    """Read the header of every image and decode some images.
+
+    Returns:
+        Summary of the pack.
+
+    Raises:
+        InputError: If the pack cannot be read.
+    """
     dataset = RecordDataset(folder)
     per_class = np.zeros(dataset.num_classes, np.int64)
     for sample in progress_bar(range(len(dataset)), "reading", enabled=progress):
@@ -65,14 +72,14 @@ def summarize_pack(folder: Path, *, progress: bool = False) -> PackSummary:
 
 
 def write_image_grid(folder: Path, path: Path, *, columns: int = 16, rows: int = 10, size: int = 112) -> None:
-    """A picture of images from all over the pack, the same every time; PNG or JPEG by its name."""
+    """Write a grid of images from all parts of the pack, the same every time; PNG or JPEG by suffix."""
     dataset = RecordDataset(folder, image_size=size)
     faces = (dataset[sample][0] for sample in _fixed_sample(len(dataset), rows * columns))
     images.write(path, images.image_grid(faces, columns, rows))
 
 
 def _fixed_sample(length: int, count: int) -> list[int]:
-    """`count` of range(length), or all: a fixed choice."""
+    """Return `count` of range(length), or all: a fixed selection."""
     chosen = counter_rng.permute_indices(
         counter_rng.derive_key(0, "shown"), np.arange(min(count, length)), length
     )

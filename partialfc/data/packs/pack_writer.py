@@ -1,8 +1,8 @@
-"""A pack as it grows: train.rec, train.idx and property, whole or not at all, and gone on with where it was cut off.
+"""Writer of packs: train.rec, train.idx and property appear atomically, and an interrupted writer resumes.
 
-While it grows everything is in OUT/.packing: `plan` (what is packed), `journal` (offset and class of each image,
-two int64) and train.rec. The journal is never ahead of the records, so whatever was killed when, its images are
-there, and what follows them is cut off.
+Unfinished files are in OUT/.packing: `plan` (what is packed), `journal` (offset and class of each image, two
+int64) and train.rec. The journal is never ahead of the records. After a crash, its images are therefore
+complete, and everything after them is truncated.
 """
 
 import hashlib
@@ -23,14 +23,14 @@ from partialfc.runtime.files import atomic_write, file_fingerprint, file_lock
 
 EncodedSample = tuple[int, bytes]  # class and encoded image
 
-_MAX_CLASSES_PER_IMAGE = 1000  # classes for each image; with more, their numbers are something else
-_FLUSH_EVERY = 1024  # images between two writes to the disk
+_MAX_CLASSES_PER_IMAGE = 1000  # classes per image; with more, the class numbers are probably something else
+_FLUSH_EVERY = 1024  # images between two flushes
 
 
 def write_pack(
     folder: Path, samples: Iterable[EncodedSample], *, size: int, num_classes: int | None = None
 ) -> tuple[int, int]:
-    """As resume_pack, from the beginning."""
+    """Write a pack from scratch; see `resume_pack`."""
     return resume_pack(folder, lambda done: samples, plan=None, size=size, num_classes=num_classes)
 
 
@@ -42,15 +42,26 @@ def resume_pack(
     size: int,
     num_classes: int | None = None,
 ) -> tuple[int, int]:
-    """Write train.rec, train.idx and property into `folder`; returns the numbers of classes that have images, and of images.
+    """Write train.rec, train.idx and property into `folder`.
 
-    samples: given how many images are there already, the others, [size, size] each. plan: names what is packed; a
-    call with another one, or none, starts from the beginning. num_classes: unset, one more than the largest class.
-    The layout is that of the MS1M packs: images at keys 1..N, after them an identity record for each class, where
-    the images came by ascending class (else there are none), and at the end a key-0 header
-    [N + 1, N + 1 + num_classes]. Every image has its class in `id2`, too: float32 does not hold those from 2^24 on,
-    and then `property` says that they stand there. InputError where there is no image, where nearly all classes would
-    have none, or another process is at work; OSError where it cannot be written.
+    The layout is that of the MS1M packs: images at keys 1..N; an identity record per class if images are
+    sorted by class; a key-0 header [N + 1, N + 1 + num_classes] at the end. Every image also has its class in
+    `id2`, since float32 is not exact from 2^24 on; `property` then declares this.
+
+    Args:
+        folder: Folder of the pack.
+        samples: Called with the number of packed images; returns the remaining ones, `[size, size]` each.
+        plan: Identifies the contents; a call with another plan, or without one, starts from scratch.
+        num_classes: Number of classes; None: one more than the largest class.
+        size: Height and width of the images.
+
+    Returns:
+        Numbers of classes with images, and of images.
+
+    Raises:
+        InputError: If there are no images, if almost all classes have none, or if another process is
+            writing.
+        OSError: If a file cannot be written.
     """
     temporary = folder / ".packing"
     temporary.mkdir(parents=True, exist_ok=True)
@@ -70,7 +81,7 @@ def resume_pack(
 
 
 def pack_version(path_rec: Path) -> str:
-    """Another one after any change of a pack."""
+    """Return a string that changes with any change of a pack."""
     files = (path_rec, path_rec.with_suffix(".idx"), path_rec.with_name("property"))
     return hashlib.sha256(
         "\n".join(file_fingerprint(path) for path in files if path.exists()).encode()
@@ -79,7 +90,7 @@ def pack_version(path_rec: Path) -> str:
 
 @contextmanager
 def _name_os_errors(temporary: Path) -> Iterator[None]:
-    """A full disk is an OSError without a place; here it gets one."""
+    """Add a path to OSErrors without one, such as a full disk."""
     try:
         yield
     except OSError as error:
@@ -93,7 +104,7 @@ def _read_text(path: Path) -> str | None:
 
 
 def _start_over(temporary: Path, plan: str) -> None:
-    (temporary / "plan").unlink(missing_ok=True)  # first: what an interruption leaves here has none
+    (temporary / "plan").unlink(missing_ok=True)  # first: what an interruption leaves here has no plan
     for path in temporary.iterdir():
         if path.name != "lock":
             path.unlink()
@@ -101,7 +112,7 @@ def _start_over(temporary: Path, plan: str) -> None:
 
 
 def _append(temporary: Path, samples: Callable[[int], Iterable[EncodedSample]]) -> None:
-    """The images that are not there yet."""
+    """Append the remaining images."""
     done, end = _truncate_to_journal(temporary)
     written: list[tuple[int, int]] = []
     with (temporary / "train.rec").open("ab") as records, (temporary / "journal").open("ab") as journal:
@@ -123,7 +134,7 @@ def _flush(records: BinaryIO, journal: BinaryIO, written: list[tuple[int, int]])
 
 
 def _truncate_to_journal(temporary: Path) -> tuple[int, int]:
-    """Removes what is not a whole image with its entry; returns how many are left, and where they end."""
+    """Truncate incomplete images; return the number of complete ones and the offset of their end."""
     journal = _read_journal(temporary)
     end = 0
     if len(journal):
@@ -135,23 +146,23 @@ def _truncate_to_journal(temporary: Path) -> tuple[int, int]:
 
 
 def _read_journal(temporary: Path) -> NDArray[np.int64]:
-    """[n, 2]: offset and class."""
+    """Return `[n, 2]`: offset and class."""
     path = temporary / "journal"
     words = np.fromfile(path, "<i8") if path.exists() else np.empty(0, "<i8")
     return words[: len(words) // 2 * 2].reshape(-1, 2)
 
 
 def _finalize(temporary: Path, size: int, num_classes: int | None) -> None:
-    """What follows the images in train.rec; the index; property."""
+    """Append the trailing records to train.rec, and write the index and property."""
     offsets, labels = _read_journal(temporary).T
     if not len(labels):
-        raise InputError(f"{temporary.parent}: no image to pack")
+        raise InputError(f"{temporary.parent}: no images to pack")
     if num_classes is None:
         num_classes = int(labels.max()) + 1
         if num_classes > _MAX_CLASSES_PER_IMAGE * len(labels):
             raise InputError(
-                f"{temporary.parent}: class {num_classes - 1}, but {len(labels)} images; wanted classes numbered from 0, "
-                f"as --min-images 1 does"
+                f"{temporary.parent}: class {num_classes - 1}, but {len(labels)} images; expected classes numbered from 0; "
+                "--min-images 1 renumbers them"
             )
     with (temporary / "train.rec").open("ab") as records, (temporary / "train.idx").open("w") as index:
         index.writelines(f"{key}\t{offset}\n" for key, offset in enumerate(offsets.tolist(), 1))
@@ -168,7 +179,7 @@ def _finalize(temporary: Path, size: int, num_classes: int | None) -> None:
 
 
 def _trailing_records(labels: NDArray[np.int64], num_classes: int) -> Iterable[tuple[int, tuple[int, int]]]:
-    """Key and labels of each record that follows the images: [first, end) of each class's keys, and the header."""
+    """Yield key and labels of the records after the images: [first, end) of each class's keys, and the header."""
     after = len(labels) + 1
     if (labels[1:] >= labels[:-1]).all():
         ends = np.bincount(labels, minlength=num_classes).cumsum() + 1
@@ -180,7 +191,7 @@ def _trailing_records(labels: NDArray[np.int64], num_classes: int) -> Iterable[t
 
 
 def _publish(temporary: Path, folder: Path) -> None:
-    """Instead of what stood there; `property` is there when all is."""
+    """Move the files into place; `property` is last."""
     if (temporary / "train.rec").exists():
         for name in ("property", "train.idx"):
             (folder / name).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Verification sets: the pairs of a listing as a .bin."""
+"""Verification sets: pairs of a list as a .bin file."""
 
 import math
 import pickle
@@ -10,22 +10,31 @@ from partialfc.runtime.files import atomic_write
 
 
 def write_pairs(path: Path, encoded: list[bytes], is_same: list[bool]) -> None:
-    """A .bin set: the pickle of (images, issame), images 2 i and 2 i + 1 being pair i."""
+    """Write a .bin set: the pickle of (images, issame); images 2 i and 2 i + 1 are pair i."""
     assert len(encoded) == 2 * len(is_same)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
         temporary.write_bytes(pickle.dumps((encoded, is_same), protocol=4))
 
 
-PersonImage = tuple[str, int]  # a person's name and the number of the image
+PersonImage = tuple[str, int]  # name of a person and number of the image
 
 
 def pack_pairs(listing: Path, folder: Path, path: Path) -> int:
-    """Pack the pairs of a listing in the format of LFW's pairs.txt into a .bin; returns their number.
+    """Pack the pairs of a list in the format of LFW's pairs.txt into a .bin file.
 
-    listing: a first line of folds and pairs (or of pairs alone), then `NAME i j` for two images of one person
-    and `NAME i OTHER j` for images of two; image i of NAME is folder/NAME/NAME_0001.jpg for i = 1. InputError
-    names a line that is neither, a number of pairs that disagrees, and an image that cannot be read.
+    Args:
+        listing: The first line contains the numbers of folds and pairs, or of pairs only. The other lines are
+            `NAME i j` for two images of one person, and `NAME i OTHER j` for images of two. Image 1 of NAME is
+            folder/NAME/NAME_0001.jpg.
+        folder: Folder of the images.
+        path: File to write.
+
+    Returns:
+        Number of pairs.
+
+    Raises:
+        InputError: If a line is invalid, the number of pairs differs, or an image is unreadable.
     """
     lines = [
         line.split() for line in listing.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
@@ -33,12 +42,12 @@ def pack_pairs(listing: Path, folder: Path, path: Path) -> int:
     while lines and not lines[-1]:
         lines.pop()
     if not lines or len(lines[0]) not in (1, 2) or not all(map(_is_number, lines[0])):
-        raise InputError(f"{listing}, line 1: wanted the numbers of folds and of pairs, or of pairs alone")
+        raise InputError(f"{listing}, line 1: expected the numbers of folds and pairs, or of pairs only")
     pairs = [_parse_pair(f"{listing}, line {number}", fields) for number, fields in enumerate(lines[1:], 2)]
-    wanted = 2 * math.prod(int(field) for field in lines[0])
-    if len(pairs) != wanted:
+    expected = 2 * math.prod(int(field) for field in lines[0])
+    if len(pairs) != expected:
         raise InputError(
-            f"{listing}: {len(pairs)} pairs, wanted {wanted} as line 1 says: as many same as different"
+            f"{listing}: {len(pairs)} pairs, expected {expected} according to line 1: equal numbers of same and different"
         )
     encoded = [_read_pair_image(folder, *shown) for pair in pairs for shown in pair]
     write_pairs(path, encoded, [first[0] == second[0] for first, second in pairs])
@@ -47,13 +56,13 @@ def pack_pairs(listing: Path, folder: Path, path: Path) -> int:
 
 def _parse_pair(location: str, fields: list[str]) -> tuple[PersonImage, PersonImage]:
     if "\0" in "".join(fields):
-        raise InputError(f"{location}: a zero byte; wanted NAME i j, or NAME i OTHER j")
+        raise InputError(f"{location}: contains a zero byte; expected NAME i j, or NAME i OTHER j")
     match fields:
         case [name, first, second] if _is_number(first) and _is_number(second):
             return (name, int(first)), (name, int(second))
         case [name, first, other, second] if _is_number(first) and _is_number(second):
             return (name, int(first)), (other, int(second))
-    raise InputError(f"{location}: {' '.join(fields)[:60]!r}, wanted NAME i j, or NAME i OTHER j")
+    raise InputError(f"{location}: {' '.join(fields)[:60]!r}, expected NAME i j, or NAME i OTHER j")
 
 
 def _is_number(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""Identities that two packs have images of in common."""
+"""Identities that two packs share."""
 
 from collections import Counter
 from pathlib import Path
@@ -9,8 +9,12 @@ from partialfc.data.perceptual_hash import Hashes, find_near_pairs, hash_images
 
 
 def find_shared_identities(first: Path, second: Path, *, progress: bool = False) -> Counter[tuple[int, int]]:
-    """Pairs of classes, of the `first` pack and the `second`, that have the same image, be it encoded anew, resized or mirrored
-    (see `find_near_pairs`): in how many pairs of images. InputError where one of them cannot be read.
+    """Return pairs of classes of the `first` and the `second` pack with common images, and the number of matches.
+
+    Re-encoded, resized and mirrored copies match, see `find_near_pairs`.
+
+    Raises:
+        InputError: If a pack cannot be read.
     """
     packs = [RecordDataset(pack) for pack in (first, second)]
     both = hash_pack(packs[0], mirrored=True, progress=progress)
@@ -20,7 +24,7 @@ def find_shared_identities(first: Path, second: Path, *, progress: bool = False)
 
 
 def hash_pack(pack: RecordDataset, *, mirrored: bool = False, progress: bool = False) -> Hashes:
-    """The hashes of a pack's images, see `hash_images`."""
+    """Return the hashes of a pack's images, see `hash_images`."""
 
     def pixels(image: int) -> ImageArray:
         found: ImageArray = pack[image][0]

@@ -1,4 +1,4 @@
-"""What is packed, image by image: folders of faces, listings, LMDB sets and WebDataset tars. Nothing is executed."""
+"""Sources of images: folders of faces, lists, LMDB sets and WebDataset tars. Nothing is executed."""
 
 import itertools
 import lzma
@@ -18,41 +18,48 @@ from partialfc.runtime.files import file_fingerprint
 
 
 class Source(Protocol):
-    """Images in a fixed order, which may be gone through repeatedly."""
+    """Images in a fixed order, which can be iterated repeatedly."""
 
     def items(self) -> Iterator[PackItem]:
-        """All images. ValueError names what is no image or has no class."""
+        """Yield all images.
+
+        Raises:
+            ValueError: If an entry is not an image or has no class.
+        """
 
     def labels(self) -> Iterator[int]:
-        """The classes alone, in the same order."""
+        """Yield the classes only, in the same order."""
 
     def num_images(self) -> int | None:
-        """How many images; None where only going through them tells."""
+        """Return the number of images; None if unknown before reading."""
 
     def fingerprint_parts(self) -> Iterator[str]:
-        """Others where the images or their classes are."""
+        """Return values that change with the images and their classes."""
 
     def names(self) -> dict[int, str]:
         """Return the names of the classes that have one."""
 
 
 def open_source(path: Path, *, allow_empty: bool, root: Path | None = None) -> Source:
-    """Open the source at `path`: a .lst, a .tar or a folder of such, an LMDB, or a folder of identities.
+    """Open the source at `path`: a .lst, a .tar or a folder of tars, an LMDB, or a folder of identities.
 
     Args:
-        path: A file or a folder.
-        sparse: Whether identities without images are skipped; else they are an error.
-        root: Folder of the paths in a .lst; None: that of the listing.
+        path: File or folder.
+        allow_empty: Whether identities without images are skipped; otherwise they are an error.
+        root: Root of the paths in a .lst; None: the folder of the .lst.
+
+    Returns:
+        The source.
 
     Raises:
-        InputError: It is of another kind, or has no images.
+        InputError: If it is of another kind, or has no images.
     """
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     if path.suffix == ".lst":
         return source_from_list(path, root)
     if path.suffix in (".lmdb", ".mdb") or (path / "data.mdb").exists():
-        from partialfc.data.packs.lmdb_source import LmdbSource  # here: of an extra of its own
+        from partialfc.data.packs.lmdb_source import LmdbSource  # imported late: an optional extra
 
         return LmdbSource(path)
     tars = [path] if path.suffix == ".tar" else sorted(path.glob("*.tar"))
@@ -60,29 +67,33 @@ def open_source(path: Path, *, allow_empty: bool, root: Path | None = None) -> S
         return TarSource(tars)
     if path.is_dir():
         return source_from_folders(path, allow_empty=allow_empty)
-    raise InputError(f"{path}: wanted a folder of identities, a .lst, an LMDB, a .tar or a folder of them")
+    raise InputError(f"{path}: expected a folder of identities, a .lst, an LMDB, a .tar or a folder of them")
 
 
 @dataclass(frozen=True)
 class FileSource:
-    """Images that are files of their own."""
+    """Images in separate files."""
 
     files: Sequence[PackItem]
 
     def items(self) -> Iterator[PackItem]:
+        """Yield all images."""
         return iter(self.files)
 
     def labels(self) -> Iterator[int]:
+        """Yield the classes only, in the same order."""
         return (face.label for face in self.files)
 
     def num_images(self) -> int | None:
+        """Return the number of images; None if unknown before reading."""
         return len(self.files)
 
     def fingerprint_parts(self) -> Iterator[str]:
+        """Yield values that change with the images and their classes."""
         return (f"{face.label} {file_fingerprint(Path(face.location))}" for face in self.files)
 
     def names(self) -> dict[int, str]:
-        """Return the name of the folder of each class's first image."""
+        """Return the folder name of each class's first image."""
         found: dict[int, str] = {}
         for face in self.files:
             found.setdefault(face.label, Path(face.location).parent.name)
@@ -90,18 +101,20 @@ class FileSource:
 
 
 def source_from_folders(folder: Path, *, allow_empty: bool) -> FileSource:
-    """folder/IDENTITY/IMAGE; classes follow the sorted names of the identities, images the sorted names in them.
-    InputError where there are no identities, or unless `allow_empty` one without images.
+    """Return the images folder/IDENTITY/IMAGE; classes follow the sorted identity names, images the sorted file names.
+
+    Raises:
+        InputError: If there are no identities or, unless `allow_empty`, one without images.
     """
     folders = [path for path in _entries(folder) if path.is_dir()]
     if not folders:
-        raise InputError(f"{folder}: no folders in it; wanted one folder of images for each identity")
+        raise InputError(f"{folder}: contains no folders; expected one folder of images per identity")
     found = []
     for label, identity in enumerate(folders):
         images = [str(path) for path in _entries(identity) if path.suffix.lower() in SUFFIXES]
         if not images and not allow_empty:
-            wanted = ", ".join(sorted(SUFFIXES))
-            raise InputError(f"{identity}: an identity without images; wanted {wanted}, or --min-images")
+            expected = ", ".join(sorted(SUFFIXES))
+            raise InputError(f"{identity}: contains no images; expected {expected}, or --min-images")
         found += [PackItem(label, image, image) for image in images]
     return FileSource(found)
 
@@ -111,9 +124,13 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def source_from_list(listing: Path, root: Path | None = None) -> FileSource:
-    """The files of a .lst, tab-separated and in its order, of either kind: im2rec's `number, label[, labels], path`,
-    or insightface's `aligned, path, label[, box]`. Paths are relative to `root`, or to the folder of the listing.
-    InputError names a line that is neither.
+    """Return the files of a tab-separated .lst, in its order.
+
+    Both formats are supported: im2rec's `number, label[, labels], path`, and insightface's `aligned, path,
+    label[, box]`. Paths are relative to `root`, or to the folder of the .lst.
+
+    Raises:
+        InputError: If a line has neither format.
     """
     found = []
     with listing.open(encoding="utf-8", errors="surrogateescape") as lines:
@@ -123,53 +140,57 @@ def source_from_list(listing: Path, root: Path | None = None) -> FileSource:
                 full = str((root or listing.parent) / path)
                 found.append(PackItem(label, full, full))
     if not found:
-        raise InputError(f"{listing}: an empty listing")
+        raise InputError(f"{listing}: is empty")
     return FileSource(found)
 
 
 def _parse_line(location: str, fields: list[str]) -> tuple[int, str]:
-    """Class and path. A path ends like an image's; im2rec's stands last."""
+    """Return class and path. A path ends with an image suffix; im2rec's is the last field."""
     for name, label in ((fields[-1], fields[1:2]), (fields[1] if len(fields) > 2 else "", fields[2:3])):
         if PurePosixPath(name).suffix.lower() in SUFFIXES and "\0" not in name and label:
             return parse_label(location, label[0]), name
     shown = " ".join(fields)[:60]
     raise InputError(
-        f"{location}: {shown!r}, wanted number, label, path, or aligned, path, label, between tabs"
+        f"{location}: {shown!r}, expected number, label, path, or aligned, path, label, between tabs"
     )
 
 
 @dataclass(frozen=True)
 class TarSource:
-    """WebDataset shards: NAME.jpg (or another image) beside NAME.cls, its class as text. Read as a stream, in order."""
+    """WebDataset shards: NAME.jpg (or another image) next to NAME.cls with its class as text. Read as a stream."""
 
     shards: Sequence[Path]
 
     def items(self) -> Iterator[PackItem]:
+        """Yield all images."""
         for shard in self.shards:
             for name, parts in _iter_groups(shard):
                 place = f"{shard}, {name}"
                 content = next((it for suffix, it in parts.items() if suffix in SUFFIXES), None)
                 if content is None or ".cls" not in parts:
                     found = ", ".join(sorted(parts))
-                    raise InputError(f"{place}: {found}, wanted an image and its class in a .cls")
+                    raise InputError(f"{place}: {found}, expected an image and its class in a .cls")
                 yield PackItem(parse_label(place, parts[".cls"].strip()), place, content)
 
     def labels(self) -> Iterator[int]:
+        """Yield the classes only, in the same order."""
         return (face.label for face in self.items())
 
     def names(self) -> dict[int, str]:
-        """Return nothing: classes are numbers here."""
+        """Return an empty dict: classes have no names."""
         return {}
 
     def num_images(self) -> int | None:
+        """Return the number of images; None if unknown before reading."""
         return None
 
     def fingerprint_parts(self) -> Iterator[str]:
+        """Yield values that change with the images and their classes."""
         return map(file_fingerprint, self.shards)
 
 
 def _iter_groups(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Neighbouring members of one name: their contents by suffix, from the name's first dot on."""
+    """Yield groups of consecutive members with the same name, up to its first dot: their contents by suffix."""
     with _convert_errors(shard), tarfile.open(shard, "r|*") as members:
         for name, group in itertools.groupby(filter(tarfile.TarInfo.isfile, members), _without_suffix):
             parts = {}
@@ -187,7 +208,7 @@ def _without_suffix(member: tarfile.TarInfo) -> str:
 
 @contextmanager
 def _convert_errors(path: Path) -> Iterator[None]:
-    """What the libraries raise on a damaged file, as an InputError that names it."""
+    """Convert errors of the libraries for a damaged file to InputError with its path."""
     try:
         yield
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:

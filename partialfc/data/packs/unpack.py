@@ -1,4 +1,4 @@
-"""Packs to faces: the images of a pack as files in folders, the way back of packing."""
+"""Unpacking: the images of a pack as files in folders."""
 
 from pathlib import Path
 
@@ -10,11 +10,16 @@ from partialfc.runtime.progress import progress_bar
 
 
 def unpack_pack(folder: Path, out_folder: Path, *, progress: bool = False) -> int:
-    """Write each image, byte for byte as it is in the pack, to target/CLASS/KEY.jpg; returns their number. CLASS is the
-    name of the identity where the pack keeps one that may be a folder, else its number.
+    """Write each image, byte for byte, to out_folder/CLASS/KEY.jpg; return the number of images.
 
-    Files that are there already are left as they are, so that an interrupted call can be repeated. InputError
-    where a record cannot be read.
+    CLASS is the name of the identity if the pack has a usable one, else its number. Existing files are kept;
+    rerun the same call to resume.
+
+    Returns:
+        Number of images.
+
+    Raises:
+        InputError: If a record cannot be read.
     """
     dataset = RecordDataset(folder)
     key_digits = len(str(len(dataset)))

@@ -1,4 +1,4 @@
-"""Built-in identities, drawn and packed by the real packer: something to train on where there is nothing."""
+"""Built-in data: synthetic identities, packed by the real packer."""
 
 import os
 from collections.abc import Iterator
@@ -18,17 +18,20 @@ from partialfc.errors import InputError
 from partialfc.runtime.files import atomic_write, file_lock
 
 _FOLDS = 10
-_QUALITY = 90  # of the JPEGs
-_CHUNK = 50  # images that a process draws at a time
+_QUALITY = 90  # JPEG quality
+_CHUNK = 50  # images that a process generates at a time
 
 ImageId = tuple[int, int]  # identity and number of the image
 
 
 def ensure_pack(folder: Path, config: SyntheticData) -> None:
-    """Draw train.rec and unseen.bin into `folder`, unless a pack is there; of several processes, one draws.
+    """Generate train.rec and unseen.bin into `folder` unless a pack exists; of several processes, one does it.
 
-    What was drawn is written to synthetic.json: InputError where that is not what is wanted. A pack that stands
-    there without it is somebody's own, and stays as it is.
+    The settings are stored in synthetic.json. A pack without this file belongs to the user and is not
+    modified.
+
+    Raises:
+        InputError: If the existing pack was generated with different settings.
     """
     settings = msgspec.json.encode(config).decode()
     facts = folder / "synthetic.json"
@@ -36,7 +39,7 @@ def ensure_pack(folder: Path, config: SyntheticData) -> None:
         if facts.exists() and facts.read_text(encoding="utf-8") != settings:
             found = facts.read_text(encoding="utf-8")
             raise InputError(
-                f"{facts}: drawn as {found}, the recipe wants {settings}; name another data.path"
+                f"{facts}: generated with {found}, the recipe has {settings}; choose another data.path"
             )
         if not any(folder.glob("*.rec")):
             _generate(folder, config)
@@ -48,7 +51,7 @@ def _generate(folder: Path, config: SyntheticData) -> None:
     listed = _make_pairs(config)
     shown = [picture for pair in listed for picture in pair]
     pictures = [(label, image) for label in range(config.identities) for image in range(config.images)]
-    # Spawned: a process that holds a process group and threads is not forked.
+    # Spawned: a process with a process group and threads must not be forked.
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=get_context("spawn")) as pool:
         draw = partial(_render_jpeg, config)
         encoded = list(pool.map(draw, shown, chunksize=_CHUNK))
@@ -65,7 +68,7 @@ def _render_jpeg(config: SyntheticData, image_id: ImageId) -> bytes:
 
 
 def _make_pairs(config: SyntheticData) -> list[tuple[ImageId, ImageId]]:
-    """Ten folds of pairs, half of each the same identity; no identity is in two folds, or trained on."""
+    """Return ten folds of pairs, half of them of the same identity. No identity occurs in two folds or in training."""
     per_fold = config.pairs // _FOLDS
     return [pair for fold in range(_FOLDS) for pair in _make_fold_pairs(config, fold, per_fold)]
 

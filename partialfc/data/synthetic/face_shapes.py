@@ -1,4 +1,6 @@
-"""Heads as lists of flat coloured outlines: geometry, marks and colours from the identity, mood from the image.
+"""Heads as lists of flat colored polygons.
+
+The identity defines geometry, marks and colors; the image defines expression.
 
 Head coordinates: x to the right and y down, each -1 to 1 over the face, z towards the viewer.
 """
@@ -11,14 +13,14 @@ from numpy.typing import NDArray
 
 from partialfc.runtime import counter_rng
 
-Polygon = NDArray[np.float64]  # [n, 2] or [n, 3]
-Color = NDArray[np.float64]  # [3] RGB, 0 to 255
+Polygon = NDArray[np.float64]  # `[n, 2]` or `[n, 3]`
+Color = NDArray[np.float64]  # `[3]` RGB, 0 to 255
 Params = dict[str, float]
 
-# What an identity is: each trait is uniform in its range, independent of the others.
+# Traits of an identity: each is uniform in its range and independent of the others.
 _TRAITS: dict[str, tuple[float, float]] = {
     "head width": (0.66, 0.88),
-    "jaw": (0.0, 0.55),  # by how much the chin is narrower than the temples
+    "jaw": (0.0, 0.55),  # how much narrower the chin is than the temples
     "squareness": (1.7, 3.2),  # exponent of the outline; 2 is an ellipse
     "ear size": (0.08, 0.22),
     "ear height": (-0.15, 0.25),
@@ -35,7 +37,7 @@ _TRAITS: dict[str, tuple[float, float]] = {
     "brow arch": (0.0, 0.12),
     "nose length": (0.25, 0.5),  # below the eyes
     "nose width": (0.07, 0.2),
-    "mouth height": (0.3, 0.6),  # from the nose to the chin, as a share
+    "mouth height": (0.3, 0.6),  # from the nose to the chin, as a fraction
     "mouth width": (0.14, 0.36),
     "upper lip": (0.02, 0.09),
     "lower lip": (0.03, 0.11),
@@ -47,8 +49,8 @@ _TRAITS: dict[str, tuple[float, float]] = {
     "hairline arch": (-0.5, 0.5),
     "fringe": (0.0, 0.12),
     "fringe waves": (2.0, 9.0),
-    "beard": (-0.9, 0.75),  # 0 and less: none; else how much of the lower face
-    "moustache": (-0.1, 0.08),  # thickness; 0 and less: none
+    "beard": (-0.9, 0.75),  # at most 0: none; otherwise the covered fraction of the lower face
+    "moustache": (-0.1, 0.08),  # thickness; at most 0: none
     "freckles": (-12.0, 24.0),
     "moles": (0.0, 4.0),
     "scar": (-1.0, 1.0),  # above 0: has one
@@ -64,16 +66,17 @@ _TRAITS: dict[str, tuple[float, float]] = {
 
 
 class Shape(NamedTuple):
-    """Outlines [n, 3] in head coordinates, all filled with one colour."""
+    """Polygons `[n, 3]` in head coordinates, filled with one color."""
 
     color: Color
     outlines: list[Polygon]
 
 
 def face_shapes(seed: int, identity: int, view: Params, chance: NDArray[np.float64]) -> list[Shape]:
-    """The shapes of an identity, from back to front.
+    """Return the shapes of an identity, from back to front.
 
-    view: the image's mood and occlusion, as photograph.drawn_view gives them; chance: [8] uniform numbers.
+    `view`: expression and occlusion of the image, from `render._sample_view`. `chance`: `[8]` uniform
+    numbers.
     """
     low, high = np.array(list(_TRAITS.values())).T
     values = low + (high - low) * counter_rng.random_uniform(
@@ -100,7 +103,7 @@ def _hair(face: Params) -> Color:
 
 
 def _oval(x: float, y: float, width: float, height: float, tilt: float = 0.0, corners: int = 16) -> Polygon:
-    """[corners, 2]; half width and half height; tilt in radians."""
+    """Return an oval `[corners, 2]` from half width and half height; tilt in radians."""
     angle = np.arange(corners) * (2 * math.pi / corners)
     across, down = width * np.cos(angle), height * np.sin(angle)
     cosine, sine = math.cos(tilt), math.sin(tilt)
@@ -108,7 +111,10 @@ def _oval(x: float, y: float, width: float, height: float, tilt: float = 0.0, co
 
 
 def _outline(face: Params, enlarged: float = 0.0, first: float = 0.0, last: float = 2 * math.pi) -> Polygon:
-    """[33, 2] of the head, clockwise on the picture from angle `first` to `last`; 0 is the right temple."""
+    """Return `[33, 2]` of the head outline, clockwise in the image from angle `first` to `last`.
+
+    0 is the right temple.
+    """
     angle = np.linspace(first, last, 33)
     power = 2 / face["squareness"]
     x = np.sign(np.cos(angle)) * np.abs(np.cos(angle)) ** power
@@ -118,7 +124,7 @@ def _outline(face: Params, enlarged: float = 0.0, first: float = 0.0, last: floa
 
 
 def _on_face(face: Params, outline: Polygon, lift: float = 0.0) -> Polygon:
-    """[n, 3]: laid on the front of the head, or `lift` in front of it."""
+    """Return `[n, 3]`: points on the front of the head, or `lift` in front of it."""
     x, y = outline[:, 0] / face["head width"], outline[:, 1]
     bulge = 0.8 * np.sqrt(np.clip(1 - x**2 - y**2, 0, None))
     return np.column_stack([outline, bulge + lift])
@@ -129,7 +135,7 @@ def _flat(outline: Polygon, z: float) -> Polygon:
 
 
 def _with_mirror(outline: Polygon) -> list[Polygon]:
-    """An outline and its mirror image."""
+    """Return a polygon and its mirror image."""
     return [outline, outline * (-1, 1)]
 
 
@@ -150,10 +156,10 @@ def _head(face: Params) -> list[Shape]:
 
 
 def _skin_marks(face: Params, marks: NDArray[np.float64]) -> list[Shape]:
-    """Blush, beard, freckles, moles and a scar; marks: [128] uniform numbers."""
+    """Return blush, beard, freckles, moles and a scar; `marks`: `[128]` uniform numbers."""
     skin, width = _skin(face), face["head width"]
     freckles = max(0, int(face["freckles"]))
-    spots = marks[:96].reshape(48, 2) * (1.5 * width, 0.75) - (0.75 * width, 0.25)  # [48, 2] on the face
+    spots = marks[:96].reshape(48, 2) * (1.5 * width, 0.75) - (0.75 * width, 0.25)  # `[48, 2]` on the face
     dots = [_on_face(face, _oval(x, y, 0.025, 0.025, corners=6)) for x, y in spots[4 : 4 + freckles]]
     moles = [_on_face(face, _oval(x, y, 0.05, 0.05, corners=8)) for x, y in spots[: int(face["moles"])]]
     x, y, tilt = marks[100] * width - width / 2, marks[101] * 1.1 - 0.6, marks[102] * math.pi
@@ -205,7 +211,7 @@ def _eyes(face: Params, view: Params) -> list[Shape]:
 
 
 def _lower_face(face: Params, view: Params) -> list[Shape]:
-    """Nose, moustache and mouth."""
+    """Return nose, moustache and mouth."""
     skin = _skin(face)
     y, width = face["eye height"] + face["nose length"], face["nose width"]
     bridge, side = face["eye height"] + 0.02, 0.5 * width
@@ -215,7 +221,7 @@ def _lower_face(face: Params, view: Params) -> list[Shape]:
     nostril = _oval(0.55 * width, y + 0.015, 0.25 * width, 0.022, corners=8)
     mouth_y = y + (1 - y) * face["mouth height"]
     along = np.linspace(-1, 1, 11)
-    arc = (face["mouth bow"] + view["smile"]) * (1 - along**2)  # the middle lies lower than the corners
+    arc = (face["mouth bow"] + view["smile"]) * (1 - along**2)  # the middle is lower than the corners
     opening, belly = max(0.0, view["mouth opening"]), np.sqrt(1 - along**2)
     across = along * face["mouth width"]
     line = mouth_y + arc
@@ -247,7 +253,7 @@ def _fringe(face: Params) -> list[Shape]:
 
 
 def _occlusion(face: Params, view: Params, chance: NDArray[np.float64]) -> list[Shape]:
-    """Now and then dark glasses, a bar or a blob; chance: [8] uniform numbers."""
+    """Return dark glasses, a bar or a blob, or nothing; `chance`: `[8]` uniform numbers."""
     kind, color = view["occlusion"], chance[:3] * 230
     x, y, tilt = chance[3] * 2 - 1, chance[4] * 2 - 1, chance[5] * math.pi
     if kind < 0.08:

@@ -1,4 +1,4 @@
-"""Pictures of a head: pose, light, occlusion, blur and noise from the image."""
+"""Rendering of a head: pose, light, occlusion, blur and noise of an image."""
 
 import math
 
@@ -11,26 +11,30 @@ from partialfc.data.images import ImageArray
 from partialfc.data.synthetic.face_shapes import Params, Polygon, Shape, face_shapes
 from partialfc.runtime import counter_rng
 
-# What an image is: its easiest value, and the range that it is drawn from at difficulty 1.
+# Parameters of an image: the easiest value, and the range at difficulty 1.
 _VIEWS: dict[str, tuple[float, float, float]] = {
     "yaw": (0, -0.4, 0.4),  # radians
     "pitch": (0, -0.22, 0.22),
     "roll": (0, -0.22, 0.22),
     "shear": (0, -0.07, 0.07),
-    "shift x": (0, -0.08, 0.08),  # of the picture
+    "shift x": (0, -0.08, 0.08),  # fraction of the image
     "shift y": (0, -0.08, 0.08),
-    "scale": (0.4, 0.35, 0.44),  # of the picture, for one unit of head coordinates
+    "scale": (0.4, 0.35, 0.44),  # fraction of the image, for one unit of head coordinates
     "smile": (0, -0.05, 0.05),
-    "mouth opening": (0, -0.08, 0.08),  # 0 and less: closed
-    "eyes": (1, 0.6, 1.15),  # how far open
-    "brows": (0, -0.03, 0.05),  # raised by
+    "mouth opening": (0, -0.08, 0.08),  # at most 0: closed
+    "eyes": (1, 0.6, 1.15),  # openness
+    "brows": (0, -0.03, 0.05),  # raise
     "gaze": (0, -0.4, 0.4),
     "exposure": (1, 0.5, 1.35),
     "red cast": (1, 0.78, 1.22),
     "blue cast": (1, 0.78, 1.22),
     "unevenness": (0, 0.0, 0.55),  # of the light, from the middle to the edge
-    "occlusion": (1, 0.0, 1.0),  # below 0.24 there is one
-    "softness": (0, -0.01, 0.014),  # standard deviation of the blur, of the picture; 0 and less: sharp
+    "occlusion": (1, 0.0, 1.0),  # below 0.24: occluded
+    "softness": (
+        0,
+        -0.01,
+        0.014,
+    ),  # standard deviation of the blur, as a fraction of the image; at most 0: sharp
     "noise": (0, 1.0, 12.0),  # standard deviation, of 255
 }
 _FOCAL = 6.0  # distance of the viewer, in head coordinates
@@ -39,9 +43,13 @@ _SUBPIXEL_BITS = 4
 
 
 def render_image(seed: int, identity: int, image: int, *, size: int, difficulty: float) -> ImageArray:
-    """Image number `image` of an identity, uint8 RGB [size, size, 3]: a pure function of the arguments.
+    """Render image number `image` of an identity, uint8 RGB `[size, size, 3]`: a pure function of the arguments.
 
-    difficulty scales how far pose, mood, light, occlusion, blur and noise go from their easiest values.
+    `difficulty` scales the deviation of pose, expression, light, occlusion, blur and noise from their easiest
+    values.
+
+    Returns:
+        The image.
     """
     chance = counter_rng.random_uniform(counter_rng.derive_key(seed, "scene", identity, image), np.arange(36))
     view = _sample_view(counter_rng.derive_key(seed, "view", identity, image), difficulty)
@@ -59,7 +67,7 @@ def _sample_view(key: int, difficulty: float) -> Params:
 
 
 def _background(chance: NDArray[np.float64], side: int) -> NDArray[np.uint8]:
-    """RGB [side, side, 3]: one colour and four blots of others; chance: [27] uniform numbers."""
+    """Return RGB `[side, side, 3]`: one color with four blots of other colors; `chance`: `[27]` uniform numbers."""
     canvas = np.full((side, side, 3), (chance[:3] * 255).astype(np.uint8), np.uint8)
     for x, y, radius, *color in chance[3:].reshape(4, 6).tolist():
         middle = (int(x * side), int(y * side))
@@ -68,7 +76,7 @@ def _background(chance: NDArray[np.float64], side: int) -> NDArray[np.uint8]:
 
 
 def _fill_shapes(canvas: NDArray[np.uint8], shapes: list[Shape], view: Params) -> None:
-    """Project the shapes and fill them, in their order."""
+    """Project the shapes and fill them in order."""
     outlines = [outline for shape in shapes for outline in shape.outlines]
     corners = _project(np.concatenate(outlines), view, len(canvas)) * (1 << _SUBPIXEL_BITS)
     ends = np.cumsum([len(outline) for outline in outlines])
@@ -80,7 +88,7 @@ def _fill_shapes(canvas: NDArray[np.uint8], shapes: list[Shape], view: Params) -
 
 
 def _project(points: Polygon, view: Params, side: int) -> Polygon:
-    """Pixel coordinates [n, 2] of head coordinates [n, 3], on a picture of side x side pixels."""
+    """Return pixel coordinates `[n, 2]` of head coordinates `[n, 3]`, for an image of side x side pixels."""
     yaw, pitch, roll = (np.array([math.cos(view[it]), math.sin(view[it])]) for it in ("yaw", "pitch", "roll"))
     turned = np.array([[yaw[0], 0, yaw[1]], [0, 1, 0], [-yaw[1], 0, yaw[0]]])
     nodded = np.array([[1, 0, 0], [0, pitch[0], -pitch[1]], [0, pitch[1], pitch[0]]])
@@ -93,7 +101,7 @@ def _project(points: Polygon, view: Params, side: int) -> Polygon:
 
 
 def _apply_lighting(picture: NDArray[np.uint8], view: Params, light_from: float, key: int) -> ImageArray:
-    """Under the image's light (from an angle in radians), blurred, with noise."""
+    """Apply the light of the image (from an angle in radians), blur and noise."""
     side = len(picture)
     across = np.linspace(-1, 1, side, dtype=np.float32)
     slope = across * math.cos(light_from) + across[:, None] * math.sin(light_from)

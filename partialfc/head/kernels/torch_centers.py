@@ -108,7 +108,10 @@ def read_centers(rows: StoredRows, row_format: RowFormat) -> Tensor:
 def normalize_centers(
     rows: StoredRows, row_format: RowFormat, *, inverse_norms_: Tensor
 ) -> NormalizedCenters:
-    """Return the normalized centers of a chunk, valid until the next call; `inverse_norms_` `[c K, 1]` receives 1 / norms."""
+    """Return the normalized centers of a chunk, valid until the next call.
+
+    `inverse_norms_` `[c K, 1]` receives 1 / norms.
+    """
     centers = read_centers(rows, row_format)
     if row_format.on_sphere:
         # Without gather, conversion and missed steps, `centers` is the stored tensor itself.

@@ -1,7 +1,7 @@
 """Reference operations on the logits of a chunk and on the images of the batch, in plain torch.
 
-Tensors in, tensors out, no state. `triton_logits.py` and `triton_images.py` implement the same functions in fewer passes
-over memory. Only `out` and arguments that end in an underscore are written.
+Tensors in, tensors out, no state. `triton_logits.py` and `triton_images.py` implement the same functions in fewer
+passes over memory. Only `out` and arguments that end in an underscore are written.
 
 Shapes:
     B: images in the global batch
@@ -105,7 +105,7 @@ def exp_logits(
 
 
 def select_nearest(logits: Tensor, subcenters: int, *, out: Tensor, nearest_: Tensor) -> None:
-    """Select the largest logit of each class into `out` `[c, B]`, and its index into `nearest_` `[c, B]`, from `[c K, B]`."""
+    """Select the largest of K logits per class, `[c K, B]` -> `out` `[c, B]`; its index goes to `nearest_`."""
     each = logits.view(-1, subcenters, logits.shape[1])
     found = each.max(dim=1)
     nearest_.copy_(found.indices)
@@ -183,6 +183,9 @@ def embedding_gradients_(
         centers: Centers of the targets, `[B, D]`.
         image_factors: Factors of `SoftmaxGradient`, `[B]`.
         target_factors: Factors of the targets, `[B]`, 0 if the target is on another rank.
+
+    Returns:
+        `weighted_`.
     """
     return weighted_.mul_(image_factors[:, None]).add_(centers * target_factors[:, None])
 

@@ -1,4 +1,4 @@
-"""ArcFace (arXiv 1801.07698) and the combined margin of the same paper; its m1 alone is SphereFace (arXiv 1704.08063)."""
+"""ArcFace (arXiv 1801.07698) and the combined margin of the same paper; m1 alone is SphereFace."""
 
 import math
 

@@ -14,8 +14,9 @@ from partialfc.head.losses.base import MarginLoss, TargetLogit
 class MagFaceLoss(MarginLoss):
     """Target logit `s cos(t + m(a))`, where a is the norm clipped to its bounds and m is linear in a.
 
-    The loss of an image includes `weight * g(a)` with `g(a) = a / upper^2 + 1 / a`, which weighted_embeddings norms to the upper
-    bound. Both terms have a gradient by the norm inside of the bounds and none outside, as in the authors' code.
+    The loss of an image includes `weight * g(a)` with `g(a) = a / upper^2 + 1 / a`, which weighted_embeddings norms
+    to the upper bound. Both terms have a gradient by the norm inside of the bounds and none outside, as in the
+    authors' code.
     """
 
     needs_norms = True

@@ -1,13 +1,14 @@
 """Steps that a dense optimizer would have taken on rows that were not active.
 
-Without a gradient, a step of SGD with momentum and weight decay multiplies (weight, momentum) by a 2 x 2 matrix, which
-is equal for all rows. The missed steps of a row are one product of matrices, applied when the row is active again.
+Without a gradient, a step of SGD with momentum and weight decay multiplies (weight, momentum) by a 2 x 2 matrix.
+The matrix is equal for all rows. The missed steps of a row are one product of matrices, applied when the row is
+active again.
 
 Shapes:
-    n: rows of this rank
-    S: active rows
-    t: steps
-    K: start steps
+    n: rows of this rank.
+    S: active rows.
+    t: steps.
+    K: start steps.
 """
 
 import numpy as np

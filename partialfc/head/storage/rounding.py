@@ -48,6 +48,9 @@ def round_(values: Tensor, noise: Tensor, columns: Tensor, scratch: BufferPool) 
         noise: Noise word of each row, int32 `[c]`.
         columns: Noise word of each component, int32 `[D]`. A hash of both gives 16 random bits for each value.
         scratch: Pool of temporary tensors.
+
+    Returns:
+        `values`.
     """
     word = torch.add(
         noise[:, None], columns, out=scratch.get("noise", tuple(values.shape), torch.int32)

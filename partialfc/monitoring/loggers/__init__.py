@@ -1,4 +1,4 @@
-"""Where a run is shown: one module for each kind, behind the same methods."""
+"""Loggers of a run, one module for each kind."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,19 +8,30 @@ from partialfc.monitoring.loggers.logger import Logger
 
 
 def create_loggers(names: Sequence[str], folder: Path, start: int) -> list[Logger]:
-    """The loggers of the run in `folder`, which goes on from step `start`. InputError where one is not installed,
-    or refuses the run; OSError where its server does.
+    """Create the loggers of a run.
+
+    Args:
+        names: Names of the loggers.
+        folder: Folder of the run.
+        start: Step that the run resumes from.
+
+    Returns:
+        The loggers.
+
+    Raises:
+        InputError: If a logger is not installed or rejects the run.
+        OSError: If a server of a logger rejects the run.
     """
     try:
         return [_create_logger(name, folder, start) for name in dict.fromkeys(names)]
     except ModuleNotFoundError as error:
         raise InputError(
-            f"log.loggers: {error.name} is not installed; wanted: pip install {error.name}"
+            f"log.loggers: {error.name} is not installed; install it with: pip install {error.name}"
         ) from None
 
 
 def _create_logger(name: str, folder: Path, start: int) -> Logger:
-    # Imported here: each takes a second or more, and one rank of many needs it.
+    # Imported here: each takes a second or more, and only rank 0 needs it.
     match name:
         case "wandb":
             from partialfc.monitoring.loggers.wandb import WandbLogger

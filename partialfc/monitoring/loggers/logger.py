@@ -1,4 +1,4 @@
-"""What everything that shows a run can do."""
+"""Interface of all loggers."""
 
 import uuid
 from collections.abc import Mapping
@@ -14,37 +14,41 @@ SettingValue = str | int | float | bool
 
 
 class Logger(Protocol):
-    """Shows the numbers and pictures of one run. Names have parts, divided by `/`, of which the first is a group."""
+    """Logger of the values and images of one run. Names have parts separated by `/`; the first is a group."""
 
-    is_remote: bool  # whether what it shows may leave this machine
+    is_remote: bool  # whether data may leave this machine
 
     def log_scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Show numbers after step `step`."""
+        """Log values after `step` steps."""
 
     def log_histogram(self, step: int, name: str, values: NDArray[np.floating]) -> None:
-        """Show the distribution of finite values, at least one."""
+        """Log a histogram of finite values, at least one."""
 
     def log_image(self, step: int, name: str, image: ImageArray) -> None:
-        """Show an RGB image [H, W, 3]."""
+        """Log an RGB image `[H, W, 3]`."""
 
     def log_embeddings(
         self, step: int, vectors: NDArray[np.float32], names: list[str], images: list[ImageArray]
     ) -> None:
-        """Show embeddings [n, D] with the name and the face [H, H, 3] of each, where such can be shown."""
+        """Log embeddings `[n, D]` with the name and the image `[H, H, 3]` of each, if the logger supports it."""
 
     def log_config(self, text: str, flat_config: Mapping[str, SettingValue]) -> None:
-        """Show the run's recipe, in YAML and by its keys."""
+        """Log the recipe, as YAML and as flat keys."""
 
     def log_hparams(self, flat_config: Mapping[str, SettingValue], scores: Mapping[str, float]) -> None:
-        """Show what came of which settings, at the end."""
+        """Log the settings together with the final scores."""
 
     def close(self) -> None:
-        """Bring everything to where it is kept."""
+        """Flush and close the logger."""
 
 
 def tracker_run_id(folder: Path, tracker: str, start: int) -> str:
-    """Which run of a tracker's the run in `folder` is, which goes on from step `start`: drawn where it begins, kept in a
-    file of that kind.
+    """Return the id of the run in a tracker, from a file in `folder` that is created by new runs.
+
+    Args:
+        folder: Folder of the run.
+        tracker: Name of the tracker.
+        start: Step that the run resumes from; 0 creates a new id.
     """
     path = folder / f"{tracker}_run"
     if start == 0 or not path.exists():

@@ -1,4 +1,7 @@
-"""MLflow. The server is by MLFLOW_TRACKING_URI; without it, files beside the run's folder."""
+"""MLflow logger.
+
+MLFLOW_TRACKING_URI selects the server. Without it, MLflow writes files next to the run's folder.
+"""
 
 import errno
 import os
@@ -11,18 +14,23 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from partialfc.data import images
 from partialfc.data.images import ImageArray
-from partialfc.monitoring.loggers.logger import SettingValue, tracker_run_id
+from partialfc.monitoring.loggers.logger import Logger, SettingValue, tracker_run_id
 
-_MAX_PARAMS_PER_BATCH = 100  # parameters that it takes
+_MAX_PARAMS_PER_BATCH = 100  # limit of the MLflow server
 
 
-class MLflowLogger:
-    """See Logger. A run that goes on is the same run there; it has no histograms and no embeddings.
+class MLflowLogger(Logger):
+    """MLflow logger without histograms and embeddings. A resumed run continues its MLflow run.
 
-    folder: that of the run; start: the step that it goes on from. What the server refuses is an OSError, which ends no run.
+    Errors of the server are raised as OSError and do not end the run.
+
+    Args:
+        folder: Folder of the run.
+        start: Step that the run resumes from.
     """
 
     is_remote = True
@@ -34,9 +42,7 @@ class MLflowLogger:
         server = os.environ.get("MLFLOW_TRACKING_URI")
         if server is None:
             server = (folder.resolve().parent / "mlruns").as_uri()
-            os.environ.setdefault(
-                "MLFLOW_ALLOW_FILE_STORE", "true"
-            )  # which it does not take unasked any more
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # required by recent versions for files
         with self._convert_errors():
             self._client = mlflow.MlflowClient(server)
             name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "partialfc")
@@ -52,8 +58,8 @@ class MLflowLogger:
                 )
             self._run = found.info.run_id
 
+    @override
     def log_scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """See Logger."""
         now = int(1000 * time.time())
         metrics = [
             self._mlflow.entities.Metric(_sanitize_name(name), float(it), now, step)
@@ -62,24 +68,26 @@ class MLflowLogger:
         with self._convert_errors():
             self._client.log_batch(self._run, metrics=metrics)
 
+    @override
     def log_histogram(self, step: int, name: str, values: NDArray[np.floating]) -> None:
-        """See Logger: there are none."""
+        pass
 
-    def log_image(self, step: int, name: str, pixels: ImageArray) -> None:
-        """See Logger: an artifact."""
+    @override
+    def log_image(self, step: int, name: str, image: ImageArray) -> None:
         place, _, name = name.rpartition("/")
         with tempfile.TemporaryDirectory() as folder, self._convert_errors():
             path = Path(folder, f"{name}_{step:08}.png")
-            images.write(path, pixels)
+            images.write(path, image)
             self._client.log_artifact(self._run, str(path), place or None)
 
+    @override
     def log_embeddings(
         self, step: int, vectors: NDArray[np.float32], names: list[str], images: list[ImageArray]
     ) -> None:
-        """See Logger: there are none."""
+        pass
 
+    @override
     def log_config(self, text: str, flat_config: Mapping[str, SettingValue]) -> None:
-        """See Logger: the parameters of the run, and recipe.yaml."""
         with self._convert_errors():
             self._client.log_text(self._run, text, "recipe.yaml")
             known = self._client.get_run(self._run).data.params
@@ -91,11 +99,12 @@ class MLflowLogger:
             for place in range(0, len(new), _MAX_PARAMS_PER_BATCH):
                 self._client.log_batch(self._run, params=new[place : place + _MAX_PARAMS_PER_BATCH])
 
+    @override
     def log_hparams(self, flat_config: Mapping[str, SettingValue], scores: Mapping[str, float]) -> None:
-        """See Logger: its page compares the last of each metric anyway."""
+        pass
 
+    @override
     def close(self) -> None:
-        """See Logger."""
         with self._convert_errors():
             self._client.set_terminated(self._run)
 
@@ -108,5 +117,5 @@ class MLflowLogger:
 
 
 def _sanitize_name(name: str) -> str:
-    """A metric's name in the signs that it takes."""
+    """Replace the characters that MLflow does not allow in the name of a metric."""
     return re.sub(r"[^\w\-. :/]", "_", name)

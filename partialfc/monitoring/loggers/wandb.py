@@ -1,4 +1,7 @@
-"""Weights & Biases. Project, server and WANDB_MODE (offline, where there is no network) are by its own environment."""
+"""Weights & Biases logger.
+
+Its environment variables select project, server and mode (WANDB_MODE=offline without a network).
+"""
 
 import os
 from collections.abc import Mapping
@@ -6,19 +9,24 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from partialfc.data.images import ImageArray
 from partialfc.errors import InputError
-from partialfc.monitoring.loggers.logger import SettingValue, tracker_run_id
+from partialfc.monitoring.loggers.logger import Logger, SettingValue, tracker_run_id
 
 _STEP = "step"
 
 
-class WandbLogger:
-    """See Logger. A run that goes on is the same run there.
+class WandbLogger(Logger):
+    """Weights & Biases logger. A resumed run continues its W&B run.
 
-    folder: that of the run, in which its own files are kept; start: the step that it goes on from. InputError where wandb
-    refuses, as without a key.
+    Args:
+        folder: Folder of the run, where W&B keeps its files.
+        start: Step that the run resumes from.
+
+    Raises:
+        InputError: If W&B rejects the run, for example without an API key.
     """
 
     is_remote = True
@@ -39,39 +47,39 @@ class WandbLogger:
         except wandb.Error as error:
             why = " ".join(str(error).split())
             raise InputError(
-                f"log.loggers: wandb: {why}; wanted wandb login, or WANDB_MODE=offline"
+                f"log.loggers: wandb: {why}; run wandb login, or set WANDB_MODE=offline"
             ) from None
-        # Its own count of steps only rises: a run that goes on from a checkpoint may begin before the last one.
+        # W&B's own step only increases, but a resumed run may start before the last logged step.
         self._run.define_metric("*", step_metric=_STEP)
 
+    @override
     def log_scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """See Logger."""
         self._run.log({_STEP: step, **values})
 
+    @override
     def log_histogram(self, step: int, name: str, values: NDArray[np.floating]) -> None:
-        """See Logger."""
         self._run.log({_STEP: step, name: self._wandb.Histogram(values.tolist())})
 
-    def log_image(self, step: int, name: str, pixels: ImageArray) -> None:
-        """See Logger."""
-        self._run.log({_STEP: step, name: self._wandb.Image(pixels)})
+    @override
+    def log_image(self, step: int, name: str, image: ImageArray) -> None:
+        self._run.log({_STEP: step, name: self._wandb.Image(image)})
 
+    @override
     def log_embeddings(
         self, step: int, vectors: NDArray[np.float32], names: list[str], images: list[ImageArray]
     ) -> None:
-        """See Logger: a table, of which its page makes a projection."""
         columns: list[str | int] = ["identity", *(f"component {place}" for place in range(vectors.shape[1]))]
         rows = [[name, *vector.tolist()] for name, vector in zip(names, vectors, strict=True)]
         self._run.log({_STEP: step, "identities": self._wandb.Table(columns=columns, data=rows)})
 
+    @override
     def log_config(self, text: str, flat_config: Mapping[str, SettingValue]) -> None:
-        """See Logger: the run's config."""
         self._run.config.update(dict(flat_config), allow_val_change=True)
 
+    @override
     def log_hparams(self, flat_config: Mapping[str, SettingValue], scores: Mapping[str, float]) -> None:
-        """See Logger: the run's summary."""
         self._run.summary.update(dict(scores))
 
+    @override
     def close(self) -> None:
-        """See Logger."""
         self._run.finish()

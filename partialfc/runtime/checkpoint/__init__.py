@@ -1,5 +1,6 @@
-"""Checkpoints: the state of a run in folders that are there whole or not at all, checked before anything of them is used,
-loadable at any number of ranks. Nothing in them is executed: safetensors, and a JSON file with all digests.
+"""Checkpoints: verified before use, published atomically, loadable at any world size.
+
+Nothing in a checkpoint is executed. It consists of safetensors files and a JSON file with all digests.
 """
 
 from partialfc.runtime.checkpoint.folder import newest_checkpoint

@@ -1,5 +1,6 @@
-"""A new file that is written past the system's cache, where the file system can: it costs a tenth of the processor's time,
-and pushes nothing out of memory that training needs.
+"""Files written with O_DIRECT, if the file system supports it.
+
+Direct writes take a tenth of the CPU time and leave the page cache to the training data.
 """
 
 import errno
@@ -8,12 +9,12 @@ import mmap
 import os
 from pathlib import Path
 
-_BUFFER = 8 << 20  # bytes; whole blocks of any disk
-_DIRECT = getattr(os, "O_DIRECT", 0)  # of Linux
+_BUFFER = 8 << 20  # bytes; a multiple of the block size of any disk
+_DIRECT = getattr(os, "O_DIRECT", 0)  # Linux only
 
 
 class DirectFile:
-    """Collects what is written in a buffer of whole pages, as direct writes want it."""
+    """New file whose data is buffered in aligned pages, as direct writes require."""
 
     def __init__(self, path: Path) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
@@ -22,13 +23,13 @@ class DirectFile:
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            path.unlink(missing_ok=True)  # some make the file, and then refuse
+            path.unlink(missing_ok=True)  # some file systems create the file and then reject the flag
             self._file = os.open(path, flags, 0o666)
         self._path = path
         self._buffer, self._filled = mmap.mmap(-1, _BUFFER), 0
 
     def write(self, content: memoryview) -> None:
-        """Append some bytes. OSError names the file."""
+        """Append bytes. An OSError contains the path."""
         while content:
             part = content[: _BUFFER - self._filled]
             self._buffer[self._filled : self._filled + len(part)] = part
@@ -38,7 +39,7 @@ class DirectFile:
                 self._flush()
 
     def sync(self) -> None:
-        """Write the rest, and return when all is on the disk."""
+        """Write the remaining bytes and wait until all data is on disk."""
         self._disable_direct_io()
         self._flush()
         os.fsync(self._file)
@@ -56,7 +57,7 @@ class DirectFile:
             except OSError as error:
                 if error.errno != errno.EINVAL or not self._direct:
                     raise OSError(error.errno, error.strerror, str(self._path)) from None
-                self._disable_direct_io()  # not of this file system, or not after part of a buffer
+                self._disable_direct_io()  # not supported by this file system, or after a partial buffer
 
     @property
     def _direct(self) -> bool:

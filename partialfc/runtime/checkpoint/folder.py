@@ -1,7 +1,8 @@
-"""A run's folder of checkpoints: which are there, how one comes in, and which go. For one process at a time.
+"""Folder of a run's checkpoints: listing, publication and removal. Only one process at a time may use it.
 
-A checkpoint is the folder `step_00001000`: written under another name, synced, renamed. `latest` links to the newest,
-`best` to the one with the best score. `step_*.damaged.*` is what did not verify; nobody touches it again.
+A checkpoint is the folder `step_00001000`: written under another name, synced, renamed. `latest` links to the
+latest checkpoint and `best` to the one with the best score. Checkpoints that failed verification are renamed
+to `step_*.damaged.*` and never touched again.
 """
 
 import os
@@ -18,8 +19,10 @@ _NAME = re.compile(r"step_\d+")
 
 
 def scan_checkpoints(folder: Path) -> tuple[dict[Path, Manifest], list[str]]:
-    """The checkpoints whose run.json is whole, newest save first; and a line on each of the others. OSError where one
-    cannot be read.
+    """Return the checkpoints with a valid run.json, latest save first, and one line for each invalid one.
+
+    Raises:
+        OSError: If one cannot be read.
     """
     found, problems = {}, []
     for path in sorted(folder.glob("step_*")):
@@ -33,8 +36,10 @@ def scan_checkpoints(folder: Path) -> tuple[dict[Path, Manifest], list[str]]:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint by its run.json, the files of tensors unverified; None where there is none. InputError where
-    none can be read.
+    """Return the latest checkpoint with a valid run.json, without verifying its tensors, or None.
+
+    Raises:
+        InputError: If no checkpoint is readable.
     """
     found, problems = scan_checkpoints(folder)
     if problems and not found:
@@ -43,21 +48,26 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 class CheckpointFolder:
-    """keep: how many of the newest stay, besides the best."""
+    """Folder of checkpoints.
+
+    Args:
+        path: Folder.
+        keep: Number of latest checkpoints to keep, in addition to the best one.
+    """
 
     def __init__(self, folder: Path, keep: int) -> None:
         self._folder, self._keep = folder, keep
 
     def checkpoint_path(self, step: int) -> Path:
-        """Where the checkpoint of a step comes to lie."""
+        """Return the path of a step's checkpoint."""
         return self._folder / f"step_{step:08d}"
 
     def draft_path(self, step: int) -> Path:
-        """Where it is written."""
+        """Return the path that a step's checkpoint is written to before it is published."""
         return self._folder / f".{self.checkpoint_path(step).name}.draft"
 
     def begin(self, step: int) -> None:
-        """Make the folder to write into; what a killed process left of others goes."""
+        """Create the folder to write into, and remove the drafts of killed processes."""
         self._folder.mkdir(parents=True, exist_ok=True)
         fsync_path(self._folder.parent)
         for left in self._folder.glob(".step_*.draft"):
@@ -65,13 +75,13 @@ class CheckpointFolder:
         self.draft_path(step).mkdir()
 
     def next_number(self) -> int:
-        """The number of a new save."""
+        """Return the number of a new save."""
         return 1 + max(
             (manifest.number for manifest in scan_checkpoints(self._folder)[0].values()), default=0
         )
 
     def publish(self, manifest: Manifest, *, best: bool) -> None:
-        """Put what was written in place; then the oldest go."""
+        """Publish a draft and remove the oldest checkpoints."""
         draft, path = self.draft_path(manifest.step), self.checkpoint_path(manifest.step)
         write_manifest(draft, manifest)
         fsync_path(draft)
@@ -85,16 +95,20 @@ class CheckpointFolder:
         self._remove_old(path)
 
     def discard(self, step: int) -> None:
-        """Give up what was begun."""
+        """Remove a draft."""
         shutil.rmtree(self.draft_path(step), ignore_errors=True)
 
     def quarantine(self, path: Path) -> None:
-        """Rename what is damaged, or no checkpoint, so that it neither counts nor is removed."""
+        """Rename a damaged or foreign folder, so that it neither counts nor is removed."""
         path.replace(path.with_name(f"{path.name}.damaged.{path.stat().st_mtime_ns}"))
 
     def _displace(self, path: Path) -> Path | None:
-        """Where a run that went back saves a step again: the draft that its old checkpoint has become. What is no checkpoint
-        is set aside.
+        """Move an older checkpoint of the same step out of the way; it becomes a draft.
+
+        This happens when a run that was reset saves a step again. Foreign folders are quarantined.
+
+        Returns:
+            Path of the draft, or None.
         """
         if not path.exists():
             return None
@@ -110,14 +124,14 @@ class CheckpointFolder:
         os.replace(link, self._folder / name)
 
     def _remove_old(self, written: Path) -> None:
-        """All but the newest by the number of their save, whatever the clock says, and what a link leads to."""
+        """Remove all checkpoints except the latest, by save number, and those that a link refers to."""
         linked = {(self._folder / name).resolve() for name in (LATEST, BEST)}
         for old in list(scan_checkpoints(self._folder)[0])[self._keep :]:
             if old != written and old.resolve() not in linked:
                 self._remove(old)
 
     def _remove(self, path: Path) -> None:
-        """At once, as far as others see: a process killed meanwhile leaves a draft, not half a checkpoint."""
+        """Remove a checkpoint atomically: a process killed halfway leaves a draft, never half a checkpoint."""
         shutil.rmtree(self._move_to_draft(path))
 
     def _move_to_draft(self, path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Saving a run while it goes on, and finding the newest state of it that is whole, at any number of ranks."""
+"""Saving checkpoints during training and finding the latest valid one, at any world size."""
 
 import functools
 import time
@@ -25,20 +25,23 @@ from partialfc.runtime.checkpoint.writer import SaveJob, SaveResult, Writer
 from partialfc.runtime.comm import DistContext
 from partialfc.runtime.exit_codes import format_error
 
-RESUME_KEYWORDS = ("auto", "never")  # of `resume`; anything else is a path
+RESUME_KEYWORDS = ("auto", "never")  # of `resume`; any other value is a path
 
 
 @dataclass(frozen=True)
 class VerifiedCheckpoint:
-    """A checkpoint that verified. Equal on all ranks."""
+    """Checkpoint that passed verification. Equal on all ranks."""
 
     path: Path
     manifest: Manifest
-    problems: list[str]  # a line on each newer one that did not, and on what is no checkpoint
+    problems: list[str]  # one line per newer checkpoint that failed, and per foreign folder
 
 
 class CheckpointManager:
-    """Those of one run, in `folder`. All ranks call the methods alike."""
+    """Checkpoints of one run.
+
+    Every method is collective: all ranks must call it in the same order.
+    """
 
     def __init__(self, folder: Path, *, keep: int, dist_ctx: DistContext) -> None:
         self._path, self._dist_ctx = folder, dist_ctx
@@ -56,12 +59,22 @@ class CheckpointManager:
         score: float | None = None,
         best: bool = False,
     ) -> SaveResult | None:
-        """Copy `state`, and have it written beside the steps that follow; `latest` then leads to it, and with `best` that
-        link, too.
+        """Copy `state` and write it in the background; afterwards `latest`, and `best` if requested, link to it.
 
-        Waits for a save that is still under way, and returns its outcome. about: of the run, in JSON's types. seconds: of
-        the run so far. streamed: tensors of `state`, by their dotted names, that are read while they are written instead
-        of copied, and then closed.
+        Waits for a pending save.
+
+        Args:
+            step: Number of completed steps.
+            state: Tensors to save.
+            metadata: Description of the run, JSON types only.
+            elapsed_seconds: Seconds of the run so far.
+            streamed: Tensors of `state` by dotted name that are read during the write instead of copied,
+                and closed afterwards.
+            score: Score that `best` is selected by, or None.
+            best: Whether it is the best checkpoint so far.
+
+        Returns:
+            Result of the save that was pending, or None.
         """
         began = time.perf_counter()
         before = self._writer.wait()
@@ -84,19 +97,19 @@ class CheckpointManager:
         return before
 
     def preallocate(self, state: NestedState, streamed: Mapping[str, StreamedRows]) -> None:
-        """Take the memory that a save copies `state` to, so that the first save takes no longer than others."""
+        """Allocate the host memory of a save in advance, so that the first save takes no longer than later ones."""
         self._snapshot.copy_state(state, self._dist_ctx.rank, self._dist_ctx.world_size, streamed)
 
     def poll(self) -> SaveResult | None:
-        """The outcome of a save that has come to its end since the last call; never waits."""
+        """Return the result of a save that has finished since the last call, without waiting."""
         return self._writer.poll()
 
     def wait(self) -> SaveResult | None:
-        """The outcome of the save under way; None where there is none."""
+        """Wait for the pending save and return its result; None if no save is pending."""
         return self._writer.wait()
 
     def best_score(self) -> float | None:
-        """The score of the checkpoint that `best` leads to; None where there is none. Equal on all ranks."""
+        """Return the score of the checkpoint that `best` links to, or None. Equal on all ranks."""
         best, score = self._path / BEST, None
         with comm.raise_on_all_ranks(self._dist_ctx):
             if self._dist_ctx.is_main and best.exists():
@@ -104,17 +117,21 @@ class CheckpointManager:
         return comm.broadcast_object(score, self._dist_ctx.host_group)
 
     def latest_metadata(self) -> dict[str, Any]:
-        """What the newest save says of its run, the files of tensors unverified; empty where there is none. Equal on all
-        ranks.
+        """Return the metadata of the latest save, without verifying its tensors; empty without a checkpoint.
+
+        Equal on all ranks.
         """
         there, _ = self._scan_on_main()
         return next(iter(there.values())).about if there else {}
 
     def find_resume_point(self, resume: str) -> VerifiedCheckpoint | None:
-        """The checkpoint that `auto`, `never` or a path means; None: start afresh.
+        """Return the checkpoint that `auto`, `never` or a path selects, or None to start a new run.
 
-        auto is the newest save that verifies; damaged ones that are newer are renamed. CollectiveInputError where there
-        are checkpoints but none verifies, where the path is none, and where `never` would mix two runs in one folder.
+        `auto` selects the latest valid save; newer damaged ones are renamed.
+
+        Raises:
+            CollectiveInputError: If no checkpoint is valid, if the path is not a checkpoint, or if
+                `never` would mix two runs in one folder.
         """
         if resume not in RESUME_KEYWORDS:
             with comm.raise_on_all_ranks(self._dist_ctx):
@@ -126,7 +143,7 @@ class CheckpointManager:
         if resume == "never":
             if there:
                 raise comm.CollectiveInputError(
-                    f"checkpoint.resume: never, but {next(iter(there))} is there; name another `output`"
+                    f"checkpoint.resume: never, but {next(iter(there))} exists; choose another `output`"
                 )
             return None
         for path, manifest in there.items():
@@ -139,7 +156,7 @@ class CheckpointManager:
                     self._folder.quarantine(path)
         if problems:
             raise comm.CollectiveInputError(
-                f"{'; '.join(problems)}; no checkpoint is left to go on from; name another `output` to start afresh"
+                f"{'; '.join(problems)}; no valid checkpoint is left; choose another `output` to start a new run"
             )
         return None
 
@@ -149,10 +166,18 @@ class CheckpointManager:
         state: NestedState,
         is_optional: Callable[[str], bool] = lambda _: False,
     ) -> list[str]:
-        """Fill the tensors of `state` in place. CollectiveInputError where they are not those that were saved.
+        """Load a checkpoint into the tensors of `state`, in place.
 
-        may_lack: whether the checkpoint may be without the tensor of a dotted name; those that it is without are left as they
-        are, and their names returned.
+        Args:
+            checkpoint: Checkpoint to load.
+            state: Tensors to fill.
+            is_optional: Whether the checkpoint may lack the tensor of a dotted name.
+
+        Returns:
+            Names of tensors that the checkpoint lacks; they are unchanged.
+
+        Raises:
+            CollectiveInputError: If the tensors differ from the saved ones.
         """
         flat = flatten_state(state)
         lacking = [name for name in flat if name not in checkpoint.manifest.tensors and is_optional(name)]
@@ -163,7 +188,7 @@ class CheckpointManager:
         return lacking
 
     def _scan_on_main(self) -> tuple[dict[Path, Manifest], list[str]]:
-        """What the first rank sees."""
+        """Scan the folder on rank 0 and broadcast the result."""
         seen: tuple[dict[Path, Manifest], list[str]] = ({}, [])
         with comm.raise_on_all_ranks(self._dist_ctx):
             if self._dist_ctx.is_main:
@@ -171,9 +196,10 @@ class CheckpointManager:
         return comm.broadcast_object(seen, self._dist_ctx.host_group)
 
     def _find_damage(self, path: Path, manifest: Manifest) -> str | None:
-        """What is wrong with a checkpoint's files, of which every rank reads its share; None: nothing. Equal on all.
+        """Return the damage of a checkpoint's files, or None; every rank verifies a part of them. Equal on all ranks.
 
-        CollectiveInputError where one cannot be read: that may pass, and says nothing of what is in it.
+        Raises:
+            CollectiveInputError: If a file cannot be read; this may be temporary and proves no damage.
         """
         mine = list(manifest.files.items())[self._dist_ctx.rank :: self._dist_ctx.world_size]
         with comm.raise_on_all_ranks(self._dist_ctx):
@@ -185,7 +211,7 @@ class CheckpointManager:
 
 @functools.lru_cache
 def _verify(path: Path, expected: FileDigest, size: int, changed: int) -> None:
-    """Raise InputError if a file is damaged; a file that did not change is read once."""
+    """Raise InputError if a file is damaged. An unchanged file is read only once."""
     if damage := _file_damage(path, expected):
         raise InputError(damage)
 
@@ -204,11 +230,11 @@ def _file_damage(path: Path, expected: Any) -> str | None:
 def _load_tensor(tensor: Tensor, name: str, checkpoint: VerifiedCheckpoint) -> None:
     stored = checkpoint.manifest.tensors.get(name)
     if stored is None:
-        raise InputError(f"checkpoint {checkpoint.path}: of another version, which did not write {name}")
-    was, wanted = (stored.dtype, stored.shape), (dtype_name(tensor), list(tensor.shape))
-    if was != wanted:
+        raise InputError(f"checkpoint {checkpoint.path}: written by another version, without {name}")
+    was, expected = (stored.dtype, stored.shape), (dtype_name(tensor), list(tensor.shape))
+    if was != expected:
         raise InputError(
-            f"checkpoint {checkpoint.path}: {name} is {was[0]} {was[1]}, the recipe makes it {wanted[0]} {wanted[1]}"
+            f"checkpoint {checkpoint.path}: {name} is {was[0]} {was[1]}, the recipe requires {expected[0]} {expected[1]}"
         )
     rows, first = dtensors.local_rows_and_offset(tensor)
     read_rows_into(rows.detach(), name, first, stored, checkpoint.path)
@@ -217,15 +243,15 @@ def _load_tensor(tensor: Tensor, name: str, checkpoint: VerifiedCheckpoint) -> N
 def read_rows(path: Path, name: str, first: int, last: int) -> Tensor:
     """Return rows [first, last) of a tensor of a checkpoint's state, such as `head.centers`, on the CPU.
 
-    Files are compared with their digests before the first row of them is read. Needs no process group.
+    Files are compared with their digests before any row of them is read. Needs no process group.
 
     Raises:
-        InputError: The path is no checkpoint, is damaged, or has no such rows.
+        InputError: If the path is not a checkpoint, is damaged, or has no such rows.
     """
     manifest = read_manifest(path)
     stored = manifest.tensors.get(name)
     if stored is None:
-        raise InputError(f"{path}: no {name} in it")
+        raise InputError(f"{path}: contains no {name}")
     for file, (begin, end) in stored.pieces.items():
         if begin < last and end > first:
             facts = (path / file).stat()
@@ -236,17 +262,20 @@ def read_rows(path: Path, name: str, first: int, last: int) -> Tensor:
 
 
 def read_tensors(path: Path, prefix: str) -> dict[str, Tensor]:
-    """The tensors of one part of a checkpoint's state, such as `backbone`, on the CPU; needs no process group.
+    """Return the tensors of one part of a checkpoint's state, such as `backbone`, on the CPU.
 
-    InputError where the path is no checkpoint, or damaged.
+    Needs no process group.
+
+    Raises:
+        InputError: If the path is not a checkpoint or is damaged.
     """
     manifest = read_manifest(path)
-    wanted = {name: it for name, it in manifest.tensors.items() if name.startswith(f"{prefix}.")}
-    for file in sorted({file for stored in wanted.values() for file in stored.pieces}):
+    expected = {name: it for name, it in manifest.tensors.items() if name.startswith(f"{prefix}.")}
+    for file in sorted({file for stored in expected.values() for file in stored.pieces}):
         if damage := _file_damage(path / file, manifest.files[file]):
             raise InputError(damage)
     tensors = {}
-    for name, stored in wanted.items():
+    for name, stored in expected.items():
         tensors[name.removeprefix(f"{prefix}.")] = tensor = empty_like_entry(stored)
         read_rows_into(tensor, name, 0, stored, path)
     return tensors

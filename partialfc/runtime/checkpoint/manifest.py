@@ -1,4 +1,4 @@
-"""run.json: what a checkpoint holds, of which run it is, and the digests by which all of it is checked."""
+"""Manifest of a checkpoint (run.json): its run, its tensors, and the digests of all files."""
 
 import math
 from pathlib import Path
@@ -12,32 +12,32 @@ from partialfc.errors import InputError
 from partialfc.runtime.files import fsync_path
 
 MANIFEST = "run.json"
-_FORMAT = 3  # of the whole folder
+_FORMAT = 3  # version of the checkpoint format
 
 
 class FileDigest(Struct, frozen=True):
-    """A file of tensors."""
+    """Size and digest of a file of tensors."""
 
     bytes: int
-    digest: str  # xxh3-128 of all of them
+    digest: str  # xxh3-128 of the file
 
 
 class TensorEntry(Struct, frozen=True):
-    """A tensor, and where it lies."""
+    """Entry of a saved tensor: its dtype, shape and shards."""
 
     dtype: str
     shape: list[int]
-    pieces: dict[str, tuple[int, int]]  # by file: the first row there, and the one after the last
+    pieces: dict[str, tuple[int, int]]  # file name: first row in the file, and one past the last row
 
 
 class Manifest(Struct, frozen=True):
-    """All but the tensors."""
+    """Everything in a checkpoint except the tensors."""
 
-    number: int  # of this save among those of its folder: the newest has the largest
+    number: int  # number of this save within its folder; the latest save has the largest
     step: int
-    seconds: float  # that the run took so far
-    score: float | None  # what `best` goes by; None: was not evaluated
-    about: dict[str, Any]  # the run, as the caller describes it
+    seconds: float  # duration of the run so far
+    score: float | None  # score that `best` is selected by; None if the step was not evaluated
+    about: dict[str, Any]  # description of the run, given by the caller
     files: dict[str, FileDigest]
     tensors: dict[str, TensorEntry]
 
@@ -49,7 +49,7 @@ class _SignedManifest(Struct, frozen=True):
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write run.json, which is on the disk when this returns."""
+    """Write run.json and wait until it is on disk."""
     content = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
     digest = xxhash.xxh3_128_hexdigest(content)
     path = folder / MANIFEST
@@ -58,26 +58,32 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """A checkpoint's run.json. InputError where there is none, and where it is not what was written; OSError where it
-    cannot be read.
+    """Read a checkpoint's run.json.
+
+    Returns:
+        Verified manifest.
+
+    Raises:
+        InputError: If it is missing or was modified.
+        OSError: If it cannot be read.
     """
     path = folder / MANIFEST
     try:
         written = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(
-            f"{folder}: no checkpoint; wanted a folder step_* with {MANIFEST} in it, or a run's"
+            f"{folder}: no checkpoint; expected a folder step_* with {MANIFEST} in it, or a run's"
         ) from None
     try:
         sealed = msgspec.json.decode(written, type=_SignedManifest)
     except msgspec.ValidationError:
-        raise InputError(f"{path}: of an earlier version, which wrote no digests") from None
+        raise InputError(f"{path}: written by an earlier version, without digests") from None
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: {error}") from None
     if sealed.format != _FORMAT or msgspec.json.encode(sealed) != written:
-        raise InputError(f"{path}: format {sealed.format}, wanted {_FORMAT}, as it was written")
+        raise InputError(f"{path}: format {sealed.format}, expected {_FORMAT}")
     if xxhash.xxh3_128_hexdigest(bytes(sealed.content)) != sealed.digest:
-        raise InputError(f"{path}: not what was written")
+        raise InputError(f"{path}: was modified after it was written")
     try:
         manifest = msgspec.json.decode(sealed.content, type=Manifest)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
@@ -88,7 +94,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _check_size(path: Path, name: str, stored: TensorEntry, files: dict[str, FileDigest]) -> None:
-    """Raise InputError if a tensor is in no file of the checkpoint, or larger than those, before it is allocated."""
+    """Raise InputError if a tensor is in no file, or larger than its files, before memory is allocated."""
     if others := [file for file in stored.pieces if file not in files or Path(file).name != file]:
         raise InputError(f"{path}: {name}: expected files of the checkpoint, got {others[0]!r:.60}")
     bytes_there = sum(files[file].bytes for file in stored.pieces)

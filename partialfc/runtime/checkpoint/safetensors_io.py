@@ -1,4 +1,4 @@
-"""Tensors in files: safetensors, one file a rank, written as a stream that is digested on its way, read by rows."""
+"""Tensors in safetensors files, one file per rank: written as a stream with a digest, read by rows."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -28,23 +28,25 @@ _DTYPES = {
     torch.bool: "BOOL",
 }
 _BY_NAME = {name: dtype for dtype, name in _DTYPES.items()}
-_CHUNK = 8 << 20  # bytes that are written, or read, at once
+_CHUNK = 8 << 20  # bytes per read or write
 
 
 class StreamedRows(Protocol):
-    """A tensor [n, ...] that is read in parts, in their order, while its owner may change it."""
+    """Tensor `[n, ...]` that is read in order, in chunks, while its owner may change it."""
 
     @property
-    def dtype(self) -> torch.dtype: ...
+    def dtype(self) -> torch.dtype:
+        """Dtype of the rows."""
 
     @property
-    def shape(self) -> torch.Size: ...
+    def shape(self) -> torch.Size:
+        """Shape `[n, ...]`."""
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Contiguous rows of the host, as they were when this was made."""
+        """Return contiguous host rows, with the values at construction."""
 
     def close(self) -> None:
-        """Nobody reads any more."""
+        """Release the tensor."""
 
 
 TensorSource = Tensor | StreamedRows
@@ -52,13 +54,15 @@ ThrottleFn = Callable[[], None]  # called after each chunk; may wait
 
 
 def dtype_name(tensor: TensorSource) -> str:
-    """The type of a tensor's elements, as the format calls it."""
+    """Return the name of a tensor's dtype in the safetensors format."""
     return _DTYPES[tensor.dtype]
 
 
 def write_shard(path: Path, tensors: Mapping[str, TensorSource], throttle: ThrottleFn) -> FileDigest:
-    """Write contiguous tensors of the host to a new file, which is on the disk when this returns."""
-    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))  # aligned, for maps
+    """Write contiguous host tensors to a new file, and wait until it is on disk."""
+    names = sorted(
+        tensors, key=lambda name: (-tensors[name].dtype.itemsize, name)
+    )  # aligned, so that the file can be mapped
     digest, size = xxhash.xxh3_128(), 0
     with closing(DirectFile(path)) as file:
         for chunk in _iter_file_bytes(names, tensors):
@@ -71,7 +75,7 @@ def write_shard(path: Path, tensors: Mapping[str, TensorSource], throttle: Throt
 
 
 def compute_digest(path: Path) -> FileDigest:
-    """What `write_shard` returned for the file, if it is still what was written."""
+    """Return the digest of a file. It equals the result of `write_shard` if the file is unchanged."""
     digest, size, buffer = xxhash.xxh3_128(), 0, bytearray(_CHUNK)
     with path.open("rb", buffering=0) as file:
         while read := file.readinto(buffer):
@@ -81,9 +85,10 @@ def compute_digest(path: Path) -> FileDigest:
 
 
 def read_rows_into(target: Tensor, name: str, first: int, entry: TensorEntry, folder: Path) -> None:
-    """Copy the rows of a stored tensor from row `first` on into `target`, as many as it has; a scalar as it is.
+    """Copy rows of a stored tensor into `target`, starting at row `first`; a scalar is copied unchanged.
 
-    InputError where the files have no such rows.
+    Raises:
+        InputError: If the files do not contain these rows.
     """
     if target.dim() == 0:
         for file in entry.pieces:
@@ -100,13 +105,13 @@ def read_rows_into(target: Tensor, name: str, first: int, entry: TensorEntry, fo
 
 
 def empty_like_entry(entry: TensorEntry, rows: int | None = None) -> Tensor:
-    """A tensor of the host that a stored tensor can be read into: all of it, or as many rows."""
+    """Return an empty host tensor for all rows of a stored tensor, or for the given number of rows."""
     shape = entry.shape if rows is None else [rows, *entry.shape[1:]]
     return torch.empty(shape, dtype=_BY_NAME[entry.dtype])
 
 
 def _iter_ranges(start: int, stop: int, rows: Tensor) -> Iterator[tuple[int, int]]:
-    """Ranges of some megabytes."""
+    """Yield ranges of some megabytes."""
     step = max(1, _CHUNK // max(1, rows[:1].nbytes))
     for begin in range(start, stop, step):
         yield begin, min(stop, begin + step)
@@ -122,7 +127,7 @@ def _read_tensor(path: Path, name: str, rows: slice | None) -> Tensor:
 
 
 def _iter_file_bytes(names: list[str], tensors: Mapping[str, TensorSource]) -> Iterator[memoryview]:
-    """The file's bytes: the length of its header, the header, the tensors."""
+    """Yield the bytes of the file: length of the header, header, tensors."""
     header: dict[str, object] = {}
     offset = 0
     for name in names:

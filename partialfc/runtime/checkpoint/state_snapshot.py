@@ -1,7 +1,7 @@
-"""A copy of what a rank saves, which a thread can write while the next steps change the tensors.
+"""Host copies of a rank's state, which a thread writes while later steps change the tensors.
 
-Of a tensor that is split by rows every rank saves its own; those that are the same on every rank are dealt out, so that
-each rank writes about as much.
+Every rank saves its own rows of a sharded tensor. Replicated tensors are distributed over the ranks so that
+each rank writes about the same amount.
 """
 
 from collections.abc import Mapping
@@ -14,13 +14,17 @@ from partialfc.runtime import dtensors
 from partialfc.runtime.checkpoint.safetensors_io import StreamedRows, TensorSource, dtype_name
 from partialfc.runtime.host_memory import pinned_exactly
 
-_LARGE = 1 << 20  # bytes from which a tensor gets pinned pages of its own
+_LARGE = 1 << 20  # bytes from which a tensor gets its own pinned pages
 
-NestedState = Mapping[str, Any]  # of tensors, maybe nested
+NestedState = Mapping[str, Any]  # tensors, possibly nested
 
 
 def flatten_state(state: NestedState, prefix: str = "") -> dict[str, Tensor]:
-    """The tensors by their dotted names. TypeError on anything else, which no file of tensors can hold."""
+    """Return the tensors by dotted name.
+
+    Raises:
+        TypeError: If the state contains anything but tensors.
+    """
     flat: dict[str, Tensor] = {}
     for key, value in state.items():
         name = f"{prefix}{key}"
@@ -29,12 +33,12 @@ def flatten_state(state: NestedState, prefix: str = "") -> dict[str, Tensor]:
         elif isinstance(value, Tensor):
             flat[name] = value
         else:
-            raise TypeError(f"{name}: found {type(value).__name__}, wanted a tensor")
+            raise TypeError(f"{name}: found {type(value).__name__}, expected a tensor")
     return flat
 
 
 class StateSnapshot:
-    """Kept in the same memory of the host from one save to the next; pinned where the tensors are a GPU's."""
+    """Host memory of the copies, reused from save to save; pinned if the tensors are on a GPU."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
@@ -43,10 +47,13 @@ class StateSnapshot:
     def copy_state(
         self, state: NestedState, rank: int, world_size: int, streamed: Mapping[str, StreamedRows]
     ) -> tuple[dict[str, TensorSource], dict[str, Any]]:
-        """Start to copy this rank's part of the state; `wait` returns when it is there. What is in `streamed` is not copied.
+        """Start to copy this rank's part of the state; `wait` returns once it is complete.
 
-        Returns the copies, and what is streamed, by name; and for every name of the whole state its type, its shape, and
-        which rows of it are among them: the first, and the one after the last; None where none are.
+        Tensors in `streamed` are not copied.
+
+        Returns:
+            Copies and streamed tensors by name. For every name of the full state: its dtype, its shape,
+                and the range of its rows that this rank saves, or None.
         """
         copies: dict[str, TensorSource] = {}
         described: dict[str, dict[str, Any]] = {}
@@ -65,7 +72,7 @@ class StateSnapshot:
         return copies, described
 
     def wait(self) -> None:
-        """Return when all copies are there; from any thread."""
+        """Wait until all copies are complete; callable from any thread."""
         if self._copied is not None:
             self._copied.synchronize()
 
@@ -78,14 +85,14 @@ class StateSnapshot:
 
 
 def _allocate(tensor: Tensor) -> Tensor:
-    """Return host memory for a copy of a tensor: pinned for one on a GPU, and of its exact size where it is large."""
+    """Return host memory for a copy of a tensor: pinned for a GPU tensor, and of exact size if it is large."""
     if tensor.is_cuda and tensor.nbytes >= _LARGE:
         return pinned_exactly(tuple(tensor.shape), tensor.dtype)
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
 
 
 def _assign_owners(tensors: Mapping[str, Tensor], world_size: int) -> dict[str, int]:
-    """Which rank saves which: the largest first, each to the rank that has least."""
+    """Assign each tensor to a rank, largest first, always to the least loaded rank."""
     load, owners = [0] * world_size, {}
     for name in sorted(tensors, key=lambda name: (-tensors[name].nbytes, name)):
         owners[name] = load.index(min(load))

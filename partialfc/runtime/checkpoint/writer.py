@@ -1,4 +1,4 @@
-"""The thread that writes what a snapshot has copied, and tells when it is in place."""
+"""Background thread that writes snapshots and reports the results."""
 
 import errno
 import threading
@@ -19,48 +19,49 @@ from partialfc.runtime.comm import DistContext
 from partialfc.runtime.exit_codes import format_error
 from partialfc.runtime.host_memory import bind_thread
 
-_DUTY_CYCLE = 0.25  # of the time that writing takes while a run goes on; the rest it leaves to the steps
+_DUTY_CYCLE = (
+    0.25  # fraction of the time spent on writing while a run continues; the rest is left to the steps
+)
 
 
 @dataclass
 class SaveJob:
-    """What one save has to do."""
+    """Work of one save."""
 
     step: int
     seconds: float
     score: float | None
     is_best: bool
     about: dict[str, Any]
-    tensors: dict[str, TensorSource]  # this rank's, on the host
-    layout: dict[str, Any]  # see Snapshot.take
-    stall_seconds: float  # seconds that the snapshot took
+    tensors: dict[str, TensorSource]  # tensors of this rank, on the host
+    layout: dict[str, Any]  # see StateSnapshot.copy_state
+    stall_seconds: float  # duration of the snapshot
     wait_until_ready: Callable[[], None]  # returns when `tensors` are filled
 
 
 @dataclass(frozen=True)
 class SaveResult:
-    """Of a save: where it lies, or why it does not. Equal on all ranks."""
+    """Result of a save: its path or its problem. Equal on all ranks."""
 
     step: int
     path: Path
-    write_seconds: float  # that writing took
-    stall_seconds: float  # seconds for which the steps waited
+    write_seconds: float  # duration of the write
+    stall_seconds: float  # duration for which the steps waited
     problem: str | None
 
 
 class _SaveFailedError(Exception):
-    """A save that the system ended on some rank; says why."""
+    """Save that failed on some rank because of a system error."""
 
 
 class Throttle:
-    """Called after each piece of work: leaves the processor and the disk to the steps most of the time, unless somebody
-    waits.
-    """
+    """Pause after each piece of work that leaves CPU and disk to the steps, unless a caller is waiting."""
 
     def __init__(self, hurry: threading.Event) -> None:
         self._hurry, self._since = hurry, time.perf_counter()
 
     def __call__(self) -> None:
+        """Pause if due."""
         taken = time.perf_counter() - self._since
         if not self._hurry.is_set():
             self._hurry.wait(min(1.0, taken * (1 / _DUTY_CYCLE - 1)))
@@ -68,7 +69,10 @@ class Throttle:
 
 
 class Writer:
-    """Writes one job at a time. All ranks call the methods alike; the thread issues collectives of `ranks.saving`."""
+    """Background writer of one save at a time.
+
+    All ranks must call its methods in the same order. Its thread issues collectives of `checkpoint_group`.
+    """
 
     def __init__(self, folder: CheckpointFolder, dist_ctx: DistContext) -> None:
         self._folder, self._dist_ctx = folder, dist_ctx
@@ -78,20 +82,20 @@ class Writer:
         self._hurry = threading.Event()
 
     def start(self, job: SaveJob) -> None:
-        """Begin to write. The job before must have been waited for."""
+        """Start to write. The previous save must have been waited for."""
         assert self._thread is None
         self._hurry.clear()
         self._thread = threading.Thread(target=self._run, args=(job,), name="checkpoint", daemon=True)
         self._thread.start()
 
     def poll(self) -> SaveResult | None:
-        """The outcome of the job under way, if there is one that has ended; never waits."""
+        """Return the result of the pending save if it has finished, without waiting."""
         if self._thread is None or self._thread.is_alive():
             return None
         return self.wait()
 
     def wait(self) -> SaveResult | None:
-        """The outcome of the job under way, as fast as the disk allows; None where there is none."""
+        """Write as fast as the disk allows, and return the result; None if no save is pending."""
         if self._thread is None:
             return None
         self._hurry.set()
@@ -115,7 +119,7 @@ class Writer:
             taken = time.perf_counter() - began
             path = self._folder.checkpoint_path(job.step)
             self._outcome = SaveResult(job.step, path, taken, job.stall_seconds, problem)
-        except BaseException as defect:  # of ours, or of a group whose ranks are gone: raised by wait()
+        except BaseException as defect:  # a bug, or a group whose ranks have exited: raised by wait()
             self._defect = defect
         finally:
             for source in job.tensors.values():
@@ -152,18 +156,23 @@ class Writer:
         self._run_on_all(action if self._dist_ctx.is_main else lambda: None, job)
 
     def _run_on_all(self, action: Callable[[], None], job: SaveJob) -> None:
-        """_Failed on all ranks where the system fails the action on one; RuntimeError with the traceback where we do."""
+        """Run an action and raise the same error on all ranks.
+
+        Raises:
+            _SaveFailedError: If a system error occurred on any rank.
+            RuntimeError: If a bug occurred on any rank; contains its traceback.
+        """
         problem, defect = None, None
         try:
             action()
         except OSError as error:
             problem = _format_disk_error(error, self._folder.checkpoint_path(job.step))
-        except Exception:  # of ours: the others are told, too, so that none waits for ever
+        except Exception:  # a bug: the other ranks are notified, so that none waits forever
             defect = traceback.format_exc()
-        everyones = comm.all_gather_object((problem, defect), self._dist_ctx.checkpoint_group)
-        if any(it != (None, None) for it in everyones) and self._dist_ctx.is_main:
+        gathered = comm.all_gather_object((problem, defect), self._dist_ctx.checkpoint_group)
+        if any(it != (None, None) for it in gathered) and self._dist_ctx.is_main:
             self._folder.discard(job.step)
-        for problem, defect in everyones:
+        for problem, defect in gathered:
             if defect is not None:
                 raise RuntimeError(f"step {job.step} could not be saved:\n{defect}")
             if problem is not None:

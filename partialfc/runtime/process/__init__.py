@@ -1,1 +1,1 @@
-"""The processes of a run: their signals, their parent, who stands still, and that no other run is in its folder."""
+"""Processes of a run: signals, launcher, watchdog, and the lock of the output folder."""

@@ -9,6 +9,9 @@ def allow_files(world_size: int) -> str | None:
     """Raise the soft limit of open files to the hard limit; return a warning if that is not enough.
 
     Each of the two full-mesh host groups of a rank holds a socket for every other rank.
+
+    Returns:
+        Warning, or None.
     """
     needed = 2 * world_size + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

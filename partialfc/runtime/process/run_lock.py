@@ -1,4 +1,4 @@
-"""One run a folder: a lock that its first rank holds, in which the others find that they see the same folder."""
+"""Exclusive use of an output folder, held by rank 0 and verified by the other ranks."""
 
 import fcntl
 import os
@@ -17,9 +17,10 @@ _NAME = ".lock"
 
 @contextmanager
 def lock_output_folder(folder: Path, dist_ctx: DistContext) -> Iterator[None]:
-    """Around a run that writes to `folder`, which is made where it is missing.
+    """Lock `folder`, which is created if missing, for the duration of a run.
 
-    CollectiveInputError where another run is at work there, and where not every rank sees the first one's folder.
+    Raises:
+        CollectiveInputError: If another run uses it, or if not every rank sees the folder of rank 0.
     """
     token = comm.broadcast_object(uuid.uuid4().hex, dist_ctx.host_group)
     lock = None
@@ -44,13 +45,11 @@ def _lock(folder: Path, token: str) -> int:
         holder = os.pread(descriptor, 1000, 0).decode(errors="replace").partition("\n")[0]
         os.close(descriptor)
         raise InputError(
-            f"{folder}: {holder or 'another run'} is at work there; wanted another `output`, or to wait for its end"
+            f"{folder}: {holder or 'another run'} is using it; choose another `output`, or wait for that run to end"
         ) from None
-    except OSError as error:  # of a file system without locks
+    except OSError as error:  # a file system without locks
         os.close(descriptor)
-        raise InputError(
-            f"{folder}: {error.strerror}; wanted a folder in which files can be locked"
-        ) from None
+        raise InputError(f"{folder}: {error.strerror}; expected a file system with file locks") from None
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n{token}\n".encode(), 0)
     os.fsync(descriptor)
@@ -62,6 +61,6 @@ def _require_shared_folder(folder: Path, token: str, dist_ctx: DistContext) -> N
     found = path.read_text(errors="replace") if path.exists() else ""
     if token not in found:
         raise InputError(
-            f"{folder}: rank {dist_ctx.rank} on {socket.gethostname()} does not see what rank 0 wrote there; "
-            "wanted a folder that all nodes share"
+            f"{folder}: rank {dist_ctx.rank} on {socket.gethostname()} does not see the files of rank 0; "
+            "expected a folder on a shared file system"
         )

@@ -1,4 +1,4 @@
-"""The signals that ask a run to end: noted, so that it ends between two steps, with nothing lost."""
+"""Stop signals: recorded, so that a run ends between two steps and nothing is lost."""
 
 import os
 import signal
@@ -14,47 +14,52 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 @contextmanager
 def handle_stop_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Around what ends the process: SIGNALS go to the handler. Afterwards they are ignored, so that the exit code stays
-    what it is. A signal that is ignored before, as nohup ignores SIGHUP, stays so.
+    """Send the stop signals to the handler during a block that ends the process.
+
+    They are ignored afterwards, so that the exit code does not change. A signal that is already ignored, such
+    as SIGHUP under nohup, stays ignored.
     """
-    heard = [one for one in STOP_SIGNALS if signal.getsignal(one) != signal.SIG_IGN]
-    for one in heard:
+    handled = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    for one in handled:
         signal.signal(one, handler)
     try:
         yield
     finally:
-        for one in heard:
+        for one in handled:
             signal.signal(one, signal.SIG_IGN)
 
 
 class StopRequest:
-    """What signals have asked of this process.
+    """Stop signals received by this process.
 
-    While nothing could be lost, a signal ends the process at once, with a line and the exit code STOPPED; within
-    `defer` it is noted in `signal_number`, for the run to end where it can; there a second SIGINT ends it at once.
+    Outside of `defer` a signal ends the process immediately, with a line and EXIT_STOPPED. Within `defer` it
+    is stored in `signal_number`, and the run ends at the next opportunity. A second SIGINT ends the process
+    immediately.
 
-    first: whether this is the rank that says so. launched: whether a launcher says that it was a second SIGINT.
+    Args:
+        is_main: Whether this rank prints the line.
+        launched: Whether a launcher reports a second SIGINT.
     """
 
     def __init__(self, *, is_main: bool = True, has_launcher: bool = False) -> None:
-        self.signal_number = 0  # the number of the first signal; 0: none
+        self.signal_number = 0  # first signal; 0 if none
         self._first, self._launched = is_main, has_launcher
         self._deferred = False
         self._over = False
 
     def get_signal(self) -> int:
-        """The number of the first signal; 0: none."""
+        """Return the first signal; 0 if there was none."""
         return self.signal_number
 
     @contextmanager
     def install(self) -> Iterator[None]:
-        """Around the run, in the main thread of a process that ends with it; see heard_by."""
+        """Handle stop signals in the main thread of a process that ends with the run; see `handle_stop_signals`."""
         with handle_stop_signals(self._handle_signal):
             yield
 
     @contextmanager
     def defer(self) -> Iterator[None]:
-        """Around the steps: there is something to save."""
+        """Defer signals while there is something to save."""
         self._deferred = True
         try:
             yield
@@ -62,7 +67,7 @@ class StopRequest:
             self._deferred, self._over = False, True
 
     def _handle_signal(self, signal_number: int, frame: FrameType | None) -> None:
-        if self._over:  # the run has ended, and the process is about to
+        if self._over:  # the run has ended, and the process is about to exit
             return
         again = self.signal_number == signal_number == signal.SIGINT
         if self._deferred and not again:
@@ -70,25 +75,26 @@ class StopRequest:
             return
         if not self._launched if again else self._first:
             print_stopped(signal_number, again=again)
-        # Not by SystemExit: raised inside a library's callback it is lost, and the run goes on, or it aborts the process.
+        # Not SystemExit: within a callback of a library it would be lost or abort the process.
         hard_exit(128 + signal_number if again else EXIT_STOPPED)
 
 
 def print_stopped(number: int, *, again: bool) -> None:
-    """The line of a process that a signal ends at once."""
-    when = "again, without waiting for the run to be saved" if again else "with nothing to save"
-    # Past Python's buffer, which the handler may have interrupted.
+    """Print the line of a process that a signal ends immediately."""
+    when = "a second time, without saving" if again else "with nothing to save"
+    # Bypasses Python's buffer, which the handler may have interrupted.
     os.write(2, f"stopped by {signal.Signals(number).name} {when}\n".encode())
 
 
 @contextmanager
 def block_stop_signals() -> Iterator[None]:
-    """Around the start of helper processes: they inherit a mask in which these signals never reach them, wherever they
-    are sent; the run tells its helpers when to end.
+    """Block the stop signals while helper processes start: they inherit the mask.
+
+    Signals then never reach the helpers, and the run tells them when to exit.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
-        resource_tracker.ensure_running()  # its start, else that of the first helper, lets SIGINT and SIGTERM through
+        resource_tracker.ensure_running()  # otherwise its start, or that of the first helper, unblocks SIGINT and SIGTERM
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         yield
     finally:

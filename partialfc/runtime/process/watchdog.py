@@ -1,7 +1,7 @@
-"""Who stands still: every rank writes down how far it is, and when one does not move, another says which.
+"""Watchdog: every rank posts a heartbeat; when one stalls, a healthy rank reports it and ends the run.
 
-Collectives themselves wait for half an hour, as the first rank may draw and pack a data set meanwhile; between two steps
-nothing takes so long.
+Collectives time out after half an hour only, since rank 0 may generate or pack a data set. Between two steps
+nothing takes that long.
 """
 
 import json
@@ -18,36 +18,36 @@ from partialfc.runtime.comm import DistContext, Store
 from partialfc.runtime.exit_codes import EXIT_RANK_LOST, hard_exit
 from partialfc.runtime.host_memory import bind_thread
 
-_HEARTBEAT_SECONDS = 5.0  # seconds between two entries, or a quarter of the limit
-_EXIT_DELAY = 2.0  # seconds after which those that say nothing end, too
+_HEARTBEAT_SECONDS = 5.0  # seconds between two heartbeats, or a quarter of the limit
+_EXIT_DELAY = 2.0  # seconds after which ranks without a report exit, too
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """What a rank wrote down."""
+    """Progress of a rank."""
 
-    count: int  # of its entries
-    step: int  # the newest it has begun
-    section: str  # the section of the step it is in
+    count: int  # number of heartbeats
+    step: int  # latest step that was started
+    section: str  # current section of the step
     host: str
     finished: int = 0  # sections that its GPU has finished; 0 on a CPU
-    finished_place: str = ""  # the last of them
+    finished_place: str = ""  # the last of these sections
 
     @property
     def is_waiting(self) -> bool:
-        """Whether it waits for other ranks."""
+        """True if the rank waits for other ranks."""
         return self.section.endswith(comm.COMM_SECTION)
 
 
 class Watchdog:
-    """Beside the steps of a rank: ends the process, exit code LOST, when they stand still for `seconds`.
+    """Thread that ends a stalled process with EXIT_RANK_LOST.
 
     Args:
-        ranks: This rank and the others.
-        store: Shared by all ranks; None: there is nobody to wait for, and nothing is watched.
-        seconds: The longest that a step may take.
+        dist_ctx: This rank and the others.
+        store: Store shared by all ranks; None disables the watchdog.
+        seconds: Maximum duration of a step.
         progress: Sections that this rank's GPU has finished.
-        before_end: Called before the process ends itself. Its failures are reported and change nothing.
+        before_end: Called before the process ends itself. Its errors are reported and ignored.
     """
 
     def __init__(
@@ -68,23 +68,23 @@ class Watchdog:
         )
         self._often = min(_HEARTBEAT_SECONDS, seconds / 4)
         self._host, self._count, self._step = socket.gethostname(), 0, 0
-        self._since: float | None = None  # None: nobody waits for a step, as before the first
+        self._since: float | None = None  # start of the step; None outside of a step
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
     def begin_step(self, step: int) -> None:
-        """A step begins."""
+        """Start the timer of a step."""
         self._step, self._since = step, time.monotonic()
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Around what may take long."""
+        """Pause the watchdog during a long operation."""
         self._since = None
         yield
         self._since = time.monotonic()
 
     def start(self) -> None:
-        """Begin to watch, in a thread."""
+        """Start the thread."""
         if self._store is not None:
             self._thread = threading.Thread(
                 target=self._watch, args=(self._store,), name="watchdog", daemon=True
@@ -92,8 +92,9 @@ class Watchdog:
             self._thread.start()
 
     def stop(self) -> None:
-        """The steps are over. The thread has ended when this returns: Python's own end aborts a process, exit code 134, in
-        which a thread is within the store.
+        """Stop and join the thread.
+
+        Python's own exit aborts a process with code 134 if a thread is inside the store.
         """
         self._ended.set()
         if self._thread is not None:
@@ -121,7 +122,7 @@ class Watchdog:
         return {rank: Heartbeat(*json.loads(store.get(str(rank)))) for rank in ranks}
 
     def _report_and_exit(self, store: Store) -> None:
-        """Look twice, so that a process that does not run is known by its entries; the steps may be over meanwhile."""
+        """Compare two heartbeats to find stalled processes; return if the steps have finished in the meantime."""
         before = self._read(store)
         for _ in range(3):
             if self._ended.wait(self._often):
@@ -138,14 +139,14 @@ class Watchdog:
             self._before_end()
         except Exception as error:  # a diagnosis never changes how a run ends
             print(f"warning: no diagnosis of rank {self._rank}: {error}", file=sys.stderr, flush=True)
-        hard_exit(EXIT_RANK_LOST)  # the thread of the steps may never come back
+        hard_exit(EXIT_RANK_LOST)  # the thread of the steps may never return
 
 
 @contextmanager
 def watch(
     dist_ctx: DistContext, seconds: float, before_end: Callable[[], None] = lambda: None
 ) -> Iterator[Watchdog]:
-    """Around the steps of a run, all of whose ranks come here."""
+    """Watch the steps of a run. Collective: all ranks must call it."""
     with timing.followed(dist_ctx.device) as progress:
         store = comm.shared_store("watchdog")
         watchdog = Watchdog(dist_ctx, store, seconds, progress=progress, before_end=before_end)
@@ -157,9 +158,17 @@ def watch(
 
 
 def find_stalled_ranks(before: dict[int, Heartbeat], now: dict[int, Heartbeat]) -> dict[int, str]:
-    """The ranks that the others wait for, each in words: those whose process stands still, else those whose GPU has finished
-    the fewest sections, else those that are behind and wait for nobody, else those that are behind. before, now: what the ranks
-    wrote, some entries apart.
+    """Return descriptions of the ranks that the others wait for.
+
+    These are, in this order: ranks whose process is stalled; ranks whose GPU has finished the fewest
+    sections; ranks that are behind and not waiting; ranks that are behind.
+
+    Args:
+        before: Heartbeats of all ranks.
+        now: Heartbeats some seconds later.
+
+    Returns:
+        One description per rank.
     """
     still = [rank for rank, entry in now.items() if rank in before and entry.count == before[rank].count]
     last = min(entry.step for entry in now.values())
@@ -168,18 +177,18 @@ def find_stalled_ranks(before: dict[int, Heartbeat], now: dict[int, Heartbeat]) 
     words = {}
     for rank in late:
         entry = now[rank]
-        process = "; its process does not run" if rank in still else ""
+        process = "; its process is not running" if rank in still else ""
         if entry.finished_place and rank not in still:
             most = max(now.values(), key=lambda it: it.finished)
             process = f"; its GPU has finished {entry.finished_place}, others {most.finished_place}"
-        words[rank] = f"on {entry.host} has not moved since step {entry.step}, in {entry.section}{process}"
+        words[rank] = f"on {entry.host} stalled at step {entry.step}, in {entry.section}{process}"
     return words
 
 
 def _slow_gpus(entries: dict[int, Heartbeat]) -> list[int]:
-    """Return the ranks whose GPU has finished fewer sections than others; none on CPUs, or where all are equally far.
+    """Return the ranks whose GPU has finished fewer sections than others; none on CPUs, or if all are equal.
 
-    The host of a rank runs ahead of its GPU: on the host, all ranks may wait in the same place.
+    The host of a rank runs ahead of its GPU: on the host, all ranks may wait in the same section.
     """
     fewest = min(entry.finished for entry in entries.values())
     slow = [rank for rank, entry in entries.items() if entry.finished == fewest]

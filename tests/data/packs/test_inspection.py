@@ -32,12 +32,12 @@ def images_of(labels, first):
 
 PAIR = np.array([1.0, 0.0])
 DIALECTS = {
-    "face2rec2: a key-0 header, 2 labels an image, a property": (
+    "face2rec2: a key-0 header, 2 labels per image, a property": (
         images_of([PAIR, PAIR], 1) | {0: (Header(np.array([3, 6]), 0), b"")},
         True,
     ),
-    "reshuffled: no key-0 header, one label an image, a property": (images_of([0.0, 2.0], 1), True),
-    "im2rec: no key-0 header, one label an image, no property": (images_of([0.0, 2.0], 0), False),
+    "reshuffled: no key-0 header, one label per image, a property": (images_of([0.0, 2.0], 1), True),
+    "im2rec: no key-0 header, one label per image, no property": (images_of([0.0, 2.0], 0), False),
 }
 
 
@@ -58,8 +58,8 @@ def test_counts_and_sizes(tmp_path):
     summary = summarize_pack(tmp_path)
     assert summary.images_per_class.tolist() == [1, 3, 0, 12] and summary.sizes == {"32 x 32": 16}
     text = "\n".join(summary.format_lines())
-    assert text.startswith("rec_builder: a key-0 header, one label an image, a property\n")
-    assert "16 images of 3 identities" in text and "4 classes, 1 of them without an image" in text
+    assert text.startswith("rec_builder: a key-0 header, one label per image, a property\n")
+    assert "16 images of 3 identities" in text and "4 classes, 1 of them without images" in text
     assert "1 to 12, median 3" in text
     assert [line.split()[:4] for line in summary.format_lines()[4:]] == [
         ["1", "1", "identities", "#" * 13],
@@ -97,7 +97,7 @@ def test_the_sheet_shows_images_of_the_pack(tmp_path):
     assert sheet.shape == (64, 96, 3) and (sheet[32:, 32:] == 255).all()
     pack = RecordDataset(tmp_path / "pack")
     assert (sheet[:32, :32] == pack[0][0]).all() and (sheet[32:, :32] == pack[3][0]).all()
-    with pytest.raises(InputError, match=r"sheet.bogus: wanted the name of a .png or .jpg file"):
+    with pytest.raises(InputError, match=r"sheet.bogus: expected the name of a .png or .jpg file"):
         write_image_grid(tmp_path / "pack", tmp_path / "sheet.bogus")
 
 

@@ -56,23 +56,23 @@ def test_seeds_draw_other_identities(tmp_path):
 @pytest.mark.parametrize("identities", [0, -1, 4, 9])
 def test_more_or_fewer_than_there_are(pack, tmp_path, identities):
     with pytest.raises(
-        InputError, match=f"{identities} identities to hold out of .*; wanted 1 to 3, as it has 4"
+        InputError, match=f"{identities} identities to hold out of .*; expected 1 to 3, as it has 4"
     ):
         split(pack, tmp_path / "rest", tmp_path / "held", num_identities=identities)
 
 
 def test_folders_that_would_overwrite_each_other(pack, tmp_path):
-    with pytest.raises(InputError, match="wanted two different folders"):
+    with pytest.raises(InputError, match="expected two different folders"):
         split(pack, tmp_path / "out", tmp_path / "out", num_identities=1)
-    with pytest.raises(InputError, match="pack: wanted another folder than that of a pack which is read"):
+    with pytest.raises(InputError, match="pack: expected a folder other than the input packs"):
         split(pack, pack, tmp_path / "held", num_identities=1)
-    with pytest.raises(InputError, match="wanted another folder"):
+    with pytest.raises(InputError, match="expected a folder other"):
         merge([pack], pack)
 
 
 def test_images_of_another_size_are_refused(pack, tmp_path):
     write_pack(tmp_path / "large", 2, 2, size=48)
-    with pytest.raises(InputError, match=r"large/train.rec: images of 48 x 48, wanted 32 x 32"):
+    with pytest.raises(InputError, match=r"large/train.rec: images of 48 x 48, expected 32 x 32"):
         merge([pack, tmp_path / "large"], tmp_path / "out")
 
 

@@ -91,15 +91,13 @@ def test_images_out_of_order_have_no_identity_records(tmp_path):
 def test_bad_folders_are_refused_and_leave_no_pack(folder, tmp_path):
     with pytest.raises(InputError, match="none: no such file or folder"):
         pack_images([tmp_path / "none"], tmp_path / "pack")
-    with pytest.raises(InputError, match=r"faces/a: no folders in it"):
+    with pytest.raises(InputError, match=r"faces/a: contains no folders"):
         pack_images([folder / "a"], tmp_path / "pack")
     (folder / "c").mkdir()
-    with pytest.raises(InputError, match=r"faces/c: an identity without images; wanted .bmp, .jpeg"):
+    with pytest.raises(InputError, match=r"faces/c: contains no images; expected .bmp, .jpeg"):
         pack_images([folder], tmp_path / "pack")
     (folder / "c/0.jpg").write_bytes(b"no image")
-    with pytest.raises(
-        InputError, match=r"1 images cannot be read, .*faces/c/0.jpg: 8 bytes that are no image"
-    ):
+    with pytest.raises(InputError, match=r"1 unreadable images, .*faces/c/0.jpg: 8 bytes; expected an image"):
         pack_images([folder], tmp_path / "pack")
     assert {path.name for path in (tmp_path / "pack").iterdir()} == {".packing", "damaged.txt"}
 
@@ -141,10 +139,10 @@ def test_a_shuffled_pack_holds_the_same_images(folder, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"size": 0}, "--size 0: wanted 1 to"),
-        ({"quality": 101}, "--quality 101: wanted 1 to 100"),
-        ({"min_images": -1}, "--min-images -1: wanted 0"),
-        ({"shuffle": -1}, "--shuffle -1: wanted 0"),
+        ({"size": 0}, "--size 0: expected 1 to"),
+        ({"quality": 101}, "--quality 101: expected 1 to 100"),
+        ({"min_images": -1}, "--min-images -1: expected 0"),
+        ({"shuffle": -1}, "--shuffle -1: expected 0"),
     ],
 )
 def test_nonsense_is_refused(settings, message):
@@ -156,5 +154,7 @@ def test_the_command_ends_on_a_bad_image_with_one_line(folder, tmp_path):
     (folder / "b/01.jpg").write_bytes(b"no image")
     tool = Path(__file__).parents[3] / "tools/pack_recordio.py"
     done = called_tool(tool, folder, tmp_path / "pack")
-    message = f"the first: {folder}/b/01.jpg: 8 bytes that are no image OpenCV can read; pass --skip-damaged"
+    message = (
+        f"the first: {folder}/b/01.jpg: 8 bytes; expected an image that OpenCV can read; pass --skip-damaged"
+    )
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1

@@ -21,14 +21,14 @@ FILES = ("train.rec", "train.idx", "property")
 PACKER = Path(__file__).parents[3] / "tools/pack_recordio.py"
 
 
-class Interrupted(Exception):
+class InterruptionError(Exception):
     pass
 
 
 def interrupted_after(count):
     def samples(done):
         yield from SAMPLES[done:count]
-        raise Interrupted
+        raise InterruptionError
 
     return samples
 
@@ -52,7 +52,7 @@ def few_together(monkeypatch):
 def test_gone_on_with_after_any_cut(tmp_path, whole, cut):
     """Bytes are missing at the end of the journal, and others follow the records that it names."""
     folder = tmp_path / "pack"
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptionError):
         resume_pack(folder, interrupted_after(13), plan="a", size=32)
     journal = folder / ".packing/journal"
     journal.write_bytes(journal.read_bytes()[: 12 * 16 - cut])
@@ -70,7 +70,7 @@ def test_gone_on_with_after_any_cut(tmp_path, whole, cut):
 
 
 def test_another_plan_starts_over(tmp_path, whole):
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptionError):
         resume_pack(tmp_path, interrupted_after(9), plan="a", size=32)
     begun = []
     resume_pack(tmp_path, lambda done: begun.append(done) or SAMPLES, plan="b", size=32)
@@ -84,7 +84,7 @@ def test_an_interruption_while_files_are_put_in_place(tmp_path, whole, monkeypat
 
     def failing(path, target):
         if target.name in FILES and len(replaced) == moved:
-            raise Interrupted
+            raise InterruptionError
         replaced.extend([target] * (target.name in FILES))
         return replace(path, target)
 
@@ -92,8 +92,8 @@ def test_an_interruption_while_files_are_put_in_place(tmp_path, whole, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", failing)
         if moved == 3:
-            patch.setattr(pack_writer.shutil, "rmtree", lambda path: (_ for _ in ()).throw(Interrupted))
-        with pytest.raises(Interrupted):
+            patch.setattr(pack_writer.shutil, "rmtree", lambda path: (_ for _ in ()).throw(InterruptionError))
+        with pytest.raises(InterruptionError):
             resume_pack(tmp_path, lambda done: SAMPLES[done:], plan="a", size=32)
     assert resume_pack(tmp_path, lambda done: SAMPLES[done:], plan="a", size=32) == (5, 20)
     assert content(tmp_path) == whole
@@ -105,7 +105,7 @@ def test_two_at_once_are_refused(tmp_path):
 
 
 def test_classes_that_are_no_numbers_from_0(tmp_path):
-    with pytest.raises(InputError, match=r"class 2000000000, but 1 images; wanted classes numbered from 0"):
+    with pytest.raises(InputError, match=r"class 2000000000, but 1 images; expected classes numbered from 0"):
         write_pack(tmp_path, [(2_000_000_000, face(0, 0))], size=32)
 
 
@@ -113,7 +113,7 @@ def test_a_full_disk_is_named_and_gone_on_with(tmp_path, whole, monkeypatch):
     def full(file):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptionError):
         resume_pack(tmp_path, interrupted_after(7), plan="a", size=32)
     with monkeypatch.context() as patch:
         patch.setattr(pack_writer.os, "fsync", full)
@@ -125,18 +125,18 @@ def test_a_full_disk_is_named_and_gone_on_with(tmp_path, whole, monkeypatch):
 
 
 def test_starting_over_that_was_interrupted_is_started_over(tmp_path, whole, monkeypatch):
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptionError):
         resume_pack(tmp_path, interrupted_after(9), plan="a", size=32)
     unlink = Path.unlink
 
     def failing(path, missing_ok=False):
         if path.name == "journal":
-            raise Interrupted
+            raise InterruptionError
         unlink(path, missing_ok=missing_ok)
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", failing)
-        with pytest.raises(Interrupted):
+        with pytest.raises(InterruptionError):
             resume_pack(tmp_path, lambda done: SAMPLES[done:], plan="b", size=32)
     begun = []
     resume_pack(tmp_path, lambda done: begun.append(done) or SAMPLES[done:], plan="a", size=32)
@@ -144,7 +144,7 @@ def test_starting_over_that_was_interrupted_is_started_over(tmp_path, whole, mon
 
 
 def test_nothing_to_pack(tmp_path):
-    with pytest.raises(InputError, match="no image to pack"):
+    with pytest.raises(InputError, match="no images to pack"):
         write_pack(tmp_path, [], size=32)
 
 

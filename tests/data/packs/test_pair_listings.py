@@ -31,16 +31,16 @@ def test_a_listing_of_pairs_reads_back(people):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "line 1: wanted the numbers"),
-        ("Ann 1 2\n", "line 1: wanted the numbers"),
-        ("1\nAnn 1 2\n", "1 pairs, wanted 2"),
-        ("1\nAnn 1 2\nAnn 1 2 3 4\n", "line 3: 'Ann 1 2 3 4', wanted NAME i j"),
-        ("1\nAnn 1 2\nAnn one Bo 2\n", "line 3: 'Ann one Bo 2', wanted"),
+        ("", "line 1: expected the numbers"),
+        ("Ann 1 2\n", "line 1: expected the numbers"),
+        ("1\nAnn 1 2\n", "1 pairs, expected 2"),
+        ("1\nAnn 1 2\nAnn 1 2 3 4\n", "line 3: 'Ann 1 2 3 4', expected NAME i j"),
+        ("1\nAnn 1 2\nAnn one Bo 2\n", "line 3: 'Ann one Bo 2', expected"),
         ("1\nAnn 1 2\nAnn 1 Bo 3\n", "Bo_0003.jpg"),
-        ("1\nAnn 1 \u00b2\nAnn 1 Bo 2\n", "line 2: 'Ann 1 .*', wanted NAME i j"),
-        ("\u00b2\nAnn 1 2\n", "line 1: wanted the numbers"),
-        ("1" * 5000 + "\n", "line 1: wanted the numbers"),
-        ("1\nAnn\0 1 2\nAnn 1 Bo 2\n", "line 2: a zero byte; wanted NAME i j"),
+        ("1\nAnn 1 \u00b2\nAnn 1 Bo 2\n", "line 2: 'Ann 1 .*', expected NAME i j"),
+        ("\u00b2\nAnn 1 2\n", "line 1: expected the numbers"),
+        ("1" * 5000 + "\n", "line 1: expected the numbers"),
+        ("1\nAnn\0 1 2\nAnn 1 Bo 2\n", "line 2: contains a zero byte; expected NAME i j"),
         ("1\nAnn\udcff 1 2\nAnn 1 Bo 2\n", "Ann.*_0001.jpg"),
     ],
 )
@@ -54,5 +54,5 @@ def test_a_bad_listing_is_refused(people, text, message):
 def test_an_unreadable_image_of_a_pair_is_named(people):
     (people / "pairs.txt").write_text("1\nAnn 1 2\nAnn 1 Bo 2\n")
     (people / "Bo/Bo_0002.jpg").write_bytes(b"")
-    with pytest.raises(InputError, match=r"Bo_0002.jpg: 0 bytes that are no image"):
+    with pytest.raises(InputError, match=r"Bo_0002.jpg: 0 bytes; expected an image"):
         pack_pairs(people / "pairs.txt", people, people / "some.bin")

@@ -95,17 +95,17 @@ def test_an_lmdb_without_a_list_of_keys(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.lst", b"", "a.lst: an empty listing"),
-        ("a.lst", b"0\t1\n", "line 1: '0 1', wanted number, label, path"),
-        ("a.lst", b"0\t1\tx\0.jpg\n", "line 1: '0 1 x.x00.jpg', wanted number, label, path"),
-        ("a.lst", b"0\t-1\tx.jpg\n", "label '-1', wanted an integer from 0"),
-        ("a.lst", b"0\tnan\tx.jpg\n", "label 'nan', wanted"),
-        ("a.lst", b"0\t1.5\tx.jpg\n", "label '1.5', wanted"),
-        ("a.lst", b"0\t4294967296\tx.jpg\n", "label '4294967296', wanted"),
+        ("a.lst", b"", "a.lst: is empty"),
+        ("a.lst", b"0\t1\n", "line 1: '0 1', expected number, label, path"),
+        ("a.lst", b"0\t1\tx\0.jpg\n", "line 1: '0 1 x.x00.jpg', expected number, label, path"),
+        ("a.lst", b"0\t-1\tx.jpg\n", "label '-1', expected an integer from 0"),
+        ("a.lst", b"0\tnan\tx.jpg\n", "label 'nan', expected"),
+        ("a.lst", b"0\t1.5\tx.jpg\n", "label '1.5', expected"),
+        ("a.lst", b"0\t4294967296\tx.jpg\n", "label '4294967296', expected"),
         ("a.lst", b"0\t1\tx.jpg\n", "x.jpg"),
         ("a.tar", b"no tar", "a.tar: "),
         ("a.lmdb", b"no database", "a.lmdb: "),
-        ("a.zip", b"", "a.zip: wanted a folder of identities, a .lst"),
+        ("a.zip", b"", "a.zip: expected a folder of identities, a .lst"),
     ],
 )
 def test_damaged_sources_are_named(tmp_path, name, content, message):
@@ -117,10 +117,10 @@ def test_damaged_sources_are_named(tmp_path, name, content, message):
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        ({"1.jpg": b""}, "a.tar, 1: .jpg, wanted an image and its class in a .cls"),
-        ({"1.cls": b"1", "1.txt": b""}, "1: .cls, .txt, wanted an image"),
-        ({"1.cls": b"x", "1.jpg": b""}, "1: label 'x', wanted"),
-        ({"1.cls": b"1", "1.jpg": b"no"}, "1: 2 bytes that are no image"),
+        ({"1.jpg": b""}, "a.tar, 1: .jpg, expected an image and its class in a .cls"),
+        ({"1.cls": b"1", "1.txt": b""}, "1: .cls, .txt, expected an image"),
+        ({"1.cls": b"x", "1.jpg": b""}, "1: label 'x', expected"),
+        ({"1.cls": b"1", "1.jpg": b"no"}, "1: 2 bytes; expected an image"),
     ],
 )
 def test_tars_without_image_or_class(tmp_path, found, message):
@@ -139,13 +139,13 @@ def test_a_tar_that_is_cut_off(tmp_path):
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        ({b"0": b"\xc1"}, "key 0: no msgpack"),
-        ({b"0": msgpack.packb(3)}, "key 0: msgpack of int, wanted a list"),
-        ({b"0": msgpack.packb([b"x"])}, r"key 0: wanted msgpack of \[image, class\]"),
+        ({b"0": b"\xc1"}, "key 0: expected msgpack"),
+        ({b"0": msgpack.packb(3)}, "key 0: msgpack of int, expected a list"),
+        ({b"0": msgpack.packb([b"x"])}, r"key 0: expected msgpack of \[image, class\]"),
         ({b"0": msgpack.packb([b"x", "y"])}, "key 0: label 'y'"),
         ({b"__keys__": msgpack.packb([b"0"])}, "key 0: not there"),
-        ({b"__keys__": msgpack.packb([1])}, "key __keys__: wanted msgpack of a list of keys"),
-        ({b"__len__": msgpack.packb(0)}, "no image to pack"),
+        ({b"__keys__": msgpack.packb([1])}, "key __keys__: expected msgpack of a list of keys"),
+        ({b"__len__": msgpack.packb(0)}, "no images to pack"),
     ],
 )
 def test_lmdb_sets_of_other_things(tmp_path, found, message):
@@ -170,7 +170,7 @@ def test_what_was_begun_is_not_gone_on_with_under_other_classes(tmp_path, monkey
 
 def test_what_is_streamed_is_not_shuffled(tmp_path):
     write_tar(tmp_path / "a.tar", members(SAMPLES))
-    with pytest.raises(InputError, match=r"a.tar: --shuffle wants folders"):
+    with pytest.raises(InputError, match=r"a.tar: --shuffle requires folders"):
         packed(tmp_path / "a.tar", tmp_path / "pack", PackOptions(size=32, shuffle=1))
     with pytest.raises(InputError, match="none: no such file or folder"):
         open_source(tmp_path / "none", allow_empty=False)

@@ -22,7 +22,7 @@ CASES = {
     "sampled": SAMPLED,
     "computed twice": SAMPLED | {"logits_budget": 0},
     "in host memory": SAMPLED | {"memory": "host"},
-    "what rows have missed": SAMPLED | {"unsampled": "decay"},
+    "skipped updates of rows": SAMPLED | {"unsampled": "decay"},
     "that, without momentum": SAMPLED | {"unsampled": "decay", "optim_state_dtype": "none"},
     "without momentum": SAMPLED | {"optim_state_dtype": "none"},
     "nesterov": SAMPLED | {"optim": CenterSGD(nesterov=True)},

@@ -30,8 +30,8 @@ def product(steps: Tensor) -> Tensor:
 
 def assert_right(history: TransitionHistory, steps: Tensor) -> None:
     starts = np.arange(len(steps) + 1)
-    wanted = torch.stack([product(steps[start:]) for start in starts])
-    torch.testing.assert_close(history.products(starts), wanted, rtol=1e-12, atol=1e-12)
+    expected = torch.stack([product(steps[start:]) for start in starts])
+    torch.testing.assert_close(history.products(starts), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_products_are_those_of_the_single_steps():

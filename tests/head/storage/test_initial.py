@@ -1,4 +1,4 @@
-"""The class centres that a run begins with."""
+"""The class centers that a run begins with."""
 
 import numpy as np
 import pytest
@@ -34,8 +34,8 @@ def test_centres_are_normal_and_independent():
     """Of 2 million numbers: moments, the tails, neighbours in a row, a column and a block."""
     values = (drawn(range(8192), width=256) / STD).double()
     moments = [values.mean(), values.square().mean(), values.pow(3).mean(), values.pow(4).mean()]
-    for found, wanted, spread in zip(moments, (0, 1, 0, 3), (1, 1.5, 4, 10), strict=True):
-        assert abs(found - wanted) < 5 * spread / values.numel() ** 0.5
+    for found, expected, spread in zip(moments, (0, 1, 0, 3), (1, 1.5, 4, 10), strict=True):
+        assert abs(found - expected) < 5 * spread / values.numel() ** 0.5
     beyond = (values.abs() > 3).double().mean()
     assert beyond == pytest.approx(0.0026998, rel=0.05) and 4.5 < values.abs().max() < 6.5
     for one, other in (

@@ -40,10 +40,10 @@ def test_what_bfloat16_holds_stays():
 def test_it_is_unbiased_and_draws_are_independent():
     steps, values = 4000, torch.tensor([1.0, 1 + 1 / 1024, 1 + 3 / 1024, -1 - 3.7 / 1024]).repeat(8, 4)
     up = torch.stack([rounded(values, np.arange(8), step) for step in range(steps)]).abs() > 1
-    wanted = torch.tensor([0.0, 1 / 8, 3 / 8, 3.7 / 8]).repeat(8, 4)
-    error = (wanted * (1 - wanted) / steps).sqrt()
-    assert ((up.double().mean(0) - wanted).abs() <= 5 * error).all()
-    moving = up[:, wanted > 0].double()
+    expected = torch.tensor([0.0, 1 / 8, 3 / 8, 3.7 / 8]).repeat(8, 4)
+    error = (expected * (1 - expected) / steps).sqrt()
+    assert ((up.double().mean(0) - expected).abs() <= 5 * error).all()
+    moving = up[:, expected > 0].double()
     correlations = torch.corrcoef(moving.T) - torch.eye(moving.shape[1])
     assert correlations.abs().max() < 6 / steps**0.5
     moving -= moving.mean(0)
