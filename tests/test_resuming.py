@@ -39,7 +39,7 @@ from partialfc.runtime.checkpoint.manifest import write_manifest
         ),
         ({"backbone": {"width": 8}}, "written with a different config: backbone.width 4 -> 8"),
         ({"optim": {"name": "adamw"}}, "optim.name sgd -> adamw; .*optim.betas .none. -> "),
-        ({"loss": {"margin": 0.5}}, "different config: loss.margin 0.3 -> 0.5; expected"),
+        ({"loss": {"margin": 0.5}}, "different config: loss.margin 0.3 -> 0.5; restore"),
         (
             {"optim": {"lr": 0.1, "precision": "bfloat16"}},
             "optim.lr 0.02 -> 0.1; optim.precision float32 -> bfloat16; ",

@@ -150,7 +150,7 @@ def test_a_recipe_that_could_run_is_ok(called, recipe):
         (["RECIPE", "--repair", "out"], "--repair and --against are for packs; expected a folder"),
         (
             ["PACK", "train.global_batch_size=8"],
-            "train.global_batch_size=8: settings belong to a recipe, and .*pack is a folder",
+            "train.global_batch_size=8: settings belong to a recipe, but .*pack is a folder",
         ),
     ],
 )

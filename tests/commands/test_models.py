@@ -220,7 +220,7 @@ def test_the_newest_checkpoint_is_taken(run):
             "a.pth: weights of a different network; .* missing",
         ),
         (["evaluate", "a.onnx", "a.bin"], "a.onnx: expected ONNX"),
-        (["export", "none", "out"], "none: expected a run weights"),
+        (["export", "none", "out"], "none: expected a run"),
         (["export", "a.pth", "out"], "a.pth: the network is not specified"),
         (["embed", "RUN", "empty", "out.npz"], "empty: contains no images"),
         (["embed", "RUN", "broken", "out.npz"], "broken/a.jpg: 3 bytes; expected an image"),
