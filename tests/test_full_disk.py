@@ -45,7 +45,7 @@ def test_a_full_disk_ends_neither_the_run_nor_the_checkpoint_before(recipe, smal
         said = []
         for line in running.process.stdout:
             said.append(line)
-            if any("not saved" in it for it in said) and any("goes on without" in it for it in said):
+            if any("failed:" in it for it in said) and any("continues without" in it for it in said):
                 break
         before = (small_disk / "run/checkpoints/latest").resolve()
         filler.unlink()
@@ -54,15 +54,15 @@ def test_a_full_disk_ends_neither_the_run_nor_the_checkpoint_before(recipe, smal
                 break
         os.kill(running.process.pid, signal.SIGTERM)
         code, out, err = running.ended()
-    refused = next(it for it in said if "not saved" in it)
+    refused = next(it for it in said if "failed:" in it)
     assert re.search(
-        r"step \d+ is not saved: .*/disk/run/.*: No space left on device: the disk is full; training continues",
+        r"checkpoint at step \d+ failed: .*/disk/run/.*: No space left on device: the disk is full; training continues",
         refused,
     )
     assert any(
         re.search(r"/disk/run.*: No space left on device; training continues without", it) for it in said
     )
-    assert code == 75 and out[-1].endswith(": saved") and not err, (code, out[-3:], err)
+    assert code == 75 and out[-1].endswith("; checkpoint saved") and not err, (code, out[-3:], err)
     with started(recipe, *arguments) as running:
         os.kill(running.process.pid, signal.SIGTERM)
         assert running.ended()[0] == 75

@@ -55,7 +55,7 @@ def test_a_signal_saves_the_run_and_ends_it_in_one_line(recipe, name, target, ra
             pid = running.process.pid if target == "launcher" else running.ranks[target]
             os.kill(pid, getattr(signal, name))
         code, out, err = running.ended()
-    told = re.fullmatch(rf"stopped by {name} at step (\d+) of 100000: saved", out[-1])
+    told = re.fullmatch(rf"stopped by {name} at step (\d+) of 100000; checkpoint saved", out[-1])
     assert code == 75 and not err and told, (code, out, err)
     assert newest_step(recipe) == int(told[1]) >= last_logged(recipe)
     left = {path.name for path in running.temporary.iterdir()}

@@ -59,8 +59,8 @@ def long_job(cluster: dict[str, str], folder: Path, *changes: str, options: tupl
 
 def lives(log: str) -> list[int]:
     """At which step each life of a job ended that was stopped; and that the next resumed from there."""
-    stopped = [int(step) for step in re.findall(r"stopped by SIG\w+ at step (\d+) of 200: saved", log)]
-    assert [int(step) for step in re.findall(r"resuming from .*, at step (\d+) of 200", log)] == stopped
+    stopped = [int(step) for step in re.findall(r"stopped by SIG\w+ at step (\d+) of 200; checkpoint saved", log)]
+    assert [int(step) for step in re.findall(r"resuming from .* at step (\d+) of 200", log)] == stopped
     return stopped
 
 
@@ -135,7 +135,7 @@ def test_a_cancelled_job_is_saved_and_not_queued_again(cluster, folder):
     started = long_job(cluster, folder)
     started.signal()
     assert started.wait(*ENDED, "PENDING")[0] == "CANCELLED"
-    started.wait_for(": saved")
+    started.wait_for("; checkpoint saved")
     assert "requeued (" not in started.log and (folder / "output/checkpoints/latest").exists()
 
 
@@ -228,7 +228,7 @@ def test_an_interrupt_in_the_shell_of_an_allocation_saves_the_run_and_requeues_n
     os.killpg(int(read(folder / "pid")), signal.SIGINT)
     assert process.wait(60) is not None
     told = read(folder / "log")
-    assert re.search(r"stopped by SIGINT at step \d+ of 200: saved", told), told
+    assert re.search(r"stopped by SIGINT at step \d+ of 200; checkpoint saved", told), told
     assert "sleep\nJobState=RUNNING\n" in told.partition("\ncode 75\n")[2], told
     assert "queue" not in told and "Traceback" not in told, told
 
