@@ -12,7 +12,7 @@ TOOL = Path(__file__).parents[1] / "tools/compare_wrong_labels.py"
 ACCURACIES = {
     "as_it_is": (0.5, 0.7),
     "threshold_0.4": (0.6, 0.6),
-    "three_sub-centres": (0.4, 0.5),
+    "three_sub-centers": (0.4, 0.5),
     "cleaned": (0.8, 0.9),
 }
 

@@ -39,7 +39,7 @@ def test_a_second_run_in_one_folder_is_refused(recipe):
         os.kill(running.process.pid, signal.SIGTERM)
         assert running.ended()[0] == 75
     assert second.returncode == 2 and not second.stdout
-    holder = rf"process {running.ranks[0]} on \S+ is using it; expected another `output`, or to wait"
+    holder = rf"process {running.ranks[0]} on \S+ is using it; choose another `output`, or wait"
     assert re.search(holder, second.stderr) and second.stderr.count("\n") == 1, second.stderr
 
 

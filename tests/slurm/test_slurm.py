@@ -59,7 +59,9 @@ def long_job(cluster: dict[str, str], folder: Path, *changes: str, options: tupl
 
 def lives(log: str) -> list[int]:
     """At which step each life of a job ended that was stopped; and that the next resumed from there."""
-    stopped = [int(step) for step in re.findall(r"stopped by SIG\w+ at step (\d+) of 200; checkpoint saved", log)]
+    stopped = [
+        int(step) for step in re.findall(r"stopped by SIG\w+ at step (\d+) of 200; checkpoint saved", log)
+    ]
     assert [int(step) for step in re.findall(r"resuming from .* at step (\d+) of 200", log)] == stopped
     return stopped
 
