@@ -58,7 +58,7 @@ class MainRunLogger(RunLogger):
         progress: Length of the run and the step that it starts from.
         log_every: Steps between two records.
         device: Device of the metrics.
-            loggers: Names of the loggers.
+        loggers: Names of the loggers.
         pictures: `local`: only loggers that keep images on this machine get them; `remote`: all; `off`:
             none.
         health_numbers: Returns numbers `[h]` on the device that are read together with the metrics.

@@ -1,7 +1,8 @@
 """Training loop and training step. All state is in Run."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -94,10 +95,15 @@ def _run_steps(run: Run, run_logger: RunLogger, scheduler: CheckpointScheduler, 
     def get_flags() -> StepFlags:
         return StepFlags(stop.signal_number, int(scheduler.is_due), int(run_logger.has_diverged))
 
-    start, prepared = run.step, _prepare_batches(run, get_flags)
+    start = run.step
     launches_first = run.dist_ctx.device.type == "cuda" and run.config.head.memory == "device"
     limit = parse_seconds(run.config.launch.step_timeout)
-    with watch(run.dist_ctx, limit, partial(_record_hang, run)) as watchdog:
+    with (
+        watch(run.dist_ctx, limit, partial(_record_hang, run)) as watchdog,
+        closing(
+            _prepare_batches(run, get_flags)
+        ) as prepared,  # ends its data workers, even if a traceback is kept
+    ):
         following = next(prepared, None)
         while following is not None:
             batch, head_step = following
@@ -123,7 +129,9 @@ def _run_steps(run: Run, run_logger: RunLogger, scheduler: CheckpointScheduler, 
                 return
 
 
-def _prepare_batches(run: Run, get_flags: Callable[[], StepFlags]) -> Iterator[tuple[Batch, HeadStep]]:
+def _prepare_batches(
+    run: Run, get_flags: Callable[[], StepFlags]
+) -> Generator[tuple[Batch, HeadStep], None, None]:
     """Yield the remaining batches of the run, and the head's step of each, prepared with its labels."""
     batches = run.loader.batches(run.step, run.total_steps, get_flags)
     for step in count(run.step):
