@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detector import MAGENTA, write_detector
-from faces import face
+from helpers.detector import MAGENTA, write_detector
+from helpers.faces import face
 
 from partialfc.backbones import build_backbone
 from partialfc.config import MobileFaceNetConfig, load_config

@@ -18,9 +18,9 @@ import torch
 import torch.distributed as dist
 import train_ddp
 import yaml
-from calling import called_tool
-from ranks import RankPool
-from runs import config_of, curve, trained
+from helpers.calling import called_tool
+from helpers.ranks import RankPool
+from helpers.runs import config_of, curve, trained
 
 from partialfc.__main__ import main
 from partialfc.backbones import build_backbone

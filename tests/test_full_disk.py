@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from running import recipe_in, started
+from helpers.running import recipe_in, started
 
 pytestmark = pytest.mark.kills
 

@@ -25,7 +25,7 @@ WORDS = re.compile(
     re.IGNORECASE,
 )
 MAX_WORDS = 25
-CODE = re.compile(r"(?s:```.*?```)|`[^`]*`|\]\([^)]*\)|^\|.*$", re.MULTILINE)
+CODE = re.compile(r"(?s:```.*?```)|^ +python -m .*$|`[^`]*`|\]\([^)]*\)|^\|.*$", re.MULTILINE)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -33,6 +33,8 @@ def files() -> list[Path]:
     patterns = (
         "partialfc/**/*.py",
         "partialfc/**/*.md",
+        "benchmarks/*.py",
+        "experiments/*.py",
         "tools/*.py",
         "docs/*.md",
         "examples/*",

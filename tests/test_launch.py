@@ -13,9 +13,9 @@ from unittest import mock
 import msgspec
 import pytest
 import torch
-from calling import called
-from faces import write_pack, write_pairs
-from running import children, command_of
+from helpers.calling import called
+from helpers.faces import write_pack, write_pairs
+from helpers.running import children, command_of
 
 from partialfc.__main__ import main
 from partialfc.config import Config

@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from running import recipe_in, started
+from helpers.running import recipe_in, started
 
 pytestmark = pytest.mark.kills
 

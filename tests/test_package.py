@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faces import face, write_pack
+from helpers.faces import face, write_pack
 from torch.utils.data import DataLoader
 
 import partialfc

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from faces import write_pack
-from runs import (
+from helpers.faces import write_pack
+from helpers.runs import (
     CLASSES,
     IMAGES,
     SIZE,

@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
-from runs import (
+from helpers.runs import (
     assert_refused,
     assert_same_bits,
     config_of,
@@ -16,7 +16,7 @@ from runs import (
     verification_of,
     whole,
 )
-from waiting import NoWaiting
+from helpers.waiting import NoWaiting
 
 from partialfc.config import Config
 from partialfc.runtime import comm

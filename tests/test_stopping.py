@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from running import children, recipe_in, started
+from helpers.running import children, recipe_in, started
 
 pytestmark = pytest.mark.kills
 

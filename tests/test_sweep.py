@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from calling import called
-from runs import config_of
+from helpers.calling import called
+from helpers.runs import config_of
 from scipy import stats
 
 from partialfc import recipe

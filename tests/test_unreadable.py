@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from calling import called
-from faces import face
-from runs import assert_refused, assert_same_bits, config_of, trained, whole
+from helpers.calling import called
+from helpers.faces import face
+from helpers.runs import assert_refused, assert_same_bits, config_of, trained, whole
 
 from partialfc.data import RecordDataset
 from partialfc.data.packs.pack_writer import write_pack as write_samples

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import assert_refused, assert_same_bits, config_of, curve, trained, whole
+from helpers.runs import assert_refused, assert_same_bits, config_of, curve, trained, whole
 
 STEPS = 30
 WORLD_SIZES = (1, 2, 3, 4)

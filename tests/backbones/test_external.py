@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
-from runs import config_of, curve, trained
+from helpers.runs import config_of, curve, trained
 from torch import Tensor, nn
 
 import partialfc

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from calling import called
-from faces import face
-from runs import config_of, trained
+from helpers.calling import called
+from helpers.faces import face
+from helpers.runs import config_of, trained
 
 
 @pytest.fixture(scope="module")

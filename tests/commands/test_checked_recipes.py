@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from calling import called
-from faces import write_pack
+from helpers.calling import called
+from helpers.faces import write_pack
 
 from partialfc.config import ArcFace
 from partialfc.errors import InputError

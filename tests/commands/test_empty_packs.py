@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import assert_refused, config_of
+from helpers.runs import assert_refused, config_of
 
 from partialfc.__main__ import main
 from partialfc.data.recordio import Header, RecordWriter

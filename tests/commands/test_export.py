@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from calling import called
-from faces import face
+from helpers.calling import called
+from helpers.faces import face
+from helpers.runs import verification_of
 from huggingface_hub import ModelCard
-from runs import verification_of
 
 import partialfc
 from partialfc.inference.recognizer import load

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from faces import write_pack, write_pairs
+from helpers.faces import write_pack, write_pairs
 
 from partialfc.__main__ import main
 from partialfc.bundled_recipes import bundled_recipes

@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from calling import called, called_tool
-from faces import write_pairs
-from runs import assert_refused, config_of, trained, verification_of
+from helpers.calling import called, called_module, called_tool
+from helpers.faces import write_pairs
+from helpers.runs import assert_refused, config_of, trained, verification_of
 
 import partialfc
 from partialfc.data import images
@@ -254,12 +254,16 @@ def test_a_run_without_a_checkpoint_is_refused(run, tmp_path):
 
 MAINS = [
     path
-    for path in sorted((ROOT / "tools").glob("*.py"))
+    for folder in ("tools", "benchmarks", "experiments")
+    for path in sorted((ROOT / folder).glob("*.py"))
     if "argparse" in path.read_text() or "partialfc.__main__" in path.read_text()
 ]
 
 
-@pytest.mark.parametrize("tool", MAINS, ids=lambda path: path.stem)
-def test_every_tool_says_what_it_does(tool):
-    done = called_tool(tool, "--help")
+@pytest.mark.parametrize("path", MAINS, ids=lambda path: path.stem)
+def test_every_tool_says_what_it_does(path):
+    folder = path.parent.name
+    done = (
+        called_tool(path, "--help") if folder == "tools" else called_module(f"{folder}.{path.stem}", "--help")
+    )
     assert done.returncode == 0 and "usage:" in done.stdout.lower()

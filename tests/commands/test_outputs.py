@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from calling import called
-from faces import face, write_pack
+from helpers.calling import called
+from helpers.faces import face, write_pack
 
 from partialfc.data import RecordDataset
 from partialfc.data.packs.names import folders_of, read_names, write_names

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import onnx
 import pytest
-from detector import MAGENTA, write_detector
+from helpers.detector import MAGENTA, write_detector
 from onnx import TensorProto, helper
 
 from partialfc.data import images

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from faces import face
+from helpers.faces import face
 
 from partialfc.config import AugmentConfig
 from partialfc.data.augment import augment, augmentation_params

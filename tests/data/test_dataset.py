@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faces import face, write_pack
+from helpers.faces import face, write_pack
 
 from partialfc.data import RecordDataset, dataset, images, recordio
 from partialfc.data.recordio import Header, RecordWriter

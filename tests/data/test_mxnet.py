@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from faces import face, write_pack
+from helpers.faces import face, write_pack
 
 from partialfc.data import RecordDataset
 from partialfc.data.recordio import Header, RecordFile, RecordWriter

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 import pytest
-from faces import face
+from helpers.faces import face
 
 from partialfc.data import images
 from partialfc.data.perceptual_hash import (

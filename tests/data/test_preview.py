@@ -1,6 +1,6 @@
 """A few identities of a pack, to be looked at."""
 
-from faces import write_pack
+from helpers.faces import write_pack
 
 from partialfc.data import RecordDataset
 from partialfc.data.preview import sample_identities

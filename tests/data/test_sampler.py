@@ -6,9 +6,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from helpers.runs import config_of
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import config_of
 
 from partialfc.data.lanes import RUN
 from partialfc.data.sampler import RankBatchSampler, SampleOrder, check_world_size, valid_world_sizes

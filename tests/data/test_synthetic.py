@@ -3,7 +3,7 @@
 import msgspec
 import numpy as np
 import pytest
-from faces import write_pack
+from helpers.faces import write_pack
 
 from partialfc.config import SyntheticData
 from partialfc.data import RecordDataset, synthetic

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from faces import face
+from helpers.faces import face
 
 from partialfc.data import images
 from partialfc.data.alignment import TEMPLATE

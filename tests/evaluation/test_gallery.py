@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from calling import called
-from faces import face, write_pairs
-from runs import config_of, trained, verification_of
+from helpers.calling import called
+from helpers.faces import face, write_pairs
+from helpers.runs import config_of, trained, verification_of
 from scipy.io import savemat
 
 from partialfc.errors import InputError

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from calling import called
+from helpers.calling import called
 from ijb_folder import Made, made
 from safetensors.torch import save_file
 from sklearn.metrics import roc_curve

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from faces import write_pairs
+from helpers.faces import write_pairs
 from sklearn.model_selection import KFold
 from sklearn.preprocessing import normalize as sklearn_normalize
 

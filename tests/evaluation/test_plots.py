@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faces import write_pairs
+from helpers.faces import write_pairs
 
 from partialfc.evaluation import plots
 from partialfc.evaluation.pairs import VerificationPairs, load_pairs

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from calling import called
-from faces import write_pairs
-from runs import config_of, trained
+from helpers.calling import called
+from helpers.faces import write_pairs
+from helpers.runs import config_of, trained
 
 from partialfc.data.packs.pairs import write_pairs as write_set
 from partialfc.evaluation.pairs import load_pairs

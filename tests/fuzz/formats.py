@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from faces import face, write_pack
+from helpers.faces import face, write_pack
 
 from partialfc.config import load_config
 from partialfc.data import RecordDataset

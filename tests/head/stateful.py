@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from ranks import mine
-from reference import drawn_classes
+from helpers.ranks import mine
+from helpers.reference import drawn_classes
 from torch import Tensor
 
 from partialfc.config import SGD, AnyLoss, HeadConfig

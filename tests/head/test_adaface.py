@@ -5,7 +5,7 @@ import math
 import msgspec
 import pytest
 import torch
-from runs import assert_same_bits, config_of, curve, trained, whole
+from helpers.runs import assert_same_bits, config_of, curve, trained, whole
 from stateful import State, assert_equal, dense, sharded
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize

@@ -3,8 +3,8 @@
 import msgspec
 import pytest
 import torch
-from reference import target_logit
-from runs import assert_same_bits, config_of, curve, trained, whole
+from helpers.reference import target_logit
+from helpers.runs import assert_same_bits, config_of, curve, trained, whole
 from stateful import State, assert_equal, dense, sharded
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import mine
-from reference import dense_loss
+from helpers.ranks import mine
+from helpers.reference import dense_loss
 from stateful import BATCH, CLASSES, LABELS, SEED, SKIPPED, WIDTH, active_classes, images
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize

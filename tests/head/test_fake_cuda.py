@@ -6,7 +6,7 @@ from unittest import mock
 
 import pytest
 import torch
-from fake_cuda import DEVICE, Launches, fake_cuda, launches
+from helpers.fake_cuda import DEVICE, Launches, fake_cuda, launches
 
 from partialfc.config import (
     AdaFace,

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from runs import config_of
+from helpers.runs import config_of
 from stateful import CLASSES, WIDTH, State, assert_equal, dense, sharded
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy, linear

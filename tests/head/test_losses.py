@@ -6,7 +6,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from reference import ordered, target_logit
+from helpers.reference import ordered, target_logit
 from scipy import stats
 from torch import Tensor
 from torch.nn.functional import normalize

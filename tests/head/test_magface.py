@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from reference import target_logit
+from helpers.reference import target_logit
 from stateful import State, assert_equal, dense, sharded
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from ranks import mine
+from helpers.ranks import mine
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from ranks import mine
-from reference import dense_loss
+from helpers.ranks import mine
+from helpers.reference import dense_loss
 from torch import Tensor
 from torch.nn.functional import normalize
 

@@ -5,8 +5,8 @@ from unittest import mock
 
 import pytest
 import torch
-from ranks import mine
-from reference import drawn_classes
+from helpers.ranks import mine
+from helpers.reference import drawn_classes
 from torch import Tensor
 from torch.nn.functional import normalize
 

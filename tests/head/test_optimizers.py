@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from reference import dense_loss, drawn_classes
+from helpers.reference import dense_loss, drawn_classes
 from torch import Tensor
 
 from partialfc.config import SGD, AdamW, AnyOptimizer, CosFace, HeadConfig

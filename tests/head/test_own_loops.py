@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from ranks import mine
+from helpers.ranks import mine
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict as helpers
 from torch.nn.functional import cross_entropy, normalize, one_hot

@@ -9,8 +9,8 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import mine
-from reference import dense_loss, drawn_classes
+from helpers.ranks import mine
+from helpers.reference import dense_loss, drawn_classes
 from torch import Tensor
 
 from partialfc.config import (

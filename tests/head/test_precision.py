@@ -4,8 +4,8 @@ from unittest import mock
 
 import pytest
 import torch
-from ranks import mine
-from reference import dense_loss
+from helpers.ranks import mine
+from helpers.reference import dense_loss
 from torch import Tensor
 from torch.nn.functional import normalize
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from ranks import mine
-from reference import dense_loss, sharded_loss
+from helpers.ranks import mine
+from helpers.reference import dense_loss, sharded_loss
 from torch import Tensor
 
 from partialfc.config import AnyLoss, ArcFace, CenterSGD, CosFace

@@ -6,8 +6,8 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from ranks import mine
-from runs import assert_same_bits, config_of, curve, trained, whole
+from helpers.ranks import mine
+from helpers.runs import assert_same_bits, config_of, curve, trained, whole
 
 from partialfc.config import SGD, AnyLoss, ArcFace, CosFace, CurricularFace, ElasticArcFace, HeadConfig
 from partialfc.config.scheduled import value_at

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from reference import dense_loss, ordered, target_logit
+from helpers.reference import dense_loss, ordered, target_logit
 from stateful import BATCH, CLASSES, LABELS, SEED, SKIPPED, WIDTH, active_classes, images, stepped
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from helpers.waiting import NoWaiting
 from test_losses import EXACT
-from waiting import NoWaiting
 
 from partialfc.config import (
     AdaFace,

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from faces import face
-from runs import config_of, trained
+from helpers.faces import face
+from helpers.runs import config_of, trained
 from torch.nn.functional import normalize
 
 from partialfc.data import RecordDataset

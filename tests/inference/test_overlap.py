@@ -7,9 +7,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from calling import called
-from faces import face
-from runs import config_of, trained
+from helpers.calling import called
+from helpers.faces import face
+from helpers.runs import config_of, trained
 
 from partialfc.data import images
 from partialfc.data.packs.pack_writer import write_pack

@@ -7,9 +7,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from calling import called
-from faces import face
-from runs import config_of, trained
+from helpers.calling import called
+from helpers.faces import face
+from helpers.runs import config_of, trained
 from torch.nn.functional import normalize
 
 from partialfc.data import RecordDataset

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from calling import called
-from faces import face, write_pairs
-from runs import config_of, refusal, trained
+from helpers.calling import called
+from helpers.faces import face, write_pairs
+from helpers.runs import config_of, refusal, trained
 
 import partialfc
 from partialfc.backbones import build_backbone

@@ -5,7 +5,7 @@ import os
 import pytest
 import safetensors.torch
 import torch
-from runs import assert_refused, config_of, trained
+from helpers.runs import assert_refused, config_of, trained
 
 from partialfc.backbones import build_backbone
 from partialfc.config import IResNetTiny

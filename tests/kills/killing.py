@@ -11,8 +11,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from faces import write_pack, write_pairs
-from running import children, command_of
+from helpers.faces import write_pack, write_pairs
+from helpers.running import children, command_of
 
 RECIPE = """
 data: {path: PACK, num_workers: 1}

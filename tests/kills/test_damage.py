@@ -3,8 +3,8 @@
 import shutil
 
 import pytest
-from damage import damages
-from runs import assert_same_bits, config_of, curve, trained, whole
+from helpers.damage import damages
+from helpers.runs import assert_same_bits, config_of, curve, trained, whole
 
 pytestmark = pytest.mark.kills
 

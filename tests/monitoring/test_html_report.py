@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from runs import config_of, trained, verification_of
+from helpers.runs import config_of, trained, verification_of
 
 from partialfc.errors import InputError
 from partialfc.evaluation.metrics import format_scores

@@ -12,8 +12,8 @@ import mlflow
 import numpy as np
 import pytest
 import wandb
+from helpers.runs import config_of, curve, refusal, trained, verification_of
 from rich.console import Console
-from runs import config_of, curve, refusal, trained, verification_of
 from wandb.proto import wandb_internal_pb2
 
 from partialfc.config import Config, LogConfig, load_config

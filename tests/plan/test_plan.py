@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 import pytest
-import quick_start
 import torch
 import torch.distributed as dist
+from helpers import quick_start
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from partialfc import plan

@@ -11,8 +11,8 @@ import msgspec
 import pytest
 import torch
 import xxhash
-from checkpoints import CPU, assert_equal, found_in, names_in, save, state_of, zeros_like
-from damage import damages
+from helpers.checkpoints import CPU, assert_equal, found_in, names_in, save, state_of, zeros_like
+from helpers.damage import damages
 
 from partialfc.errors import InputError
 from partialfc.runtime import checkpoint, comm

@@ -2,7 +2,7 @@
 
 import os
 
-from checkpoints import found_in, names_in, save
+from helpers.checkpoints import found_in, names_in, save
 
 from partialfc.runtime.checkpoint import CheckpointManager
 

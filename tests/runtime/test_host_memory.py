@@ -10,7 +10,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from fake_cuda import DEVICE, fake_cuda
+from helpers.fake_cuda import DEVICE, fake_cuda
 from torch import Tensor
 
 from partialfc.head.buffers import BufferPool

@@ -11,7 +11,7 @@ from unittest import mock
 
 import pytest
 import torch
-from running import recipe_in, started
+from helpers.running import recipe_in, started
 
 from partialfc.runtime import comm
 from partialfc.runtime.process import run_lock

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faces import write_pack, write_pairs
+from helpers.faces import write_pack, write_pairs
 from jobs import PACKAGES, SCRIPT, free_ports
 
 

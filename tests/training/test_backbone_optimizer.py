@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 import torch
-from runs import assert_refused, assert_same_bits, config_of, trained, whole
+from helpers.runs import assert_refused, assert_same_bits, config_of, trained, whole
 
 
 def test_a_run_with_any_optimizer_of_torch_resumes_to_the_bit(ranks, pack, tmp_path):

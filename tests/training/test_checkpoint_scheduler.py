@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 import torch
-from runs import assert_refused, config_of, no_pictures, verification_of
+from helpers.runs import assert_refused, config_of, no_pictures, verification_of
 
 from partialfc.config import Config
 from partialfc.config.durations import to_seconds

@@ -3,8 +3,8 @@
 import msgspec
 import pytest
 import torch
-from ranks import mine
-from runs import config_of
+from helpers.ranks import mine
+from helpers.runs import config_of
 from torch import Tensor
 from torch.nn.functional import normalize
 

@@ -7,7 +7,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
-from fake_cuda import DEVICE, fake_cuda, launches
+from helpers.fake_cuda import DEVICE, fake_cuda, launches
 
 from partialfc.backbones import Backbone, build_backbone, move_to_device
 from partialfc.config import SGD, AdamW, IResNetTiny, MobileFaceNetConfig, ViTTiny

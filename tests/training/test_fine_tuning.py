@@ -4,7 +4,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from runs import assert_refused, config_of, curve, trained
+from helpers.runs import assert_refused, config_of, curve, trained
 
 import partialfc
 from partialfc.backbones import build_backbone

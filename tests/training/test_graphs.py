@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
-from runs import config_of
+from helpers.runs import config_of
 from torch import Tensor, nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 

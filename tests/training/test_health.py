@@ -6,7 +6,7 @@ from unittest import mock
 
 import pytest
 import torch
-from runs import config_of, no_pictures
+from helpers.runs import config_of, no_pictures
 
 from partialfc.config import Config
 from partialfc.runtime import comm

@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
-from calling import called
-from runs import CLASSES, config_of, trained
+from helpers.calling import called
+from helpers.runs import CLASSES, config_of, trained
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 

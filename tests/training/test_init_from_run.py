@@ -6,8 +6,8 @@ from unittest import mock
 import msgspec
 import pytest
 import torch
-from faces import face, write_pack
-from runs import CLASSES, SIZE, assert_refused, config_of, curve, trained
+from helpers.faces import face, write_pack
+from helpers.runs import CLASSES, SIZE, assert_refused, config_of, curve, trained
 
 import partialfc
 from partialfc.data.packs.pack_writer import write_pack as write_samples

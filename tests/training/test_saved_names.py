@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from runs import config_of, trained
+from helpers.runs import config_of, trained
 
 import partialfc
 from partialfc.config import AdaFace, CurricularFace

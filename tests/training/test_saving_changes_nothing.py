@@ -6,7 +6,7 @@ from unittest import mock
 import msgspec
 import pytest
 import torch
-from runs import assert_same_bits, config_of, trained, whole
+from helpers.runs import assert_same_bits, config_of, trained, whole
 
 from partialfc.runtime import comm
 from partialfc.training import loop

@@ -6,8 +6,8 @@ import shutil
 import msgspec
 import numpy as np
 import pytest
-from faces import write_pack
-from runs import assert_refused, assert_same_bits, config_of, curve, trained, whole
+from helpers.faces import write_pack
+from helpers.runs import assert_refused, assert_same_bits, config_of, curve, trained, whole
 
 from partialfc.data import RecordDataset
 from partialfc.data.stored_embeddings import StoredEmbeddings

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 import pytest
-from faces import face, write_pack
+from helpers.faces import face, write_pack
 
 from partialfc.data import RecordDataset, images
 from partialfc.data.packs import pack_writer

@@ -1,7 +1,7 @@
 """Packs made of packs hold each image once, byte for byte, under the right class."""
 
 import pytest
-from faces import face, write_pack
+from helpers.faces import face, write_pack
 
 from partialfc.data import RecordDataset
 from partialfc.data.packs import pack_writer

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from faces import face, write_pack
+from helpers.faces import face, write_pack
 
 from partialfc.data import RecordDataset
 from partialfc.data.packs.pack_check import check_pack, repair_pack

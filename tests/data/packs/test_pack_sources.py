@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from calling import called_tool
-from faces import face
+from helpers.calling import called_tool
+from helpers.faces import face
 
 from partialfc.data import RecordDataset, images
 from partialfc.data.packs.pack_sources import PackOptions, pack_images

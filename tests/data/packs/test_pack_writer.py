@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from faces import face
+from helpers.faces import face
 
 from partialfc.data.packs import pack_writer
 from partialfc.data.packs.pack_writer import resume_pack, write_pack

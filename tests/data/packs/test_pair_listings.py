@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from faces import face
+from helpers.faces import face
 
 from partialfc.data.packs.pairs import pack_pairs
 from partialfc.errors import InputError

@@ -1,7 +1,7 @@
 """Identities that two packs share are named, be their images encoded anew, resized or mirrored."""
 
 import numpy as np
-from faces import face
+from helpers.faces import face
 
 from partialfc.data import images
 from partialfc.data.packs.pack_writer import write_pack

@@ -7,7 +7,7 @@ from pathlib import Path
 import lmdb
 import msgpack
 import pytest
-from faces import face
+from helpers.faces import face
 
 from partialfc.data import RecordDataset
 from partialfc.data.packs import pack_writer

@@ -1,0 +1,1 @@
+"""Experiments of docs/results.md. Run one with `python -m experiments.NAME` in the folder of the repository."""
