@@ -1,1 +1,1 @@
-"""Experiments of docs/results.md. Run one with `python -m experiments.NAME` in the folder of the repository."""
+"""Experiments of docs/explanation/results.md. Run one with `python -m experiments.NAME` in the folder of the repository."""

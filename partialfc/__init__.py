@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PartialFC", "Recognizer", "RecordDataset", "__version__", "load", "verify"]
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 _LAZY_IMPORTS = {
     "PartialFC": "partialfc.head",
     "Recognizer": "partialfc.inference.recognizer",

@@ -19,8 +19,13 @@ from partialfc.config import MobileFaceNetConfig, load_config
 from partialfc.data.images import write
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-TABLE = (ROOT / "docs/coming_from_insightface.md").read_text().partition("## Keys")[2].partition("## What")[0]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TABLE = (
+    (ROOT / "docs/how-to/move_from_insightface.md")
+    .read_text()
+    .partition("## Keys")[2]
+    .partition("## What")[0]
+)
 SETTINGS = [
     code
     for line in TABLE.splitlines()

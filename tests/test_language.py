@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NOT_CONVERTED = ("CHANGELOG.md", "tests/")  # this list only shrinks
+NOT_CONVERTED = ("tests/",)  # this list only shrinks
 OPENINGS = re.compile(
     r"(What|Of|Whether|Around|How|Where|Those|Which|As|By|That|Who|Such|All|From|To|In|With|For|Beside|See) "
 )
@@ -36,7 +36,7 @@ def files() -> list[Path]:
         "benchmarks/*.py",
         "experiments/*.py",
         "tools/*.py",
-        "docs/*.md",
+        "docs/**/*.md",
         "examples/*",
         "recipes/*",
         "*.md",

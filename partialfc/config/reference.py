@@ -1,7 +1,7 @@
 """Reference of all recipe keys: type, unit, bounds, default, and the docstring in the source."""
 
 import inspect as python
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,34 @@ from partialfc.conversion import VARIANT, describe_type, find_mapping_type
 from partialfc.errors import InputError
 
 REQUIRED, UNSET = "required", "unset"  # shown instead of a default
+# Keys that most recipes set, in the order of a recipe; the page of the settings starts with them.
+COMMON_KEYS = (
+    "output",
+    "seed",
+    "data.path",
+    "data.num_workers",
+    "augment.flip",
+    "backbone.name",
+    "backbone.embedding_size",
+    "head.sample_rate",
+    "head.centers_dtype",
+    "head.optim_state_dtype",
+    "loss.name",
+    "loss.scale",
+    "loss.margin",
+    "optim.name",
+    "optim.lr",
+    "optim.weight_decay",
+    "optim.precision",
+    "schedule.name",
+    "schedule.warmup",
+    "train.length",
+    "train.global_batch_size",
+    "train.micro_batch_size",
+    "evaluation.every",
+    "checkpoint.every",
+    "init.backbone",
+)
 
 
 @dataclass(frozen=True)
@@ -205,6 +233,19 @@ def select_sections(query: str | None) -> list[SectionDoc]:
     return found
 
 
+def _find_common_key(name: str) -> KeyDoc:
+    """Return the documentation of a key, of the default variant if variants have different ones."""
+    section_name, _, key_name = name.rpartition(".")
+    sections = [it for it in document_sections() if it.name == section_name]
+    sections.sort(key=lambda section: not section.is_default)
+    if key_name == VARIANT:
+        default = sections[0].variants[0] if sections[0].is_default else REQUIRED
+        variants = " | ".join(variant for section in sections for variant in section.variants)
+        return KeyDoc(name, variants, default, f"Variant of `{section_name}`, which has the other keys.")
+    found = next(key for section in sections for key in section.keys if key.name == key_name)
+    return replace(found, name=name)
+
+
 def to_markdown() -> str:
     """Return the whole reference as Markdown."""
     lines = [
@@ -212,12 +253,20 @@ def to_markdown() -> str:
         "",
         "Every key of a recipe. `partialfc settings [SECTION]` prints this page; any key can be given on the command line, as",
         "`section.key=value`. A section that has variants names one by `name`, and its keys then are that variant's.",
+        "",
+        "## Common keys",
+        "",
+        *_format_table([_find_common_key(name) for name in COMMON_KEYS]),
     ]
     for section in document_sections():
-        lines += ["", f"## {section.title}", "", section.description, ""]
-        lines += ["| key | values | default | |", "|---|---|---|---|"]
-        for key in section.keys:
-            values = key.allowed.replace("|", "\\|")
-            default = key.default if key.default in (REQUIRED, UNSET) else f"`{key.default}`"
-            lines.append(f"| `{key.name}` | {values} | {default} | {key.description} |")
+        lines += ["", f"## {section.title}", "", section.description, "", *_format_table(section.keys)]
     return "\n".join([*lines, ""])
+
+
+def _format_table(keys: Sequence[KeyDoc]) -> list[str]:
+    lines = ["| key | values | default | |", "|---|---|---|---|"]
+    for key in keys:
+        values = key.allowed.replace("|", "\\|")
+        default = key.default if key.default in (REQUIRED, UNSET) else f"`{key.default}`"
+        lines.append(f"| `{key.name}` | {values} | {default} | {key.description} |")
+    return lines

@@ -1,6 +1,8 @@
 """The settings as a page; and what is said of a setting that is wrong."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,9 +26,17 @@ def test_the_page_is_fresh(capfd):
     with pytest.raises(SystemExit) as ended:
         main(["settings", "--markdown"])
     assert not ended.value.code
-    assert capfd.readouterr().out == to_markdown() == (ROOT / "docs/settings.md").read_text(), (
-        "expected: partialfc settings --markdown > docs/settings.md"
+    assert capfd.readouterr().out == to_markdown() == (ROOT / "docs/reference/settings.md").read_text(), (
+        "expected: partialfc settings --markdown > docs/reference/settings.md"
     )
+
+
+def test_the_page_of_the_commands_is_fresh():
+    command = [sys.executable, "-m", "typer", "partialfc.commands.app", "utils", "docs"]
+    command += ["--name", "partialfc", "--title", "Commands"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    page = ROOT / "docs/reference/commands.md"
+    assert done.stdout.strip() == page.read_text().strip(), f"expected: {' '.join(command[1:])} > {page}"
 
 
 def test_every_key_says_what_it_is_for():

@@ -24,7 +24,7 @@ from partialfc.config import (
 )
 from partialfc.head import PartialFC, centers
 
-DOCUMENT = Path(__file__).parents[2] / "docs/gpu.md"
+DOCUMENT = Path(__file__).parents[2] / "docs/explanation/gpu.md"
 CLASSES, WIDTH, BATCH = 3000, 16, 64
 SAMPLED = {"sample_rate": 0.1}
 OPTIONS: list[dict[str, Any]] = [
