@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         try:
             code = _run_command(given or ["--help"])
         except BrokenPipeError:  # the reader has closed the pipe
-            sys.stdout = None  # type: ignore[assignment]  # Python would flush it once more
+            sys.stdout = None  # Python would flush it once more
             sys.exit(1)
         except ModuleNotFoundError as error:
             if error.name is None or error.name.startswith("partialfc"):

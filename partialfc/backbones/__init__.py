@@ -63,7 +63,7 @@ def build_backbone(settings: config.AnyBackbone) -> Backbone:
         for block in backbone.blocks:
             # The random state is preserved, and MicroBatchRunner freezes running statistics in the second
             # forward pass.
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
     if not settings.channels_last:
         backbone.register_forward_pre_hook(_to_contiguous)
     if settings.compile:

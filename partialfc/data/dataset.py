@@ -9,8 +9,9 @@ import numpy as np
 from partialfc.config import Reader
 from partialfc.data import images
 from partialfc.data.images import ImageArray
+from partialfc.data.index import IntArray
 from partialfc.data.mxnet_records import MxnetRecords
-from partialfc.data.recordio import CorruptRecordError, Header, IntArray, RecordFile
+from partialfc.data.recordio import CorruptRecordError, Header, RecordFile
 from partialfc.errors import InputError
 from partialfc.runtime.progress import progress_bar
 

@@ -149,7 +149,7 @@ def check_step(step: object, call: str) -> None:
 
 def head_loss(work: Workspace, inputs: ForwardInputs, step: HeadStep) -> Tensor:
     """Return the loss of the gathered embeddings, with gradient; `step` keeps what its update needs."""
-    loss: Tensor = _HeadLoss.apply(inputs.embeddings, inputs.norms, work, inputs, step)
+    loss: Tensor = _HeadLoss.apply(inputs.embeddings, inputs.norms, work, inputs, step)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -202,5 +202,5 @@ class _DifferentiatedOnce(torch.autograd.Function):
 def _once(gradient: Tensor, embeddings: Tensor) -> Tensor:
     if not torch.is_grad_enabled():  # no graph is created
         return gradient
-    differentiated: Tensor = _DifferentiatedOnce.apply(gradient, embeddings)
+    differentiated: Tensor = _DifferentiatedOnce.apply(gradient, embeddings)  # type: ignore[no-untyped-call]
     return differentiated

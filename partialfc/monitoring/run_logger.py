@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from partialfc.data.images import ImageArray
 from partialfc.evaluation.embed import Embeddings
 from partialfc.evaluation.sets import EvaluationSet, Scores
-from partialfc.monitoring.logger_group import SettingValue
+from partialfc.monitoring.loggers.logger import SettingValue
 from partialfc.monitoring.step_metrics import StepMetrics
 from partialfc.runtime.checkpoint import SaveResult
 

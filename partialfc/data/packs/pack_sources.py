@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from partialfc.data import images
+from partialfc.data.packs.item import PackItem
 from partialfc.data.packs.names import write_names
 from partialfc.data.packs.pack_writer import EncodedSample, resume_pack
-from partialfc.data.packs.sources import FileSource, PackItem, Source, open_source
+from partialfc.data.packs.sources import FileSource, Source, open_source
 from partialfc.errors import InputError
 from partialfc.runtime import counter_rng
 from partialfc.runtime.exit_codes import format_error
