@@ -1,8 +1,8 @@
 """Benchmark of saving a head: duration of the step that saves, relative to one copy of the state, and
 slowdown of the steps during the write.
 
-    python -m benchmarks.checkpoint FOLDER                             # a million identities on two ranks
-    python -m benchmarks.checkpoint FOLDER --memory host               # rows in host memory are not copied
+    python -m benchmarks.checkpoint FOLDER                             # a million identities on two ranks.
+    python -m benchmarks.checkpoint FOLDER --memory host               # rows in host memory are not copied.
     python -m benchmarks.checkpoint FOLDER --device cuda --ranks 1
 
 FOLDER is on the disk to test.

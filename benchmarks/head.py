@@ -1,9 +1,9 @@
 """Benchmark of a step of the head: PartialFC, a textbook implementation, and a lower bound; memory is compared
 with the plan.
 
-    python -m benchmarks.head                                              # cases of docs/explanation/performance.md
-    python -m benchmarks.head 4000000:0.01 --no-textbook                   # PartialFC only
-    python -m benchmarks.head 100000000:0.01 --one-rank --world-size 64    # one rank of a large world
+    python -m benchmarks.head                                              # cases of docs/explanation/performance.md.
+    python -m benchmarks.head 4000000:0.01 --no-textbook                   # PartialFC only.
+    python -m benchmarks.head 100000000:0.01 --one-rank --world-size 64    # one rank of a large world.
 """
 
 import argparse

@@ -29,5 +29,5 @@ if __name__ == "__main__":
     names, templates = enrolled(model, options.gallery)
     for face, similarities in zip(options.faces, model.embed(options.faces) @ templates.T, strict=True):
         best = int(similarities.argmax())
-        found = names[best] if similarities[best] > options.threshold else f"nobody (nearest {names[best]})"
+        found = names[best] if similarities[best] > options.threshold else f"unknown (nearest {names[best]})"
         print(f"{face}: {found}, {similarities[best]:.4f}")

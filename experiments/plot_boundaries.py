@@ -38,7 +38,7 @@ def main() -> None:
     for axis, (title, margin) in zip(axes, LOSSES.items(), strict=True):
         low, middle, high = (boundary(margin, first, quantile) for quantile in quantiles(margin))
         axis.plot(
-            first, boundary(CosineSoftmax(), first, 0.0), color="grey", linestyle=":", label="no margin"
+            first, boundary(CosineSoftmax(), first, 0.0), color="gray", linestyle=":", label="no margin"
         )
         axis.fill_between(
             first, low, high, alpha=0.35, linewidth=0, label=f"{_BAND_COVERAGE:.0%} of the draws"

@@ -6,7 +6,7 @@ SECTIONS = {"margin": "loss", "report": "log"}
 
 KEYS = {
     "augment.crop_area": "augment.min_crop_area",
-    "augment.grey": "augment.gray",
+    "augment.grey": "augment.gray",  # codespell:ignore grey
     "backbone.arguments": "backbone.kwargs",
     "backbone.checkpointing": "backbone.gradient_checkpointing",
     "backbone.drop_path": "backbone.drop_path_rate",

@@ -177,4 +177,4 @@ def test_a_network_of_others_is_trained_on_and_used(drawn, tmp_path):
     assert re.fullmatch(rf"{probe}: \d+, -?[\d.]+\n", printed), printed
     # Of a network that has learnt nothing all are alike.
     printed = script("inference.py", tmp_path / "tuned", gallery, faces[1], "--threshold", 1.1)
-    assert "nobody (nearest " in printed
+    assert "unknown (nearest " in printed

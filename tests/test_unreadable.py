@@ -94,7 +94,7 @@ def test_records_named_before_a_resume_are_not_named_again(ranks, pack, tmp_path
 
 
 def test_records_of_which_the_jpeg_library_warns_are_counted(ranks, tmp_path, capfd):
-    """They are decoded, with grey where data are missing."""
+    """They are decoded, with gray where data are missing."""
 
     def samples():
         for image in range(48):

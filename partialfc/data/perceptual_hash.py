@@ -31,8 +31,8 @@ def image_hash(pixels: ImageArray) -> NDArray[np.uint64]:
 
     The bits tell which of the lowest frequencies of the gray image, except the mean, are above their median.
     """
-    grey = cv2.resize(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
-    waves = cv2.dct(grey.astype(np.float32))[:_FREQUENCIES, :_FREQUENCIES].reshape(-1)[1:]
+    gray = cv2.resize(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
+    waves = cv2.dct(gray.astype(np.float32))[:_FREQUENCIES, :_FREQUENCIES].reshape(-1)[1:]
     above = waves > np.median(waves)
     if np.abs(waves).max() < _MIN_DETAIL:
         above[:] = False

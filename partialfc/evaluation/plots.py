@@ -62,8 +62,8 @@ def plot_hardest_pairs(pixels: GetImage, similarity: Similarities, is_same: IsSa
 def _pair_cell(pixels: GetImage, index: int, similarity: float) -> ImageArray:
     """Draw a pair side by side, with its similarity above and a white border."""
     faces = np.hstack([pixels(2 * index + side, _SIDE) for side in (0, 1)])
-    labelled = np.vstack([_text_strip(f"{similarity:.3f}", faces.shape[1], height=_LABEL, scale=0.45), faces])
-    return np.pad(labelled, ((0, _GAP), (0, _GAP), (0, 0)), constant_values=255)
+    labeled = np.vstack([_text_strip(f"{similarity:.3f}", faces.shape[1], height=_LABEL, scale=0.45), faces])
+    return np.pad(labeled, ((0, _GAP), (0, _GAP), (0, 0)), constant_values=255)
 
 
 def _text_strip(text: str, width: int, *, height: int, scale: float) -> ImageArray:

@@ -139,7 +139,7 @@ def _write_listing(
     with atomic_write(path) as temporary, temporary.open("w", newline="", errors="surrogateescape") as file:
         writer = csv.writer(file)
         names = read_names(dataset.path.parent)
-        writer.writerow(["key", "class", "degrees", "centre", "name"])
+        writer.writerow(["key", "class", "degrees", "center", "name"])
         for image in dropped[np.argsort(-angles.angles[dropped], kind="stable")].tolist():
             degrees = f"{angles.angles[image]:.1f}"
             label = int(angles.labels[image])

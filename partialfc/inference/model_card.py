@@ -13,9 +13,9 @@ from partialfc.evaluation.metrics import format_scores, scores_with_interval
 from partialfc.evaluation.sets import Scores
 from partialfc.runtime.versions import git_revision
 
-_CARD = """# {name}, {width} numbers per face
+_CARD = """# {name}, {width}-dimensional face embeddings
 
-Embeds aligned faces: the similarity of two faces is the cosine of their embeddings.
+Embeds aligned faces. The similarity of two faces is the cosine of their embeddings.
 Trained for {steps} steps on {images:,} images of {identities:,} identities (`{pack}`, fingerprint {fingerprint});
 exported by partialfc {version} at revision {revision}.
 
@@ -24,22 +24,22 @@ exported by partialfc {version} at revision {revision}.
 ```python
 import partialfc
 
-model = partialfc.load("FOLDER")  # with this file in it
+model = partialfc.load("FOLDER")  # folder of this file
 first, second = model.embed(["a.jpg", "b.jpg"])
 print(first @ second{threshold})
 ```
 
-`model.onnx` takes `images`, float32 [batch, 3, {size}, {size}]: RGB, (x - 127.5) / 127.5; it gives `embeddings`, float32
-[batch, {width}], to be normalised, best as the sum over an image and its mirror image. It gives the embeddings of
-`model.safetensors`: least cosine {cosine:.7f} on {checked} faces.
+The input of `model.onnx` is `images`, float32 [batch, 3, {size}, {size}]: RGB, (x - 127.5) / 127.5. Its output is `embeddings`,
+float32 [batch, {width}]. L2-normalize them, preferably the sum of the embeddings of an image and its mirror image. They match
+those of `model.safetensors`: minimum cosine {cosine:.7f} on {checked} faces.
 
 ## Intended use and limits
 
-For faces that are cut out and aligned as those it was trained on (112 x 112 by the five-point template in most of the
-field): whether two of them show one person, and which of a gallery are most alike. It does not find or align faces, and
-says nothing of who is alive, consents, or is who they say. A threshold stands for a rate of errors on one set of people
-and pictures; on others the rate differs, and it differs between groups of people: measure it on your own before a
-decision hangs on it. Scores by group of people were not measured. The licence of the training images, which this package does not know, may limit its use.
+The model verifies whether two faces show the same person, and finds the most similar faces in a gallery. Faces must be aligned
+like those of the training set (usually 112 x 112 by the five-point template). The model does not detect or align faces, and
+does not detect spoofing. A threshold corresponds to an error rate on one set of people and images. The rate differs on
+other sets and between demographic groups: measure it on your own data before you base decisions on it. Scores by demographic
+group were not measured. The license of the training images, which is unknown to this package, may limit the use of the model.
 
 ## Scores
 

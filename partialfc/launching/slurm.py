@@ -127,7 +127,7 @@ def _forward_signal(job: str, step: str, number: int, frame: FrameType | None) -
 
 
 def requeue(limit: int) -> None:
-    """Requeue this job, at most `limit` times, unless it was cancelled or requeued by a user."""
+    """Requeue this job, at most `limit` times, unless it was canceled or requeued by a user."""
     job, restarts = job_name(os.environ), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     if _scontrol_field("job", job, "JobState") != "RUNNING":
         return

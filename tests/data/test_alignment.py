@@ -33,7 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def photograph(*squares: tuple[int, int], size: tuple[int, int] = (480, 320)) -> images.ImageArray:
-    """Grey, with magenta squares of 64 x 64 pixels at [left, top]."""
+    """Gray, with magenta squares of 64 x 64 pixels at [left, top]."""
     photo = np.full((size[1], size[0], 3), 128, np.uint8)
     for left, top in squares:
         photo[top : top + 64, left : left + 64] = MAGENTA
@@ -55,7 +55,7 @@ def test_similarity_is_numpys_least_squares():
 @pytest.mark.parametrize("size", [112, 224])
 @pytest.mark.parametrize("scale", [0.7, 1.0, 3.0, 9.0])
 def test_points_come_to_those_of_the_template(scale, size):
-    """Dots drawn where the points of a turned face of any size are, whose centres of gravity are measured."""
+    """Dots drawn where the points of a turned face of any size are, whose centers of gravity are measured."""
     photo = np.zeros((1400, 1400, 3), np.uint8)
     points = scale * np.exp(0.3j) * (TEMPLATE - TEMPLATE.mean()) + 700 + 690j
     for number, point in enumerate(points):

@@ -49,8 +49,8 @@ def test_what_each_change_does():
     smallest = np.zeros_like(augmentation_params(np.arange(1), seed=5, epoch=0)[0])
     pixel = augment(FACE, smallest, AugmentConfig(crop=1.0, min_crop_area=1e-9))
     assert pixel.shape == FACE.shape and (pixel == FACE[0, 0]).all()
-    grey = versions(AugmentConfig(gray=1.0), 1)[0]
-    assert np.array_equal(grey[..., 0], grey[..., 1]) and np.array_equal(grey[..., 0], grey[..., 2])
+    gray = versions(AugmentConfig(gray=1.0), 1)[0]
+    assert np.array_equal(gray[..., 0], gray[..., 1]) and np.array_equal(gray[..., 0], gray[..., 2])
     means = [it.mean() / FACE.mean() for it in versions(AugmentConfig(photometric=1.0), 200)]
     assert 0.45 < min(means) < 0.7 and 1.3 < max(means) < 1.6
 

@@ -1,4 +1,4 @@
-"""Lanes: every sample of an epoch once, read in runs of neighbours."""
+"""Lanes: every sample of an epoch once, read in runs of neighbors."""
 
 from collections import Counter
 

@@ -26,7 +26,7 @@ FACE = images.decode(face(7, 0, 112))
         lambda it: np.clip(it * 0.9 + 5, 0, 255).astype(np.uint8),
         lambda it: np.repeat(cv2.cvtColor(it, cv2.COLOR_RGB2GRAY)[:, :, None], 3, axis=2),
     ],
-    ids=["encoded", "smaller", "larger", "darker", "grey"],
+    ids=["encoded", "smaller", "larger", "darker", "gray"],
 )
 def test_a_changed_image_has_nearly_the_same_hash(change):
     assert hamming_distances(image_hash(change(FACE))[None], image_hash(FACE)[None])[0] <= 12

@@ -1,4 +1,4 @@
-"""Class centres that follow a teacher: a sharded head moves them as a loop over images does on one process."""
+"""Class centers that follow a teacher: a sharded head moves them as a loop over images does on one process."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 Moved = tuple[
     list[Tensor], Tensor
-]  # losses; the centres [C, D] after all steps, or this rank's [n, D], of length 1
+]  # losses; the centers [C, D] after all steps, or this rank's [n, D], of length 1
 
 
 def taught(number: int) -> Tensor:

@@ -112,7 +112,7 @@ def test_embedding_gradient_in_single_precision_near_the_ends(margin, angle):
     found = embedding_gradient(margin, image.float(), center.float()).double()
     m1, m2 = (margin.m1, margin.m2) if isinstance(margin, CombinedMargin) else (1.0, margin.margin)
     beyond = margin.beyond_pi == "linear" and m1 * angle + m2 > math.pi
-    # d/dt of the logit is the length of its gradient on the sphere, towards the centre.
+    # d/dt of the logit is the length of its gradient on the sphere, towards the center.
     length = math.sin(angle) if beyond else m1 * math.sin(m1 * angle + m2)
     towards = normalize(center - image * math.cos(angle))
     error = torch.linalg.vector_norm(found - length * towards, dim=1)

@@ -77,7 +77,7 @@ def test_anybodys_checkpoint_saves_and_reshards_it(ranks, device, tmp_path, kind
         {name: torch.cat([of_rank[name] for _, of_rank in of_ranks]).float() for name in of_ranks[0][1]}
         for of_ranks in (found, expected)
     )
-    rounding = 0.01 if "bfloat16" in kind else 1e-5  # another sum may be rounded to another neighbour
+    rounding = 0.01 if "bfloat16" in kind else 1e-5  # another sum may be rounded to another neighbor
     torch.testing.assert_close(found[0][0], expected[0][0], rtol=rounding, atol=rounding)
     torch.testing.assert_close(rows, wanted, rtol=rounding, atol=rounding)
 

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.gpu
 
 
 def stepped() -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, gradient and centres after a step."""
+    """Loss, gradient and centers after a step."""
     head = PartialFC(500, 64, AdaFace(), config=HeadConfig(sample_rate=0.2), device="cuda:0")
     embeddings = torch.randn(32, 64, generator=torch.Generator().manual_seed(0)).cuda().requires_grad_()
     step = head.prepare(torch.arange(32), 0)

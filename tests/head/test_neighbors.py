@@ -29,7 +29,7 @@ HARD: dict[str, Any] = {
 }
 CASES: dict[str, dict[str, Any]] = {
     "half of them": HARD,
-    "a neighbour for some, log_rate": HARD | {"hard_fraction": 0.3, "logit_correction": "log_q"},
+    "a neighbor for some, log_rate": HARD | {"hard_fraction": 0.3, "logit_correction": "log_q"},
     "as many as there are": HARD | {"hard_fraction": 0.99, "hard_neighbors": 100, "hard_refresh_steps": 1},
     "sampled, then full": HARD | {"sample_rate": {0: 0.4, 30: 1.0}},
 }

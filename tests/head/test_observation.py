@@ -28,7 +28,7 @@ def images(step: int) -> Tensor:
 
 
 def steps(options: dict[str, Any], device: str, look: bool) -> list[dict[str, Any]]:
-    """Of each step: what was seen, and this rank's centres before it."""
+    """Of each step: what was seen, and this rank's centers before it."""
     margin = ElasticArcFace(sigma=0.1, order="paper", scale=8.0)
     head = PartialFC(
         CLASSES,

@@ -47,7 +47,7 @@ def torchs(optim: AnyOptimizer, weight: torch.nn.Parameter) -> torch.optim.Optim
 
 
 def dense(optim: AnyOptimizer, sample_rate: float, steps: int, device: str) -> Tensor:
-    """The centres [C, D] after steps of torch's optimizer on the dense gradient, zero for unsampled classes."""
+    """The centers [C, D] after steps of torch's optimizer on the dense gradient, zero for unsampled classes."""
     start = torch.empty(CLASSES, WIDTH, dtype=torch.float64)
     init_centers(start, SEED, range(CLASSES), torch.device(device))
     weight = torch.nn.Parameter(start)
@@ -100,7 +100,7 @@ def moved(old: PartialFC, new: PartialFC) -> PartialFC:
 
 
 def difference(results: list[dict[str, Tensor]], expected: Tensor) -> float:
-    """The largest, relative to the largest component of its centre."""
+    """The largest, relative to the largest component of its center."""
     found = torch.cat([rows["centers"] for rows in results]).double()
     return ((found - expected).abs() / expected.abs().amax(dim=1, keepdim=True)).max().item()
 

@@ -97,7 +97,7 @@ BATCHES = {
 
 
 def dense(case: Case, device: str) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
-    """Losses, embedding gradients, and the centres and momentum after the steps."""
+    """Losses, embedding gradients, and the centers and momentum after the steps."""
     weight = torch.empty(case.num_classes, WIDTH, dtype=torch.float64)
     init_centers(weight, SEED, range(case.num_classes), torch.device(device))
     weight.requires_grad_()

@@ -15,7 +15,7 @@ from partialfc.head.precision import MatmulPrecision
 
 
 def in_float32(scale: float, near: float, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, embedding gradients and centre updates of one step, centres and embeddings of 50 classes in float32."""
+    """Loss, embedding gradients and center updates of one step, centers and embeddings of 50 classes in float32."""
     embeddings, weight, labels = float32_batch(near)
     config, optim = HeadConfig(matmul_precision="float32"), SGD(momentum=0.0, weight_decay=0.0)
     head = PartialFC(50, 32, CosFace(scale=scale), config=config, optim=optim, device=device)
@@ -31,7 +31,7 @@ def in_float32(scale: float, near: float, device: str) -> tuple[Tensor, Tensor, 
 
 
 def float32_batch(near: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Embeddings [12, 32], `near` times their class centre and noise; centres [50, 32]; labels [12]."""
+    """Embeddings [12, 32], `near` times their class center and noise; centers [50, 32]; labels [12]."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(50, 32, generator=generator)
     labels = torch.randint(50, (12,), generator=generator)

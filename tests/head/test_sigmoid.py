@@ -30,7 +30,7 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 Steps = tuple[
     list[Tensor], list[Tensor], Tensor, Tensor
-]  # losses, gradients by embeddings, centres, threshold
+]  # losses, gradients by embeddings, centers, threshold
 
 
 def terms(margin: Margin, own: Tensor, cosine: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:

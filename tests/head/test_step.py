@@ -181,7 +181,7 @@ def test_a_discarded_step_changes_nothing(device, options, discard):
 
 
 def moved_by(device: str, weight: float, loss_scale: float, backwards: int) -> tuple[Tensor, Tensor]:
-    """How far one step moves the centres; the embeddings' gradient."""
+    """How far one step moves the centers; the embeddings' gradient."""
     head = PartialFC(CLASSES, WIDTH, CosFace(scale=8.0), device=device, dtype=torch.float64)
     before = head.centers.tensors["centers"].clone()
     embeddings, labels = batch(0, device)

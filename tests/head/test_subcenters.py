@@ -1,4 +1,4 @@
-"""Sub-centres: a sharded head with K centres a class is the formula on one process; only the nearest of a class moves."""
+"""Sub-centers: a sharded head with K centers a class is the formula on one process; only the nearest of a class moves."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ CASES: dict[str, tuple[AnyLoss, dict[str, Any]]] = {
     "host": (CosFace(scale=16.0), SAMPLED | {"memory": "host"}),
     "kernels": (ArcFace(scale=16.0), SAMPLED | {"kernels": "triton"}),
 }  # fmt: skip
-Steps = tuple[list[Tensor], list[Tensor], Tensor]  # losses, gradients by the embeddings, centres [C, K D]
+Steps = tuple[list[Tensor], list[Tensor], Tensor]  # losses, gradients by the embeddings, centers [C, K D]
 
 
 def dense(margin: AnyLoss, options: dict[str, Any]) -> Steps:

@@ -61,7 +61,7 @@ class SimulatedCrashError(Exception):
 def trained(
     config: Config, stop: int | None = None, pictures: bool = False
 ) -> dict[str, torch.Tensor] | None:
-    """What a rank ends with: backbone and centres. With `stop`: nothing, the run dies before that step.
+    """What a rank ends with: backbone and centers. With `stop`: nothing, the run dies before that step.
 
     pictures: whether the run draws any, which takes half of the time of runs so small.
     """

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 class NoWaiting:
     """Fails on what would make the host wait for a device: reading a value, or a shape that values decide.
 
-    On a CPU by the operations that are called, on a GPU by torch's own watch over synchronisation.
+    On a CPU by the operations that are called, on a GPU by torch's own watch over synchronization.
     """
 
     def __init__(self, device: str = "cpu") -> None:

@@ -26,7 +26,7 @@ def test_a_run_with_any_optimizer_of_torch_resumes_to_the_bit(ranks, pack, tmp_p
 
 
 def test_class_centres_may_have_a_rule_and_a_rate_of_their_own(ranks, pack, tmp_path):
-    """The same rule said twice is the same run; another rate moves the centres, and the backbone by them."""
+    """The same rule said twice is the same run; another rate moves the centers, and the backbone by them."""
     said = {"name": "sgd", "lr": 0.02, "momentum": 0.9, "weight_decay": 5e-4}
     heads = {
         "as optim": None,

@@ -77,7 +77,7 @@ def test_the_best_evaluation_is_kept(ranks, pack, tmp_path):
     assert saved_at(tmp_path) == sorted({best, 30})
 
 
-@pytest.mark.parametrize("name", ["seen/auc", "unseen/accurracy"])
+@pytest.mark.parametrize("name", ["seen/auc", "unseen/accurracy"])  # codespell:ignore accurracy
 def test_a_score_that_is_not_there_is_named(ranks, pack, tmp_path, name):
     config = config_of(
         pack, tmp_path, checkpoint={"keep_best": name}, evaluation={"every": 2}, train={"length": 4}

@@ -1,4 +1,4 @@
-"""A run begins with the centres of the identities that another knows, on any number of ranks."""
+"""A run begins with the centers of the identities that another knows, on any number of ranks."""
 
 from pathlib import Path
 from unittest import mock

@@ -133,7 +133,7 @@ def test_image_by_image_a_student_comes_nearer_to_its_teacher(ranks, pack, teach
 
 
 def test_centres_are_the_means_of_their_images_by_the_teacher(ranks, pack, teacher, tmp_path):
-    """A student that hardly agrees leaves nothing of what a centre was."""
+    """A student that hardly agrees leaves nothing of what a center was."""
     state = whole(ranks.run(2, trained, student(pack, teacher, tmp_path / "run", optim={"lr": 1e-9})))
     dataset, found = RecordDataset(pack), StoredEmbeddings(teacher)
     classes = np.array([dataset.label(image) for image in range(115)])

@@ -31,7 +31,7 @@ def test_centres_are_the_same_for_any_sharding():
 
 @pytest.mark.usefixtures("drawing")
 def test_centres_are_normal_and_independent():
-    """Of 2 million numbers: moments, the tails, neighbours in a row, a column and a block."""
+    """Of 2 million numbers: moments, the tails, neighbors in a row, a column and a block."""
     values = (drawn(range(8192), width=256) / STD).double()
     moments = [values.mean(), values.square().mean(), values.pow(3).mean(), values.pow(4).mean()]
     for found, expected, spread in zip(moments, (0, 1, 0, 3), (1, 1.5, 4, 10), strict=True):

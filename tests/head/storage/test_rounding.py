@@ -1,4 +1,4 @@
-"""Rounding to bfloat16: to a neighbour, right on average, and the same for any sharding."""
+"""Rounding to bfloat16: to a neighbor, right on average, and the same for any sharding."""
 
 import numpy as np
 import pytest
