@@ -121,9 +121,9 @@ def try_head(config: Config, dist_ctx: DistContext) -> CheckResult:
     draws = torch.Generator().manual_seed(0)
     gathered = torch.randn(share * dist_ctx.world_size, _WIDTH, generator=draws)
     labels = torch.randint(_CLASSES, (len(gathered),), generator=draws)
-    margin = CosFace(scale=_SCALE, margin=_MARGIN)
+    loss_settings = CosFace(scale=_SCALE, margin=_MARGIN)
     tried = PartialFC(
-        _CLASSES, _WIDTH, margin, config=HeadConfig(matmul_precision="float32"), optim=SGD(), device=dist_ctx.device, group=dist_ctx.group,
+        _CLASSES, _WIDTH, loss_settings, config=HeadConfig(matmul_precision="float32"), optim=SGD(), device=dist_ctx.device, group=dist_ctx.group,
     )  # fmt: skip
     mine = slice(dist_ctx.rank * share, (dist_ctx.rank + 1) * share)
     local = gathered[mine].to(dist_ctx.device).requires_grad_()
@@ -133,7 +133,7 @@ def try_head(config: Config, dist_ctx: DistContext) -> CheckResult:
     own = dtensors.local_rows_and_offset(tried.state_dict()[CENTERS])[0].cpu().numpy()
     whole = torch.from_numpy(np.concatenate(comm.all_gather_object(own, dist_ctx.host_group))).double()
     dense = gathered.double().requires_grad_()
-    expected = dense_loss(dense, whole, labels, margin, active=torch.ones(_CLASSES, dtype=torch.bool))
+    expected = dense_loss(dense, whole, labels, loss_settings, active=torch.ones(_CLASSES, dtype=torch.bool))
     (gradient,) = torch.autograd.grad(expected, dense)
     off = abs(loss.item() - expected.item()) / expected.item()
     gradient_off = float((local.grad.cpu() - gradient[mine]).abs().max() / gradient.abs().max())

@@ -15,11 +15,11 @@ class Scaling(NamedTuple):
     loss_scale: float | Tensor
 
 
-def check_arguments(num_classes: int, embedding_size: int, margin: object, backbone_gradients: str) -> None:
+def check_arguments(num_classes: int, embedding_size: int, loss: object, backbone_gradients: str) -> None:
     """Raise TypeError or ValueError for arguments of `PartialFC` that are out of range."""
-    if not isinstance(margin, Settings):
+    if not isinstance(loss, Settings):
         raise TypeError(
-            f"margin: expected the settings of a loss, such as partialfc.config.ArcFace(), got {margin!r:.60}"
+            f"loss: expected the settings of a loss, such as partialfc.config.ArcFace(), got {loss!r:.60}"
         )
     if min(num_classes, embedding_size) < 1 or backbone_gradients not in ("sum", "mean"):
         raise ValueError(

@@ -37,7 +37,7 @@ from partialfc.head.storage.initial import init_centers
 _ROWS_PER_SETTLE = 1 << 14
 
 
-def resolve_center_optimizer(config: HeadConfig, optim: CenterUpdate | None, margin: AnyLoss) -> CenterUpdate:
+def resolve_center_optimizer(config: HeadConfig, optim: CenterUpdate | None, loss: AnyLoss) -> CenterUpdate:
     """Return the update rule of the centers.
 
     Raises:
@@ -46,7 +46,7 @@ def resolve_center_optimizer(config: HeadConfig, optim: CenterUpdate | None, mar
     if optim is not None and config.optim is not None:
         raise ValueError("optim and config.optim: expected one of them, got both")
     rule = optim or config.optim or CenterSGD()
-    config.validate_with(rule, margin)
+    config.validate_with(rule, loss)
     return rule
 
 

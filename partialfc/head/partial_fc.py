@@ -69,11 +69,10 @@ class PartialFC(SavedModule):
     Args:
         num_classes: Number of classes of all ranks.
         embedding_size: Number of components of an embedding.
-        margin: Settings of the loss.
+        loss: Settings of the loss.
         config: Sampling, storage and precision of the centers.
         optim: Update rule of the centers, unless `config` contains it. Default: SGD with its defaults. With
-        FollowTeacher(),
-            the centers follow a teacher.
+            FollowTeacher(), the centers follow a teacher.
         seed: Seed of the initial centers and of all random draws.
         steps_per_epoch: Required if settings have stages that begin at epochs.
         device: Device of the centers.
@@ -84,7 +83,7 @@ class PartialFC(SavedModule):
 
     Raises:
         InputError: The settings do not go together.
-        TypeError: `margin` is not the settings of a loss.
+        TypeError: `loss` is not the settings of a loss.
         ValueError: An argument is out of range.
     """
 
@@ -92,7 +91,7 @@ class PartialFC(SavedModule):
         self,
         num_classes: int,
         embedding_size: int,
-        margin: AnyLoss,
+        loss: AnyLoss,
         *,
         config: HeadConfig = HeadConfig(),
         optim: CenterUpdate | None = None,
@@ -105,27 +104,27 @@ class PartialFC(SavedModule):
         drawn: bool = True,
     ) -> None:
         super().__init__(device, dtype)
-        check_arguments(num_classes, embedding_size, margin, backbone_gradients)
+        check_arguments(num_classes, embedding_size, loss, backbone_gradients)
         self.group = group if group is not None else comm.default_group()
         self.num_classes, self.embedding_size = num_classes, embedding_size
-        self.margin, self.config, self.seed = margin, config, seed
+        self.loss, self.config, self.seed = loss, config, seed
         rank, self._world_size = comm.rank_and_world_size(self.group)
         self._gradient_factor = self._world_size if backbone_gradients == "mean" else 1
         device = self.like.device  # with an index, which other threads need
         self._losses = LossSchedule(
-            margin, steps_per_epoch, num_classes * config.max_sample_rate, device, dtype
+            loss, steps_per_epoch, num_classes * config.max_sample_rate, device, dtype
         )
-        loss = self._losses(0)
+        first_loss = self._losses(0)
         precision, scratch = MatmulPrecision(config.matmul_precision, device, dtype), BufferPool(device)
         kernels = build_kernels(
-            config.kernels, device, one_direction=loss.on_sphere and config.subcenters == 1
+            config.kernels, device, one_direction=first_loss.on_sphere and config.subcenters == 1
         )
         self.centers = Centers(
             class_range(num_classes, rank, self._world_size),
-            embedding_size + loss.extra_columns,
+            embedding_size + first_loss.extra_columns,
             config,
-            resolve_center_optimizer(config, optim, margin),
-            on_sphere=loss.on_sphere,
+            resolve_center_optimizer(config, optim, loss),
+            on_sphere=first_loss.on_sphere,
             seed=seed,
             device=device,
             dtype=dtype,
@@ -322,7 +321,7 @@ class PartialFC(SavedModule):
     def extra_repr(self) -> str:
         """Return what `repr` shows of the head."""
         return (
-            f"num_classes={self.num_classes}, embedding_size={self.embedding_size}, margin={self.margin!r}, "
+            f"num_classes={self.num_classes}, embedding_size={self.embedding_size}, loss={self.loss!r}, "
             f"classes {self.centers.local_classes.start} to {self.centers.local_classes.stop} of rank {comm.rank_and_world_size(self.group)[0]}"
         )
 

@@ -24,7 +24,7 @@ from partialfc.runtime.comm import OptionalGroup
 
 
 def sharded_loss(
-    local: Tensor, centers: Tensor, labels: Tensor, owned: range, margin: Any, group: OptionalGroup
+    local: Tensor, centers: Tensor, labels: Tensor, owned: range, loss: Any, group: OptionalGroup
 ) -> Tensor:
     """Return the loss with the classes sharded over ranks, equal on all ranks.
 
@@ -36,14 +36,14 @@ def sharded_loss(
         centers: Centers of the classes `owned`, all active, `[n, D]`.
         labels: Labels of all ranks, none ignored, `[B]`.
         owned: Classes of this rank.
-        margin: Settings of a loss without stages, state, order and random margins.
+        loss: Settings of a loss without stages, state, order and random margins.
         group: Process group.
     """
     embeddings, _ = comm.all_gather_with_grad(normalize(local), None, group)  # [B, D]
     cosine = embeddings @ normalize(centers).T  # [B, n]
     images = ((labels >= owned.start) & (labels < owned.stop)).nonzero()[:, 0]  # whose class is on this rank
     own = images, labels[images] - owned.start
-    logits = margin.scale * cosine.index_put(own, target_logit(margin, cosine[own], None))
+    logits = loss.scale * cosine.index_put(own, target_logit(loss, cosine[own], None))
     largest = comm.all_reduce_max_(logits.detach().amax(1), group)
     total = _summed((logits - largest[:, None]).exp().sum(1), group)
     target = _summed(torch.zeros_like(total).index_put((images,), logits[own]), group)
@@ -54,7 +54,7 @@ def dense_loss(
     embeddings: Tensor,
     weight: Tensor,
     labels: Tensor,
-    margin: Any,
+    loss: Any,
     *,
     active: Tensor,
     drawn: Tensor | None = None,
@@ -67,7 +67,7 @@ def dense_loss(
         embeddings: Embeddings of the global batch, `[B, D]`.
         weight: Centers, `[C, D]`.
         labels: Labels, `[B]`; -1 is ignored.
-        margin: Settings of a loss without stages and state.
+        loss: Settings of a loss without stages and state.
         active: Mask of the active classes, `[C]`.
         drawn: Random margins, `[B]`, or None.
         logit_correction: Term added to the logits of active classes that are not in the batch.
@@ -77,24 +77,24 @@ def dense_loss(
     labels = labels[valid]
     cosine = normalize(embeddings)[valid] @ normalize(weight).T
     own = cosine.gather(1, labels[:, None])[:, 0]
-    target = target_logit(margin, own, ordered(margin, own, None if drawn is None else drawn[valid]))
+    target = target_logit(loss, own, ordered(loss, own, None if drawn is None else drawn[valid]))
     in_batch = torch.zeros_like(active).index_fill_(0, labels, True)
-    logits = cosine * margin.scale + torch.where(in_batch, 0.0, logit_correction)
+    logits = cosine * loss.scale + torch.where(in_batch, 0.0, logit_correction)
     logits = logits.masked_fill(~active, -torch.inf)
     if interclass_threshold > 0:
         logits = logits.masked_fill(cosine > interclass_threshold, -torch.inf)
-    logits = logits.scatter(1, labels[:, None], margin.scale * target[:, None])
+    logits = logits.scatter(1, labels[:, None], loss.scale * target[:, None])
     return cross_entropy(logits, labels) if len(labels) else (embeddings * 0).sum()
 
 
-def target_logit(margin: Any, cosine: Tensor, drawn: Tensor | None) -> Tensor:
+def target_logit(loss: Any, cosine: Tensor, drawn: Tensor | None) -> Tensor:
     """Return the target logits divided by s, `[N]`, from the cosines with the own centers, `[N]`."""
     angle = cosine.acos()
-    settings: Any = margin
+    settings: Any = loss
     m1: Any = 1.0
     m2: Any = torch.zeros_like(cosine)
     m3: Any = torch.zeros_like(cosine)
-    match margin:
+    match loss:
         case config.ArcFace():
             m2 = m2 + settings.margin
         case config.CosFace():
@@ -106,17 +106,17 @@ def target_logit(margin: Any, cosine: Tensor, drawn: Tensor | None) -> Tensor:
         case config.ElasticCosFace():
             m3 = drawn
     target = (m1 * angle + m2).cos() - m3
-    if getattr(margin, "beyond_pi", "wrap") == "linear":
+    if getattr(loss, "beyond_pi", "wrap") == "linear":
         beyond = -1 - m3 + angle.cos() - ((math.pi - m2) / m1).cos()
         target = torch.where(m1 * angle + m2 > math.pi, beyond, target)
-    if getattr(margin, "gradient", "exact") == "detached":
+    if getattr(loss, "gradient", "exact") == "detached":
         target = cosine + (target - cosine).detach()
     return target
 
 
-def ordered(margin: Any, cosine: Tensor, drawn: Tensor | None) -> Tensor | None:
+def ordered(loss: Any, cosine: Tensor, drawn: Tensor | None) -> Tensor | None:
     """Return the random margin of each image, `[N]`."""
-    order = getattr(margin, "order", "none")
+    order = getattr(loss, "order", "none")
     if drawn is None or order == "none":
         return drawn
     ascending = sorted(drawn.tolist())

@@ -284,8 +284,8 @@ MISTAKES = [
      r"labels: expected a tensor of integers \[B\] of the global batch, on cpu, got list"),
     (lambda: new_head().gather_labels([1, 2]), TypeError, r"labels: expected a tensor of integers \[b\] of this rank, got list"),
     (lambda: PartialFC(100, 32, "arcface"), TypeError,
-     r"margin: expected the settings of a loss, such as partialfc.config.ArcFace\(\), got 'arcface'"),
-    (lambda: PartialFC(100, 32, ArcFace), TypeError, "margin: expected the settings of a loss"),
+     r"loss: expected the settings of a loss, such as partialfc.config.ArcFace\(\), got 'arcface'"),
+    (lambda: PartialFC(100, 32, ArcFace), TypeError, "loss: expected the settings of a loss"),
     (lambda: PartialFC(100, 32, ArcFace(), optim=AdamW(), config=HeadConfig(optim=CenterSGD())), ValueError, "expected one of them, got both"),
     (accumulated, RuntimeError,
      r"forward\(\) of step 1: call update\(\) or discard\(\) of step 0 first; with accumulated gradients of the "
@@ -315,7 +315,7 @@ def test_an_uneven_last_batch_is_refused_on_all_ranks(ranks):
 
 def test_a_head_says_what_it_is():
     assert repr(new_head()).startswith(
-        f"PartialFC(num_classes={CLASSES}, embedding_size={WIDTH}, margin=CosFace("
+        f"PartialFC(num_classes={CLASSES}, embedding_size={WIDTH}, loss=CosFace("
     )
     file = io.StringIO()
     print(nn.ModuleDict({"head": new_head()}), file=file)
