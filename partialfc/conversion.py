@@ -36,9 +36,8 @@ def convert(tree: Any, type_: Any, location: str) -> Any:
     try:
         return msgspec.convert(tree, type_)
     except msgspec.ValidationError as error:
-        if (
-            type(error.__cause__) is InputError
-        ):  # validation of the struct itself, whose message contains the keys
+        # Validation of the struct itself, whose message contains the keys.
+        if type(error.__cause__) is InputError:
             raise InputError(f"{location}: {error.__cause__}") from error
         raise InputError(f"{location}: {_explain_validation_error(str(error), tree, type_)}") from error
 

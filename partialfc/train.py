@@ -48,9 +48,8 @@ def _train_rank(recipe: str, overrides: Sequence[str], stop_request: StopRequest
             code = EXIT_DIVERGED
             if dist_ctx.is_main:
                 print(f"error: {problem}", file=sys.stderr, flush=True)
-        comm.barrier(
-            dist_ctx.host_group
-        )  # the launcher ends all ranks once one has exited: not before everything is printed
+        # The launcher ends all ranks once one has exited: not before everything is printed.
+        comm.barrier(dist_ctx.host_group)
     return code
 
 

@@ -65,9 +65,8 @@ class VisionTransformer(nn.Module):
         nn.init.normal_(self.pos_embed, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.normal_(
-                    module.weight, std=0.02
-                )  # the reference code truncates at 100 sigmas, that is, never
+                # The reference code truncates at 100 sigmas, that is, never.
+                nn.init.normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 

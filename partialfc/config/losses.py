@@ -75,9 +75,8 @@ class CombinedMargin(AngularLoss, frozen=True, tag="combined", tag_field="name")
     """Margin subtracted from the cosine."""
 
 
-MarginOrder = Literal[
-    "none", "paper", "released"
-]  # assignment of the random margins to the samples of a batch
+# Assignment of the random margins to the samples of a batch.
+MarginOrder = Literal["none", "paper", "released"]
 
 
 class ElasticArcFace(AngularLoss, frozen=True, tag="elastic_arcface", tag_field="name"):

@@ -55,9 +55,8 @@ class FollowTeacher(Settings, frozen=True, tag="teacher", tag_field="name"):
 
 CenterUpdate = CenterOptimizer | FollowTeacher  # any update of the centers
 
-WeightDecayScope = Literal[
-    "all", "matrices"
-]  # matrices: excludes norms, biases and PReLU slopes of the backbone
+# `matrices` excludes norms, biases and PReLU slopes of the backbone.
+WeightDecayScope = Literal["all", "matrices"]
 Precision = Literal["float32", "bfloat16", "float16"]
 ReduceDtype = Literal["float32", "bfloat16"]
 

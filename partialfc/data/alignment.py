@@ -54,9 +54,8 @@ class Detector:
         self._model, self._threshold = model, threshold
         self._threads = threading.local()
         try:
-            self._main_face(
-                np.zeros((_REFINE_SIZE, _REFINE_SIZE, 3), np.uint8)
-            )  # another network fails at its first image
+            # Another network fails at its first image.
+            self._main_face(np.zeros((_REFINE_SIZE, _REFINE_SIZE, 3), np.uint8))
         except cv2.error:
             raise InputError(f"{model}: expected a face detector for OpenCV's FaceDetectorYN") from None
 

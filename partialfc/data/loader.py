@@ -333,7 +333,6 @@ def _init_worker(worker: int) -> None:
 
 
 def _worker_excepthook(type_: type[BaseException], error: BaseException, trace: Any) -> None:
-    if not issubclass(
-        type_, (ConnectionError, EOFError)
-    ):  # a killed rank leaves the thread that hands over images in this state
+    # A killed rank leaves the thread that hands over images in this state.
+    if not issubclass(type_, (ConnectionError, EOFError)):
         sys.__excepthook__(type_, error, trace)

@@ -105,9 +105,8 @@ class SampleOrder:
         lanes, width = self._lanes(), self.global_batch_size // self.num_lanes
         lane, slot = np.divmod(np.arange(self.global_batch_size), width)
         place, length = step_in_epoch * width + slot, lanes.lengths(lane)
-        lane = np.where(
-            length > 0, lane, self.num_lanes - 1
-        )  # more lanes than samples: the last lane has one
+        # More lanes than samples: the last lane has one.
+        lane = np.where(length > 0, lane, self.num_lanes - 1)
         samples = lanes.sample_indices(epoch, lane, place % lanes.lengths(lane))
         return samples, place >= length
 

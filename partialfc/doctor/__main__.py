@@ -28,9 +28,8 @@ def _examine(recipe: str, overrides: Sequence[str]) -> None:
     config = load_config(recipe, overrides)
     with comm.init_distributed(config.device) as dist_ctx:
         problems = run_checks(config, dist_ctx)
-        comm.barrier(
-            dist_ctx.host_group
-        )  # the launcher ends all ranks once one has exited: not before everything is printed
+        # The launcher ends all ranks once one has exited: not before everything is printed.
+        comm.barrier(dist_ctx.host_group)
         if problems:
             hard_exit(1)
 

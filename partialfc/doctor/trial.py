@@ -31,11 +31,12 @@ _SCALE, _MARGIN = 16.0, 0.2
 _TOLERANCE = 1e-4
 _CLOSE_DERIVATIVE = 1e-5  # tolerance of float32 settings, in double precision
 _READ = 256  # images of the pack
+# Minimum and maximum number of steps, and seconds after which no more are started.
 _MIN_STEPS, _MAX_STEPS, _TIME_LIMIT = (
     3,
     20,
     20.0,
-)  # minimum and maximum number of steps, and seconds after which no more are started
+)
 
 
 def loss(config: Config, dist_ctx: DistContext) -> CheckResult:

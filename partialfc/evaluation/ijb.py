@@ -248,9 +248,8 @@ def _iter_fields(path: Path, fields: int) -> Iterator[tuple[int, list[str]]]:
 def _read_int_columns(path: Path, columns: int) -> list[NDArray[np.int64]]:
     """Read integer columns; a file may have tens of millions of rows."""
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "error", DeprecationWarning
-        )  # numpy's only report of a field that is not a number
+        # numpy's only report of a field that is not a number.
+        warnings.simplefilter("error", DeprecationWarning)
         try:
             found = np.fromfile(path, np.int64, sep=" ")
         except (DeprecationWarning, ValueError):

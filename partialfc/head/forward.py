@@ -203,11 +203,12 @@ def sigmoid_forward(work: Workspace, inputs: ForwardInputs) -> ForwardResult:
     return ForwardResult(value.to(embeddings.dtype), gradients, None, context)
 
 
+# By `Loss.objective`.
 FORWARDS: dict[str, Callable[[Workspace, ForwardInputs], ForwardResult]] = {
     "softmax": softmax_forward,
     "linear": linear_forward,
     "sigmoid": sigmoid_forward,
-}  # by `Loss.objective`
+}
 
 
 def chunk_logits(
@@ -255,9 +256,8 @@ def sigmoid_logits(
     if left_out is not None:
         logits_.masked_fill_(left_out, -torch.inf)
     mask_targets_(logits_, targets, -torch.inf)
-    share = (
-        None if correction is None else correction.exp()[:, None]
-    )  # number of classes that a sampled class represents
+    # Number of classes that a sampled class represents.
+    share = None if correction is None else correction.exp()[:, None]
     if total_ is not None:
         losses = softplus(logits_, threshold=_SOFTPLUS_THRESHOLD)
         total_[0] += (losses if share is None else losses * share).sum(dim=0)

@@ -145,9 +145,8 @@ class FixedModule(nn.Module):
 
     def __init__(self, device: torch.device | str, dtype: torch.dtype) -> None:
         super().__init__()
-        self.like = torch.empty(
-            0, device=device, dtype=dtype
-        )  # has the device and dtype of the module; not a buffer
+        # Has the device and dtype of the module; not a buffer.
+        self.like = torch.empty(0, device=device, dtype=dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Raise RuntimeError in to(), cuda(), half() and similar methods if they would change device or dtype."""

@@ -141,9 +141,8 @@ def find_overlaps(
     return {it.name: Overlap(same[it.name] + people[it.name], scores[it.name]) for it in sets}
 
 
-HashMatches = tuple[
-    NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]
-]  # image of the set, image of the pack, distance
+# Image of the set, image of the pack, distance.
+HashMatches = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 
 def _iter_hash_matches(

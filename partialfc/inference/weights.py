@@ -17,12 +17,13 @@ from partialfc.runtime.exit_codes import format_error
 # Parts of a run's checkpoint: the trained weights, and their EMA if the run keeps one.
 BACKBONE, EMA = "backbone", "average"
 
+# Keys of the weights in third-party files.
 _STATE_DICT_KEYS = (
     "state_dict_backbone",
     "state_dict",
     "backbone",
     "model",
-)  # keys of the weights in third-party files
+)
 _DTYPES = frozenset(
     (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int8, torch.int16, torch.int32,
      torch.int64, torch.bool)
@@ -147,6 +148,5 @@ def _read_pth(path: Path) -> dict[str, Tensor]:
             content = content[name]
     if not (isinstance(content, dict) and content and all(isinstance(it, Tensor) for it in content.values())):
         raise InputError(f"{path}: a {type(content).__name__}, expected names and tensors")
-    return {
-        str(name).removeprefix("module."): tensor for name, tensor in content.items()
-    }  # prefix of DistributedDataParallel
+    # Prefix of DistributedDataParallel.
+    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}

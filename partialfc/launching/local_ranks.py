@@ -73,9 +73,8 @@ def launch_ranks(command: list[str], cluster: ClusterSpec, max_restarts: int, *,
     Returns:
         Exit code.
     """
-    logging.getLogger("torch.distributed").setLevel(
-        logging.CRITICAL
-    )  # the failed rank reports its error itself
+    # The failed rank reports its error itself.
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     os.environ[launcher_link.LAUNCHER_PID_VARIABLE] = str(os.getpid())
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # the remaining signals are handled here
     processes, code = _RankProcesses(), 0
@@ -198,9 +197,8 @@ class _RankProcesses:
             return _EXIT_SIGINT
         own = self._in_order([it for it in failures.values() if it.pid not in self._killed])
         for number in self._forwarded:
-            if any(
-                it.exitcode == -number for it in own
-            ):  # the signal arrived before the rank's handler was installed
+            # The signal arrived before the rank's handler was installed.
+            if any(it.exitcode == -number for it in own):
                 if 0 not in failures or failures[0].exitcode == -number:  # otherwise rank 0 has reported it
                     print_stopped(number, again=False)
                 return EXIT_STOPPED

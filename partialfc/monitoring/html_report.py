@@ -91,9 +91,8 @@ def _score_rows(name: str, lines: list[MetricsRecord]) -> list[dict[str, Any]]:
 
 def _figures(name: str, run: Path) -> dict[str, Any]:
     """Return the latest figures of each evaluation set, read from the TensorBoard files."""
-    from tensorboard.backend.event_processing.event_accumulator import (
-        EventAccumulator,
-    )  # takes about a second
+    # Imported late: it takes about a second.
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     if not (run / "tensorboard").is_dir():
         return {"name": name, "sets": []}

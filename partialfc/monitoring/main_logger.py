@@ -81,9 +81,8 @@ class MainRunLogger(RunLogger):
         self._loggers, self._pictures = loggers, pictures
         self._health_numbers, self._find_problem, self.has_diverged = health_numbers, find_problem, False
         self._device, self._reads_async = device, device.type == "cuda"
-        self._window: tuple[MetricsWindow, timing.Marks] | None = (
-            None  # steps whose record is not written yet
-        )
+        # Steps whose record is not written yet.
+        self._window: tuple[MetricsWindow, timing.Marks] | None = None
         self._error_reported = False  # a disk error is reported once
         self._pending_metrics: list[StepMetrics] = []
         # Start of this part of the run; start of the current timed interval.

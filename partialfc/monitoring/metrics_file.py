@@ -34,9 +34,8 @@ class MetricsFile:
             Mapping[str, Scores]
         ] = []  # scores by set name: of the first and of the latest evaluation
         self.best: dict[str, tuple[float, int]] = {}  # best primary score of each set, and its step
-        self.damaged: dict[str, dict[int, None]] = {
-            name: {} for name in DAMAGED
-        }  # keys of damaged records, in order, without duplicates
+        # Keys of damaged records, in order, without duplicates.
+        self.damaged: dict[str, dict[int, None]] = {name: {} for name in DAMAGED}
         lines = path.read_bytes().splitlines() if path.exists() and start else []
         earlier = [line for line in map(_parse_line, lines) if line and line["step"] <= start]
         for line in earlier:

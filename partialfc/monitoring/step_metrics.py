@@ -97,9 +97,7 @@ def build_record(
         "grad_norm": norms[-1],
         "skipped_steps": len(steps) - int(sum(is_finite)),
         "replaced_images": sum(metrics.num_replaced for metrics in steps),
-        "max_data_wait_seconds": max(
-            metrics.data_wait_seconds for metrics in steps
-        ),  # maximum over the steps
+        "max_data_wait_seconds": max(metrics.data_wait_seconds for metrics in steps),
     }
 
 

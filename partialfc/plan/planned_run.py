@@ -290,9 +290,8 @@ class PlannedRun:
         buffers = 2 + converted + (2 if converted else 0)
         if self._defers_updates:
             buffers += len(kept)
-        buffers += self.optimizer.temporaries + (
-            self.matmul_precision == "half"
-        )  # two operands of half the size
+        # Two operands of half the size.
+        buffers += self.optimizer.temporaries + (self.matmul_precision == "half")
         return buffers * width * _FLOAT + (row if gathered else 0)
 
 

@@ -21,9 +21,8 @@ def set_deterministic(*, deterministic: bool) -> None:
     """
     torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
-        os.environ.setdefault(
-            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-        )  # otherwise cuBLAS allocates any amount of memory
+        # Otherwise cuBLAS allocates any amount of memory.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
         # all memory is written before it is read
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

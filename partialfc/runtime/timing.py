@@ -12,9 +12,8 @@ from itertools import pairwise
 
 import torch
 
-Marks = list[
-    tuple[str | None, float | torch.cuda.Event]
-]  # section (None: none) and the start of the interval that it owns
+# Section (None: none) and the start of the interval that it owns.
+Marks = list[tuple[str | None, float | torch.cuda.Event]]
 
 
 class Timeline:

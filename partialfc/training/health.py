@@ -65,9 +65,8 @@ class TrainingHealth:
 
     def __init__(self, device: torch.device) -> None:
         self._skipped = torch.zeros((), dtype=torch.int64, device=device)  # consecutive skipped steps
-        self._lost = torch.zeros(
-            (), dtype=torch.int64, device=device
-        )  # first step with a non-finite loss; 0 if none
+        # First step with a non-finite loss; 0 if none.
+        self._lost = torch.zeros((), dtype=torch.int64, device=device)
 
     def update(self, step: int, finite: Tensor, loss: Tensor) -> None:
         """Count a step.

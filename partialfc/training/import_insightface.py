@@ -102,9 +102,8 @@ def _rank_files(folder: Path) -> list[Path]:
 def _load_files(run: Run, paths: list[Path]) -> int:
     """Load the tensors of the run, one file at a time; return the step."""
     state, names = run.state(), _STATE_NAMES[_optimizer_name(run)]
-    head = {
-        name: dtensors.local_rows_and_offset(it)[0] for name, it in state["head"].items()
-    }  # all classes: one rank
+    # There is one rank, so its rows are those of all classes.
+    head = {name: dtensors.local_rows_and_offset(it)[0] for name, it in state["head"].items()}
     classes = run.head.num_classes
     first = step = 0
     for rank, path in enumerate(paths):

@@ -230,9 +230,8 @@ def train_step(run: Run, batch: Batch, head_step: HeadStep) -> StepMetrics:
     assert embeddings.grad is not None
     if not is_frozen:
         with section("backbone"):
-            run.running_stats.start_average(
-                statistics, run.dist_ctx.group
-            )  # overlaps with the sum of gradients
+            # Overlaps with the sum of gradients.
+            run.running_stats.start_average(statistics, run.dist_ctx.group)
             run.micro_batch_runner.backward(batch.images, step, embeddings.grad)
             run.running_stats.finish_average(statistics, run.dist_ctx.group)
     with section("optimizer"):  # all ranks skip the step, or none

@@ -16,9 +16,8 @@ from partialfc.runtime.progress import progress_bar
 
 DROP = -1  # label of a removed image
 
-_Relabeling = list[
-    tuple[RecordDataset, NDArray[np.int64]]
-]  # new class numbers for each pack, `[num_classes]`; -1: removed
+# New class numbers for each pack, `[num_classes]`; -1: removed.
+_Relabeling = list[tuple[RecordDataset, NDArray[np.int64]]]
 
 
 def merge(packs: Sequence[Path], folder: Path, *, progress: bool = False) -> tuple[int, int]:

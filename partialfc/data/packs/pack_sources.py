@@ -29,9 +29,8 @@ class PackOptions:
 
     size: int = 112  # height and width in pixels
     quality: int = 95  # JPEG quality of images that are re-encoded
-    min_images: int | None = (
-        None  # identities with fewer are removed; None: an identity without images is an error
-    )
+    # Identities with fewer images are removed; None: an identity without images is an error.
+    min_images: int | None = None
     shuffle: int | None = None  # seed of the image order; None: order of the sources
     root: Path | None = None  # root of the paths in .lst files; None: the folder of each file
     skip_damaged: bool = False  # skip unreadable images; otherwise they are one error, reported at the end

@@ -30,11 +30,7 @@ _VIEWS: dict[str, tuple[float, float, float]] = {
     "blue cast": (1, 0.78, 1.22),
     "unevenness": (0, 0.0, 0.55),  # of the light, from the middle to the edge
     "occlusion": (1, 0.0, 1.0),  # below 0.24: occluded
-    "softness": (
-        0,
-        -0.01,
-        0.014,
-    ),  # standard deviation of the blur, as a fraction of the image; at most 0: sharp
+    "softness": (0, -0.01, 0.014),  # standard deviation of the blur, in image sizes; at most 0: sharp
     "noise": (0, 1.0, 12.0),  # standard deviation, of 255
 }
 _FOCAL = 6.0  # distance of the viewer, in head coordinates

@@ -32,9 +32,8 @@ class KernelBackend:
     embedding_gradients_: Callable[..., Tensor]
     add_target_gradients_: Callable[..., None]
     step_centers: Callable[..., None]
-    copy_rows: (
-        Callable[..., None] | None
-    )  # copies between GPU and pinned host memory; None without such a kernel
+    # Copies between GPU and pinned host memory; None without such a kernel.
+    copy_rows: Callable[..., None] | None
 
 
 def build_kernels(choice: Choice, device: device, *, one_direction: bool) -> KernelBackend:

@@ -272,9 +272,8 @@ def _rounded(
     assert noise is not None
     values = values.to(torch.float32)
     rounding.round_(values, noise, row_format.rounding_columns[name], row_format.scratch)
-    return row_format.buffer(f"stored {name}", len(values), stored.dtype).copy_(
-        values
-    )  # exact after rounding
+    # Exact after rounding.
+    return row_format.buffer(f"stored {name}", len(values), stored.dtype).copy_(values)
 
 
 def _as_factor(centers: Tensor, kind: torch.dtype, row_format: RowFormat) -> Tensor:

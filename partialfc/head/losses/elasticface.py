@@ -75,9 +75,8 @@ def assign_margins(draws: Tensor, cosines: Tensor, valid: Tensor, order: MarginO
     """
     if order == "none":
         return draws
-    nearest_first = torch.where(valid, cosines, -torch.inf).argsort(
-        descending=True, stable=True
-    )  # then not valid
+    # Invalid images come last.
+    nearest_first = torch.where(valid, cosines, -torch.inf).argsort(descending=True, stable=True)
     ascending = torch.where(valid, draws, torch.inf).sort().values  # then not valid
     if order == "paper":
         return torch.where(valid, torch.empty_like(draws).scatter_(0, nearest_first, ascending), draws)

@@ -198,9 +198,8 @@ class HostStorage:
             self._thread.submit(torch.cuda.current_stream(self._device).record_event().synchronize)
 
     def _fetch(self, rows: NDArray[np.int64], target: BufferPool) -> dict[str, Tensor]:
-        with (
-            self._on_copy_stream()
-        ):  # a block of the default stream's pool may still be read by a queued kernel
+        # A block of the default stream's pool may still be read by a queued kernel.
+        with self._on_copy_stream():
             fetched = {
                 name: target.get(name, (len(rows), whole.shape[1]), whole.dtype)
                 for name, whole in self.tensors.items()

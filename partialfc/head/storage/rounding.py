@@ -17,10 +17,11 @@ from torch import Tensor
 from partialfc.head.buffers import BufferPool
 from partialfc.runtime import counter_rng
 
+# Factors of a 32-bit hash by Wellons, as signed integers.
 MIX = (
     0x7FEB352D,
     0x846CA68B - (1 << 32),
-)  # factors of a 32-bit hash by Wellons, as signed integers
+)
 LOW = 0xFFFF  # bits of a float32 that bfloat16 drops
 
 

@@ -60,9 +60,8 @@ def dtype_name(tensor: TensorSource) -> str:
 
 def write_shard(path: Path, tensors: Mapping[str, TensorSource], throttle: ThrottleFn) -> FileDigest:
     """Write contiguous host tensors to a new file, and wait until it is on disk."""
-    names = sorted(
-        tensors, key=lambda name: (-tensors[name].dtype.itemsize, name)
-    )  # aligned, so that the file can be mapped
+    # Aligned, so that the file can be mapped.
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     digest, size = xxhash.xxh3_128(), 0
     with closing(DirectFile(path)) as file:
         for chunk in _iter_file_bytes(names, tensors):
