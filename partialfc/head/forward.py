@@ -203,7 +203,7 @@ def sigmoid_forward(work: Workspace, inputs: ForwardInputs) -> ForwardResult:
     return ForwardResult(value.to(embeddings.dtype), gradients, None, context)
 
 
-# By `Loss.objective`.
+# Forward of each `Loss.objective`.
 FORWARDS: dict[str, Callable[[Workspace, ForwardInputs], ForwardResult]] = {
     "softmax": softmax_forward,
     "linear": linear_forward,

@@ -205,9 +205,8 @@ class MainRunLogger(RunLogger):
         for eval_set in sets:
             try:
                 results[eval_set.name] = eval_set.evaluate(embeddings[eval_set.name])
-            except (
-                UnusableEmbeddingsError
-            ) as error:  # for example of a new network in float16; a diverged run ends by itself
+            # For example of a new network in float16; a diverged run ends by itself.
+            except UnusableEmbeddingsError as error:
                 self.log_message(f"warning: step {step}  {error}; not scored")
         with self._ignore_disk_errors():
             self.log_scores(step, results)
@@ -302,10 +301,8 @@ class MainRunLogger(RunLogger):
         marks: timing.Marks,
     ) -> None:
         record = build_record(step, metrics, values, self._progress)
-        for (
-            name,
-            reported,
-        ) in self._metrics_file.damaged.items():  # records that an earlier part of the run has reported
+        # Records that an earlier part of the run has reported are left out.
+        for name, reported in self._metrics_file.damaged.items():
             if keys := [key for key in record.pop(name, []) if key not in reported]:
                 record[name] = keys
         section_seconds = timing.Timeline.seconds_of(marks)
