@@ -97,10 +97,7 @@ class StoredEmbeddings:
         path = self._folder / _ARRAY_FILE
         try:
             found: NDArray[np.float16] = np.load(path, mmap_mode="r")
-        except (
-            ValueError,
-            EOFError,
-        ) as error:  # raised by numpy for a file that is truncated or not an array
+        except (ValueError, EOFError) as error:  # a file that is truncated or not an array
             raise InputError(
                 f"{path}: expected an array that numpy can map: {format_error(error)[:100]}"
             ) from None

@@ -138,9 +138,8 @@ def _embed_set(
     blocks = -(-len(images) // batch_size)
     turns = -(-blocks // dist_ctx.world_size)
     parts = []
-    with ThreadPoolExecutor(
-        max(2, torch.get_num_threads())
-    ) as pool:  # decoding releases the interpreter lock
+    # Decoding releases the interpreter lock.
+    with ThreadPoolExecutor(max(2, torch.get_num_threads())) as pool:
 
         def begun(turn: int) -> list[Future[ImageArray]]:
             first = (turn * dist_ctx.world_size + dist_ctx.rank) * batch_size

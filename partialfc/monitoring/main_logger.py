@@ -205,8 +205,8 @@ class MainRunLogger(RunLogger):
         for eval_set in sets:
             try:
                 results[eval_set.name] = eval_set.evaluate(embeddings[eval_set.name])
-            # For example of a new network in float16; a diverged run ends by itself.
             except UnusableEmbeddingsError as error:
+                # A new network in float16 may overflow; a diverged run ends by itself.
                 self.log_message(f"warning: step {step}  {error}; not scored")
         with self._ignore_disk_errors():
             self.log_scores(step, results)

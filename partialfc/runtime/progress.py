@@ -34,9 +34,8 @@ def progress_bar(
 def map_in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """Yield function(item) for each item in order, computed on all cores with bounded lookahead."""
     waiting: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(
-        len(os.sched_getaffinity(0))
-    ) as pool:  # OpenCV decodes outside the interpreter lock
+    # OpenCV decodes outside the interpreter lock.
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for item in items:
             waiting.append(pool.submit(function, item))
             if len(waiting) >= _MAX_PENDING:

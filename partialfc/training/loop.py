@@ -98,11 +98,10 @@ def _run_steps(run: Run, run_logger: RunLogger, scheduler: CheckpointScheduler, 
     start = run.step
     launches_first = run.dist_ctx.device.type == "cuda" and run.config.head.memory == "device"
     limit = parse_seconds(run.config.launch.step_timeout)
+    # Closing the batches ends the data workers, even if a traceback of an ignored error refers to this frame.
     with (
         watch(run.dist_ctx, limit, partial(_record_hang, run)) as watchdog,
-        closing(
-            _prepare_batches(run, get_flags)
-        ) as prepared,  # ends its data workers, even if a traceback is kept
+        closing(_prepare_batches(run, get_flags)) as prepared,
     ):
         following = next(prepared, None)
         while following is not None:
