@@ -63,11 +63,11 @@ class Saved:
         }
         return sharded | self.replicated
 
-    def whole(self) -> dict[str, Tensor]:
+    def gather_full_tensors(self) -> dict[str, Tensor]:
         """Return all tensors with the rows of all classes on rank 0, in host memory; {} on the other ranks."""
         shards = {**self.shards, CLASS_IDS: self._class_ids()}
         found = {
-            name: comm.rows_on_first_rank(rows, self.num_classes, self.group, self.device)
+            name: comm.gather_rows_on_first_rank(rows, self.num_classes, self.group, self.device)
             for name, rows in sorted(shards.items())
         }
         whole = {name: tensor for name, tensor in found.items() if tensor is not None}
@@ -188,7 +188,7 @@ class SavedModule(FixedModule):
         Training loops that save on one rank, such as Lightning, can `torch.save` it there and load it on all
         ranks, at any number of ranks. All ranks call it. Rank 0 needs memory for all rows.
         """
-        return self._saved().whole()
+        return self._saved().gather_full_tensors()
 
     @abstractmethod
     def _saved(self) -> Saved:

@@ -52,7 +52,7 @@ class CheckpointScheduler:
         self.checkpoints.preallocate(self.run.state(), streamed)
         for rows in streamed.values():
             rows.close()
-        self._best_score = self.checkpoints.best_score() if self._set else None
+        self._best_score = self.checkpoints.broadcast_best_score() if self._set else None
 
     @property
     def is_due(self) -> bool:
@@ -74,7 +74,7 @@ class CheckpointScheduler:
         step, last = self.run.step, self.run.total_steps
         due = due and step > self._last_saved_step + _FLAG_DELAY  # otherwise the flag is older than the save
         self._due |= due or schedule.is_due(step, every=self._interval_steps, last=last)
-        score, best = self._tracked_score(scores)
+        score, best = self._agree_on_score(scores)
         if (self._due or best) and self._is_healthy(step == last):
             self._save(elapsed_seconds, score, best)
 
@@ -127,7 +127,7 @@ class CheckpointScheduler:
             return health.find_problem(step, self.run.config.train.max_skipped_steps) is None
         return health.num_skipped == 0
 
-    def _tracked_score(self, scores: dict[str, Scores] | None) -> tuple[float | None, bool]:
+    def _agree_on_score(self, scores: dict[str, Scores] | None) -> tuple[float | None, bool]:
         """Return the score that `keep_best` selects, and whether it is the best so far. Equal on all ranks."""
         if scores is None or not self._set:
             return None, False

@@ -26,7 +26,7 @@ def find_resume_point(checkpoints: CheckpointManager, resume: str) -> VerifiedCh
     Raises:
         CollectiveInputError: In the cases of `CheckpointManager.find_resume_point`.
     """
-    if resume not in RESUME_KEYWORDS and checkpoints.latest_metadata().get("origin") == resume:
+    if resume not in RESUME_KEYWORDS and checkpoints.broadcast_latest_metadata().get("origin") == resume:
         resume = "auto"
     return checkpoints.find_resume_point(resume)
 

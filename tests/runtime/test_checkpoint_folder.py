@@ -31,7 +31,7 @@ def test_the_best_stays(alone, tmp_path):
         save(tmp_path, alone, step, keep=1)
     assert names_in(tmp_path) == {"best", "latest", "step_00000001", "step_00000004"}
     assert (tmp_path / "best").resolve().name == "step_00000001"
-    assert CheckpointManager(tmp_path, keep=1, dist_ctx=alone).best_score() == 0.9
+    assert CheckpointManager(tmp_path, keep=1, dist_ctx=alone).broadcast_best_score() == 0.9
     save(tmp_path, alone, 5, keep=1, score=0.95, best=True)
     assert names_in(tmp_path) == {"best", "latest", "step_00000005"}
 

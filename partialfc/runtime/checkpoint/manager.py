@@ -108,7 +108,7 @@ class CheckpointManager:
         """Wait for the pending save and return its result; None if no save is pending."""
         return self._writer.wait()
 
-    def best_score(self) -> float | None:
+    def broadcast_best_score(self) -> float | None:
         """Return the score of the checkpoint that `best` links to, or None. Equal on all ranks."""
         best, score = self._path / BEST, None
         with comm.raise_on_all_ranks(self._dist_ctx):
@@ -116,7 +116,7 @@ class CheckpointManager:
                 score = read_manifest(best).score
         return comm.broadcast_object(score, self._dist_ctx.host_group)
 
-    def latest_metadata(self) -> dict[str, Any]:
+    def broadcast_latest_metadata(self) -> dict[str, Any]:
         """Return the metadata of the latest save, without verifying its tensors; empty without a checkpoint.
 
         Equal on all ranks.
