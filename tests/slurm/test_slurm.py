@@ -107,7 +107,7 @@ def test_the_doctor_names_a_node_with_another_version_of_the_package(cluster, fo
 def test_a_job_near_its_time_limit_is_saved_queued_again_and_finishes(cluster, folder):
     """--signal=B:USR1@120 of launch.sh is this signal, to the batch script alone."""
     started = long_job(cluster, folder)
-    started.signal("--batch-size", "--signal=USR1")
+    started.signal("--batch", "--signal=USR1")
     started.wait("PENDING")
     started.start_now()
     assert started.wait(*ENDED) == ("COMPLETED", "0:0"), started.log
@@ -145,7 +145,7 @@ def test_a_cancelled_job_is_saved_and_not_queued_again(cluster, folder):
 @pytest.mark.kills
 def test_a_job_is_queued_again_as_often_as_the_recipe_says(cluster, folder):
     started = long_job(cluster, folder, "launch.max_requeues=0")
-    started.signal("--batch-size", "--signal=USR1")
+    started.signal("--batch", "--signal=USR1")
     assert started.wait(*ENDED, "PENDING") == ("FAILED", "75:0"), started.log
     assert "not requeued: launch.max_requeues is 0" in started.log
 
@@ -174,7 +174,7 @@ def test_one_task_of_an_array_is_requeued_alone(cluster, folder):
     command = ["sbatch", "--parsable", *options, f"--wrap={script}"]
     number = called(cluster, folder, *command).strip()
     until(lambda: "step 20/120" in read(folder / "log1"))
-    called(cluster, folder, "scancel", "--batch-size", "--signal=USR1", f"{number}_1")
+    called(cluster, folder, "scancel", "--batch", "--signal=USR1", f"{number}_1")
     until(lambda: "requeued (" in read(folder / "log1"))
     until(lambda: shown(cluster, folder, f"{number}_1", "JobState") == "PENDING")
     time.sleep(
