@@ -241,4 +241,4 @@ def test_it_is_not_loaded_while_an_update_is_due():
 )
 def test_what_a_head_cannot_be_made_of_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        PartialFC(**{"num_classes": 5, "embedding_size": 4, "margin": CosFace(), **arguments})
+        PartialFC(**{"num_classes": 5, "embedding_size": 4, "loss": CosFace(), **arguments})

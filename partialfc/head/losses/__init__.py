@@ -79,7 +79,7 @@ class LossSchedule:
     """Losses of all steps: settings of the step, with one state.
 
     Args:
-        settings: Section of the recipe.
+        config: Settings of the loss.
         steps_per_epoch: Required if stages of the settings begin at epochs.
         num_classes: Number of active classes of a step.
         device: Device of the state.
