@@ -5,11 +5,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from partialfc.__main__ import main
-from partialfc.config import load_config
+from partialfc.config import AnyLoss, load_config
 from partialfc.config.reference import document_sections, select_sections, to_markdown
 from partialfc.errors import InputError
 
@@ -46,7 +47,7 @@ def test_every_key_says_what_it_is_for():
 @pytest.mark.parametrize(
     ("place", "titles", "keys"),
     [
-        ("loss", 12, ["scale", "margin", "h", "ema_rate"]),
+        ("loss", len(get_args(AnyLoss)), ["scale", "margin", "h", "ema_rate"]),
         ("train", 1, ["length", "global_batch_size", "micro_batch_size", "max_skipped_steps"]),
         ("head.optim", 2, ["lr", "momentum", "nesterov", "weight_decay"]),
         ("train.global_batch_size", 1, ["global_batch_size"]),
