@@ -136,6 +136,8 @@ class LaunchConfig(Settings, frozen=True):
     """Number of times that a stopped SLURM job requeues itself."""
     step_timeout: TimeSpan = "10 minutes"
     """Time without progress in a step after which all ranks end."""
+    join_timeout: TimeSpan = "10 minutes"
+    """Time for the launchers of all machines to join."""
     flight_recorder: bool = False
     """Record the collectives of each rank, and write them to `flight_recorder/` in the output if the run hangs."""
     numa: bool = False

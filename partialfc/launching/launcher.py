@@ -1,15 +1,18 @@
 """Launcher: validates the recipe and starts the ranks of a run on this machine."""
 
 import os
+import socket
 import uuid
 from dataclasses import dataclass, field
 
 import torch
 
 from partialfc.config import Config, load_config
+from partialfc.config.durations import parse_seconds
 from partialfc.data.sampler import check_world_size, valid_world_sizes
 from partialfc.errors import InputError
-from partialfc.launching.local_ranks import ClusterSpec, launch_ranks
+from partialfc.launching.local_ranks import launch_ranks
+from partialfc.launching.rendezvous import ClusterSpec
 from partialfc.runtime.precision import uses_cuda
 
 CPU_RANKS = 2  # default without GPUs: the smallest distributed run
@@ -76,7 +79,11 @@ def launch(request: LaunchRequest) -> int:
     """Validate the recipe, run the ranks, and return the exit code of the run."""
     config, ranks = request.validate()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
-    machines = ClusterSpec(request.nodes, request.endpoint, request.run_id, ranks)
+    if request.nodes == 1:  # host names of containers often do not resolve
+        loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+    join_timeout = parse_seconds(config.launch.join_timeout)
+    cluster = ClusterSpec(request.nodes, request.endpoint, request.run_id, ranks, join_timeout)
     command = ["-m", f"partialfc.{request.command}", request.recipe, *request.overrides]
     restarts = config.launch.max_restarts if request.command == "train" else 0
-    return launch_ranks(command, machines, restarts, numa=config.launch.numa)
+    return launch_ranks(command, cluster, restarts, numa=config.launch.numa)

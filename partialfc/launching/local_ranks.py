@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -25,9 +24,8 @@ from torch.distributed.elastic.agent.server import WorkerGroup, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
-from torch.distributed.elastic.rendezvous import RendezvousParameters
-from torch.distributed.elastic.rendezvous import registry as rendezvous
 
+from partialfc.launching.rendezvous import ClusterSpec, create_rendezvous
 from partialfc.runtime.exit_codes import (
     EXIT_BAD_INPUT,
     EXIT_DIVERGED,
@@ -46,16 +44,6 @@ _KILL_DELAY = 3  # seconds between a second Ctrl-C and SIGKILL
 _EXIT_SIGINT = 128 + signal.SIGINT
 # A restart would not help after these, or is not desired.
 _FINAL_EXIT_CODES = (0, EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_STOPPED, _EXIT_SIGINT)
-
-
-@dataclass(frozen=True)
-class ClusterSpec:
-    """Nodes of a run; each runs its own launcher."""
-
-    nodes: int
-    endpoint: str  # host:port of the rendezvous
-    run_id: str  # of the rendezvous
-    ranks_per_node: int
 
 
 def launch_ranks(command: list[str], cluster: ClusterSpec, max_restarts: int, *, numa: bool = False) -> int:
@@ -94,16 +82,7 @@ def launch_ranks(command: list[str], cluster: ClusterSpec, max_restarts: int, *,
 def _attempt(
     command: list[str], machines: ClusterSpec, attempt: int, processes: "_RankProcesses", numa: bool
 ) -> int:
-    meeting = rendezvous.get_rendezvous_handler(
-        RendezvousParameters(
-            backend="c10d",
-            endpoint=machines.endpoint,
-            run_id=f"{machines.run_id}.{attempt}",
-            min_nodes=machines.nodes,
-            max_nodes=machines.nodes,
-            timeout=900,
-        )
-    )
+    meeting = create_rendezvous(machines, attempt)
     spec = WorkerSpec(
         role="ranks",
         local_world_size=machines.ranks_per_node,
@@ -112,6 +91,7 @@ def _attempt(
         rdzv_handler=meeting,
         max_restarts=0,
         monitor_interval=0.1,
+        local_addr=machines.local_address,
         **(_numa_options() if numa else {}),
     )
     # Otherwise files of the agent would remain.

@@ -1,0 +1,102 @@
+"""Machines that do not join, endpoints that do not answer, and host names that do not resolve."""
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from helpers.faces import write_pack
+
+from partialfc.errors import InputError
+from partialfc.launching import rendezvous
+from partialfc.launching.rendezvous import ClusterSpec, create_rendezvous
+
+CLUSTER = ClusterSpec(nodes=2, endpoint="localhost:0", run_id="mine", ranks_per_node=1, join_timeout=2)
+
+
+def test_a_missing_machine_is_reported_until_the_timeout(monkeypatch, capfd):
+    monkeypatch.setattr(rendezvous, "_REPORT_INTERVAL", 0.3)
+    handler = create_rendezvous(CLUSTER, 0)
+    try:
+        with pytest.raises(
+            InputError, match=r"rendezvous localhost:0: 1 of 2 machines joined with id mine within 2 s"
+        ):
+            handler.next_rendezvous()
+    finally:
+        handler.shutdown()
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) > 1
+    assert set(lines) == {"waiting for machines: 1 of 2 have joined localhost:0 with id mine"}
+
+
+def test_two_machines_join():
+    with socket.create_server(("localhost", 0)) as server:
+        endpoint = f"localhost:{server.getsockname()[1]}"
+    cluster = replace(CLUSTER, endpoint=endpoint, join_timeout=60)
+    handlers = [create_rendezvous(cluster, 0) for _ in range(2)]
+    found = []
+    threads = [threading.Thread(target=lambda it=it: found.append(it.next_rendezvous())) for it in handlers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for handler in handlers:
+        handler.shutdown()
+    assert sorted(it.rank for it in found) == [0, 1] and {it.world_size for it in found} == {2}
+
+
+def test_an_endpoint_that_does_not_resolve_is_refused():
+    with pytest.raises(InputError, match=r"rendezvous nowhere.invalid:1: 0 of 2 machines joined .*: .+"):
+        create_rendezvous(replace(CLUSTER, endpoint="nowhere.invalid:1", join_timeout=0.1), 0)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    write_pack(tmp_path / "pack", 5, 4)
+    (tmp_path / "recipe.yaml").write_text(
+        f"data: {{path: {tmp_path}/pack, num_workers: 0}}\n"
+        "backbone: {width: 4, depths: [1, 1], input_size: 32, embedding_size: 16}\n"
+        f"train: {{length: 3, global_batch_size: 12}}\ndevice: cpu\noutput: {tmp_path}/output\n"
+    )
+    return tmp_path / "recipe.yaml"
+
+
+def test_a_host_name_that_does_not_resolve_is_not_needed_on_one_machine(recipe):
+    script = 'hostname nowhere && exec "$@"'
+    command = [
+        "unshare",
+        "--uts",
+        "bash",
+        "-c",
+        script,
+        "-",
+        sys.executable,
+        "-m",
+        "partialfc",
+        "train",
+        recipe,
+    ]
+    if subprocess.run([*command[:2], "hostname", "nowhere"], capture_output=True, check=False).returncode:
+        pytest.skip("cannot change the host name here, which wants root")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert "on 2 rank(s) of nowhere" in done.stdout
+
+
+@pytest.mark.kills
+def test_a_signal_ends_a_launcher_that_waits_for_an_endpoint_in_native_code(recipe):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"127.0.0.1:{silent.getsockname()[1]}"
+        command = [sys.executable, "-m", "partialfc", "train", recipe, "--nodes", "2", "--endpoint", endpoint]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                with silent.accept()[0]:
+                    process.send_signal(signal.SIGTERM)
+                    assert process.wait(10) == 75
+                assert "stopped by SIGTERM with nothing to save" in process.stderr.read()
+            finally:
+                process.kill()
