@@ -4,8 +4,10 @@ import sys
 from collections.abc import Sequence
 
 from partialfc.runtime.exit_codes import EXIT_BAD_INPUT, exit_on_input_error
+from partialfc.runtime.process.signals import exit_on_stop_signals
 
 _EXIT_SIGINT = 130  # shell convention
+_LAUNCHING_COMMANDS = ("train", "sweep", "doctor")  # import for seconds before they handle signals
 # Extra of the package for each library; all others are in the package or in [train].
 _EXTRA_OF_MODULE = {
     "huggingface_hub": "export",
@@ -20,6 +22,8 @@ _EXTRA_OF_MODULE = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit; bad input gives exit code 2 and one line."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and given[0] in _LAUNCHING_COMMANDS:
+        exit_on_stop_signals()
     with exit_on_input_error():
         try:
             code = _run_command(given or ["--help"])

@@ -116,6 +116,32 @@ def test_while_the_ranks_start_there_is_nothing_to_save(recipe):
     assert (process.returncode, err) == (75, "stopped by SIGTERM with nothing to save\n")
 
 
+SLOW_TORCH = """
+import sys, time
+class Slow:
+    def find_spec(self, name, *more):
+        if name == "torch":
+            print("importing", flush=True)
+            time.sleep(60)
+sys.meta_path.insert(0, Slow())
+"""
+
+
+@pytest.mark.parametrize("command", ["train", "sweep", "doctor"])
+def test_while_modules_are_imported_there_is_nothing_to_save(recipe, tmp_path, command):
+    (tmp_path / "sitecustomize.py").write_text(SLOW_TORCH)
+    arguments = [sys.executable, "-m", "partialfc", command, str(recipe)]
+    arguments += ["--out", str(tmp_path / "out"), "seed=0..1"] if command == "sweep" else []
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    with subprocess.Popen(
+        arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 75
+        assert process.stderr.read() == "stopped by SIGTERM with nothing to save\n"
+
+
 @pytest.mark.parametrize("kind", ["rank", "launcher"])
 def test_a_signal_within_a_callback_is_not_lost(kind):
     """Where Python drops exceptions, and libraries abort on them."""

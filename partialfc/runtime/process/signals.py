@@ -79,6 +79,18 @@ class StopRequest:
         hard_exit(128 + signal_number if again else EXIT_STOPPED)
 
 
+def exit_on_stop_signals() -> None:
+    """Exit with a line on a stop signal, until other handlers are installed."""
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _exit_stopped)
+
+
+def _exit_stopped(signal_number: int, frame: FrameType | None) -> None:
+    print_stopped(signal_number, again=False)
+    hard_exit(EXIT_STOPPED)
+
+
 def print_stopped(number: int, *, again: bool) -> None:
     """Print the line of a process that a signal ends immediately."""
     when = "a second time, without saving" if again else "with nothing to save"
