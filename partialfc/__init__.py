@@ -7,6 +7,7 @@
 Public names are imported on first use.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 __all__ = ["PartialFC", "Recognizer", "RecordDataset", "__version__", "load", "verify"]
 
 __version__ = "0.3.0"
+
+# OpenCV refuses larger images before it allocates memory. It reads this when it is imported.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "100000000")
+
 _LAZY_IMPORTS = {
     "PartialFC": "partialfc.head",
     "Recognizer": "partialfc.inference.recognizer",

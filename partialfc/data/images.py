@@ -1,5 +1,6 @@
 """Decoding and encoding of image files. Pixels are uint8 RGB `[H, W, 3]`."""
 
+import os
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -13,6 +14,9 @@ from partialfc.errors import InputError
 ImageArray = NDArray[np.uint8]
 EncodedImage = bytes | memoryview | ImageArray  # contents of a file; one-dimensional if an array
 
+_PIXEL_LIMIT = (
+    "OPENCV_IO_MAX_IMAGE_PIXELS"  # environment variable; its default is set in partialfc/__init__.py
+)
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}  # suffixes of image files
 
 
@@ -20,10 +24,16 @@ def decode(encoded: EncodedImage, size: int | None = None) -> ImageArray:
     """Return the pixels `[H, W, 3]`, resized to `[size, size, 3]` if a size is given.
 
     Raises:
-        InputError: If it is not an image.
+        InputError: If it is not an image, or has too many pixels.
     """
     content = np.frombuffer(encoded, np.uint8)
-    image = cv2.imdecode(content, cv2.IMREAD_COLOR_RGB) if len(content) else None
+    try:
+        image = cv2.imdecode(content, cv2.IMREAD_COLOR_RGB) if len(content) else None
+    except cv2.error as error:
+        expected = "an image that OpenCV can read"
+        if "MAX_IMAGE_PIXELS" in str(error.err):
+            expected = f"at most {os.environ.get(_PIXEL_LIMIT)} pixels ({_PIXEL_LIMIT})"
+        raise InputError(f"{len(content)} bytes; expected {expected}") from None
     if image is None:
         raise InputError(f"{len(content)} bytes; expected an image that OpenCV can read")
     pixels = np.asarray(image, np.uint8)
