@@ -3,6 +3,8 @@
 import os
 import sys
 
+from partialfc.runtime import platform
+
 _MARK = "JPEG"  # in its warnings: "Corrupt JPEG data: ...", "Premature end of JPEG file"
 _captured: int | None = None  # in-memory file that replaces the process's stderr
 
@@ -11,7 +13,7 @@ def capture() -> None:
     """Capture what libraries print to stderr from now on. `sys.stderr` is unchanged. For single-threaded processes."""
     global _captured
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
-    _captured = os.memfd_create("stderr")
+    _captured = platform.anonymous_file("stderr")
     os.dup2(_captured, 2)
 
 

@@ -79,7 +79,9 @@ def cached_index(sources: Sequence[Path], build: BuildIndex) -> Index:
     if sources[0].stat().st_size < MIN_CACHED_BYTES:
         return sorted_index(*build())
     stamp = _sources_hash(sources)
-    places = [sources[0].with_name(f".{sources[0].name}.cache"), _user_cache_path(sources[0])]
+    places = [sources[0].with_name(f".{sources[0].name}.cache")]
+    if (own := _user_cache_path(sources[0])) is not None:
+        places.append(own)
     if (found := _load_cached(places, stamp)) is not None:
         return found
     with file_lock(Path(tempfile.gettempdir(), f"partialfc-{os.getuid()}-{stamp:x}.lock")):
@@ -98,8 +100,12 @@ def _sources_hash(sources: Sequence[Path]) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
 
 
-def _user_cache_path(source: Path) -> Path:
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+def _user_cache_path(source: Path) -> Path | None:
+    """Return the path in the cache folder of the user; None for a user without a home directory."""
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
     return home / "partialfc" / hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:32]
 
 

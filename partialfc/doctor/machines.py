@@ -9,6 +9,7 @@ from partialfc.doctor.result import CheckResult
 from partialfc.runtime import comm
 from partialfc.runtime import versions as runs_with
 from partialfc.runtime.comm import DistContext
+from partialfc.runtime.platform import cpu_count
 
 
 def check_versions(config: Config, dist_ctx: DistContext) -> CheckResult:
@@ -48,7 +49,7 @@ def _describe_rank_device(dist_ctx: DistContext) -> tuple[str, str]:
 
 def _describe_host() -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB"
+    return f"{cpu_count()} cores, {memory:.0f} GiB"
 
 
 def _format_differences(found: Mapping[str, str], other: Mapping[str, str]) -> str:

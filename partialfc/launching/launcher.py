@@ -13,6 +13,7 @@ from partialfc.data.sampler import check_world_size, valid_world_sizes
 from partialfc.errors import InputError
 from partialfc.launching.local_ranks import launch_ranks
 from partialfc.launching.rendezvous import ClusterSpec
+from partialfc.runtime.platform import cpu_count
 from partialfc.runtime.precision import uses_cuda
 
 CPU_RANKS = 2  # default without GPUs: the smallest distributed run
@@ -78,7 +79,7 @@ def num_ranks(config: Config, requested: int | None, nodes: int) -> int:
 def launch(request: LaunchRequest) -> int:
     """Validate the recipe, run the ranks, and return the exit code of the run."""
     config, ranks = request.validate()
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // ranks)))
     if request.nodes == 1:  # host names of containers often do not resolve
         loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)

@@ -15,14 +15,15 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from subprocess import Popen
 from types import FrameType
 from typing import Any
 
 from rich.console import Console
 from torch.distributed.elastic.agent.server import WorkerGroup, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SubprocessContext
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from partialfc.launching.rendezvous import ClusterSpec, create_rendezvous
@@ -71,7 +72,7 @@ def launch_ranks(command: list[str], cluster: ClusterSpec, max_restarts: int, *,
             code = _attempt(command, cluster, attempt, processes, numa)
             if code in _FINAL_EXIT_CODES or attempt == max_restarts:
                 break
-            processes.pids = []
+            processes.running = []
             _print_error(f"restarting all ranks (attempt {attempt + 1} of {max_restarts})")
     Console().show_cursor()  # a killed rank could not stop its live display
     if code == EXIT_BAD_INPUT and cluster.nodes > 1:
@@ -117,7 +118,7 @@ class _RankProcesses:
     """Ranks that run on this machine, and the signals for them."""
 
     def __init__(self) -> None:
-        self.pids: list[int] = []
+        self.running: list[Popen[bytes]] = []
         self.folder = ""  # of the agent's own files; none yet
         self._killed: set[int] = set()  # killed by this process
         self._ended: list[int] = []  # pids in the order of their exits
@@ -136,39 +137,38 @@ class _RankProcesses:
     def _handle_signal(self, signal_number: int, frame: FrameType | None) -> None:
         again = signal_number == signal.SIGINT and signal_number in self._forwarded
         self._forwarded.add(signal_number)
-        _send(signal_number, self.pids)
+        _send(signal_number, self.running)
         if again and not self._interrupted:
             self._interrupted = True
             print_stopped(signal_number, again=True)
-            threading.Timer(_KILL_DELAY, _send, [signal.SIGKILL, self.pids]).start()
-        if not self.pids:  # ranks that are being started exit with this process
+            threading.Timer(_KILL_DELAY, _send, [signal.SIGKILL, self.running]).start()
+        if not self.running:  # ranks that are being started exit with this process
             print_stopped(signal_number, again=False)
             shutil.rmtree(self.folder, ignore_errors=True)
             hard_exit(EXIT_STOPPED)  # see StopRequest
 
-    def track(self, pids: list[int]) -> None:
+    def track(self, ranks: list[Popen[bytes]]) -> None:
         """Add ranks that have been started."""
-        self.pids, self._ended = pids, []
-        for pid in pids:
-            threading.Thread(target=self._note_end, args=(pid,), daemon=True).start()
-        threading.Thread(target=self._end_stragglers, args=(pids,), daemon=True).start()
+        self.running, self._ended = ranks, []
+        for rank in ranks:
+            threading.Thread(target=self._note_end, args=(rank,), daemon=True).start()
+        threading.Thread(target=self._end_stragglers, args=(ranks,), daemon=True).start()
 
-    def _note_end(self, pid: int) -> None:
+    def _note_end(self, rank: Popen[bytes]) -> None:
         """Wait for a rank to exit, and record the order."""
-        with suppress(ChildProcessError):
-            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        self._ended.append(pid)
+        rank.wait()
+        self._ended.append(rank.pid)
 
-    def _end_stragglers(self, pids: list[int]) -> None:
+    def _end_stragglers(self, ranks: list[Popen[bytes]]) -> None:
         """Kill the remaining ranks some time after the first exit, since they may wait for it forever."""
-        while all(_is_running(pid) for pid in pids):
+        while all(rank.poll() is None for rank in ranks):
             time.sleep(0.5)
         limit = time.monotonic() + _STRAGGLER_TIMEOUT
-        while any(_is_running(pid) for pid in pids):
+        while remaining := [rank for rank in ranks if rank.poll() is None]:
             time.sleep(0.5)
             if time.monotonic() > limit:
-                self._killed |= {pid for pid in pids if _is_running(pid)}
-                _send(signal.SIGKILL, pids)
+                self._killed |= {rank.pid for rank in remaining}
+                _send(signal.SIGKILL, remaining)
                 return
 
     def exit_code(self, failures: Mapping[int, ProcessFailure]) -> int:
@@ -216,22 +216,14 @@ class _Agent(LocalElasticAgent):
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         started = super()._start_workers(worker_group)
-        self._processes.track([int(pid) for pid in started.values()])
+        assert isinstance(self._pcontext, SubprocessContext)  # since the entry point is a command
+        self._processes.track([it.proc for it in self._pcontext.subprocess_handlers.values()])
         return started
 
 
-def _send(number: int, pids: list[int]) -> None:
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, number)
-
-
-def _is_running(pid: int) -> bool:
-    """Return True if a child of this process has not exited; it can still be waited for."""
-    try:
-        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
-    except ChildProcessError:
-        return False
+def _send(number: int, ranks: list[Popen[bytes]]) -> None:
+    for rank in ranks:
+        rank.send_signal(number)
 
 
 def _print_error(text: str) -> None:

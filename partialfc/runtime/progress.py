@@ -1,6 +1,5 @@
 """Iteration over many items, on all cores and with a progress bar on stderr."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,6 +7,8 @@ from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import track
+
+from partialfc.runtime.platform import cpu_count
 
 _MAX_PENDING = 256  # maximum number of items computed ahead of the consumer
 
@@ -35,7 +36,7 @@ def map_in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R
     """Yield function(item) for each item in order, computed on all cores with bounded lookahead."""
     waiting: deque[Future[R]] = deque()
     # OpenCV decodes outside the interpreter lock.
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(cpu_count()) as pool:
         for item in items:
             waiting.append(pool.submit(function, item))
             if len(waiting) >= _MAX_PENDING:

@@ -3,7 +3,6 @@
 GPU time is measured on the GPU, by events that the host does not wait for.
 """
 
-import resource
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -11,6 +10,8 @@ from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
+
+from partialfc.runtime import platform
 
 # Section (None: none) and the start of the interval that it owns.
 Marks = list[tuple[str | None, float | torch.cuda.Event]]
@@ -164,4 +165,4 @@ def peak_memory(device: torch.device) -> int:
     """Return the peak memory of this process in bytes: GPU memory as counted by torch, or host memory on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    return platform.peak_memory()

@@ -238,9 +238,7 @@ def test_a_checkout_that_cannot_be_written_to_says_where_else_an_environment_may
         )
         place.chmod(0o755)
     assert done.returncode == 2
-    assert (
-        done.stderr == f"{folder} cannot be written to; set PARTIALFC_VENV to a folder for the environment\n"
-    )
+    assert done.stderr == f"{folder} is not writable; set PARTIALFC_VENV to a folder for the environment\n"
 
 
 def test_a_source_whose_identities_all_have_too_few_images_shifts_no_name(photographs, tmp_path):

@@ -21,12 +21,15 @@ import resource, sys
 from pathlib import Path
 from partialfc.data import images
 from partialfc.errors import InputError
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+before = peak()  # not less than that of the parent process
 for path in sys.argv[1:]:
     try:
         images.read(Path(path))
     except InputError as error:
         print(error)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+print(peak() - before)
 """
 
 

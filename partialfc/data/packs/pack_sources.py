@@ -12,7 +12,7 @@ import numpy as np
 from partialfc.data import images
 from partialfc.data.packs.item import PackItem
 from partialfc.data.packs.names import write_names
-from partialfc.data.packs.pack_writer import EncodedSample, resume_pack
+from partialfc.data.packs.pack_writer import UNFINISHED, EncodedSample, resume_pack
 from partialfc.data.packs.sources import FileSource, Source, open_source
 from partialfc.errors import InputError
 from partialfc.runtime import counter_rng
@@ -108,7 +108,7 @@ class _Damaged:
     """List of unreadable images, stored with an unfinished pack so that it can be resumed."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._path = folder, folder / ".packing" / "damaged"
+        self._folder, self._path = folder, folder / UNFINISHED / "damaged"
         lines = self._path.read_text(errors="surrogateescape").splitlines() if self._path.exists() else []
         self._known = {int(place): text for place, _, text in (it.partition("\t") for it in lines)}
 

@@ -23,6 +23,7 @@ from partialfc.runtime.files import atomic_write, file_fingerprint, file_lock
 
 EncodedSample = tuple[int, bytes]  # class and encoded image
 
+UNFINISHED = ".packing"  # subfolder of a pack that is being written
 _MAX_CLASSES_PER_IMAGE = 1000  # classes per image; with more, the class numbers are probably something else
 _FLUSH_EVERY = 1024  # images between two flushes
 
@@ -63,7 +64,7 @@ def resume_pack(
             writing.
         OSError: If a file cannot be written.
     """
-    temporary = folder / ".packing"
+    temporary = folder / UNFINISHED
     temporary.mkdir(parents=True, exist_ok=True)
     with file_lock(temporary / "lock", busy_message=f"{folder}: another process is packing into it"):
         plan = plan and f"{plan} {size} {num_classes}"

@@ -1,6 +1,5 @@
 """Built-in data: synthetic identities, packed by the real packer."""
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -11,11 +10,12 @@ import msgspec
 
 from partialfc.config import SyntheticData
 from partialfc.data import images
-from partialfc.data.packs.pack_writer import write_pack
+from partialfc.data.packs.pack_writer import UNFINISHED, write_pack
 from partialfc.data.packs.pairs import write_pairs
 from partialfc.data.synthetic.render import render_image
 from partialfc.errors import InputError
 from partialfc.runtime.files import atomic_write, file_lock
+from partialfc.runtime.platform import cpu_count
 
 _FOLDS = 10
 _QUALITY = 90  # JPEG quality
@@ -35,16 +35,22 @@ def ensure_pack(folder: Path, config: SyntheticData) -> None:
     """
     settings = msgspec.json.encode(config).decode()
     facts = folder / "synthetic.json"
+    if _has_pack(folder, facts, settings):  # it may be read-only
+        return
     with file_lock(folder / ".lock"):
-        if facts.exists() and facts.read_text(encoding="utf-8") != settings:
-            found = facts.read_text(encoding="utf-8")
-            raise InputError(
-                f"{facts}: generated with {found}, the recipe has {settings}; choose another data.path"
-            )
-        if not any(folder.glob("*.rec")):
+        if not _has_pack(folder, facts, settings):
             _generate(folder, config)
             with atomic_write(facts) as temporary:
                 temporary.write_text(settings, encoding="utf-8")
+
+
+def _has_pack(folder: Path, facts: Path, settings: str) -> bool:
+    """Return True if there is a complete pack, of these settings if it was generated."""
+    if facts.exists() and (found := facts.read_text(encoding="utf-8")) != settings:
+        raise InputError(
+            f"{facts}: generated with {found}, the recipe has {settings}; choose another data.path"
+        )
+    return any(folder.glob("*.rec")) and not (folder / UNFINISHED).exists()
 
 
 def _generate(folder: Path, config: SyntheticData) -> None:
@@ -52,7 +58,7 @@ def _generate(folder: Path, config: SyntheticData) -> None:
     shown = [picture for pair in listed for picture in pair]
     pictures = [(label, image) for label in range(config.identities) for image in range(config.images)]
     # Spawned: a process with a process group and threads must not be forked.
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(cpu_count(), mp_context=get_context("spawn")) as pool:
         draw = partial(_render_jpeg, config)
         encoded = list(pool.map(draw, shown, chunksize=_CHUNK))
         write_pairs(folder / "unseen.bin", encoded, [first[0] == second[0] for first, second in listed])

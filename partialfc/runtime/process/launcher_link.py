@@ -1,12 +1,10 @@
 """Processes that exit with their launcher, even if it is killed."""
 
-import ctypes
 import os
-import signal
-import sys
+
+from partialfc.runtime import platform
 
 LAUNCHER_PID_VARIABLE = "PARTIALFC_LAUNCHER"  # pid of the launcher
-_PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
 
 
 def has_launcher() -> bool:
@@ -15,16 +13,9 @@ def has_launcher() -> bool:
 
 
 def exit_with_launcher() -> None:
-    """Kill this process by SIGKILL as soon as its launcher exits.
-
-    Does nothing without a launcher, or on a system other than Linux.
-    """
-    launcher = os.environ.get(LAUNCHER_PID_VARIABLE)
-    if launcher is None or sys.platform != "linux":
-        return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(launcher):  # it exited before the call
-        os.kill(os.getpid(), signal.SIGKILL)
+    """Kill this process by SIGKILL as soon as its launcher, if there is one, exits."""
+    if has_launcher():
+        platform.exit_with_parent(int(os.environ[LAUNCHER_PID_VARIABLE]))
 
 
 def silence_resource_tracker() -> None:

@@ -15,8 +15,10 @@ def allow_files(world_size: int) -> str | None:
     """
     needed = 2 * world_size + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # macOS refuses an infinite soft limit.
+    wanted = max(soft, needed) if hard == resource.RLIM_INFINITY else hard
+    if soft not in (wanted, resource.RLIM_INFINITY):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     if hard == resource.RLIM_INFINITY or hard >= needed:
         return None
     return (

@@ -1,0 +1,50 @@
+"""Functions of the system that differ between Linux and macOS. Other modules use only common ones."""
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+import tempfile
+import threading
+import time
+
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
+_POLL_INTERVAL = 1  # seconds
+
+
+def cpu_count() -> int:
+    """Return the number of CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def anonymous_file(name: str) -> int:
+    """Return the descriptor of a file without a path; in memory on Linux."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create(name)
+    with tempfile.TemporaryFile(prefix=name) as file:
+        return os.dup(file.fileno())
+
+
+def peak_memory() -> int:
+    """Return the largest number of bytes of memory that this process has used."""
+    unit = 1 if sys.platform == "darwin" else 1 << 10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def exit_with_parent(parent: int) -> None:
+    """Kill this process by SIGKILL as soon as its parent exits: immediately on Linux, within a second on macOS."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it exited before the call
+            os.kill(os.getpid(), signal.SIGKILL)
+    else:
+        threading.Thread(target=_wait_for_exit, args=(parent,), daemon=True).start()
+
+
+def _wait_for_exit(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_POLL_INTERVAL)
+    os.kill(os.getpid(), signal.SIGKILL)
