@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from partialfc.runtime.exit_codes import EXIT_BAD_INPUT, exit_on_input_error
+from partialfc.runtime.process.limits import check_thread_count
 from partialfc.runtime.process.signals import exit_on_stop_signals
 
 _EXIT_SIGINT = 130  # shell convention
@@ -25,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given and given[0] in _LAUNCHING_COMMANDS:
         exit_on_stop_signals()
     with exit_on_input_error():
+        check_thread_count()
         try:
             code = _run_command(given or ["--help"])
         except BrokenPipeError:  # the reader has closed the pipe

@@ -1,6 +1,5 @@
 """A run that is stopped by signals, wherever they arrive."""
 
-import getpass
 import json
 import os
 import re
@@ -58,8 +57,7 @@ def test_a_signal_saves_the_run_and_ends_it_in_one_line(recipe, name, target, ra
     told = re.fullmatch(rf"stopped by {name} at step (\d+) of 100000; checkpoint saved", out[-1])
     assert code == 75 and not err and told, (code, out, err)
     assert newest_step(recipe) == int(told[1]) >= last_logged(recipe)
-    left = {path.name for path in running.temporary.iterdir()}
-    assert left <= {f"torchinductor_{getpass.getuser()}"}  # a cache of torch's
+    assert not list(running.temporary.iterdir())
 
 
 def test_a_second_interrupt_ends_it_at_once(recipe):

@@ -1,5 +1,6 @@
 """Images of a pack, with consistency checks of header, index and `property`."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,7 +64,12 @@ class RecordDataset:
         if not len(self._keys):
             raise CorruptRecordError(f"{path}: contains no images")
         self.num_classes = self._property.num_classes if self._property else classes or self._count_classes()
-        self._validate()
+        self._first_shape = self._validate()
+
+    @property
+    def image_bytes(self) -> int:
+        """Number of bytes of a decoded image."""
+        return self._size**2 * 3 if self._size else math.prod(self._first_shape)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -203,8 +209,8 @@ class RecordDataset:
         except InputError as error:
             raise InputError(f"{self._records.path}, key {key}: {error}") from None
 
-    def _validate(self) -> None:
-        """Detect problems that would otherwise occur in the middle of a run."""
+    def _validate(self) -> tuple[int, ...]:
+        """Detect problems that would otherwise occur in the middle of a run; return the shape of the first image."""
         path, known = self._records.path, self._property
         if self.num_classes > MAX_EXACT_FLOAT32 and not (known and known.labels_in_id2):
             raise InputError(
@@ -212,12 +218,13 @@ class RecordDataset:
                 f"expected labels in id2, declared in `property`"
             )
         key = int(self._keys[0])
-        height, width, _ = self._decode(key, self._records[key][1], None).shape
+        shape = height, width, _ = self._decode(key, self._records[key][1], None).shape
         if known and (known.height, known.width) != (height, width):
             raise InputError(
                 f"{path.parent / 'property'}: images of {known.height} x {known.width}, "
                 f"the first in {path.name} has {height} x {width}"
             )
+        return shape
 
 
 def label_from_header(header: Header, *, in_id2: bool) -> int:

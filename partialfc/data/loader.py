@@ -7,18 +7,24 @@ Shapes:
     D: embedding size
 """
 
+import os
+import signal
+import socket
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import wait as wait_for_processes
+from multiprocessing.context import SpawnProcess
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from partialfc.config import IGNORE_LABEL, AugmentConfig, DataConfig
 from partialfc.data import decoder_warnings
@@ -31,9 +37,11 @@ from partialfc.data.stored_embeddings import StoredEmbeddings
 from partialfc.errors import InputError
 from partialfc.runtime import comm, counter_rng, timing
 from partialfc.runtime.comm import DistContext
-from partialfc.runtime.exit_codes import format_error
+from partialfc.runtime.exit_codes import WorkerKilledError, format_error
+from partialfc.runtime.memory_limits import check_shared_memory, describe_memory, explain_signal
 from partialfc.runtime.process import signals
 
+_EXIT_DELAY = 2  # seconds between the closed connection of a worker that is killed and its exit
 _READ_FAILED = -2  # replaces the labels of a rank that could not read its images
 _PREFETCH_FACTOR = 2  # batches that a worker prepares ahead
 # Batches of a worker in use at the same time: prepared ones, the one handed over, and one spare.
@@ -114,6 +122,10 @@ class BatchLoader:
         self._samples = _AugmentedSamples(dataset, augmentation, order.seed, skip=skip, teacher=teacher)
         self._order, self._dist_ctx, self._workers = order, dist_ctx, config.num_workers
         self._copy_stream = torch.cuda.Stream(dist_ctx.device) if dist_ctx.device.type == "cuda" else None
+        if config.num_workers:
+            _check_shared_memory(
+                order.global_batch_size // dist_ctx.world_size, dataset, teacher, config.num_workers
+            )
         self._named: set[int] = set()  # damaged records of all ranks that were reported
         self._to_name: dict[int, None] = {}  # damaged records of this rank to report, in order
 
@@ -125,18 +137,23 @@ class BatchLoader:
         `get_flags` is called before the labels of a step are sent; it returns the flags of this rank.
 
         Raises:
-            RuntimeError: If a data worker failed.
+            WorkerKilledError: If a data worker was killed.
+            RuntimeError: If a data worker failed otherwise.
             CollectiveInputError: If an image cannot be read.
         """
         with signals.block_stop_signals():
             reading = iter(self._data_loader(range(start, stop)))
+        # torch's handler raises an error about a killed worker anywhere in the main thread; see _raise_if_killed.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         ahead = None
         for _ in range(start, stop):
             began = time.perf_counter()
             try:
                 part = next(reading)
-            except (ConnectionError, EOFError) as error:  # otherwise torch reports it
-                raise RuntimeError("a data worker exited while transferring images") from error
+            except (RuntimeError, ConnectionError, EOFError) as error:
+                _raise_if_killed(getattr(reading, "_workers", []), self._dist_ctx.rank)
+                raise RuntimeError("a data worker failed") from error
             part = _copy_if_shared(part)
             waited = time.perf_counter() - began
             gathering = comm.all_gather_async(
@@ -261,7 +278,10 @@ class _AugmentedSamples(Dataset[_WorkerBatch | _ReadFailure]):
             if draws is not None:
                 pixels = augment(pixels, draws[row], self._augment)
             if images is None or target is None:
-                images = self._next_buffer((len(places), *pixels.shape))
+                try:
+                    images = self._next_buffer((len(places), *pixels.shape))
+                except RuntimeError as error:  # another process has filled it
+                    return _ReadFailure(f"no memory for images ({describe_memory()}): {error}")
                 target = images.numpy()
             target[row] = pixels
             labels.append(IGNORE_LABEL if place.is_padding else label)
@@ -282,10 +302,12 @@ class _AugmentedSamples(Dataset[_WorkerBatch | _ReadFailure]):
         return torch.from_numpy(self._teacher[sample_indices] * kept[:, None])
 
     def _next_buffer(self, shape: tuple[int, ...]) -> Tensor:
-        """Return an uninitialized uint8 buffer in shared memory, reused after _RING_SIZE batches.
+        """Return an uninitialized uint8 buffer; in a worker in shared memory, reused after _RING_SIZE batches.
 
-        Fresh memory would cost a third of the time for decoding into it.
+        Fresh shared memory would cost a third of the time for decoding into it.
         """
+        if get_worker_info() is None:
+            return torch.empty(shape, dtype=torch.uint8)
         if len(self._ring) < _RING_SIZE or self._ring[0].shape != shape:
             self._ring.append(torch.empty(shape, dtype=torch.uint8).share_memory_())
         else:
@@ -320,6 +342,41 @@ def _copy_if_shared(part: _WorkerBatch | _ReadFailure) -> _WorkerBatch | _ReadFa
     if isinstance(part, _ReadFailure) or part.images.is_pinned() or not part.images.is_shared():
         return part
     return part._replace(images=part.images.clone())
+
+
+def _check_shared_memory(
+    batch_size: int, dataset: RecordDataset, teacher: StoredEmbeddings | None, workers: int
+) -> None:
+    """Check that the buffers of all workers of this machine fit into shared memory.
+
+    Raises:
+        InputError: If they do not fit.
+    """
+    images = dataset.image_bytes + (0 if teacher is None else 4 * teacher.embedding_size)
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    problem = check_shared_memory(ranks * workers * _RING_SIZE * batch_size * images)
+    if problem is not None:
+        raise InputError(
+            f"{problem} for {ranks} ranks x {workers} workers x {_RING_SIZE} buffers of {batch_size} images; "
+            "enlarge it (docker run --shm-size), or lower data.num_workers or train.global_batch_size"
+        )
+
+
+def _raise_if_killed(workers: list[SpawnProcess], rank: int) -> None:
+    """Raise an error if a data worker was killed by a signal.
+
+    Raises:
+        WorkerKilledError: If there is one.
+    """
+    wait_for_processes([it.sentinel for it in workers], _EXIT_DELAY)
+    for number, worker in enumerate(workers):
+        if worker.exitcode is not None and worker.exitcode < 0:
+            raise WorkerKilledError(
+                f"data worker {number} of rank {rank} on {socket.gethostname()} was killed by "
+                f"{explain_signal(-worker.exitcode)}; lower data.num_workers ({len(workers)} per rank) or "
+                "train.global_batch_size, then resume with the same command",
+                -worker.exitcode,
+            )
 
 
 def _identity(part: Any) -> Any:

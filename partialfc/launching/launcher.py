@@ -2,6 +2,7 @@
 
 import os
 import socket
+import tempfile
 import uuid
 from dataclasses import dataclass, field
 
@@ -79,10 +80,15 @@ def num_ranks(config: Config, requested: int | None, nodes: int) -> int:
 def launch(request: LaunchRequest) -> int:
     """Validate the recipe, run the ranks, and return the exit code of the run."""
     config, ranks = request.validate()
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // ranks)))
+    if not os.environ.get("OMP_NUM_THREADS"):
+        os.environ["OMP_NUM_THREADS"] = str(max(1, cpu_count() // ranks))
     if request.nodes == 1:  # host names of containers often do not resolve
         loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+    if config.backbone.compile:  # otherwise it would be in the temporary folder of the ranks
+        os.environ.setdefault(
+            "TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"
+        )
     join_timeout = parse_seconds(config.launch.join_timeout)
     cluster = ClusterSpec(request.nodes, request.endpoint, request.run_id, ranks, join_timeout)
     command = ["-m", f"partialfc.{request.command}", request.recipe, *request.overrides]

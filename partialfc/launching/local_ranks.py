@@ -30,10 +30,12 @@ from partialfc.launching.rendezvous import ClusterSpec, create_rendezvous
 from partialfc.runtime.exit_codes import (
     EXIT_BAD_INPUT,
     EXIT_DIVERGED,
+    EXIT_KILLED,
     EXIT_RANK_LOST,
     EXIT_STOPPED,
     hard_exit,
 )
+from partialfc.runtime.memory_limits import explain_signal
 from partialfc.runtime.process import launcher_link
 from partialfc.runtime.process.signals import handle_stop_signals, print_stopped
 
@@ -42,7 +44,9 @@ from partialfc.runtime.process.signals import handle_stop_signals, print_stopped
 _PEER_EXIT_DELAY = 5
 _STRAGGLER_TIMEOUT = 15  # seconds for the remaining ranks of a machine to exit
 _KILL_DELAY = 3  # seconds between a second Ctrl-C and SIGKILL
-_EXIT_SIGINT = 128 + signal.SIGINT
+# Longer paths do not fit in the addresses of sockets there: TMPDIR/partialfc-xxxxxxxx/pymp-xxxxxxxx/listener-xxxxxxxx.
+_MAX_TMPDIR_LENGTH = 107 - 51
+_EXIT_SIGINT = EXIT_KILLED + signal.SIGINT
 # A restart would not help after these, or is not desired.
 _FINAL_EXIT_CODES = (0, EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_STOPPED, _EXIT_SIGINT)
 
@@ -95,13 +99,35 @@ def _attempt(
         local_addr=machines.local_address,
         **(_numa_options() if numa else {}),
     )
-    # Otherwise files of the agent would remain.
-    with tempfile.TemporaryDirectory() as processes.folder:
+    with _temporary_folder() as processes.folder:
         try:
             result = _Agent(spec, DefaultLogsSpecs(log_dir=processes.folder), processes).run()
         finally:
             meeting.shutdown()
     return processes.exit_code(result.failures) if result.is_failed() else 0
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[str]:
+    """Create the folder of the temporary files of this process, the ranks and their workers, and remove it at the end.
+
+    Ranks and workers that are killed leave files behind.
+
+    Yields:
+        Path of the folder.
+    """
+    given = os.environ.get("TMPDIR")
+    short = len(tempfile.gettempdir()) <= _MAX_TMPDIR_LENGTH or not os.access("/tmp", os.W_OK)
+    with tempfile.TemporaryDirectory(
+        prefix="partialfc-", dir=None if short else "/tmp", ignore_cleanup_errors=True
+    ) as folder:
+        os.environ["TMPDIR"] = folder
+        try:
+            yield folder
+        finally:
+            os.environ.pop("TMPDIR")
+            if given is not None:
+                os.environ["TMPDIR"] = given
 
 
 def _numa_options() -> dict[str, Any]:
@@ -197,9 +223,11 @@ class _RankProcesses:
         if first.exitcode > 0:  # it reported its error itself
             return first.exitcode
         rank = next(rank for rank, it in failures.items() if it is first)
-        memory = " (out of memory?)" if first.exitcode == -signal.SIGKILL else ""
-        _print_error(f"rank {rank} on {socket.gethostname()} was killed by {first.signal_name()}{memory}")
-        return 128 - first.exitcode  # shell convention
+        _print_error(
+            f"rank {rank} on {socket.gethostname()} was killed by {explain_signal(-first.exitcode)}; "
+            "resume with the same command"
+        )
+        return EXIT_KILLED - first.exitcode
 
     def _in_order(self, failures: list[ProcessFailure]) -> list[ProcessFailure]:
         """Return the failures in the order of the exits; those not observed come last."""

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from partialfc.config import AugmentConfig, DataConfig
+from partialfc.data import loader
 from partialfc.data.loader import BatchLoader, _AugmentedSamples, _copy_if_shared, _ReadFailure
 from partialfc.data.sampler import ReadRequest, SampleOrder, SampleRef
 from partialfc.errors import InputError
@@ -38,7 +39,8 @@ def samples(unreadable: set[int], *, skip: bool) -> list:
     return [_copy_if_shared(reading[request(SampleRef(0, sample, False))]) for sample in range(100)]
 
 
-def test_what_a_worker_hands_over_stays_until_it_has_made_three_more():
+def test_what_a_worker_hands_over_stays_until_it_has_made_three_more(monkeypatch):
+    monkeypatch.setattr(loader, "get_worker_info", object)
     reading = _AugmentedSamples(Damaged(set()), AugmentConfig(flip=0.0), seed=5, skip=False)
     parts = [reading[request(SampleRef(0, sample, False))][0] for sample in range(4)]
     assert [part.max().item() for part in parts] == [0, 1, 2, 3]
