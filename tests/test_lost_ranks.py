@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from helpers.running import recipe_in, started
+from helpers.running import exited, recipe_in, started
 
 pytestmark = pytest.mark.kills
 
@@ -32,7 +32,7 @@ def test_ranks_end_with_their_launcher(recipe):
         running.process.kill()
         code, _, err = running.ended()
     assert code == -signal.SIGKILL and not err
-    assert len(running.ranks) == 2 and not any(Path(f"/proc/{pid}").exists() for pid in running.ranks)
+    assert len(running.ranks) == 2 and all(map(exited, running.ranks))
 
 
 def test_all_ranks_are_started_again_where_one_dies(recipe):

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for_processes
 from multiprocessing.context import SpawnProcess
+from multiprocessing.process import parent_process
 from typing import Any, NamedTuple
 
 import cv2
@@ -35,7 +36,7 @@ from partialfc.data.index import IntArray
 from partialfc.data.sampler import RankBatchSampler, ReadRequest, SampleOrder, SampleRef
 from partialfc.data.stored_embeddings import StoredEmbeddings
 from partialfc.errors import InputError
-from partialfc.runtime import comm, counter_rng, timing
+from partialfc.runtime import comm, counter_rng, platform, timing
 from partialfc.runtime.comm import DistContext
 from partialfc.runtime.exit_codes import WorkerKilledError, format_error
 from partialfc.runtime.memory_limits import check_shared_memory, describe_memory, explain_signal
@@ -384,6 +385,9 @@ def _identity(part: Any) -> Any:
 
 
 def _init_worker(worker: int) -> None:
+    rank = parent_process()
+    assert rank is not None and rank.pid is not None
+    platform.exit_with_parent(rank.pid)
     cv2.setNumThreads(0)  # workers provide the parallelism; torch sets its own threads to 1
     sys.excepthook = _worker_excepthook
     decoder_warnings.capture()

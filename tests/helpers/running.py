@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,6 +76,14 @@ def listen() -> None:
     """Signals that these tests are run without, as in the background of a shell, or under nohup, are heard."""
     for one in (signal.SIGINT, signal.SIGHUP):
         signal.signal(one, signal.SIG_DFL)
+
+
+def exited(pid: int, seconds: float = 7) -> bool:
+    """Whether a process that another one waits for, such as init, exits within some seconds."""
+    limit = time.monotonic() + seconds
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < limit:
+        time.sleep(0.05)
+    return not Path(f"/proc/{pid}").exists()
 
 
 def children(pid: int) -> list[int]:
