@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from partialfc.errors import InputError
+from partialfc.runtime.files import atomic_write
 
 ImageArray = NDArray[np.uint8]
 EncodedImage = bytes | memoryview | ImageArray  # contents of a file; one-dimensional if an array
@@ -102,7 +103,8 @@ def write(path: Path, pixels: ImageArray) -> None:
         done = False
     if not done:
         raise InputError(f"{path}: expected the name of a .png or .jpg file")
-    path.write_bytes(content.tobytes())
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content.tobytes())
 
 
 def encode_jpeg(pixels: ImageArray, quality: int) -> bytes:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from partialfc.errors import InputError
 from partialfc.runtime.exit_codes import format_error
 from partialfc.runtime.files import atomic_write, decode_json
+from partialfc.runtime.platform import allocate_file
 
 STORAGE_DTYPE = np.float16  # of unit vectors: the error per component is below 2 ** -11
 
@@ -50,10 +51,17 @@ class EmbeddingsInfo(msgspec.Struct, frozen=True):
 def open_array(
     folder: Path, about: EmbeddingsInfo, *, create: bool = False
 ) -> np.memmap[Any, np.dtype[np.float16]]:
-    """Return the writable array `[images, embedding_size]`, memory-mapped; `create`: filled with zeros."""
+    """Return the writable array `[images, embedding_size]`, memory-mapped; `create`: filled with zeros.
+
+    Raises:
+        OSError: If the disk is too small for it.
+    """
     mode = "w+" if create else "r+"
     shape = about.images, about.width
-    return np.lib.format.open_memmap(folder / _ARRAY_FILE, mode=mode, dtype=STORAGE_DTYPE, shape=shape)
+    path = folder / _ARRAY_FILE
+    array = np.lib.format.open_memmap(path, mode=mode, dtype=STORAGE_DTYPE, shape=shape)
+    allocate_file(path)
+    return array
 
 
 class StoredEmbeddings:

@@ -43,7 +43,8 @@ from partialfc.monitoring.step_metrics import (
 from partialfc.monitoring.terminal import Terminal
 from partialfc.runtime import timing, versions
 from partialfc.runtime.checkpoint import SaveResult
-from partialfc.runtime.files import SUMMARY_FILE, atomic_write
+from partialfc.runtime.exit_codes import format_error
+from partialfc.runtime.files import SUMMARY_FILE, atomic_write, name_os_errors
 
 
 class MainRunLogger(RunLogger):
@@ -177,8 +178,7 @@ class MainRunLogger(RunLogger):
         (window, marks), self._window = self._window, None
         columns, health = window.read()
         self.has_diverged = self._find_problem(health, window.step) is not None
-        with self._ignore_disk_errors():
-            self._write_record(window.step, window.steps, columns, marks)
+        self._write_record(window.step, window.steps, columns, marks)
 
     @override
     def log_config(self, text: str, flat_config: Mapping[str, SettingValue]) -> None:
@@ -236,7 +236,8 @@ class MainRunLogger(RunLogger):
         """Log the scores of each set, by its name."""
         if results:
             scores = {name: evaluation.scores for name, evaluation in results.items()}
-            self._metrics_file.write({"step": step, "verification": scores})
+            with self._ignore_disk_errors():
+                self._metrics_file.write({"step": step, "verification": scores})
         for name, evaluation in results.items():
             score_name, value = primary_score(evaluation.scores)
             if evaluation.warning:
@@ -289,9 +290,9 @@ class MainRunLogger(RunLogger):
     def _on_write_error(self, error: OSError) -> None:
         if not self._error_reported:
             self._error_reported = True
-            self._terminal.print_line(
-                f"{error.filename or self._folder}: {error.strerror or error}; training continues without it"
-            )
+            if error.filename is None and error.errno is not None:
+                error.filename = str(self._folder)
+            self._terminal.print_line(f"{format_error(error)}; training continues without it")
 
     def _write_record(
         self,
@@ -311,16 +312,19 @@ class MainRunLogger(RunLogger):
         self._record_seconds, self._timing_start = 0.0, now
         self._training_seconds += seconds
         record |= throughput_fields(metrics, self._progress, seconds, section_seconds)
-        self._metrics_file.write(record)
-        self._logger_group.log_record(step, record)
-        self._logger_group.log_group(step, TIME_GROUP, record["time_ms"])
-        self._logger_group.log_group(step, SCHEDULE_GROUP, record.get("schedule", {}))
         seconds_left = (self._progress.total_steps - step) * seconds / len(metrics)
         text = format_log_line(record, self._progress, seconds_left)
+        with self._ignore_disk_errors():
+            self._metrics_file.write(record)
         self._terminal.show_step(step, text, format_columns(record), seconds_left)
-        self._append_to_log(text)
-        for diagnostics in (step_metrics.diagnostics for step_metrics in metrics if step_metrics.diagnostics):
-            self._metrics_file.write(log_diagnostics(diagnostics, self._logger_group))
+        with self._ignore_disk_errors():
+            self._append_to_log(text)
+        with self._ignore_disk_errors():
+            self._logger_group.log_record(step, record)
+            self._logger_group.log_group(step, TIME_GROUP, record["time_ms"])
+            self._logger_group.log_group(step, SCHEDULE_GROUP, record.get("schedule", {}))
+            for diagnostics in (it.diagnostics for it in metrics if it.diagnostics):
+                self._metrics_file.write(log_diagnostics(diagnostics, self._logger_group))
 
     def _write_epoch_record(self, step: int) -> None:
         timer, self._epoch = self._epoch, EpochTimer()
@@ -338,4 +342,5 @@ class MainRunLogger(RunLogger):
         )
 
     def _append_to_log(self, text: str) -> None:
-        print(time.strftime("%F %T"), text, file=self._log, flush=True)
+        with name_os_errors(self._folder / "log.txt"):
+            print(time.strftime("%F %T"), text, file=self._log, flush=True)

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from partialfc.evaluation.sets import Scores, primary_score
-from partialfc.runtime.files import atomic_write, with_undefined
+from partialfc.runtime.files import atomic_write, name_os_errors, with_undefined
 
 # Keys of damaged records: each record is reported once.
 DAMAGED = ("unreadable", "corrupt")
@@ -28,6 +28,7 @@ class MetricsFile:
     """
 
     def __init__(self, path: Path, start: int) -> None:
+        self._path = path
         self.loss: float | None = None  # latest loss; None before the first
         self.last_evaluated_step: int | None = None  # step of the latest scores
         self.verification: list[
@@ -47,8 +48,9 @@ class MetricsFile:
     def write(self, line: MetricsRecord) -> None:
         """Write a record and flush it."""
         self._track(line)
-        self._file.write(msgspec.json.encode(line) + b"\n")
-        self._file.flush()
+        with name_os_errors(self._path):
+            self._file.write(msgspec.json.encode(line) + b"\n")
+            self._file.flush()
 
     def summary(self) -> dict[str, Any]:
         """Return the latest loss, and the first, latest and best scores of each current evaluation set."""

@@ -1,6 +1,8 @@
 """Exit codes, and exits with a one-line message for bad input."""
 
+import errno
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -78,13 +80,24 @@ def hard_exit(code: int) -> NoReturn:
     os._exit(code)
 
 
+def _format_free_space(error: OSError, path: str) -> str:
+    """Return the free space of a full disk; empty for other errors."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return ""
+    folder = path if os.path.isdir(path) else os.path.dirname(path)
+    with suppress(OSError):
+        return f" ({shutil.disk_usage(folder).free / 2**20:.1f} MiB free)"
+    return ""
+
+
 def format_error(error: Exception) -> str:
     """Return the message of an error on one line, with unprintable characters escaped.
 
-    The message of a system error starts with its file.
+    The message of a system error starts with the absolute path of its file, and contains the free space of a full disk.
     """
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.filename is not None:
-        text = f"{error.filename}: {error.strerror}"
+        path = os.path.abspath(os.fsdecode(error.filename))
+        text = f"{path}: {error.strerror}{_format_free_space(error, path)}"
     shown = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
     return shown or type(error).__name__

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 import time
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
 _POLL_INTERVAL = 1  # seconds
@@ -26,6 +27,22 @@ def anonymous_file(name: str) -> int:
         return os.memfd_create(name)
     with tempfile.TemporaryFile(prefix=name) as file:
         return os.dup(file.fileno())
+
+
+def allocate_file(path: Path) -> None:
+    """Reserve disk space for all bytes of an existing file; does nothing on macOS.
+
+    Otherwise a write to a mapped file on a full disk kills the process.
+
+    Raises:
+        OSError: If the disk is full.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def peak_memory() -> int:

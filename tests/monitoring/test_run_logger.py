@@ -1,18 +1,22 @@
 """What a run says, and what of it survives a resume."""
 
+import errno
 import json
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import numpy as np
+import pytest
 import torch
 from helpers.runs import CLASSES, config_of, trained, whole
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from partialfc.evaluation.sets import SetEvaluation
+from partialfc.monitoring.loggers.tensorboard import TensorBoardLogger
 from partialfc.monitoring.main_logger import MainRunLogger
 from partialfc.monitoring.run_logger import RunLogger
 from partialfc.monitoring.step_metrics import RunProgress, StepMetrics
@@ -285,3 +289,41 @@ def test_a_set_of_another_kind_is_reported_by_its_own_scores(tmp_path):
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
     assert [it.value for it in board.Scalars("eval/gallery/rank1_best")] == [0.25, 0.75, 0.75]
+
+
+def log_losses(folder: Path, start: int, stop: int, clock: float, monkeypatch) -> None:
+    """Log the steps of one process to TensorBoard, from the one before the first for a new run."""
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: clock)
+        logger = TensorBoardLogger(folder, start)
+        for step in range(start + 1 if start else 0, stop + 1):
+            logger.log_scalars(step, {"loss": 1 / (step + 1)})
+        logger.close()
+
+
+@pytest.mark.parametrize(
+    "clocks", [(5000, 6000, 7000), (7000, 6000, 5000), (6000, 6000, 6000), (6000, 7000, 5000)]
+)
+@pytest.mark.filterwarnings("ignore")  # of the reader: that it purges events
+def test_tensorboard_shows_each_step_once_whatever_the_clock(tmp_path, monkeypatch, clocks):
+    """A process that is killed before its first checkpoint, a new one, and one that resumes at step 4."""
+    for (start, stop), clock in zip([(0, 3), (0, 6), (4, 9)], clocks, strict=True):
+        log_losses(tmp_path, start, stop, 1_700_000_000 + clock, monkeypatch)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(10))
+
+
+def test_the_terminal_shows_steps_while_the_disk_is_full(tmp_path, monkeypatch, capsys):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with report(tmp_path) as it:
+        monkeypatch.setattr(it, "_append_to_log", mock.Mock(side_effect=full))
+        with monkeypatch.context() as patch:
+            patch.setattr(it._metrics_file, "_file", mock.Mock(write=mock.Mock(side_effect=full)))
+            for step in range(1, 7):
+                it.log_step(step, metrics(float(step)))
+    said = capsys.readouterr().out
+    assert [step for step in (2, 4, 6) if f"step {step}/" in said] == [2, 4, 6]
+    path = tmp_path / "metrics.jsonl"
+    assert said.count("training continues without it") == 1
+    assert f"{path}: No space left on device (" in said and "MiB free); training continues without it" in said

@@ -1,5 +1,6 @@
 """What ranks do together, bad luck on one of them included."""
 
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -24,7 +25,10 @@ def fails_on(rank: int, error: Exception) -> str:
     ("error", "message"),
     [
         (InputError("a\n  b"), "a b"),
-        (FileNotFoundError(2, "No such file or directory", "x.rec"), "x.rec: No such file or directory"),
+        (
+            FileNotFoundError(2, "No such file or directory", "x.rec"),
+            f"{Path('x.rec').absolute()}: No such file or directory",
+        ),
         (OSError("x: disk full"), "x: disk full"),
     ],
 )

@@ -8,8 +8,7 @@ complete, and everything after them is truncated.
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from partialfc.data.dataset import MAX_EXACT_FLOAT32
 from partialfc.data.recordio import Header, frame, map_file, pack, read_record
 from partialfc.errors import InputError
-from partialfc.runtime.files import atomic_write, file_fingerprint, file_lock
+from partialfc.runtime.files import atomic_write, file_fingerprint, file_lock, name_os_errors
 
 EncodedSample = tuple[int, bytes]  # class and encoded image
 
@@ -66,14 +65,14 @@ def resume_pack(
     """
     temporary = folder / UNFINISHED
     temporary.mkdir(parents=True, exist_ok=True)
-    with file_lock(temporary / "lock", busy_message=f"{folder}: another process is packing into it"):
+    busy = f"{folder}: another process is packing into it"
+    with file_lock(temporary / "lock", busy_message=busy), name_os_errors(temporary):
         plan = plan and f"{plan} {size} {num_classes}"
         if plan is None or _read_text(temporary / "plan") != plan:
             _start_over(temporary, plan or "")
         if not (temporary / "whole").exists():
-            with _name_os_errors(temporary):
-                _append(temporary, samples)
-                _finalize(temporary, size, num_classes)
+            _append(temporary, samples)
+            _finalize(temporary, size, num_classes)
         _publish(temporary, folder)
         classes, count = map(int, (temporary / "whole").read_text(encoding="ascii").split())
         (temporary / "plan").unlink()  # first, as in _start_over
@@ -87,17 +86,6 @@ def pack_version(path_rec: Path) -> str:
     return hashlib.sha256(
         "\n".join(file_fingerprint(path) for path in files if path.exists()).encode()
     ).hexdigest()
-
-
-@contextmanager
-def _name_os_errors(temporary: Path) -> Iterator[None]:
-    """Add a path to OSErrors without one, such as a full disk."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None:
-            error.filename = str(temporary)
-        raise
 
 
 def _read_text(path: Path) -> str | None:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from partialfc.data.images import ImageArray
+from partialfc.runtime.files import atomic_write
 
 SettingValue = str | int | float | bool
 
@@ -52,5 +53,6 @@ def tracker_run_id(folder: Path, tracker: str, start: int) -> str:
     """
     path = folder / f"{tracker}_run"
     if start == 0 or not path.exists():
-        path.write_text(uuid.uuid4().hex[:16])
+        with atomic_write(path) as temporary:
+            temporary.write_text(uuid.uuid4().hex[:16])
     return path.read_text().strip()

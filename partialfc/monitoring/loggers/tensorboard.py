@@ -1,6 +1,7 @@
 """TensorBoard logger."""
 
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing_extensions import override
 from partialfc.data.images import ImageArray
 from partialfc.monitoring.loggers.logger import Logger, SettingValue
 
+_EVENTS_PREFIX = "events.out.tfevents."  # then come the time, the host and the process
 # Charts of the page "custom scalars".
 _CHARTS = {
     "run": {
@@ -36,14 +38,16 @@ class TensorBoardLogger(Logger):
 
     Args:
         folder: Folder of the event files.
-        start: Step that the run resumes from; later events of an earlier part of the run are hidden.
+        start: Step that the run resumes from; later events of an earlier part of the run are hidden. 0 for a
+            new run, which hides all.
     """
 
     is_remote = False
 
     def __init__(self, folder: Path, start: int) -> None:
         _silence_writer_thread()
-        self._writer = SummaryWriter(str(folder), purge_step=start + 1)
+        _rename_later_files(folder)
+        self._writer = SummaryWriter(str(folder), purge_step=start + 1 if start else 0)
         self._writer.add_custom_scalars(_CHARTS)
 
     @override
@@ -82,6 +86,21 @@ class TensorBoardLogger(Logger):
     @override
     def close(self) -> None:
         self._writer.close()
+
+
+def _rename_later_files(folder: Path) -> None:
+    """Rename the event files of a clock that was ahead of the present one.
+
+    TensorBoard reads event files in the order of their names, which contain the time. Each of these files gets its
+    place in that order instead, which is less than any time.
+    """
+    files = sorted(folder.glob(f"{_EVENTS_PREFIX}*")) if folder.exists() else []
+    times = [path.name.removeprefix(_EVENTS_PREFIX).split(".")[0] for path in files]
+    if all(it.isdecimal() and int(it) < int(time.time()) for it in times):
+        return
+    for place, path in enumerate(files):
+        origin = path.name.removeprefix(_EVENTS_PREFIX).partition(".")[2]
+        path.rename(path.with_name(f"{_EVENTS_PREFIX}{place:010d}.{origin}"))
 
 
 def _silence_writer_thread() -> None:

@@ -1,6 +1,5 @@
 """Background thread that writes snapshots and reports the results."""
 
-import errno
 import threading
 import time
 import traceback
@@ -190,10 +189,6 @@ def _merge_entries(parts: list[tuple[str, dict[str, Any]]]) -> dict[str, TensorE
 
 
 def _format_disk_error(error: OSError, path: Path) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{error.filename or path}: {error.strerror}: the disk is full"
-    return (
-        format_error(error)
-        if error.filename is not None
-        else f"{path}: {error.strerror or format_error(error)}"
-    )
+    if error.filename is None and error.errno is not None:
+        error.filename = str(path)
+    return format_error(error)

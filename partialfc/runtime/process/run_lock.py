@@ -11,6 +11,7 @@ from pathlib import Path
 from partialfc.errors import InputError
 from partialfc.runtime import comm
 from partialfc.runtime.comm import DistContext
+from partialfc.runtime.files import name_os_errors
 
 _NAME = ".lock"
 
@@ -50,9 +51,10 @@ def _lock(folder: Path, token: str) -> int:
     except OSError as error:  # a file system without locks
         os.close(descriptor)
         raise InputError(f"{folder}: {error.strerror}; expected a file system with file locks") from None
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n{token}\n".encode(), 0)
-    os.fsync(descriptor)
+    with name_os_errors(folder / _NAME):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n{token}\n".encode(), 0)
+        os.fsync(descriptor)
     return descriptor
 
 
