@@ -77,9 +77,11 @@ def measure(case: BenchmarkCase, rank: int) -> MeasurementRow:
     row, times = time_heads(case, rank)
     plain = case.head == HeadConfig(sample_rate=case.head.sample_rate)
     floor = LowerBound(case) if plain else None  # needs as much memory as the head, which is freed first
-    bare = {}
-    for name in ("products", "traffic") if floor else ():
-        bare[name] = statistics.median([time_call(getattr(floor, name))[0] for _ in range(5)][1:])
+    parts = {"products": floor.matmuls, "traffic": floor.memory_traffic} if floor else {}
+    bare = {
+        name: statistics.median([time_call(function)[0] for _ in range(5)][1:])
+        for name, function in parts.items()
+    }
     return build_row(case, row, times, bare)
 
 

@@ -34,13 +34,13 @@ def plot(rows: list[dict[str, Any]], picture: Path) -> None:
 
 
 def row_label(row: dict[str, Any]) -> str:
-    return f"{row['centers']} rows, {row['moments']} moments".replace("none", "no")
+    return f"centers {row['centers_dtype']}, optimizer state {row['optim_state_dtype']}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("rows", type=Path, nargs="+", help="files that benchmark_head --json wrote")
-    parser.add_argument("--out", type=Path, required=True, help="the PNG to draw")
+    parser.add_argument("rows", type=Path, nargs="+", help="files written by benchmarks.head --json")
+    parser.add_argument("--out", type=Path, required=True, help="PNG to write")
     options = parser.parse_args()
     plot([row for path in options.rows for row in json.loads(path.read_text())], options.out)
 
