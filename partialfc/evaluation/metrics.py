@@ -202,7 +202,9 @@ def scores_with_interval(scores: Mapping[str, float]) -> list[str]:
 def format_scores(scores: Mapping[str, float]) -> dict[str, str]:
     """Return formatted scores for a table, with confidence intervals if available, without standard deviations."""
     return {
-        name: format_with_interval(scores, name) if f"{name}_low" in scores else _format_plain(name, value)
+        name: format_with_interval(scores, name)
+        if {f"{name}_low", f"{name}_high"} <= scores.keys()
+        else _format_plain(name, value)
         for name, value in scores.items()
         if not name.endswith(("_low", "_high", "_std"))
     }

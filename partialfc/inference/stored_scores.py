@@ -1,6 +1,5 @@
 """Stored verification scores of a trained model."""
 
-import math
 from pathlib import Path
 
 import msgspec
@@ -8,7 +7,8 @@ import msgspec
 from partialfc.evaluation.sets import Scores
 from partialfc.inference.weights import resolve_checkpoint
 from partialfc.runtime import checkpoint
-from partialfc.runtime.files import decode_json, read_metrics
+from partialfc.runtime.files import decode_json
+from partialfc.runtime.metrics_records import StoredScores, decode_scores, read_metrics
 
 CONFIG_FILE = "config.json"  # in an exported folder
 
@@ -32,14 +32,9 @@ def load_scores(path: Path) -> dict[str, Scores]:
 
 
 class _ExportConfig(msgspec.Struct):
-    verification: dict[str, dict[str, float | None]] = {}  # null: undefined
+    verification: StoredScores = {}
 
 
 def _read_export_config(path: Path) -> dict[str, Scores]:
-    found = decode_json(
-        path.read_bytes(), _ExportConfig, f"{path}: expected a file of partialfc export"
-    ).verification
-    return {
-        name: {key: math.nan if value is None else value for key, value in values.items()}
-        for name, values in found.items()
-    }
+    found = decode_json(path.read_bytes(), _ExportConfig, f"{path}: expected a file of partialfc export")
+    return decode_scores(found.verification)

@@ -15,9 +15,9 @@ from partialfc.config import Config
 from partialfc.config.provenance import flatten_config
 from partialfc.conversion import convert
 from partialfc.evaluation.metrics import format_scores
-from partialfc.monitoring.metrics_file import MetricsRecord
 from partialfc.monitoring.plots import plot_runs
-from partialfc.runtime.files import SUMMARY_FILE, atomic_write, decode_json, read_metrics
+from partialfc.runtime.files import SUMMARY_FILE, atomic_write, decode_json
+from partialfc.runtime.metrics_records import MetricsRecord, read_metrics
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 _TITLES = {"roc": "ROC", "hardest_pairs": "hardest pairs"}
@@ -116,9 +116,10 @@ def _time_bars(name: str, lines: list[MetricsRecord]) -> dict[str, Any]:
     recent = [it for it in lines if "time_ms" in it][-_NUM_RECENT_RECORDS:]
     if not recent:
         return {"name": name, "parts": []}
-    means = {part: sum(it["time_ms"][part] for it in recent) / len(recent) for part in recent[-1]["time_ms"]}
+    parts_of = [it["time_ms"] for it in recent]
+    means = {part: sum(it.get(part, 0.0) for it in parts_of) / len(recent) for part in parts_of[-1]}
     whole = sum(means.values()) or 1.0
-    speed = sum(it["images_per_second"] for it in recent) / len(recent)
+    speed = sum(it.get("images_per_second", 0.0) for it in recent) / len(recent)
     parts = [
         {"name": part, "time_ms": f"{mean:.1f}", "percent": f"{100 * mean / whole:.2f}", "color": color}
         for (part, mean), color in zip(means.items(), _COLORS * 2, strict=False)
@@ -154,4 +155,4 @@ def _environment_text(run: Path) -> str:
         if known:
             return ", ".join(f"{name} {version}" for name, version in known.items())
     log = run / "log.txt"
-    return log.read_text(encoding="utf-8").partition("\n")[0] if log.exists() else ""
+    return log.read_text(encoding="utf-8", errors="replace").partition("\n")[0] if log.exists() else ""

@@ -1,20 +1,21 @@
 """Records of a run in metrics.jsonl, one JSON object per line."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from partialfc.errors import InputError
 from partialfc.evaluation.sets import Scores, primary_score
-from partialfc.runtime.files import atomic_write, name_os_errors, with_undefined
+from partialfc.runtime.files import atomic_write, name_os_errors
+from partialfc.runtime.metrics_records import MetricsRecord, parse_record
 
 # Keys of damaged records: each record is reported once.
 DAMAGED = ("unreadable", "corrupt")
 _LISTED = 1000  # keys per kind in a summary
-
-MetricsRecord = dict[str, Any]  # "step" is the number of completed steps
 
 
 class MetricsFile:
@@ -38,7 +39,7 @@ class MetricsFile:
         # Keys of damaged records, in order, without duplicates.
         self.damaged: dict[str, dict[int, None]] = {name: {} for name in DAMAGED}
         lines = path.read_bytes().splitlines() if path.exists() and start else []
-        earlier = [line for line in map(_parse_line, lines) if line and line["step"] <= start]
+        earlier = [line for line in _parse_lines(lines) if line["step"] <= start]
         for line in earlier:
             self._track(line)
         with atomic_write(path) as temporary:
@@ -92,10 +93,8 @@ class MetricsFile:
                 self.best[name] = value, record["step"]
 
 
-def _parse_line(line: bytes) -> MetricsRecord | None:
-    """Return the record of a line, or None if a killed process left it incomplete."""
-    try:
-        parsed: MetricsRecord = msgspec.json.decode(line)
-    except (msgspec.DecodeError, ValueError, RecursionError):
-        return None
-    return with_undefined(parsed)
+def _parse_lines(lines: list[bytes]) -> Iterator[MetricsRecord]:
+    """Yield the records of lines; a killed process may have left an incomplete one."""
+    for line in lines:
+        with suppress(InputError):
+            yield parse_record(line)

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from partialfc.errors import InputError
 from partialfc.evaluation.sets import primary_score
-from partialfc.monitoring.metrics_file import MetricsRecord
-from partialfc.runtime.files import atomic_write, read_metrics
+from partialfc.runtime.files import atomic_write
+from partialfc.runtime.metrics_records import MetricsRecord, read_metrics
 
 
 def plot_runs(runs: Sequence[Path], out: Path) -> None:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from partialfc.monitoring.diagnostics import StepDiagnostics
-from partialfc.monitoring.metrics_file import DAMAGED, MetricsRecord
+from partialfc.monitoring.metrics_file import DAMAGED
 from partialfc.runtime.host_copy import HostCopy
+from partialfc.runtime.metrics_records import MetricsRecord
 
 _DAMAGED = {"unreadable": "unreadable records", "corrupt": "records with corrupt JPEG data"}
 _MAX_LISTED_KEYS = 8  # keys per log line

@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 
 from partialfc.evaluation.sets import primary_score
-from partialfc.runtime.files import SUMMARY_FILE, atomic_write, decode_json, with_undefined
+from partialfc.runtime.files import SUMMARY_FILE, atomic_write, decode_json
+from partialfc.runtime.metrics_records import StoredScores, decode_scores
 from partialfc.sweep.grid import Grid
 
 # Student's t, two-sided 95 %, by degrees of freedom from 1; 1.96 beyond
@@ -54,6 +55,10 @@ class SweepResults:
         return sums
 
 
+class _StoredSummary(msgspec.Struct):
+    verification: StoredScores = {}
+
+
 def collect_results(grid: Grid, out: Path) -> SweepResults:
     """Return the results of the grid's runs in `out`."""
     rows: dict[tuple[tuple[str, str], ...], dict[str, list[float]]] = {}
@@ -63,12 +68,12 @@ def collect_results(grid: Grid, out: Path) -> SweepResults:
         if not path.exists():
             missing += 1
             continue
-        summary = with_undefined(
-            decode_json(path.read_bytes(), dict[str, Any], f"{path}: expected the summary of a run")
-        )
+        content, problem = path.read_bytes(), f"{path}: expected the summary of a run"
+        verification = decode_scores(decode_json(content, _StoredSummary, problem).verification)
+        summary = decode_json(content, dict[str, Any], problem) | {"verification": verification}
         runs.append({"settings": dict(point.settings), "folder": point.name, **summary})
         scores = rows.setdefault(point.settings_without_seed(), {})
-        for name, found in summary["verification"].items():
+        for name, found in verification.items():
             scores.setdefault(name, []).append(primary_score(found)[1])
     results = SweepResults([ResultRow(*it) for it in rows.items()], runs, missing)
     order = sorted(range(len(results.rows)), key=results.rank_sums().__getitem__)

@@ -226,7 +226,7 @@ def test_the_newest_checkpoint_is_taken(run):
         (["embed", "RUN", "broken", "out.npz"], "broken/a.jpg: 3 bytes; expected an image"),
         (["compare", "RUN", "broken/a.jpg", "broken/a.jpg"], "broken/a.jpg: 3 bytes; expected an image"),
         (["plot", "none", "--out", "a.png"], "none/metrics.jsonl: No such file"),
-        (["plot", "broken", "--out", "a.png"], "broken/metrics.jsonl: expected the metrics of a run"),
+        (["plot", "broken", "--out", "a.png"], "broken/metrics.jsonl, line 1: expected a record of a run"),
         (["nonsense"], "partialfc: No such command 'nonsense'; see partialfc --help"),
         (["evaluate"], "partialfc evaluate: Missing argument 'MODEL'; see partialfc evaluate --help"),
     ],

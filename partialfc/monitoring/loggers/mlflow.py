@@ -3,7 +3,6 @@
 MLFLOW_TRACKING_URI selects the server. Without it, MLflow writes files next to the run's folder.
 """
 
-import errno
 import os
 import re
 import tempfile
@@ -113,7 +112,7 @@ class MLflowLogger(Logger):
         try:
             yield
         except self._mlflow.exceptions.MlflowException as error:
-            raise OSError(errno.EIO, " ".join(str(error).split())[:200], "MLflow") from error
+            raise OSError(f"MLflow: {' '.join(str(error).split())[:200]}") from error
 
 
 def _sanitize_name(name: str) -> str:
