@@ -60,7 +60,8 @@ def open_array(
     shape = about.images, about.width
     path = folder / _ARRAY_FILE
     array = np.lib.format.open_memmap(path, mode=mode, dtype=STORAGE_DTYPE, shape=shape)
-    allocate_file(path)
+    if create:
+        allocate_file(path)
     return array
 
 
