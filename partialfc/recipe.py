@@ -12,6 +12,7 @@ import yaml
 from partialfc.bundled_recipes import resolve_recipe
 from partialfc.conversion import VARIANT, convert, short_repr
 from partialfc.errors import InputError
+from partialfc.input_files import read_file
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -54,9 +55,7 @@ def _load_tree(
     if path.resolve() in parents:
         raise InputError(f"{place}: its `base` leads back to itself")
     try:
-        if path.exists() and not path.is_file():  # reading a device may never end
-            raise InputError(f"{place}: expected a file, got a folder or a device")
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{place}: {error.strerror if isinstance(error, OSError) else error}") from error
     tree = parse(text, place) or {}

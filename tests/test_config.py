@@ -272,8 +272,8 @@ def test_a_recipe_may_say_what_differs_from_another(minimal, tmp_path):
     [
         ("base: none.yaml", r"recipe .*none\.yaml: No such file"),
         ("base: a.yaml", r"recipe .*a\.yaml: its `base` leads back to itself"),
-        ("base: /dev/zero", "recipe /dev/zero: expected a file, got a folder or a device"),
-        ("base: .", "recipe .*: expected a file, got a folder or a device"),
+        ("base: /dev/zero", "/dev/zero: expected a file, found a device"),
+        ("base: .", ".*: expected a file, found a folder"),
         ("base: [1]", r"a\.yaml: base: \[1\], expected the path of a recipe"),
         ('base: "x\\0"', "expected the path of a recipe"),
     ],

@@ -101,13 +101,15 @@ def _check_pack(pack: Path, repair_to: Path | None, against: Path | None, *, ove
     from partialfc.data.packs import pack_check
     from partialfc.data.packs.shared_images import find_shared_identities
     from partialfc.runtime.outputs import claimed_folder
+    from partialfc.runtime.text import escape_unprintable
 
     if repair_to:
         with claimed_folder(repair_to, "check --repair", pack, overwrite=overwrite):
             result = pack_check.repair_pack(pack, repair_to, progress=True)
     else:
         result = pack_check.check_pack(pack, progress=True)
-    print(*result.problems, sep="\n", end="\n" if result.problems else "")
+    for problem in result.problems:
+        print(escape_unprintable(problem))
     print(
         f"{pack}: {result.num_images} readable images, {len(result.problems)} problems; "
         f"{result.dialect or 'cannot be opened without repair'}"

@@ -110,6 +110,7 @@ def _run_evaluation(
     from partialfc.evaluation.pairs import VerificationPairs
     from partialfc.runtime import comm
     from partialfc.runtime.progress import progress_bar
+    from partialfc.runtime.text import escape_unprintable
 
     with comm.init_distributed("cpu" if model.suffix == ".onnx" else device) as dist_ctx:
         with comm.raise_on_all_ranks(dist_ctx):
@@ -133,7 +134,7 @@ def _run_evaluation(
             scores = {name: evaluation.scores for name, evaluation in evaluations.items()}
             for evaluation in evaluations.values():
                 if evaluation.warning:
-                    print(f"warning: {evaluation.warning}", file=sys.stderr, flush=True)
+                    print(f"warning: {escape_unprintable(evaluation.warning)}", file=sys.stderr, flush=True)
             for eval_set in eval_sets if use_insightface_rule else []:
                 if isinstance(eval_set, VerificationPairs):
                     insightface_scores = eval_set.score_insightface(embeddings[eval_set.name])

@@ -27,6 +27,7 @@ def _build_tables(scores: dict[str, "Scores"]) -> Iterator["Table"]:
     from rich.table import Table
 
     from partialfc.evaluation.metrics import format_scores
+    from partialfc.runtime.text import plain
 
     shown = {name: format_scores(values) for name, values in scores.items()}
     few = {name: values for name, values in shown.items() if len(values) <= _MAX_ROW_SCORES}
@@ -34,13 +35,13 @@ def _build_tables(scores: dict[str, "Scores"]) -> Iterator["Table"]:
     if few:
         table = Table("set", box=None)
         for name in names:
-            table.add_column(name, justify="right")
+            table.add_column(plain(name), justify="right")
         for name, values in few.items():
-            table.add_row(name, *(values.get(it, "") for it in names))
+            table.add_row(plain(name), *(values.get(it, "") for it in names))
         yield table
     for name in [it for it in shown if it not in few]:
         table = Table("score", box=None)
-        table.add_column(name, justify="right")
+        table.add_column(plain(name), justify="right")
         for score, value in shown[name].items():
-            table.add_row(score, value)
+            table.add_row(plain(score), value)
         yield table

@@ -171,10 +171,14 @@ def _print_table(cells: list[list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from partialfc.runtime.text import plain
+
     header, *lines = cells
-    shown = Table(*header)
+    shown = Table()
+    for name in header:
+        shown.add_column(plain(name))
     for line in lines:
-        shown.add_row(*line)
+        shown.add_row(*map(plain, line))
     Console().print(shown)
 
 

@@ -14,6 +14,7 @@ from partialfc.data.index import IntArray
 from partialfc.data.mxnet_records import MxnetRecords
 from partialfc.data.recordio import CorruptRecordError, Header, RecordFile
 from partialfc.errors import InputError
+from partialfc.input_files import read_file
 from partialfc.runtime.progress import progress_bar
 
 _IDENTITIES, _IMAGES = 1 << 20, 1 << 18  # records to read for counting classes
@@ -268,7 +269,7 @@ def read_property(path: Path) -> PackProperty | None:
     """Read `property`; None if it does not exist."""
     if not path.exists():
         return None
-    fields = path.read_text(encoding="utf-8", errors="replace").strip().split(",")
+    fields = read_file(path).decode(errors="replace").strip().split(",")
     try:
         classes, height, width = (int(field) for field in fields[:3])
     except ValueError:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from partialfc.errors import InputError
+from partialfc.input_files import read_file
 from partialfc.runtime.files import atomic_write
 
 ImageArray = NDArray[np.uint8]
@@ -43,8 +44,9 @@ def decode(encoded: EncodedImage, size: int | None = None) -> ImageArray:
 
 def read(path: Path, size: int | None = None) -> ImageArray:
     """Decode a file, as `decode` does; an InputError contains its path."""
+    content = read_file(path)
     try:
-        return decode(path.read_bytes(), size)
+        return decode(content, size)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from partialfc.errors import InputError
+from partialfc.input_files import read_file, require_file
 from partialfc.runtime.exit_codes import format_error
 from partialfc.runtime.files import atomic_write, decode_json
 from partialfc.runtime.platform import allocate_file
@@ -38,7 +39,7 @@ class EmbeddingsInfo(msgspec.Struct, frozen=True):
         """
         path = folder / _INFO_FILE
         try:
-            return decode_json(path.read_bytes(), cls, f"{path}: expected a file of partialfc embed")
+            return decode_json(read_file(path), cls, f"{path}: expected a file of partialfc embed")
         except FileNotFoundError:
             return None
 
@@ -104,6 +105,7 @@ class StoredEmbeddings:
 
     def _map_array(self) -> NDArray[np.float16]:
         path = self._folder / _ARRAY_FILE
+        require_file(path)
         try:
             found: NDArray[np.float16] = np.load(path, mmap_mode="r")
         except (ValueError, EOFError) as error:  # a file that is truncated or not an array

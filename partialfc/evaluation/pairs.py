@@ -16,6 +16,7 @@ from partialfc.data.images import EncodedImage, ImageArray
 from partialfc.errors import InputError
 from partialfc.evaluation import metrics, safe_pickle
 from partialfc.evaluation.sets import Scores, SetEvaluation, check_embeddings
+from partialfc.input_files import read_file
 from partialfc.runtime.exit_codes import format_error
 
 
@@ -117,8 +118,8 @@ def load_pairs(path: Path) -> VerificationPairs:
         OSError: If the file cannot be read.
         InputError: If the file contains anything else, or fewer than 10 pairs, one per fold.
     """
+    content = read_file(path)
     try:
-        content = path.read_bytes()
         loaded = safe_pickle.safe_load(content)
     except safe_pickle.UnsafePickleError as error:
         raise InputError(f"{path}: {error}") from None

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from partialfc.errors import InputError
+from partialfc.input_files import require_file
 
 
 class OnnxNetwork(nn.Module):
@@ -21,6 +22,7 @@ class OnnxNetwork(nn.Module):
 
         if not path.exists():
             raise FileNotFoundError(f"{path}: not found; expected an .onnx file")
+        require_file(path)
         try:
             self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime does not document its exceptions

@@ -24,6 +24,7 @@ from partialfc.errors import InputError
 from partialfc.evaluation.embed import embed_images
 from partialfc.inference.onnx import OnnxNetwork
 from partialfc.inference.weights import check_weights, load_weights, read_weights, resolve_checkpoint
+from partialfc.input_files import require_file
 from partialfc.runtime import checkpoint
 from partialfc.runtime.exit_codes import format_error
 from partialfc.runtime.files import decode_json, file_fingerprint
@@ -216,6 +217,7 @@ def _exported_backbone(path: Path) -> dict[str, Any] | None:
     """Return the description of the network in the metadata of an exported file."""
     if path.suffix != ".safetensors":
         return None
+    require_file(path)
     try:
         with safetensors.safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(METADATA_KEY)

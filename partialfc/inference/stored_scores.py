@@ -6,6 +6,7 @@ import msgspec
 
 from partialfc.evaluation.sets import Scores
 from partialfc.inference.weights import resolve_checkpoint
+from partialfc.input_files import read_file
 from partialfc.runtime import checkpoint
 from partialfc.runtime.files import decode_json
 from partialfc.runtime.metrics_records import StoredScores, decode_scores, read_metrics
@@ -36,5 +37,5 @@ class _ExportConfig(msgspec.Struct):
 
 
 def _read_export_config(path: Path) -> dict[str, Scores]:
-    found = decode_json(path.read_bytes(), _ExportConfig, f"{path}: expected a file of partialfc export")
+    found = decode_json(read_file(path), _ExportConfig, f"{path}: expected a file of partialfc export")
     return decode_scores(found.verification)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from partialfc.errors import InputError
+from partialfc.input_files import require_file
 from partialfc.runtime import checkpoint
 from partialfc.runtime.exit_codes import format_error
 
@@ -116,6 +117,7 @@ def _unusable(tensor: Tensor) -> str | None:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    require_file(path)
     try:
         return safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
@@ -124,6 +126,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def check_zip(path: Path) -> None:
     """Raise InputError if a member of torch.save's zip archive is damaged; torch.load does not check it."""
+    require_file(path)
     if not zipfile.is_zipfile(path):
         return
     try:

@@ -15,6 +15,7 @@ from partialfc.config import Config
 from partialfc.config.provenance import flatten_config
 from partialfc.conversion import convert
 from partialfc.evaluation.metrics import format_scores
+from partialfc.input_files import read_file
 from partialfc.monitoring.plots import plot_runs
 from partialfc.runtime.files import SUMMARY_FILE, atomic_write, decode_json
 from partialfc.runtime.metrics_records import MetricsRecord, read_metrics
@@ -137,7 +138,7 @@ def _settings_rows(runs: Sequence[Path]) -> list[dict[str, Any]]:
 
 def _load_config(run: Path) -> dict[str, Any]:
     path = run / "recipe.yaml"
-    tree = recipe.parse(path.read_bytes().decode(errors="replace"), f"{path}: expected the recipe of a run")
+    tree = recipe.parse(read_file(path).decode(errors="replace"), f"{path}: expected the recipe of a run")
     return dict(flatten_config(convert(tree, Config, str(path))))
 
 
@@ -150,9 +151,9 @@ def _environment_text(run: Path) -> str:
     summary = run / SUMMARY_FILE
     if summary.exists():
         known = decode_json(
-            summary.read_bytes(), _Summary, f"{summary}: expected the summary of a run"
+            read_file(summary), _Summary, f"{summary}: expected the summary of a run"
         ).environment
         if known:
             return ", ".join(f"{name} {version}" for name, version in known.items())
     log = run / "log.txt"
-    return log.read_text(encoding="utf-8", errors="replace").partition("\n")[0] if log.exists() else ""
+    return read_file(log).decode(errors="replace").partition("\n")[0] if log.exists() else ""

@@ -10,6 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from partialfc.evaluation.metrics import percent
+from partialfc.runtime.text import escape_unprintable, plain
 
 
 class Terminal:
@@ -40,9 +41,9 @@ class Terminal:
     def print_line(self, text: str) -> None:
         """Print a line above the display."""
         if self._console.is_terminal:
-            self._console.print(text, markup=False, soft_wrap=True)
+            self._console.print(plain(text), soft_wrap=True)
         else:
-            print(text, flush=True)
+            print(escape_unprintable(text), flush=True)
 
     def show_step(self, step: int, text: str, columns: Mapping[str, str], seconds_left: float) -> None:
         """Print a log line and update the progress display."""
@@ -65,7 +66,7 @@ class Terminal:
             else str(timedelta(seconds=round(max(0, self._expected_end - time.monotonic()))))
         )
         bar.add_row(f"step {self._step}/{self._total}", ProgressBar(self._total, self._step, width=40), left)
-        parts: list[RenderableType] = [bar, *([self._activity] if self._activity else [])]
+        parts: list[RenderableType] = [bar, *([plain(self._activity)] if self._activity else [])]
         if self._numbers:
             parts.append(_table(list(self._numbers), [tuple(self._numbers.values())]))
         if self._scores:
@@ -77,5 +78,5 @@ class Terminal:
 def _table(titles: list[str], rows: list[tuple[str, ...]]) -> Table:
     table = Table(*titles, box=None, pad_edge=False, header_style="dim")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(plain, row))
     return table

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from partialfc.errors import InputError
 from partialfc.runtime.process.limits import explain_limit
+from partialfc.runtime.text import escape_unprintable
 
 EXIT_BAD_INPUT = 2  # bad input
 EXIT_DIVERGED = 3  # diverged run
@@ -99,5 +100,4 @@ def format_error(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         path = os.path.abspath(os.fsdecode(error.filename))
         text = f"{path}: {error.strerror}{_format_free_space(error, path)}"
-    shown = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
-    return shown or type(error).__name__
+    return escape_unprintable(text) or type(error).__name__

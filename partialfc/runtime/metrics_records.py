@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from partialfc.errors import InputError
+from partialfc.input_files import read_file
 
 MetricsRecord = dict[str, Any]  # "step" is the number of completed steps
 StoredScores = dict[
@@ -35,7 +36,7 @@ def read_metrics(path: Path) -> list[MetricsRecord]:
         InputError: If the file is not a metrics file of this version.
         FileNotFoundError: If the file does not exist.
     """
-    *lines, rest = path.read_bytes().split(b"\n")
+    *lines, rest = read_file(path).split(b"\n")
     records: list[MetricsRecord] = []
     for number, line in enumerate(lines + ([rest] if rest else []), 1):
         try:

@@ -6,9 +6,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 
 from partialfc.runtime.platform import cpu_count
+from partialfc.runtime.text import escape_unprintable
 
 _MAX_PENDING = 256  # maximum number of items computed ahead of the consumer
 
@@ -27,9 +29,8 @@ def progress_bar(
         Iterable of the items.
     """
     console = Console(stderr=True)
-    return track(
-        items, description, total=total, console=console, disable=not (enabled and console.is_terminal)
-    )
+    shown = escape(escape_unprintable(description))
+    return track(items, shown, total=total, console=console, disable=not (enabled and console.is_terminal))
 
 
 def map_in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from partialfc.evaluation.sets import primary_score
+from partialfc.input_files import read_file
 from partialfc.runtime.files import SUMMARY_FILE, atomic_write, decode_json
 from partialfc.runtime.metrics_records import StoredScores, decode_scores
 from partialfc.sweep.grid import Grid
@@ -68,7 +69,7 @@ def collect_results(grid: Grid, out: Path) -> SweepResults:
         if not path.exists():
             missing += 1
             continue
-        content, problem = path.read_bytes(), f"{path}: expected the summary of a run"
+        content, problem = read_file(path), f"{path}: expected the summary of a run"
         verification = decode_scores(decode_json(content, _StoredSummary, problem).verification)
         summary = decode_json(content, dict[str, Any], problem) | {"verification": verification}
         runs.append({"settings": dict(point.settings), "folder": point.name, **summary})

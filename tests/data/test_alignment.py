@@ -116,7 +116,7 @@ def test_a_folder_keeps_its_structure_and_goes_on_where_it_was(model, tmp_path):
     assert (found.num_photos, found.num_faces) == (5, 2)
     assert found.missing == [
         "Ben/broken.jpg: 8 bytes; expected an image that OpenCV can read",
-        "Ben/folder.jpg: Is a directory",
+        "Ben/folder.jpg: expected a file, found a folder",
         "Ben/old/1.jpg: no face",
     ]
     assert (out / NO_FACE_FILE).read_text().splitlines() == found.missing

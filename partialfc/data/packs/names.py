@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from partialfc.errors import InputError
+from partialfc.input_files import require_file
 from partialfc.runtime.files import atomic_write
 
 NAMES = "identities.tsv"  # lines of a label, a tab and a name; other readers of packs ignore it
@@ -19,8 +20,9 @@ def read_names(folder: Path) -> dict[int, str]:
         InputError: If a line is damaged.
     """
     path = folder / NAMES
-    if not path.is_file():
+    if not path.exists():
         return {}
+    require_file(path)
     names = {}
     with path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
         for number, line in enumerate(lines, 1):

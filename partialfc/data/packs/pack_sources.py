@@ -15,6 +15,7 @@ from partialfc.data.packs.names import write_names
 from partialfc.data.packs.pack_writer import UNFINISHED, EncodedSample, resume_pack
 from partialfc.data.packs.sources import FileSource, Source, open_source
 from partialfc.errors import InputError
+from partialfc.input_files import read_file
 from partialfc.runtime import counter_rng
 from partialfc.runtime.exit_codes import format_error
 from partialfc.runtime.progress import map_in_threads, progress_bar
@@ -224,7 +225,7 @@ def _plan_hash(packing: PackOptions, sources: Sequence[Source]) -> str:
 
 
 def _encode_item(item: PackItem, packing: PackOptions) -> bytes:
-    content = item.content if isinstance(item.content, bytes) else Path(item.content).read_bytes()
+    content = item.content if isinstance(item.content, bytes) else read_file(Path(item.content))
     try:
         pixels = images.decode(content)
     except InputError as error:

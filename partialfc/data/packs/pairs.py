@@ -6,6 +6,7 @@ from pathlib import Path
 
 from partialfc.data import images
 from partialfc.errors import InputError
+from partialfc.input_files import read_file
 from partialfc.runtime.files import atomic_write
 
 
@@ -36,9 +37,7 @@ def pack_pairs(listing: Path, folder: Path, path: Path) -> int:
     Raises:
         InputError: If a line is invalid, the number of pairs differs, or an image is unreadable.
     """
-    lines = [
-        line.split() for line in listing.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    ]
+    lines = [line.split() for line in read_file(listing).decode(errors="surrogateescape").splitlines()]
     while lines and not lines[-1]:
         lines.pop()
     if not lines or len(lines[0]) not in (1, 2) or not all(map(_is_number, lines[0])):
@@ -71,7 +70,7 @@ def _is_number(text: str) -> bool:
 
 def _read_pair_image(folder: Path, name: str, number: int) -> bytes:
     path = folder / name / f"{name}_{number:04d}.jpg"
-    content = path.read_bytes()
+    content = read_file(path)
     try:
         images.decode(content)
     except InputError as error:

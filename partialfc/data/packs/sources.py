@@ -13,6 +13,7 @@ from typing import Protocol
 from partialfc.data.images import SUFFIXES
 from partialfc.data.packs.item import PackItem, parse_label
 from partialfc.errors import InputError
+from partialfc.input_files import require_file
 from partialfc.runtime.exit_codes import format_error
 from partialfc.runtime.files import file_fingerprint
 
@@ -133,6 +134,7 @@ def source_from_list(listing: Path, root: Path | None = None) -> FileSource:
         InputError: If a line has neither format.
     """
     found = []
+    require_file(listing)
     with listing.open(encoding="utf-8", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():

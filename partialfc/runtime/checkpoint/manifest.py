@@ -9,6 +9,7 @@ import xxhash
 from msgspec import Struct
 
 from partialfc.errors import InputError
+from partialfc.input_files import read_file
 from partialfc.runtime.files import fsync_path
 
 MANIFEST = "run.json"
@@ -69,7 +70,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        written = path.read_bytes()
+        written = read_file(path)
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(
             f"{folder}: no checkpoint; expected a folder step_* with {MANIFEST} in it, or a run's"

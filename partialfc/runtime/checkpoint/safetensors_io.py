@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from partialfc.errors import InputError
+from partialfc.input_files import require_file
 from partialfc.runtime.checkpoint.direct_file import DirectFile
 from partialfc.runtime.checkpoint.manifest import FileDigest, TensorEntry
 
@@ -117,6 +118,7 @@ def _iter_ranges(start: int, stop: int, rows: Tensor) -> Iterator[tuple[int, int
 
 
 def _read_tensor(path: Path, name: str, rows: slice | None) -> Tensor:
+    require_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             tensor: Tensor = file.get_tensor(name) if rows is None else file.get_slice(name)[rows]
