@@ -6,7 +6,8 @@ An image of class 1 is at angle t1 from its center and t2 from that of class 2. 
 logit with margin is larger. Elastic margins are random per image: the band contains 95 % of them.
 """
 
-import sys
+import argparse
+from pathlib import Path
 from statistics import NormalDist
 
 import matplotlib as mpl
@@ -28,8 +29,11 @@ _BAND_COVERAGE = 0.95  # of the margins, within the band
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m experiments.plot_boundaries OUT.png")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", type=Path, help="PNG to write")
+    options = parser.parse_args()
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
@@ -47,7 +51,7 @@ def main() -> None:
         axis.set(title=title, xlabel="angle with class 1", xlim=(0, np.pi / 2), ylim=(0, np.pi / 2))
     axes[0].set_ylabel("angle with class 2")
     axes[1].legend(loc="lower right", fontsize=8)
-    figure.savefig(sys.argv[1], dpi=120)
+    figure.savefig(options.out, dpi=120)
 
 
 def quantiles(margin: AnyLoss) -> tuple[float, float, float]:

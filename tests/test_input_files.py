@@ -1,4 +1,4 @@
-"""What is no file is refused by every reader, which would otherwise wait for a named pipe, or never end."""
+"""Folders, named pipes and devices are refused by every reader. Reading them could block, or never end."""
 
 import os
 from collections.abc import Callable

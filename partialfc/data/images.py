@@ -16,9 +16,8 @@ from partialfc.runtime.files import atomic_write
 ImageArray = NDArray[np.uint8]
 EncodedImage = bytes | memoryview | ImageArray  # contents of a file; one-dimensional if an array
 
-_PIXEL_LIMIT = (
-    "OPENCV_IO_MAX_IMAGE_PIXELS"  # environment variable; its default is set in partialfc/__init__.py
-)
+# Environment variable; its default is set in partialfc/__init__.py.
+_PIXEL_LIMIT = "OPENCV_IO_MAX_IMAGE_PIXELS"
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}  # suffixes of image files
 
 

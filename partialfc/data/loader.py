@@ -7,28 +7,19 @@ Shapes:
     D: embedding size
 """
 
-import os
-import signal
-import socket
-import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from multiprocessing.connection import wait as wait_for_processes
-from multiprocessing.context import SpawnProcess
-from multiprocessing.process import parent_process
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from partialfc.config import IGNORE_LABEL, AugmentConfig, DataConfig
-from partialfc.data import decoder_warnings
+from partialfc.data import decoder_warnings, worker_processes
 from partialfc.data.augment import augment, augmentation_params, flip_mask
 from partialfc.data.dataset import RecordDataset
 from partialfc.data.images import ImageArray
@@ -36,13 +27,12 @@ from partialfc.data.index import IntArray
 from partialfc.data.sampler import RankBatchSampler, ReadRequest, SampleOrder, SampleRef
 from partialfc.data.stored_embeddings import StoredEmbeddings
 from partialfc.errors import InputError
-from partialfc.runtime import comm, counter_rng, platform, timing
+from partialfc.runtime import comm, counter_rng, timing
 from partialfc.runtime.comm import DistContext
-from partialfc.runtime.exit_codes import WorkerKilledError, format_error
-from partialfc.runtime.memory_limits import check_shared_memory, describe_memory, explain_signal
+from partialfc.runtime.exit_codes import format_error
+from partialfc.runtime.memory_limits import describe_memory
 from partialfc.runtime.process import signals
 
-_EXIT_DELAY = 2  # seconds between the closed connection of a worker that is killed and its exit
 _READ_FAILED = -2  # replaces the labels of a rank that could not read its images
 _PREFETCH_FACTOR = 2  # batches that a worker prepares ahead
 # Batches of a worker in use at the same time: prepared ones, the one handed over, and one spare.
@@ -124,8 +114,12 @@ class BatchLoader:
         self._order, self._dist_ctx, self._workers = order, dist_ctx, config.num_workers
         self._copy_stream = torch.cuda.Stream(dist_ctx.device) if dist_ctx.device.type == "cuda" else None
         if config.num_workers:
-            _check_shared_memory(
-                order.global_batch_size // dist_ctx.world_size, dataset, teacher, config.num_workers
+            sample_bytes = dataset.image_bytes + (0 if teacher is None else 4 * teacher.embedding_size)
+            worker_processes.check_shared_memory(
+                config.num_workers,
+                buffers=_RING_SIZE,
+                batch_size=order.global_batch_size // dist_ctx.world_size,
+                sample_bytes=sample_bytes,
             )
         self._named: set[int] = set()  # damaged records of all ranks that were reported
         self._to_name: dict[int, None] = {}  # damaged records of this rank to report, in order
@@ -144,16 +138,14 @@ class BatchLoader:
         """
         with signals.block_stop_signals():
             reading = iter(self._data_loader(range(start, stop)))
-        # torch's handler raises an error about a killed worker anywhere in the main thread; see _raise_if_killed.
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        worker_processes.restore_sigchld()
         ahead = None
         for _ in range(start, stop):
             began = time.perf_counter()
             try:
                 part = next(reading)
             except (RuntimeError, ConnectionError, EOFError) as error:
-                _raise_if_killed(getattr(reading, "_workers", []), self._dist_ctx.rank)
+                worker_processes.raise_if_killed(getattr(reading, "_workers", []), self._dist_ctx.rank)
                 raise RuntimeError("a data worker failed") from error
             part = _copy_if_shared(part)
             waited = time.perf_counter() - began
@@ -175,7 +167,7 @@ class BatchLoader:
             num_workers=self._workers,
             prefetch_factor=_PREFETCH_FACTOR if self._workers else None,
             multiprocessing_context="spawn" if self._workers else None,  # threads do not survive a fork
-            worker_init_fn=_init_worker,
+            worker_init_fn=worker_processes.initialize,
             pin_memory=self._copy_stream is not None,
         )
 
@@ -345,55 +337,5 @@ def _copy_if_shared(part: _WorkerBatch | _ReadFailure) -> _WorkerBatch | _ReadFa
     return part._replace(images=part.images.clone())
 
 
-def _check_shared_memory(
-    batch_size: int, dataset: RecordDataset, teacher: StoredEmbeddings | None, workers: int
-) -> None:
-    """Check that the buffers of all workers of this machine fit into shared memory.
-
-    Raises:
-        InputError: If they do not fit.
-    """
-    images = dataset.image_bytes + (0 if teacher is None else 4 * teacher.embedding_size)
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    problem = check_shared_memory(ranks * workers * _RING_SIZE * batch_size * images)
-    if problem is not None:
-        raise InputError(
-            f"{problem} for {ranks} ranks x {workers} workers x {_RING_SIZE} buffers of {batch_size} images; "
-            "enlarge it (docker run --shm-size), or lower data.num_workers or train.global_batch_size"
-        )
-
-
-def _raise_if_killed(workers: list[SpawnProcess], rank: int) -> None:
-    """Raise an error if a data worker was killed by a signal.
-
-    Raises:
-        WorkerKilledError: If there is one.
-    """
-    wait_for_processes([it.sentinel for it in workers], _EXIT_DELAY)
-    for number, worker in enumerate(workers):
-        if worker.exitcode is not None and worker.exitcode < 0:
-            raise WorkerKilledError(
-                f"data worker {number} of rank {rank} on {socket.gethostname()} was killed by "
-                f"{explain_signal(-worker.exitcode)}; lower data.num_workers ({len(workers)} per rank) or "
-                "train.global_batch_size, then resume with the same command",
-                -worker.exitcode,
-            )
-
-
 def _identity(part: Any) -> Any:
     return part
-
-
-def _init_worker(worker: int) -> None:
-    rank = parent_process()
-    assert rank is not None and rank.pid is not None
-    platform.exit_with_parent(rank.pid)
-    cv2.setNumThreads(0)  # workers provide the parallelism; torch sets its own threads to 1
-    sys.excepthook = _worker_excepthook
-    decoder_warnings.capture()
-
-
-def _worker_excepthook(type_: type[BaseException], error: BaseException, trace: Any) -> None:
-    # A killed rank leaves the thread that hands over images in this state.
-    if not issubclass(type_, (ConnectionError, EOFError)):
-        sys.__excepthook__(type_, error, trace)

@@ -32,11 +32,7 @@ _TOLERANCE = 1e-4
 _CLOSE_DERIVATIVE = 1e-5  # tolerance of float32 settings, in double precision
 _READ = 256  # images of the pack
 # Minimum and maximum number of steps, and seconds after which no more are started.
-_MIN_STEPS, _MAX_STEPS, _TIME_LIMIT = (
-    3,
-    20,
-    20.0,
-)
+_MIN_STEPS, _MAX_STEPS, _TIME_LIMIT = 3, 20, 20.0
 
 
 def loss(config: Config, dist_ctx: DistContext) -> CheckResult:

@@ -11,11 +11,7 @@ from partialfc.errors import InputError
 
 FARS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # false accept rates to report
 # Bootstrap samples: number of sets, and of pairs in all of them.
-_BOOTSTRAP_SAMPLES, _MIN_BOOTSTRAP_SAMPLES, _MAX_BOOTSTRAP_PAIRS = (
-    1000,
-    100,
-    10_000_000,
-)
+_BOOTSTRAP_SAMPLES, _MIN_BOOTSTRAP_SAMPLES, _MAX_BOOTSTRAP_PAIRS = 1000, 100, 10_000_000
 
 Similarities = NDArray[np.floating]  # `[P]`, larger is more similar
 IsSame = NDArray[np.bool_]  # `[P]` whether a pair shows one person

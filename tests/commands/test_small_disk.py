@@ -26,12 +26,12 @@ COMMANDS = {
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system that is full but for a kilobyte."""
+    """Mount a file system with few kilobytes left."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("cannot mount a file system here, which wants root")
+        pytest.skip("cannot mount here: root is required")
     (folder / "filler").write_bytes(bytes(60 << 10))
     yield folder
     subprocess.run(["umount", folder], check=True)

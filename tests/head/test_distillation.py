@@ -22,9 +22,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"sample_rate": 0.4, "memory": "host"},
     {"sample_rate": 0.4, "kernels": "triton"},
 ]
-Moved = tuple[
-    list[Tensor], Tensor
-]  # losses; the centers [C, D] after all steps, or this rank's [n, D], of length 1
+# Losses, and the L2-normalized centers [C, D] after all steps, or this rank's [n, D].
+Moved = tuple[list[Tensor], Tensor]
 
 
 def taught(number: int) -> Tensor:

@@ -23,6 +23,17 @@ output: OUTPUT
 """
 
 
+def short_recipe(folder: Path, num_workers: int = 0) -> Path:
+    """Write a pack and the recipe of a run of three steps; return the path of the recipe."""
+    write_pack(folder / "pack", 5, 4)
+    (folder / "recipe.yaml").write_text(
+        f"data: {{path: {folder}/pack, num_workers: {num_workers}}}\n"
+        "backbone: {width: 4, depths: [1, 1], input_size: 32, embedding_size: 16}\n"
+        f"train: {{length: 3, global_batch_size: 12}}\ndevice: cpu\noutput: {folder}/output\n"
+    )
+    return folder / "recipe.yaml"
+
+
 def recipe_in(folder: Path) -> Path:
     """A recipe of a run that does not end by itself, and its pack."""
     write_pack(folder / "pack", 20, 4)
@@ -79,7 +90,7 @@ def listen() -> None:
 
 
 def exited(pid: int, seconds: float = 7) -> bool:
-    """Whether a process that another one waits for, such as init, exits within some seconds."""
+    """Return True if a process that is no child of this one exits within some seconds."""
     limit = time.monotonic() + seconds
     while Path(f"/proc/{pid}").exists() and time.monotonic() < limit:
         time.sleep(0.05)

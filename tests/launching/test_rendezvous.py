@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers.faces import write_pack
+from helpers.running import short_recipe
 
 from partialfc.errors import InputError
 from partialfc.launching import rendezvous
@@ -56,13 +56,7 @@ def test_an_endpoint_that_does_not_resolve_is_refused():
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
-    write_pack(tmp_path / "pack", 5, 4)
-    (tmp_path / "recipe.yaml").write_text(
-        f"data: {{path: {tmp_path}/pack, num_workers: 0}}\n"
-        "backbone: {width: 4, depths: [1, 1], input_size: 32, embedding_size: 16}\n"
-        f"train: {{length: 3, global_batch_size: 12}}\ndevice: cpu\noutput: {tmp_path}/output\n"
-    )
-    return tmp_path / "recipe.yaml"
+    return short_recipe(tmp_path)
 
 
 def test_a_host_name_that_does_not_resolve_is_not_needed_on_one_machine(recipe):
@@ -81,7 +75,7 @@ def test_a_host_name_that_does_not_resolve_is_not_needed_on_one_machine(recipe):
         recipe,
     ]
     if subprocess.run([*command[:2], "hostname", "nowhere"], capture_output=True, check=False).returncode:
-        pytest.skip("cannot change the host name here, which wants root")
+        pytest.skip("cannot change the host name here: root is required")
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0 and not done.stderr, done.stderr
     assert "on 2 rank(s) of nowhere" in done.stdout

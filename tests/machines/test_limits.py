@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.faces import write_pack
+from helpers.running import short_recipe
 
 from partialfc.__main__ import main
 from partialfc.runtime import memory_limits
@@ -16,18 +16,13 @@ from partialfc.runtime.exit_codes import exit_on_input_error
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
-    write_pack(tmp_path / "pack", 5, 4)
-    (tmp_path / "recipe.yaml").write_text(
-        f"data: {{path: {tmp_path}/pack, num_workers: 1}}\n"
-        "backbone: {width: 4, depths: [1, 1], input_size: 32, embedding_size: 16}\n"
-        f"train: {{length: 3, global_batch_size: 12}}\ndevice: cpu\noutput: {tmp_path}/output\n"
-    )
-    return tmp_path / "recipe.yaml"
+    return short_recipe(tmp_path, num_workers=1)
 
 
-def train(recipe: Path, script: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run training after a shell script."""
+def train(recipe: Path, script: str, *prefix: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run training after a shell script, in a process of the command `prefix`."""
     command = [
+        *prefix,
         "bash",
         "-c",
         f'{script} && exec "$@"',
@@ -36,31 +31,22 @@ def train(recipe: Path, script: str, **environment: str) -> subprocess.Completed
         "-m",
         "partialfc",
         "train",
-        recipe,
     ]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=200, check=False, env=os.environ | environment
+        [*command, recipe],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        env=os.environ | environment,
     )
 
 
 def test_small_shared_memory_is_refused_before_the_first_step(recipe):
-    script = "mount -t tmpfs -o size=64k none /dev/shm"
-    if subprocess.run(["unshare", "-m", "bash", "-c", script], capture_output=True, check=False).returncode:
-        pytest.skip("cannot mount here, which wants root")
-    command = [
-        "unshare",
-        "-m",
-        "bash",
-        "-c",
-        f'{script} && exec "$@"',
-        "-",
-        sys.executable,
-        "-m",
-        "partialfc",
-    ]
-    done = subprocess.run(
-        [*command, "train", recipe], capture_output=True, text=True, timeout=200, check=False
-    )
+    script, prefix = "mount -t tmpfs -o size=64k none /dev/shm", ["unshare", "--mount"]
+    if subprocess.run([*prefix, "bash", "-c", script], capture_output=True, check=False).returncode:
+        pytest.skip("cannot mount here: root is required")
+    done = train(recipe, script, *prefix)
     needed = "2 ranks x 1 workers x 4 buffers of 6 images"
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith("error: /dev/shm: 0.1 MiB free; expected 0.1 MiB for " + needed)

@@ -19,7 +19,6 @@ train: {length: 3, global_batch_size: 8}
 device: cpu
 output: OUTPUT
 """
-# What launch.sh may use besides bash and Python; of each tool only what POSIX specifies.
 FAKE_PYTHON = """#!BASH
 case "$*" in
   "-c "*) exec REAL "$@" ;;
@@ -28,6 +27,7 @@ case "$*" in
   *) echo "$*" ;;
 esac
 """
+# Tools that launch.sh may use besides bash and Python, as POSIX specifies them.
 POSIX_TOOLS = ("basename", "cat", "cksum", "dirname", "head", "ln", "mkdir", "sed", "touch", "tr")
 
 
@@ -96,7 +96,7 @@ def test_anonymous_files_have_no_path(monkeypatch):
 
 
 def test_launch_needs_no_gnu_tools_and_creates_the_environment_once(tmp_path):
-    """A fake Python creates environments that consist of itself, and prints how it is called."""
+    """Use a fake Python that creates environments of itself, and prints its arguments."""
     tools, checkout = tmp_path / "bin", tmp_path / "checkout"
     tools.mkdir()
     (checkout / "partialfc").mkdir(parents=True)

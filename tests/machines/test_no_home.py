@@ -35,7 +35,7 @@ def test_a_run_needs_no_home_directory_and_only_reads_a_complete_pack(tmp_path):
     done = train(tmp_path, "first")
     assert done.returncode == 0, done.stderr
     if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("cannot mount here, which wants root")
+        pytest.skip("cannot mount here: root is required")
     (tmp_path / "pack/.lock").unlink()
     done = train(tmp_path, "second", *prefix)
     assert done.returncode == 0 and "finished at step 3" in done.stdout, done.stderr

@@ -306,7 +306,7 @@ def log_losses(folder: Path, start: int, stop: int, clock: float, monkeypatch) -
 )
 @pytest.mark.filterwarnings("ignore")  # of the reader: that it purges events
 def test_tensorboard_shows_each_step_once_whatever_the_clock(tmp_path, monkeypatch, clocks):
-    """A process that is killed before its first checkpoint, a new one, and one that resumes at step 4."""
+    """Log a run that is killed before its first checkpoint, is started again, and resumes at step 4."""
     for (start, stop), clock in zip([(0, 3), (0, 6), (4, 9)], clocks, strict=True):
         log_losses(tmp_path, start, stop, 1_700_000_000 + clock, monkeypatch)
     events = EventAccumulator(str(tmp_path))

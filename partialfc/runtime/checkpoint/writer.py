@@ -16,6 +16,7 @@ from partialfc.runtime.checkpoint.manifest import FileDigest, Manifest, TensorEn
 from partialfc.runtime.checkpoint.safetensors_io import TensorSource, write_shard
 from partialfc.runtime.comm import DistContext
 from partialfc.runtime.exit_codes import format_error
+from partialfc.runtime.files import name_os_errors
 from partialfc.runtime.host_memory import bind_thread
 
 _DUTY_CYCLE = (
@@ -163,9 +164,10 @@ class Writer:
         """
         problem, defect = None, None
         try:
-            action()
+            with name_os_errors(self._folder.checkpoint_path(job.step)):
+                action()
         except OSError as error:
-            problem = _format_disk_error(error, self._folder.checkpoint_path(job.step))
+            problem = format_error(error)
         except Exception:  # a bug: the other ranks are notified, so that none waits forever
             defect = traceback.format_exc()
         gathered = comm.all_gather_object((problem, defect), self._dist_ctx.checkpoint_group)
@@ -186,9 +188,3 @@ def _merge_entries(parts: list[tuple[str, dict[str, Any]]]) -> dict[str, TensorE
             if one["rows"] is not None:
                 stored.pieces[file] = one["rows"]
     return tensors
-
-
-def _format_disk_error(error: OSError, path: Path) -> str:
-    if error.filename is None and error.errno is not None:
-        error.filename = str(path)
-    return format_error(error)
