@@ -13,6 +13,7 @@ from partialfc.runtime.exit_codes import (
 )
 from partialfc.runtime.process.launcher_link import exit_with_launcher, has_launcher, silence_resource_tracker
 from partialfc.runtime.process.signals import StopRequest
+from partialfc.runtime.rank_environment import add_local_rank_argument, check_has_rank
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -20,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train a face recognition model from a recipe.")
     parser.add_argument("recipe", help="YAML file, or the name of a bundled recipe")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    add_local_rank_argument(parser)
     options = parser.parse_args(arguments)
     exit_with_launcher()
     silence_resource_tracker()
@@ -31,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _train_rank(recipe: str, overrides: Sequence[str], stop_request: StopRequest) -> int:
     """Train and return the exit code."""
+    check_has_rank()
     # Imported late: worker processes of this rank import this file, too, but do not need these.
     from partialfc.config import load_config
     from partialfc.runtime import comm

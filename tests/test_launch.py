@@ -15,6 +15,7 @@ import pytest
 import torch
 from helpers.calling import called
 from helpers.faces import write_pack, write_pairs
+from helpers.ports import free_ports
 from helpers.running import children, command_of
 
 from partialfc.__main__ import main
@@ -119,7 +120,7 @@ def test_a_killed_data_worker_ends_all_ranks_with_the_reason(recipe):
             _, err = process.communicate(timeout=30)
         finally:
             process.kill()
-    assert len(ranks) == 2 and process.returncode == 137
+    assert len(ranks) == 2 and process.returncode == 137, err
     reason = (
         r"error: data worker 0 of rank 1 on \S+ was killed by SIGKILL, probably because memory ran out .*"
     )
@@ -127,6 +128,26 @@ def test_a_killed_data_worker_ends_all_ranks_with_the_reason(recipe):
     assert [line for line in err.splitlines() if not re.fullmatch(reason, line)] in ([], [others]), err
     assert re.search(reason, err), err
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
+
+
+def test_ranks_of_another_launcher_meet(recipe):
+    """As DeepSpeed starts them: no TORCHELASTIC_RUN_ID, and --local_rank."""
+    port = str(free_ports(1))
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "partialfc.train", f"--local_rank={rank}", str(recipe)],
+            env=os.environ
+            | {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [rank.communicate(timeout=120) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    assert "on 2 rank(s)" in said[0][0] and "on 2 rank(s)" not in said[1][0]
+    assert (recipe.parent / "output/summary.json").exists()
 
 
 def test_a_defect_of_ours_is_a_traceback_and_exit_code_1(recipe):
@@ -207,14 +228,16 @@ def test_one_rank_a_gpu_and_as_many_as_the_batch_allows(monkeypatch, gpus, batch
 def test_no_more_ranks_than_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(InputError, match="4 ranks on cuda, but torch sees 2 GPUs on this machine"):
+    with pytest.raises(
+        InputError, match="device: cuda: expected 4 GPUs, but torch sees 2 GPUs on this machine"
+    ):
         num_ranks(config_of(16), 4, 1)
     assert num_ranks(config_of(16, device="cpu"), 4, 1) == 4
 
 
 def test_cuda_without_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(InputError, match="1 ranks on cuda, but torch sees 0 GPUs"):
+    with pytest.raises(InputError, match="device: cuda: expected 1 GPUs, but torch sees 0 GPUs"):
         num_ranks(config_of(16, device="cuda"), None, 1)
 
 

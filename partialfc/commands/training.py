@@ -58,7 +58,6 @@ def _launch(request: "LaunchRequest") -> int:
 
     if slurm.in_allocation():
         return slurm.run_job(request)
-    slurm.check_tasks(request)
     return launcher.launch(request)
 
 

@@ -71,9 +71,10 @@ def raise_if_killed(workers: Sequence[SpawnProcess], rank: int) -> None:
     Raises:
         WorkerKilledError: If there is one.
     """
-    if workers:
-        wait([it.sentinel for it in workers], _EXIT_DELAY)
+    ended = wait([it.sentinel for it in workers], _EXIT_DELAY) if workers else []
     for number, worker in enumerate(workers):
+        if worker.sentinel in ended:
+            worker.join()  # the sentinel is closed shortly before the exit code is known
         if worker.exitcode is not None and worker.exitcode < 0:
             raise WorkerKilledError(
                 f"data worker {number} of rank {rank} on {socket.gethostname()} was killed by "

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from partialfc.runtime.exit_codes import exit_on_input_error, exit_on_internal_error, hard_exit
 from partialfc.runtime.process.launcher_link import exit_with_launcher, silence_resource_tracker
+from partialfc.runtime.rank_environment import add_local_rank_argument, check_has_rank
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -12,6 +13,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Examine the machines for a recipe.")
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    add_local_rank_argument(parser)
     options = parser.parse_args(arguments)
     exit_with_launcher()
     silence_resource_tracker()
@@ -20,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _examine(recipe: str, overrides: Sequence[str]) -> None:
+    check_has_rank()
     # imported late: worker processes of this rank import this file, too, but do not need these
     from partialfc.config import load_config
     from partialfc.doctor.checks import run_checks

@@ -26,9 +26,10 @@ from partialfc.inference.onnx import OnnxNetwork
 from partialfc.inference.weights import check_weights, load_weights, read_weights, resolve_checkpoint
 from partialfc.input_files import require_file
 from partialfc.runtime import checkpoint
+from partialfc.runtime.devices import uses_cuda
 from partialfc.runtime.exit_codes import format_error
 from partialfc.runtime.files import decode_json, file_fingerprint
-from partialfc.runtime.precision import autocast, uses_cuda
+from partialfc.runtime.precision import autocast
 
 WEIGHTS_FILE = "model.safetensors"  # weights in an exported folder
 METADATA_KEY = "backbone"  # key of a safetensors file's metadata, written by export

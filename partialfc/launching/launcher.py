@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 import tempfile
 import uuid
 from dataclasses import dataclass, field
@@ -14,8 +15,9 @@ from partialfc.data.sampler import check_world_size, valid_world_sizes
 from partialfc.errors import InputError
 from partialfc.launching.local_ranks import launch_ranks
 from partialfc.launching.rendezvous import ClusterSpec
+from partialfc.runtime.devices import describe_gpus, explain_hidden_gpus, uses_cuda
 from partialfc.runtime.platform import cpu_count
-from partialfc.runtime.precision import uses_cuda
+from partialfc.runtime.rank_environment import check_launched_once
 
 CPU_RANKS = 2  # default without GPUs: the smallest distributed run
 
@@ -66,7 +68,7 @@ def num_ranks(config: Config, requested: int | None, nodes: int) -> int:
     use_cuda = uses_cuda(config.device)
     devices = torch.cuda.device_count() if use_cuda else CPU_RANKS
     if devices == 0 or (requested is not None and requested > devices and use_cuda):
-        raise InputError(f"{requested or 1} ranks on cuda, but torch sees {devices} GPUs on this machine")
+        raise InputError(f"device: cuda: expected {requested or 1} GPUs, but {describe_gpus()}")
     fitting = [size // nodes for size in valid_world_sizes(config) if size % nodes == 0]
     chosen = (
         requested
@@ -79,7 +81,10 @@ def num_ranks(config: Config, requested: int | None, nodes: int) -> int:
 
 def launch(request: LaunchRequest) -> int:
     """Validate the recipe, run the ranks, and return the exit code of the run."""
+    check_launched_once(request.nodes)
     config, ranks = request.validate()
+    if warning := explain_hidden_gpus(config.device):
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
     if not os.environ.get("OMP_NUM_THREADS"):
         os.environ["OMP_NUM_THREADS"] = str(max(1, cpu_count() // ranks))
     if request.nodes == 1:  # host names of containers often do not resolve

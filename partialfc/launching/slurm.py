@@ -38,15 +38,6 @@ def in_allocation() -> bool:
     return "SLURM_JOB_ID" in os.environ and "SLURM_STEP_ID" not in os.environ
 
 
-def check_tasks(asked: LaunchRequest) -> None:
-    """Raise InputError if srun started several launchers of one run, each of which would be a separate run."""
-    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
-    if "SLURM_STEP_ID" in os.environ and tasks > 1 and asked.nodes == 1:
-        raise InputError(
-            f"srun: expected 1 task, got {tasks}; call partialfc without srun, since it starts a launcher on each node"
-        )
-
-
 def run_job(request: LaunchRequest) -> int:
     """Validate the recipe, run a launcher on each node of the job, and return the exit code.
 

@@ -21,6 +21,12 @@ def cpu_count() -> int:
     return os.cpu_count() or 1
 
 
+def installed_gpus() -> int:
+    """Return the number of NVIDIA GPUs of this machine; 0 if it is unknown."""
+    folder = Path("/proc/driver/nvidia/gpus")
+    return len(list(folder.iterdir())) if folder.is_dir() else 0
+
+
 def anonymous_file(name: str) -> int:
     """Return the descriptor of a file without a path; in memory on Linux."""
     if hasattr(os, "memfd_create"):

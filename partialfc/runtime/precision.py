@@ -26,8 +26,3 @@ def set_deterministic(*, deterministic: bool) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
         # all memory is written before it is read
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-
-
-def uses_cuda(device: str) -> bool:
-    """Return True if a recipe's `device` (auto, cpu or cuda) selects a GPU on this machine."""
-    return device == "cuda" or (device == "auto" and torch.cuda.is_available())

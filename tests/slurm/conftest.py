@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from helpers.faces import write_pack, write_pairs
-from jobs import PACKAGES, SCRIPT, free_ports
+from helpers.ports import free_ports
+from jobs import PACKAGES, SCRIPT
 
 
 @pytest.fixture(scope="module")

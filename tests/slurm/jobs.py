@@ -1,8 +1,6 @@
 """Jobs of a SLURM that the tests start."""
 
-import os
 import re
-import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -16,22 +14,6 @@ SETTINGS = [
     "backbone={width: 4, depths: [1, 1], input_size: 32, embedding_size: 16}",
     "train={length: 6, global_batch_size: 12}",
 ]
-
-
-def free_ports(count: int) -> int:
-    """The first of `count` ports in a row that are free on loopback."""
-    for first in range(20_000 + os.getpid() % 10_000, 60_000, 7):
-        sockets = [socket.socket() for _ in range(count)]
-        try:
-            for place, one in enumerate(sockets):
-                one.bind(("127.0.0.1", first + place))
-            return first
-        except OSError:
-            continue
-        finally:
-            for one in sockets:
-                one.close()
-    raise OSError("no free ports")
 
 
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL")

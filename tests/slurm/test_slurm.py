@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from jobs import ENDED, ROOT, SETTINGS, Job, free_ports, job
+from helpers.ports import free_ports
+from jobs import ENDED, ROOT, SETTINGS, Job, job
 
 
 @pytest.mark.slurm
@@ -247,7 +248,8 @@ def test_a_script_that_asks_for_many_tasks_gets_one_launcher_per_node(cluster, f
     told = [line for line in read(folder / "log").splitlines() if line.startswith("error: ")]
     assert ended == "FAILED" and len(told) == 8
     assert set(told) == {
-        "error: srun: expected 1 task, got 8; call partialfc without srun, since it starts a launcher on each node"
+        "error: srun with 8 processes (SLURM_STEP_NUM_TASKS): expected 1 process; call partialfc without it: it "
+        "starts the ranks of a machine, and in a SLURM job those of all nodes"
     }
 
 
