@@ -26,11 +26,11 @@ def check(
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Check a recipe with its data, or read a whole pack; exit code 1 if records are damaged.
+    """Check a recipe with its data, or read a whole pack; exit code 1 if a file of the pack is damaged.
 
     ```
-    partialfc check mine.yaml data.path=pack  # settings, data, weights
-    partialfc check pack/                     # reports every damaged record
+    partialfc check mine.yaml data.path=pack  # settings, and opens all files of the run
+    partialfc check pack/                     # reads records, index and verification sets
     partialfc check pack/ --repair fixed/     # writes all readable images
     ```
     """
@@ -59,15 +59,25 @@ def _check_pairs(path: Path) -> None:
     print(f"{path}: {len(pairs.is_same)} pairs, {same} of one person; all images are readable")
 
 
+def _check_all_pairs(pack: Path) -> list[str]:
+    """Read the verification sets of a pack, which every run on it evaluates, and return their problems."""
+    from partialfc.errors import InputError
+    from partialfc.runtime.exit_codes import format_error
+
+    problems = []
+    for path in sorted(pack.glob("*.bin")):
+        try:
+            _check_pairs(path)
+        except (InputError, OSError) as error:
+            problems.append(format_error(error))
+    return problems
+
+
 def _check_recipe(recipe: str, overrides: list[str]) -> None:
-    from partialfc.backbones import build_backbone, inference_config
     from partialfc.config import load_config
-    from partialfc.data import RecordDataset
     from partialfc.data.sampler import valid_world_sizes
     from partialfc.errors import InputError
-    from partialfc.evaluation.pairs import load_pairs
-    from partialfc.head.losses import build_loss
-    from partialfc.inference.weights import check_weights, read_weights
+    from partialfc.training.recipe_check import open_run_files
 
     config = load_config(recipe, overrides)
     world_sizes = valid_world_sizes(config)
@@ -75,25 +85,8 @@ def _check_recipe(recipe: str, overrides: list[str]) -> None:
         raise InputError(
             f"{recipe}: train.global_batch_size {config.train.global_batch_size} cannot be split over any number of ranks"
         )
-    folder = Path(config.data.path)
-    if config.data.synthetic is None or (folder / "property").exists():
-        dataset = RecordDataset(folder, reader=config.data.reader)
-        present = dataset.classes_with_images() or dataset.num_classes
-        empty = dataset.num_classes - present
-        print(
-            f"{folder}: {len(dataset)} images of {present} identities"
-            + (f"; {empty} classes have no images" if empty else "")
-        )
-        for path in sorted(folder.glob("*.bin")):
-            print(f"{path}: {len(load_pairs(path).images) // 2} pairs")
-    else:
-        print(f"{folder}: {config.data.synthetic.identities} synthetic identities will be generated")
-    build_loss(config.loss, steps_per_epoch=1)
-    backbone = build_backbone(
-        config.backbone if config.init.backbone is None else inference_config(config.backbone)
-    )
-    if config.init.backbone is not None:
-        check_weights(backbone, read_weights(Path(config.init.backbone)), Path(config.init.backbone))
+    for line in open_run_files(config):
+        print(line)
     print(f"{recipe}: OK; valid world sizes: {', '.join(map(str, world_sizes))}")
 
 
@@ -108,10 +101,11 @@ def _check_pack(pack: Path, repair_to: Path | None, against: Path | None, *, ove
             result = pack_check.repair_pack(pack, repair_to, progress=True)
     else:
         result = pack_check.check_pack(pack, progress=True)
-    for problem in result.problems:
+    problems = result.problems + ([] if repair_to else _check_all_pairs(pack))
+    for problem in problems:
         print(escape_unprintable(problem))
     print(
-        f"{pack}: {result.num_images} readable images, {len(result.problems)} problems; "
+        f"{pack}: {result.num_images} readable images, {len(problems)} problems; "
         f"{result.dialect or 'cannot be opened without repair'}"
     )
     if repair_to:
@@ -119,4 +113,4 @@ def _check_pack(pack: Path, repair_to: Path | None, against: Path | None, *, ove
     if against:
         for (first, second), count in sorted(find_shared_identities(pack, against, progress=True).items()):
             print(f"class {first} matches class {second} of {against}: {count} images in common")
-    raise typer.Exit(bool(result.problems) and not repair_to)
+    raise typer.Exit(bool(problems) and not repair_to)

@@ -34,18 +34,24 @@ def load_known_centers(head: PartialFC, config: CenterInitConfig) -> None:
     """
     if config.source is None:
         return
-    source = _open_source(Path(config.source))
     centers, owned = head.centers.tensors[CENTERS], head.centers.local_classes
-    if source.embedding_size != centers.shape[1]:
-        raise InputError(
-            f"init.centers: {config.source} has embedding size {source.embedding_size}; expected {centers.shape[1]}"
-        )
-    labels = _read_label_map(config, head.num_classes, source.num_centers)[owned.start : owned.stop]
+    source, labels = _open_known(config, config.source, head.num_classes, centers.shape[1])
+    labels = labels[owned.start : owned.stop]
     for first in range(0, source.num_centers, _ROWS):
         rows = np.flatnonzero((labels >= first) & (labels < first + _ROWS))
         if len(rows):
             block = source.rows(first, min(first + _ROWS, source.num_centers))
             centers[torch.from_numpy(rows)] = block[torch.from_numpy(labels[rows] - first)].to(centers)
+
+
+def check_known_centers(config: CenterInitConfig, num_classes: int, embedding_size: int) -> None:
+    """Check that the centers of the other run can be copied, without reading them.
+
+    Raises:
+        InputError: In the cases of `load_known_centers`.
+    """
+    if config.source is not None:
+        _open_known(config, config.source, num_classes, embedding_size)
 
 
 def new_identity_mask(config: CenterInitConfig, num_classes: int) -> NDArray[np.bool_]:
@@ -57,6 +63,18 @@ def new_identity_mask(config: CenterInitConfig, num_classes: int) -> NDArray[np.
     if config.source is None:
         return np.ones(num_classes, bool)
     return _read_label_map(config, num_classes, _open_source(Path(config.source)).num_centers) == NEW_IDENTITY
+
+
+def _open_known(
+    config: CenterInitConfig, path: str, num_classes: int, embedding_size: int
+) -> tuple["_CenterSource", NDArray[np.int64]]:
+    """Return the centers of the other run, and the label `[C]` there of each identity."""
+    source = _open_source(Path(path))
+    if source.embedding_size != embedding_size:
+        raise InputError(
+            f"init.centers: {path} has embedding size {source.embedding_size}; expected {embedding_size}"
+        )
+    return source, _read_label_map(config, num_classes, source.num_centers)
 
 
 class _CenterSource(Protocol):

@@ -205,7 +205,7 @@ def build_run(config: Config, dist_ctx: DistContext, *, init_centers: bool = Tru
     order = SampleOrder(config.seed, config.train.global_batch_size, len(dataset), lanes)
     if config.head.unsampled == "decay" and to_steps(config.train.length, order.steps_per_epoch) > MAX_STEPS:
         raise InputError(f"head.unsampled: decay supports runs of up to {MAX_STEPS:,} steps; expected hold")
-    teacher = _load_teacher(config)
+    teacher = load_teacher(config)
     head = _build_head(config, dataset.num_classes, order.steps_per_epoch, dist_ctx, drawn=init_centers)
     if init_centers and config.init.centers is not None:
         load_known_centers(head, config.init.centers)
@@ -225,7 +225,7 @@ def build_run(config: Config, dist_ctx: DistContext, *, init_centers: bool = Tru
     )
 
 
-def _load_teacher(config: Config) -> StoredEmbeddings | None:
+def load_teacher(config: Config) -> StoredEmbeddings | None:
     """Open the teacher embeddings.
 
     Returns:

@@ -130,7 +130,8 @@ def test_a_recipe_that_could_run_is_ok(called, recipe):
     assert code == 0 and not err
     assert out.splitlines() == [
         f"{pack}: 20 images of 5 identities",
-        f"{pack}/some.bin: 20 pairs",
+        f"{pack}/some.bin: evaluation set some, 40 images",
+        f"not read: images (partialfc check {pack})",
         f"{recipe}: OK; valid world sizes: 1, 2, 3, 4, 6",
     ]
     code, out, _ = called("check", "quickstart", "data.path=nothing/there")

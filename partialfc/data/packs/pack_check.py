@@ -1,6 +1,7 @@
 """Verification of a pack, and recovery of the readable images of a damaged one."""
 
 import itertools
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +17,10 @@ from partialfc.data.dataset import (
     label_from_header,
     read_property,
 )
+from partialfc.data.index import IntArray
 from partialfc.data.packs.names import read_names, write_names
 from partialfc.data.packs.pack_writer import EncodedSample, pack_version, resume_pack
-from partialfc.data.recordio import MAGIC, CorruptRecordError, map_file, read_record, unpack
+from partialfc.data.recordio import MAGIC, CorruptRecordError, RecordFile, map_file, read_record, unpack
 from partialfc.errors import InputError
 from partialfc.runtime.exit_codes import format_error
 from partialfc.runtime.progress import map_in_threads, progress_bar
@@ -36,7 +38,7 @@ class PackCheck:
 
 
 def check_pack(folder: Path, *, progress: bool = False) -> PackCheck:
-    """Read the whole .rec, independent of its index, and decode every image.
+    """Read the whole .rec, independent of its index, decode every image, and compare the index with the records.
 
     Damage that a JPEG decoder ignores, as most do for lost pixels, is not detected: the format has no
     checksums.
@@ -48,11 +50,17 @@ def check_pack(folder: Path, *, progress: bool = False) -> PackCheck:
         InputError: If `property` is invalid, or no image is readable.
         OSError: If there is no .rec.
     """
-    findings = _open_pack(folder)
-    for _ in _iter_readable(folder, findings, progress):
+    findings, starts = _open_pack(folder), array("q")
+    for _ in _iter_readable(folder, findings, progress, starts):
         pass
     if not findings.num_images:
         raise InputError(f"{find_record_file(folder)}: no readable image; {'; '.join(findings.problems[:1])}")
+    if findings.dialect is not None:
+        findings.problems += _index_problems(find_record_file(folder), np.sort(np.array(starts)))
+    try:
+        read_names(folder)
+    except InputError as error:
+        findings.problems.append(str(error))
     return findings
 
 
@@ -100,13 +108,40 @@ def _first_image_size(samples: Iterable[EncodedSample], path: Path) -> int:
     raise InputError(f"{path}: no readable image")
 
 
-def _iter_readable(folder: Path, result: PackCheck, progress: bool) -> Iterator[EncodedSample]:
-    """Yield the readable images; problems are added to `result`."""
+def _index_problems(path: Path, starts: IntArray) -> Iterator[str]:
+    """Yield how the index differs from the records that start at these bytes `[n]`."""
+    records, index = RecordFile(path), path.with_suffix(".idx")
+    keys, offsets = np.asarray(records.keys), np.asarray(records.offsets)
+    wrong = np.flatnonzero(~np.isin(offsets, starts))
+    if len(wrong):
+        yield (
+            f"{index}: {len(wrong)} of {len(keys)} keys point where no record starts, such as key {keys[wrong[0]]} "
+            f"to byte {offsets[wrong[0]]}"
+        )
+    order = np.argsort(offsets, kind="stable")
+    twice = np.flatnonzero(np.diff(offsets[order]) == 0)
+    if len(twice):
+        first, second = keys[order[twice[0]]], keys[order[twice[0] + 1]]
+        yield f"{index}: {len(twice)} records have several keys, such as {first} and {second}"
+    missing = starts[~np.isin(starts, offsets)]
+    if len(missing):
+        yield (
+            f"{index}: {len(missing)} of {len(starts)} records have no key, so that training skips them, such as that "
+            f"at byte {missing[0]}"
+        )
+
+
+def _iter_readable(
+    folder: Path, result: PackCheck, progress: bool, starts: "array[int] | None" = None
+) -> Iterator[EncodedSample]:
+    """Yield the readable images; problems are added to `result`, and the first byte of each record to `starts`."""
     path, known = find_record_file(folder), read_property(folder / "property")
 
     def looked_at(found: tuple[int, bytes | CorruptRecordError]) -> EncodedSample | str | None:
         """Return an image with its class, or its problem; None for other records."""
         offset, content = found
+        if starts is not None:
+            starts.append(offset)
         if isinstance(content, CorruptRecordError):
             return f"{path}: {content}"
         try:

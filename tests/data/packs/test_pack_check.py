@@ -103,6 +103,31 @@ def test_a_lost_or_wrong_index(pack, tmp_path, index):
     assert content(tmp_path / "out") == IMAGES
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({5: 3}, "1 of 16 keys point where no record starts, such as key 5 to byte 3"),
+        ({5: "as 6"}, "1 records have several keys, such as 5 and 6"),
+        ({15: None}, "1 of 16 records have no key, so that training skips them"),
+    ],
+)
+def test_a_key_that_points_elsewhere(pack, change, message):
+    entries = offsets(pack)
+    for key, value in change.items():
+        entries[key] = entries[6] if value == "as 6" else value
+    lines = [f"{key}\t{offset}\n" for key, offset in entries.items() if offset is not None]
+    (pack / "train.idx").write_text("".join(lines))
+    findings = check_pack(pack)
+    assert findings.num_images == 12 and any(message in it for it in findings.problems), findings.problems
+    assert all(it.startswith(f"{pack}/train.idx: ") for it in findings.problems)
+
+
+def test_damaged_names_are_a_problem(pack):
+    (pack / "identities.tsv").write_bytes(b"\xff\xfe")
+    (problem,) = check_pack(pack).problems
+    assert "identities.tsv" in problem
+
+
 def test_the_dialects(tmp_path):
     with RecordWriter(tmp_path / "train.rec", tmp_path / "train.idx") as writer:
         for key, (label, encoded) in enumerate(IMAGES):
