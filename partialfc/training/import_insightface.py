@@ -16,7 +16,8 @@ from torch import Tensor
 
 from partialfc.config import SGD, Config
 from partialfc.errors import InputError
-from partialfc.inference.weights import check_zip, load_weights
+from partialfc.inference.weight_files import check_zip
+from partialfc.inference.weights import load_weights
 from partialfc.runtime import comm, dtensors
 from partialfc.runtime.checkpoint import CheckpointManager
 from partialfc.runtime.comm import DistContext

@@ -104,7 +104,11 @@ class Runs:
         ("a.pth", lambda path: path.write_bytes(b"no weights"), "expected weights only: "),
         ("a.pth", lambda path: torch.save({"a": Runs()}, path), "expected weights only: "),
         ("a.pth", lambda path: torch.save([1, 2], path), "a list, expected names and tensors"),
-        ("a.pth", lambda path: torch.save({"epoch": 3}, path), "a dict, expected names and tensors"),
+        (
+            "a.pth",
+            lambda path: torch.save({"epoch": 3}, path),
+            "a dict with the keys 'epoch', expected names and tensors",
+        ),
         ("a.safetensors", lambda path: path.write_bytes(b"\xff" * 40), "not safetensors: "),
         ("a", lambda path: path.mkdir(), "no checkpoint; expected a folder step_"),
     ],
@@ -115,6 +119,120 @@ def test_what_holds_no_weights_is_refused(tmp_path, monkeypatch, name, write, me
     with pytest.raises(InputError, match=message):
         read_weights(tmp_path / name)
     assert not (tmp_path / "ran").exists()
+
+
+def prefixed(prefix: str, **others: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {f"{prefix}{name}": it for name, it in weights().items()} | others
+
+
+WRAPPERS = {
+    "DistributedDataParallel": lambda: prefixed("module."),
+    "torch.compile": lambda: prefixed("_orig_mod."),
+    "Lightning": lambda: {"epoch": 3, "state_dict": prefixed("model."), "optimizer_states": [{}]},
+    "Lightning with a head": lambda: {"state_dict": prefixed("model.", **{"head.kernel": torch.ones(2, 2)})},
+    "CVLface": lambda: prefixed("net."),
+    "MagFace": lambda: {"state_dict": prefixed("features.module.", **{"fc.weight": torch.ones(2, 2)})},
+    "under net": lambda: {"net": weights(), "acc": 99.0},
+    "under an unknown key": lambda: {"encoder_weights": weights(), "step": torch.ones(1)},
+    "without counters": lambda: {k: v for k, v in weights().items() if "num_batches" not in k},
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_wrapped_weights_are_loaded(tmp_path, wrapper):
+    torch.save(WRAPPERS[wrapper](), path := tmp_path / "a.pth")
+    backbone = build_backbone(SETTINGS)
+    load_weights(backbone, read_weights(path), path)
+    for name, tensor in backbone.state_dict().items():
+        assert torch.equal(tensor, weights()[name])
+
+
+def test_two_networks_in_a_file_are_not_guessed_between(tmp_path):
+    torch.save({"student": weights(), "teacher": weights()}, path := tmp_path / "a.pth")
+    with pytest.raises(InputError, match="a dict with the keys 'student', 'teacher', expected names"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ["input_layer.0.weight", "body.0.res_layer.0.weight", "output_layer.3.weight"],
+            "they are of an IR network of AdaFace or CVLface, expected an iresnet of insightface; ",
+        ),
+        (
+            ["net.input_layer.0.weight", "net.body.0.res_layer.0.weight"],
+            "they are of an IR network of AdaFace or CVLface",
+        ),
+        (
+            ["conv1.weight", "layer1.0.conv1.weight", "layer1.0.bn2.weight"],
+            "they are of a ResNet of torchvision",
+        ),
+        (["patch_embed.proj.weight", "blocks.0.attn.qkv.weight"], "they are of a vision transformer"),
+    ],
+)
+def test_another_family_is_named(names, message):
+    with pytest.raises(InputError, match=message):
+        load_weights(build_backbone(SETTINGS), {name: torch.ones(1) for name in names}, "a.pth")
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_another_depth_is_named(prefix):
+    deeper = build_backbone(
+        IResNetTiny(width=4, depths=(1, 3), input_size=32, embedding_size=16)
+    ).state_dict()
+    with pytest.raises(
+        InputError, match=r"network; 3 blocks in layer2, expected 1; \d+ surplus: layer2\.1\."
+    ):
+        load_weights(build_backbone(SETTINGS), {f"{prefix}{k}": v for k, v in deeper.items()}, "a.pth")
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "message"),
+    [
+        (
+            "a.pth",
+            lambda path: (torch.save(weights(), path), cut(path)),
+            "incomplete: .* of torch.save's zip",
+        ),
+        (
+            "a.pth",
+            lambda path: (torch.save(weights(), path, _use_new_zipfile_serialization=False), cut(path)),
+            "the file is incomplete; copy it again",
+        ),
+        (
+            "a.safetensors",
+            lambda path: (safetensors.torch.save_file(weights(), path), cut(path)),
+            "incomplete: .* fewer than its header lists",
+        ),
+        ("a.pth", lambda path: path.touch(), "found an empty file"),
+        ("a.safetensors", lambda path: path.touch(), "found an empty file"),
+        ("a.pth", lambda path: path.write_bytes(b"<!DOCTYPE html><html>"), "found a web page"),
+        (
+            "a.pth",
+            lambda path: path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n"),
+            "found a pointer of Git LFS",
+        ),
+        (
+            "a.pth",
+            lambda path: torch.save(build_backbone(SETTINGS), path),
+            r"an object of [\w.]+; save its state_dict",
+        ),
+    ],
+)
+def test_incomplete_and_other_files_are_explained(tmp_path, name, write, message):
+    write(tmp_path / name)
+    with pytest.raises(InputError, match=message):
+        read_weights(tmp_path / name)
+
+
+def test_safetensors_of_another_name(tmp_path):
+    safetensors.torch.save_file(weights(), tmp_path / "weights.bin")
+    assert read_weights(tmp_path / "weights.bin").keys() == weights().keys()
 
 
 def test_weights_that_are_not_there(tmp_path):

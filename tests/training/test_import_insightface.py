@@ -206,7 +206,7 @@ def change(content: dict, key: str) -> None:
             "gone",
             "checkpoint_gpu_0.pt, checkpoint_gpu_2.pt; expected checkpoint_gpu_0.pt and so on, for every rank",
         ),
-        ("damaged", "gpu_1.pt: not a checkpoint of arcface_torch"),
+        ("damaged", "gpu_1.pt: incomplete: 7 bytes"),
         ("there before", "never, but .* exists; choose another `output`"),
         ("another network", "gpu_0.pt: weights of a different network; .* of a different shape"),
         ("momentum", "optim.momentum: expected 0.9, as in arcface_torch"),
