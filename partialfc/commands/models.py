@@ -44,6 +44,10 @@ def evaluate(
         Literal["insightface"] | None,
         typer.Option(help="Pairs: also report the accuracy by insightface's script."),
     ] = None,
+    skip_unusable: Annotated[
+        bool,
+        typer.Option("--skip-unusable", help="IJB: leave out unusable images instead of refusing the set."),
+    ] = False,
     json_path: Annotated[
         Path | None,
         typer.Option("--json", metavar="FILE", help="Write a report of the scores to a JSON file."),
@@ -74,7 +78,12 @@ def evaluate(
         claim_file(json_path, overwrite=overwrite)
     load = partial(load_model, model, backbone, backbone_target, trust_code, device, precision, batch_size)
     run = _run_evaluation(
-        model, load, device, [*(sets or []), *(ijb or [])], use_insightface_rule=protocol is not None
+        model,
+        load,
+        device,
+        [*(sets or []), *(ijb or [])],
+        skip_unusable=skip_unusable,
+        use_insightface_rule=protocol is not None,
     )
     if run is None:  # not rank 0
         return
@@ -98,6 +107,7 @@ def _run_evaluation(
     device: str,
     sets: list[Path],
     *,
+    skip_unusable: bool,
     use_insightface_rule: bool,
 ) -> _EvaluationRun | None:
     """Evaluate a model on all ranks; return the result on rank 0 and None on the other ranks.
@@ -116,7 +126,9 @@ def _run_evaluation(
         with comm.raise_on_all_ranks(dist_ctx):
             recognizer = load()
             paths = sets or _default_sets(recognizer)
-            eval_sets = load_sets(paths)
+            if not sets and recognizer.config:
+                skip_unusable |= recognizer.config.evaluation.skip_unusable
+            eval_sets = load_sets(paths, skip_unusable=skip_unusable)
         embeddings = embed_sets(
             recognizer.network,
             eval_sets,

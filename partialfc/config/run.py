@@ -44,6 +44,8 @@ class EvaluationConfig(Settings, frozen=True):
     """Images per forward on a rank."""
     sets: tuple[str, ...] = ()
     """Paths of other sets: .bin files, folders of them, IJB, or a gallery with probes."""
+    skip_unusable: bool = False
+    """IJB: leave out images with five equal points, and templates with scores of 0 only. false: refuse the set."""
 
 
 class CheckpointConfig(Settings, frozen=True):

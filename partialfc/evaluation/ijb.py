@@ -10,12 +10,9 @@ As in the public scripts, each unnormalized embedding is weighted by its detecto
 over its media of the mean of their images, L2-normalized.
 """
 
-import re
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,14 +26,13 @@ from partialfc.data.images import ImageArray
 from partialfc.errors import InputError
 from partialfc.evaluation import metrics
 from partialfc.evaluation.identification import Subjects, identify, identify_insightface
+from partialfc.evaluation.ijb_files import SUFFIX, join_some, read_images, read_int_columns, read_subjects
 from partialfc.evaluation.sets import Scores, SetEvaluation, check_embeddings
 
 _FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 _HEADLINE = "tar@far=1e-4"
 _AT_ONCE = 1 << 12  # images
 _COSINES = 1 << 24  # similarities per block
-_SUFFIX = "_face_tid_mid.txt"
-_INTEGER = re.compile(r"-?[0-9]{1,18}")
 
 TemplateIndices = NDArray[np.int32]  # indices of templates, ordered by template id
 
@@ -65,6 +61,7 @@ class IJBSet:
     is_same: NDArray[np.bool_]  # `[P]`
     galleries: list[SubjectTemplates]  # empty: no 1:N protocol
     probes: SubjectTemplates | None
+    warning: str | None = None  # what was left out
 
     def __len__(self) -> int:
         return len(self.files)
@@ -94,7 +91,7 @@ class IJBSet:
         scores = {_HEADLINE: found[_HEADLINE]} | found | self._identification_scores(templates.numpy())
         if one_kind := metrics.one_kind(self.is_same):
             return SetEvaluation(scores, _format_scores(scores), warning=f"{self.name}: {one_kind}")
-        return SetEvaluation(scores, _format_scores(scores), self._iter_figures(similarity))
+        return SetEvaluation(scores, _format_scores(scores), self._iter_figures(similarity), self.warning)
 
     def pool_templates(self, embeddings: Tensor) -> Tensor:
         """Return L2-normalized float32 templates `[T, D]`, on the host."""
@@ -152,129 +149,84 @@ def _format_scores(scores: Scores) -> str:
 
 def is_ijb(folder: Path) -> bool:
     """Return True if the folder contains IJB-B or IJB-C."""
-    return any(folder.glob(f"meta/*{_SUFFIX}"))
+    return any(folder.glob(f"meta/*{SUFFIX}"))
 
 
-def load_ijb(folder: Path) -> IJBSet:
+def load_ijb(folder: Path, *, skip_unusable: bool = False) -> IJBSet:
     """Load a set from a folder.
+
+    Args:
+        folder: Folder of the set.
+        skip_unusable: Whether to leave out images without five different points, and templates whose scores are all
+            0, with their pairs.
 
     Returns:
         IJB-B or IJB-C.
 
     Raises:
-        InputError: If a file is invalid, or files are inconsistent.
+        InputError: If a file is invalid, files are inconsistent, or images are unusable and not left out.
     """
-    named = sorted(folder.glob(f"meta/*{_SUFFIX}"))
+    named = sorted(folder.glob(f"meta/*{SUFFIX}"))
     if len(named) != 1:
-        raise InputError(f"{folder}: {len(named)} files meta/*{_SUFFIX}; expected one, such as ijbc{_SUFFIX}")
-    name = named[0].name.removesuffix(_SUFFIX)
-    files, points, scores = _read_face_points(folder / f"meta/{name}_name_5pts_score.txt")
-    numbers, media = _read_templates(named[0], files)
-    known, templates = np.unique(numbers, return_inverse=True)
+        raise InputError(f"{folder}: {len(named)} files meta/*{SUFFIX}; expected one, such as ijbc{SUFFIX}")
+    name = named[0].name.removesuffix(SUFFIX)
+    shown, all_ids, unusable = read_images(folder, name, skip_unusable=skip_unusable)
+    known, templates = np.unique(shown.templates, return_inverse=True)
+    index = _TemplateIndex(known, np.setdiff1d(all_ids, known))
     pairs = folder / f"meta/{name}_template_pair_label.txt"
-    first, second, label = _read_int_columns(pairs, 3)
+    first, second, label = read_int_columns(pairs, 3)
     if (wrong := np.flatnonzero((label != 0) & (label != 1))).size:
         raise InputError(f"{pairs}: pair {wrong[0] + 1} has the label {label[wrong[0]]}; expected 0 or 1")
-    galleries, probes = _load_galleries(folder / "meta", name, known)
+    kept = index.is_kept(first) & index.is_kept(second)
+    galleries, probes = _load_galleries(folder / "meta", name, index)
     return IJBSet(
         path=folder,
         name=name,
-        files=files,
-        points=points,
-        weights=(scores / _count_media_images(templates, media)).astype(np.float32),
+        files=shown.files,
+        points=shown.points,
+        weights=shown.weights(),
         templates=templates.astype(np.int32),
         num_templates=len(known),
-        first=_template_indices(first, known, pairs),
-        second=_template_indices(second, known, pairs),
-        is_same=label == 1,
+        first=index.find(first[kept], pairs),
+        second=index.find(second[kept], pairs),
+        is_same=label[kept] == 1,
         galleries=galleries,
         probes=probes,
+        warning=_describe_skipped(name, unusable, len(index.skipped), int((~kept).sum())),
     )
 
 
-def _read_face_points(path: Path) -> tuple[list[str], list[FacePoints], NDArray[np.float64]]:
-    """Return names `[N]`, five points `[N]` and scores `[N]`."""
-    files, points, scores = [], [], []
-    for place, fields in _iter_fields(path, 12):
-        try:
-            values = np.array([float(it) for it in fields[1:]])
-        except ValueError:
-            raise InputError(f"{path}: line {place}: no numbers after {fields[0]}") from None
-        if not np.isfinite(values).all() or len(set(values[:10])) == 1:
-            raise InputError(f"{path}: line {place}: no five points after {fields[0]}")
-        files.append(fields[0])
-        points.append(values[:10:2] + 1j * values[1:10:2])
-        scores.append(values[10])
-    return files, points, np.array(scores)
+def _describe_skipped(name: str, unusable: list[str], templates: int, pairs: int) -> str | None:
+    if not unusable:
+        return None
+    return f"{name}: {templates} templates and {pairs} pairs are left out; {join_some(unusable)}"
 
 
-def _read_templates(path: Path, files: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return template and media `[N]` of each image.
+@dataclass(frozen=True)
+class _TemplateIndex:
+    """Ids of the templates of a set, ascending."""
 
-    Raises:
-        InputError: If the images are not `files`, in the same order.
-    """
-    numbers = []
-    for (place, fields), expected in zip(_iter_fields(path, 3), [*files, None], strict=False):
-        if fields[0] != expected:
-            found = expected or f"{len(files)} images"
-            raise InputError(f"{path}: line {place}: {fields[0]}; the list of points has {found} there")
-        if not all(_INTEGER.fullmatch(it) for it in fields[1:]):
-            raise InputError(f"{path}: line {place}: {' '.join(fields)}; expected name template media")
-        numbers.append((int(fields[1]), int(fields[2])))
-    if len(numbers) != len(files):
-        raise InputError(f"{path}: {len(numbers)} images; the list of points has {len(files)}")
-    columns = np.array(numbers, np.int64).reshape(-1, 2)
-    return columns[:, 0], columns[:, 1]
+    known: NDArray[np.int64]
+    skipped: NDArray[np.int64]  # left out
 
+    def is_kept(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return a mask of the ids that are not left out."""
+        return ~np.isin(ids, self.skipped)
 
-def _count_media_images(templates: NDArray[Any], media: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the number of images of the same media in the template, for each image `[N]`."""
-    together = np.stack([templates.astype(np.int64), media], axis=1)
-    _, inverse, counts = np.unique(together, axis=0, return_inverse=True, return_counts=True)
-    return counts[inverse.reshape(-1)]
+    def find(self, ids: NDArray[np.int64], path: Path) -> TemplateIndices:
+        """Return the indices of templates from their ids.
 
-
-def _iter_fields(path: Path, fields: int) -> Iterator[tuple[int, list[str]]]:
-    """Yield the number and the fields of each line."""
-    with path.open(encoding="utf-8", errors="surrogateescape") as file:  # names may contain any bytes
-        for place, line in enumerate(file, 1):
-            found = line.split()
-            if len(found) != fields:
-                raise InputError(f"{path}: line {place}: {len(found)} fields; expected {fields}")
-            yield place, found
-
-
-def _read_int_columns(path: Path, columns: int) -> list[NDArray[np.int64]]:
-    """Read integer columns; a file may have tens of millions of rows."""
-    with warnings.catch_warnings():
-        # numpy's only report of a field that is not a number.
-        warnings.simplefilter("error", DeprecationWarning)
-        try:
-            found = np.fromfile(path, np.int64, sep=" ")
-        except (DeprecationWarning, ValueError):
-            raise InputError(f"{path}: expected integers only") from None
-    if not found.size or found.size % columns:
-        raise InputError(f"{path}: {found.size} numbers; expected {columns} in each line")
-    return [found[column::columns] for column in range(columns)]
-
-
-def _template_indices(
-    template_ids: NDArray[np.int64], known_ids: NDArray[np.int64], path: Path
-) -> TemplateIndices:
-    """Return the indices of templates from their ids.
-
-    Raises:
-        InputError: If one has no images.
-    """
-    places = np.minimum(np.searchsorted(known_ids, template_ids), len(known_ids) - 1)
-    if (wrong := np.flatnonzero(known_ids[places] != template_ids)).size:
-        raise InputError(f"{path}: template {template_ids[wrong[0]]} has no images")
-    return places.astype(np.int32)
+        Raises:
+            InputError: If one has no images.
+        """
+        places = np.minimum(np.searchsorted(self.known, ids), len(self.known) - 1)
+        if (wrong := np.flatnonzero(self.known[places] != ids)).size:
+            raise InputError(f"{path}: template {ids[wrong[0]]} has no images in *{SUFFIX}")
+        return places.astype(np.int32)
 
 
 def _load_galleries(
-    meta: Path, name: str, known: NDArray[np.int64]
+    meta: Path, name: str, index: _TemplateIndex
 ) -> tuple[list[SubjectTemplates], SubjectTemplates | None]:
     """Return the two galleries and the probes, if they exist."""
     paths = [meta / f"{name}_1N_gallery_{it}.csv" for it in ("G1", "G2")]
@@ -282,25 +234,13 @@ def _load_galleries(
         paths = [meta / f"{name}_1N_gallery_{it}.csv" for it in ("S1", "S2")]
     if not paths[0].exists():
         return [], None
-    return [_load_subject_templates(path, known) for path in paths], _load_subject_templates(
-        meta / f"{name}_1N_probe_mixed.csv", known
+    *galleries, probes = (
+        _load_subjects(path, index) for path in (*paths, meta / f"{name}_1N_probe_mixed.csv")
     )
+    return galleries, probes
 
 
-def _load_subject_templates(path: Path, known: NDArray[np.int64]) -> SubjectTemplates:
-    """Return the templates of a file; a template of several images has several lines."""
-    found: dict[int, int] = {}
-    with path.open(encoding="utf-8", errors="surrogateescape") as file:
-        for place, line in enumerate(file, 1):
-            fields = [it.strip() for it in line.split(",")[:2]]
-            if place == 1 and not _INTEGER.fullmatch(fields[0]):
-                continue  # header
-            if len(fields) < 2 or not all(_INTEGER.fullmatch(it) for it in fields):
-                raise InputError(f"{path}: line {place}: expected TEMPLATE_ID,SUBJECT_ID,...")
-            template, subject = map(int, fields)
-            if found.setdefault(template, subject) != subject:
-                raise InputError(f"{path}: line {place}: template {template} of a second subject, {subject}")
-    if not found:
-        raise InputError(f"{path}: no templates")
-    numbers, subjects = np.array(list(found.items()), np.int64).T
-    return SubjectTemplates(_template_indices(numbers, known, path), subjects)
+def _load_subjects(path: Path, index: _TemplateIndex) -> SubjectTemplates:
+    ids, subjects = read_subjects(path)
+    kept = index.is_kept(ids)
+    return SubjectTemplates(index.find(ids[kept], path), subjects[kept])

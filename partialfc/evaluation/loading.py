@@ -14,8 +14,12 @@ from partialfc.evaluation.sets import EvaluationSet
 _FOLDERS = "several, of IJB (meta/ and loose_crop/), of gallery/ and probe/, or of TinyFace"
 
 
-def load_set(path: Path) -> EvaluationSet:
+def load_set(path: Path, *, skip_unusable: bool = False) -> EvaluationSet:
     """Load a .bin of pairs, a folder of several (one group, such as RFW), IJB-B or IJB-C, a gallery, or TinyFace.
+
+    Args:
+        path: Path of the set.
+        skip_unusable: Whether unusable images of IJB are left out, instead of refusing the set.
 
     Returns:
         The evaluation set.
@@ -26,7 +30,7 @@ def load_set(path: Path) -> EvaluationSet:
     if not path.is_dir():
         return load_pairs(path)
     if is_ijb(path):
-        return load_ijb(path)
+        return load_ijb(path, skip_unusable=skip_unusable)
     if is_gallery(path):
         return load_gallery(path)
     files = sorted(path.glob("*.bin"))
@@ -35,8 +39,8 @@ def load_set(path: Path) -> EvaluationSet:
     raise InputError(f"{path}: expected a .bin file, or a folder of {_FOLDERS}")
 
 
-def load_sets(paths: Sequence[Path]) -> list[EvaluationSet]:
-    """Load the sets at `paths`.
+def load_sets(paths: Sequence[Path], *, skip_unusable: bool = False) -> list[EvaluationSet]:
+    """Load the sets at `paths`; `skip_unusable` as of `load_set`.
 
     Returns:
         The evaluation sets, in the same order.
@@ -44,7 +48,7 @@ def load_sets(paths: Sequence[Path]) -> list[EvaluationSet]:
     Raises:
         InputError: If one cannot be loaded, or two have the same name.
     """
-    found = [load_set(path) for path in paths]
+    found = [load_set(path, skip_unusable=skip_unusable) for path in paths]
     names = [it.name for it in found]
     if twice := next((name for name in names if names.count(name) > 1), None):
         places = ", ".join(str(path) for path, name in zip(paths, names, strict=True) if name == twice)

@@ -37,7 +37,8 @@ def open_run_files(config: Config) -> Iterator[str]:
     else:
         yield f"{folder}: {config.data.synthetic.identities} synthetic identities will be generated"
     paths = evaluation_set_paths(config)
-    for path, found in zip(paths, load_sets(paths), strict=True):
+    sets = load_sets(paths, skip_unusable=config.evaluation.skip_unusable)
+    for path, found in zip(paths, sets, strict=True):
         yield f"{path}: evaluation set {found.name}, {len(found)} images"
     _check_backbone(config)
     if config.init.backbone is not None:

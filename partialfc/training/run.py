@@ -220,7 +220,7 @@ def build_run(config: Config, dist_ctx: DistContext, *, init_centers: bool = Tru
         optimizer=optimizer,
         micro_batch_runner=_build_micro_batch_runner(config, backbone, optimizer, dist_ctx),
         loader=BatchLoader(dataset, order, config.data, config.augment, dist_ctx, teacher),
-        eval_sets=load_sets(evaluation_set_paths(config)),
+        eval_sets=load_sets(evaluation_set_paths(config), skip_unusable=config.evaluation.skip_unusable),
         health=TrainingHealth(dist_ctx.device),
     )
 

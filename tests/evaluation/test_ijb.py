@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -186,9 +187,9 @@ def test_the_command_says_it_on_any_number_of_ranks(ijb, tmp_path):
 @pytest.mark.parametrize(
     ("file", "old", "new", "message"),
     [
-        ("name_5pts_score", r"^1\.png (\S+)", "1.png nan", "line 1: no five points after 1.png"),
+        ("name_5pts_score", r"^1\.png (\S+)", "1.png nan", "line 1: expected finite numbers after 1.png"),
         ("name_5pts_score", r"^2\.png \S+ ", "2.png ", "line 2: 11 fields; expected 12"),
-        ("name_5pts_score", r"^2\.png \S+ ", "2.png x ", "line 2: no numbers after 2.png"),
+        ("name_5pts_score", r"^2\.png \S+ ", "2.png x ", "line 2: expected 11 numbers after 2.png"),
         ("face_tid_mid", r"^3\.png", "4.png", "line 3: 4.png; the list of points has 3.png there"),
         ("face_tid_mid", r"^3\.png.*\n", "", "the list of points has 3.png there"),
         ("face_tid_mid", r"^1\.png \d+", "1.png x", "line 1: 1.png x .*; expected name template media"),
@@ -275,3 +276,50 @@ def test_pairs_of_one_kind_have_no_rates(ijb):
     assert "all" in found.warning and "show different people" in found.warning
     assert np.isnan(found.scores["tar@far=1e-4"]) and "TAR@FAR 1e-4 -" in found.summary
     assert np.isfinite(found.scores["rank1"])
+
+
+def spoil(ijb: Made, folder: Path, spoilt: dict[int, str]) -> None:
+    """Copy a set, with other lines of points for some images."""
+    shutil.copytree(ijb.folder / "meta", folder / "meta")
+    (folder / "loose_crop").symlink_to(ijb.folder / "loose_crop")
+    path = folder / "meta/ijbc_name_5pts_score.txt"
+    lines = [line.split() for line in path.read_text().splitlines()]
+    for image, kind in spoilt.items():
+        lines[image][1:] = [*lines[image][1:11], "0"] if kind == "score" else ["7"] * 10 + lines[image][11:]
+    path.write_text("".join(" ".join(line) + "\n" for line in lines))
+
+
+def images_of(ijb: Made, template: int) -> list[int]:
+    return [image for image, it in enumerate(ijb.templates) if it == template]
+
+
+def test_unusable_images_are_refused_by_template_or_left_out(ijb, tmp_path):
+    """All scores of a template are 0; two images of others have five equal points, one of them as the only one."""
+    templates = sorted(set(ijb.templates))
+    several = next(it for it in templates if len(images_of(ijb, it)) > 1)
+    single = next(it for it in templates if len(images_of(ijb, it)) == 1)
+    zero = next(it for it in reversed(templates) if it not in (several, single))
+    spoilt = dict.fromkeys(images_of(ijb, zero), "score") | {
+        images_of(ijb, it)[0]: "points" for it in (several, single)
+    }
+    spoil(ijb, tmp_path, spoilt)
+    with pytest.raises(
+        InputError, match=f"3 templates have unusable images.*template {zero}: only detector scores of 0"
+    ):
+        load_ijb(tmp_path)
+    found = load_ijb(tmp_path, skip_unusable=True)
+    gone = {zero, single}
+    pairs = [(a, b, label) for a, b, label in ijb.pairs if not {a, b} & gone]
+    assert found.num_templates == len(templates) - 2 and len(found.is_same) == len(pairs)
+    kept = [
+        image
+        for image, template in enumerate(ijb.templates)
+        if template not in gone and image != images_of(ijb, several)[0]
+    ]
+    assert [found.files[it] for it in range(len(found))] == [f"{it + 1}.png" for it in kept]
+    evaluated = found.evaluate(embeddings_of(ijb)[kept])
+    assert f"2 templates and {len(ijb.pairs) - len(pairs)} pairs are left out" in evaluated.warning
+    file = f"{images_of(ijb, several)[0] + 1}.png"
+    assert f"template {several}: {file} with five equal points" in evaluated.warning
+    pooled = found.pool_templates(embeddings_of(ijb)[kept])
+    assert (pooled.norm(dim=1) > 0.99).all()
