@@ -43,7 +43,7 @@ from partialfc.monitoring.step_metrics import (
 from partialfc.monitoring.terminal import Terminal
 from partialfc.runtime import timing, versions
 from partialfc.runtime.checkpoint import SaveResult
-from partialfc.runtime.exit_codes import format_error
+from partialfc.runtime.error_messages import format_error
 from partialfc.runtime.files import SUMMARY_FILE, atomic_write, name_os_errors
 
 
@@ -220,6 +220,8 @@ class MainRunLogger(RunLogger):
 
     @override
     def log_checkpoint(self, result: SaveResult) -> None:
+        for warning in result.warnings:
+            self.log_message(f"warning: checkpoint at step {result.step}: {warning}")
         if result.problem is not None:
             self.log_message(f"checkpoint at step {result.step} failed: {result.problem}; training continues")
             return

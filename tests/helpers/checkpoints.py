@@ -45,11 +45,13 @@ def assert_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
             ), name
 
 
-def save(folder: Path, dist_ctx: comm.DistContext, step: int, keep: int = 2, **kwargs: Any) -> None:
+def save(folder: Path, dist_ctx: comm.DistContext, step: int, keep: int = 2, **kwargs: Any) -> list[str]:
+    """Save, and return the warnings."""
     checkpoints = CheckpointManager(folder, keep=keep, dist_ctx=dist_ctx)
     checkpoints.save(step, state_of(dist_ctx, seed=step), {"seed": step}, elapsed_seconds=1.0, **kwargs)
     outcome = checkpoints.wait()
     assert outcome is not None and outcome.problem is None, outcome
+    return outcome.warnings
 
 
 def found_in(folder: Path, dist_ctx: comm.DistContext) -> checkpoint.VerifiedCheckpoint | None:

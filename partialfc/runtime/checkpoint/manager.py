@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from partialfc.errors import InputError
+from partialfc.input_files import require_file
 from partialfc.runtime import comm, dtensors
 from partialfc.runtime.checkpoint.folder import BEST, CheckpointFolder, scan_checkpoints
 from partialfc.runtime.checkpoint.manifest import FileDigest, Manifest, read_manifest
@@ -23,7 +24,7 @@ from partialfc.runtime.checkpoint.safetensors_io import (
 from partialfc.runtime.checkpoint.state_snapshot import NestedState, StateSnapshot, flatten_state
 from partialfc.runtime.checkpoint.writer import SaveJob, SaveResult, Writer
 from partialfc.runtime.comm import DistContext
-from partialfc.runtime.exit_codes import format_error
+from partialfc.runtime.error_messages import format_error
 
 RESUME_KEYWORDS = ("auto", "never")  # of `resume`; any other value is a path
 
@@ -218,8 +219,9 @@ def _verify(path: Path, expected: FileDigest, size: int, changed: int) -> None:
 
 def _file_damage(path: Path, expected: Any) -> str | None:
     try:
+        require_file(path)
         found = compute_digest(path)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, InputError) as error:
         return format_error(error)
     if found == expected:
         return None

@@ -78,12 +78,19 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         sealed = msgspec.json.decode(written, type=_SignedManifest)
     except msgspec.ValidationError:
-        raise InputError(f"{path}: written by an earlier version, without digests") from None
+        raise InputError(
+            f"{path}: written by an earlier version, without digests; resume the run with that version"
+        ) from None
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: {error}") from None
-    if sealed.format != _FORMAT or msgspec.json.encode(sealed) != written:
-        raise InputError(f"{path}: format {sealed.format}, expected {_FORMAT}")
-    if xxhash.xxh3_128_hexdigest(bytes(sealed.content)) != sealed.digest:
+        raise InputError(
+            f"{path}: expected the description of a checkpoint; the file is damaged: {error}"
+        ) from None
+    if sealed.format != _FORMAT:
+        raise InputError(f"{path}: format {sealed.format}, expected {_FORMAT}; another version wrote it")
+    if (
+        msgspec.json.encode(sealed) != written
+        or xxhash.xxh3_128_hexdigest(bytes(sealed.content)) != sealed.digest
+    ):
         raise InputError(f"{path}: was modified after it was written")
     try:
         manifest = msgspec.json.decode(sealed.content, type=Manifest)

@@ -101,7 +101,9 @@ def read_rows_into(target: Tensor, name: str, first: int, entry: TensorEntry, fo
             target[start - first : stop - first].copy_(part)
             filled += stop - start
     if filled != len(target):
-        raise InputError(f"{folder}: {name}: {filled} of the rows {first} to {last}")
+        raise InputError(
+            f"{folder}: {name}: expected the rows {first} to {last}, found {filled} of them in its files"
+        )
 
 
 def empty_like_entry(entry: TensorEntry, rows: int | None = None) -> Tensor:
@@ -123,7 +125,9 @@ def _read_tensor(path: Path, name: str, rows: slice | None) -> Tensor:
         with safe_open(path, framework="pt") as file:
             tensor: Tensor = file.get_tensor(name) if rows is None else file.get_slice(name)[rows]
     except SafetensorError as error:
-        raise InputError(f"{path}: {error}") from None
+        raise InputError(
+            f"{path}: expected safetensors of a checkpoint; the file is damaged: {error}"
+        ) from None
     return tensor
 
 

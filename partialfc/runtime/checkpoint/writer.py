@@ -15,7 +15,7 @@ from partialfc.runtime.checkpoint.folder import CheckpointFolder
 from partialfc.runtime.checkpoint.manifest import FileDigest, Manifest, TensorEntry
 from partialfc.runtime.checkpoint.safetensors_io import TensorSource, write_shard
 from partialfc.runtime.comm import DistContext
-from partialfc.runtime.exit_codes import format_error
+from partialfc.runtime.error_messages import format_error
 from partialfc.runtime.files import name_os_errors
 from partialfc.runtime.host_memory import bind_thread
 
@@ -41,13 +41,14 @@ class SaveJob:
 
 @dataclass(frozen=True)
 class SaveResult:
-    """Result of a save: its path or its problem. Equal on all ranks."""
+    """Result of a save: its path or its problem. Equal on all ranks, except its warnings."""
 
     step: int
     path: Path
     write_seconds: float  # duration of the write
     stall_seconds: float  # duration for which the steps waited
     problem: str | None
+    warnings: list[str]  # what could not be removed or linked; on rank 0
 
 
 class _SaveFailedError(Exception):
@@ -118,7 +119,9 @@ class Writer:
                 problem = str(failure)
             taken = time.perf_counter() - began
             path = self._folder.checkpoint_path(job.step)
-            self._outcome = SaveResult(job.step, path, taken, job.stall_seconds, problem)
+            self._outcome = SaveResult(
+                job.step, path, taken, job.stall_seconds, problem, self._folder.take_warnings()
+            )
         except BaseException as defect:  # a bug, or a group whose ranks have exited: raised by wait()
             self._defect = defect
         finally:
