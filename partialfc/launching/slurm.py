@@ -24,6 +24,7 @@ from partialfc.launching.launcher import LaunchRequest
 from partialfc.runtime.exit_codes import EXIT_STOPPED
 from partialfc.runtime.files import SUMMARY_FILE
 
+_QUERY_WAITS = (1, 5)  # seconds before a failed query is repeated
 _REQUEUE_WAIT = 60  # seconds for SLURM to end a batch script that has requeued its job
 # Signals that SLURM or a user sends to the batch script only.
 _FORWARDED_SIGNALS = (signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
@@ -110,7 +111,7 @@ def _cpus() -> list[str]:
 def _forward_signal(job: str, step: str, number: int, frame: FrameType | None) -> None:
     """Send a signal to the launchers; not to srun, which would kill them, nor to other steps of the job."""
     command = ["squeue", "--noheader", "--steps", f"--jobs={job}", "--format=%i %j"]
-    listed = subprocess.run(command, check=False, capture_output=True, text=True).stdout
+    listed = _query(command)
     for line in listed.splitlines():
         identifier, _, name = line.strip().partition(" ")
         if name == step:
@@ -150,9 +151,19 @@ def _port() -> str:
 def _scontrol_field(kind: str, name: str, key: str) -> str | None:
     """Return a field of SLURM's description of a job or node."""
     command = ["scontrol", "--oneliner", "show", kind, name]
-    text = subprocess.run(command, check=False, capture_output=True, text=True).stdout
+    text = _query(command)
     found = re.search(rf"\b{key}=(\S+)", text)
     return found[1] if found else None
+
+
+def _query(command: Sequence[str]) -> str:
+    """Return the output of a query, repeated if it fails, as it does while SLURM is overloaded or restarted."""
+    for wait in (*_QUERY_WAITS, None):
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode == 0 or wait is None:
+            break
+        time.sleep(wait)
+    return done.stdout
 
 
 def _print_error(text: str) -> None:

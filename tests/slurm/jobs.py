@@ -19,6 +19,19 @@ SETTINGS = [
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL")
 
 
+def called(cluster: dict[str, str], folder: Path, *command: str) -> str:
+    """What a command of SLURM prints. A query that a busy controller does not answer is repeated."""
+    for attempt in range(4):
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, env=cluster, cwd=folder, timeout=60
+        )
+        if done.returncode == 0 or "show" not in command:
+            break
+        time.sleep(attempt)
+    done.check_returncode()
+    return done.stdout
+
+
 class Job:
     """A job of two nodes that runs launch.sh."""
 
@@ -42,16 +55,7 @@ class Job:
         ).strip()
 
     def _called(self, *command: str) -> str:
-        done = subprocess.run(
-            command,
-            check=True,
-            capture_output=True,
-            text=True,
-            env=self._cluster,
-            cwd=self._folder,
-            timeout=60,
-        )
-        return done.stdout
+        return called(self._cluster, self._folder, *command)
 
     def signal(self, *options: str) -> None:
         self._called("scancel", *options, self.number)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from helpers.ports import free_ports
-from jobs import ENDED, ROOT, SETTINGS, Job, job
+from jobs import ENDED, ROOT, SETTINGS, Job, called, job
 
 
 @pytest.mark.slurm
@@ -272,13 +272,6 @@ def wait_for_job(cluster: dict[str, str], folder: Path, *arguments: str) -> str:
     number = called(cluster, folder, "sbatch", "--parsable", *arguments).strip()
     until(lambda: shown(cluster, folder, number, "JobState") in ENDED)
     return shown(cluster, folder, number, "JobState")
-
-
-def called(cluster: dict[str, str], folder: Path, *command: str) -> str:
-    done = subprocess.run(
-        command, check=True, capture_output=True, text=True, env=cluster, cwd=folder, timeout=60
-    )
-    return done.stdout
 
 
 def shown(cluster: dict[str, str], folder: Path, job: str, key: str) -> str:
