@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 import partialfc
 from partialfc.config.provenance import Provenance
+from partialfc.data.alignment import TEMPLATE
 from partialfc.evaluation.metrics import format_scores, scores_with_interval
 from partialfc.evaluation.sets import Scores
 from partialfc.runtime.versions import git_revision
@@ -29,9 +30,40 @@ first, second = model.embed(["a.jpg", "b.jpg"])
 print(first @ second{threshold})
 ```
 
-The input of `model.onnx` is `images`, float32 [batch, 3, {size}, {size}]: RGB, (x - 127.5) / 127.5. Its output is `embeddings`,
-float32 [batch, {width}]. L2-normalize them, preferably the sum of the embeddings of an image and its mirror image. They match
-those of `model.safetensors`: minimum cosine {cosine:.7f} on {checked} faces.
+Without partialfc, the same embeddings need onnxruntime, OpenCV and numpy:
+
+```python
+import cv2
+import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx")
+
+
+def read(path, size={size}):
+    image = cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB)  # imread applies the orientation in EXIF
+    if image.shape[:2] == (size, size):
+        return image
+    method = cv2.INTER_AREA if size < min(image.shape[:2]) else cv2.INTER_LINEAR
+    return cv2.resize(image, (size, size), interpolation=method)
+
+
+def embed(paths):
+    images = (np.stack([read(path) for path in paths]).astype(np.float32) - 127.5) / 127.5
+    images = images.transpose(0, 3, 1, 2)  # [batch, 3, {size}, {size}]
+    mirrored = np.ascontiguousarray(images[..., ::-1])
+    embeddings = session.run(None, {{"images": images}})[0] + session.run(None, {{"images": mirrored}})[0]
+    return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+```
+
+- Color: RGB; values: float32, (x - 127.5) / 127.5.
+- Size: {size} x {size}; larger images shrink by averaging over areas (INTER_AREA), smaller ones grow linearly. Other
+  interpolations give other embeddings.
+- Mirroring: the sum of the unnormalized embeddings, float32 [batch, {width}], of an image and its mirror image, then L2-normalized.
+- Alignment: a similarity transform that maps eyes, nose and corners of the mouth to these (x, y) of 112 x 112 pixels, unless
+  the training set was aligned otherwise: {points}.
+
+The embeddings of `model.onnx` match those of `model.safetensors`: minimum cosine {cosine:.7f} on {checked} faces.
 
 ## Intended use and limits
 
@@ -92,6 +124,7 @@ def build_model_card(
         revision=git_revision(),
         threshold="" if math.isnan(threshold) else f" > {threshold:.3f}",
         cosine=cosine,
+        points=", ".join(f"({it.real}, {it.imag})" for it in TEMPLATE),
         checked=checked,
         scores=_scores_table(scores),
         recipe=provenance.to_yaml().rstrip(),
@@ -107,7 +140,14 @@ def build_export_config(provenance: Provenance, steps: int, scores: dict[str, Sc
         "version": partialfc.__version__,
         "revision": git_revision(),
         "backbone": msgspec.to_builtins(settings),
-        "input": {"size": settings.input_size, "channels": "RGB", "mean": 127.5, "std": 127.5},
+        "input": {
+            "size": settings.input_size,
+            "channels": "RGB",
+            "mean": 127.5,
+            "std": 127.5,
+            "resize": "area if it shrinks, else linear",
+            "mirror": "sum with the mirror image, then L2-normalized",
+        },
         "embedding": settings.embedding_size,
         "trained": {
             "steps": steps,

@@ -4,6 +4,8 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -267,3 +269,23 @@ def test_every_tool_says_what_it_does(path):
         called_tool(path, "--help") if folder == "tools" else called_module(f"{folder}.{path.stem}", "--help")
     )
     assert done.returncode == 0 and "usage:" in done.stdout.lower()
+
+
+def test_the_card_of_an_export_is_enough_to_get_its_embeddings(exported, tmp_path):
+    """Its code runs in an interpreter that cannot import the package, on images that shrink, grow and keep their size."""
+    card = (exported / "README.md").read_text()
+    (code,) = (it for it in re.findall(r"```python\n(.*?)```", card, re.DOTALL) if "onnxruntime" in it)
+    shutil.copy(exported / "model.onnx", tmp_path)
+    sizes = {"a.png": (90, 70), "b.png": (20, 41), "c.png": (32, 32), "d.jpg": (112, 112)}
+    draws = np.random.default_rng(0)
+    for name, (height, width) in sizes.items():
+        coarse = draws.integers(0, 255, (8, 8, 3)).astype(np.uint8)
+        cv2.imwrite(str(tmp_path / name), cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC))
+    (tmp_path / "follow.py").write_text(
+        f"import sys\nsys.modules['partialfc'] = None\n{code}\nnp.save('found.npy', embed({list(sizes)!r}))\n"
+    )
+    subprocess.run([sys.executable, "-I", "follow.py"], cwd=tmp_path, check=True)
+    expected = partialfc.load(exported, device="cpu").embed([tmp_path / name for name in sizes])
+    cosines = (np.load(tmp_path / "found.npy") * expected).sum(1)
+    assert cosines.min() > 0.99999, cosines
+    assert len(set(expected[:, 0].tolist())) == len(sizes)
