@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from partialfc.backbones.projection import Projection
 from partialfc.errors import InputError
-from partialfc.runtime.exit_codes import format_error
+from partialfc.runtime.error_messages import format_error
 
 
 class ExternalBackbone(nn.Module):

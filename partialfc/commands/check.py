@@ -62,7 +62,7 @@ def _check_pairs(path: Path) -> None:
 def _check_all_pairs(pack: Path) -> list[str]:
     """Read the verification sets of a pack, which every run on it evaluates, and return their problems."""
     from partialfc.errors import InputError
-    from partialfc.runtime.exit_codes import format_error
+    from partialfc.runtime.error_messages import format_error
 
     problems = []
     for path in sorted(pack.glob("*.bin")):
@@ -75,16 +75,13 @@ def _check_all_pairs(pack: Path) -> list[str]:
 
 def _check_recipe(recipe: str, overrides: list[str]) -> None:
     from partialfc.config import load_config
-    from partialfc.data.sampler import valid_world_sizes
-    from partialfc.errors import InputError
+    from partialfc.data.sampler import check_world_size, valid_world_sizes
     from partialfc.training.recipe_check import open_run_files
 
     config = load_config(recipe, overrides)
     world_sizes = valid_world_sizes(config)
     if not world_sizes:
-        raise InputError(
-            f"{recipe}: train.global_batch_size {config.train.global_batch_size} cannot be split over any number of ranks"
-        )
+        check_world_size(config, 1)  # says why
     for line in open_run_files(config):
         print(line)
     print(f"{recipe}: OK; valid world sizes: {', '.join(map(str, world_sizes))}")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from partialfc.data import images
 from partialfc.data.images import ImageArray
 from partialfc.errors import InputError
-from partialfc.runtime.exit_codes import format_error
+from partialfc.runtime.error_messages import format_error
 from partialfc.runtime.files import atomic_write
 from partialfc.runtime.progress import map_in_threads, progress_bar
 

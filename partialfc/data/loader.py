@@ -29,7 +29,7 @@ from partialfc.data.stored_embeddings import StoredEmbeddings
 from partialfc.errors import InputError
 from partialfc.runtime import comm, counter_rng, timing
 from partialfc.runtime.comm import DistContext
-from partialfc.runtime.exit_codes import format_error
+from partialfc.runtime.error_messages import format_error
 from partialfc.runtime.memory_limits import describe_memory
 from partialfc.runtime.process import signals
 

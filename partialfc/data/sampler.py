@@ -35,9 +35,16 @@ def check_world_size(config: Config, world_size: int) -> None:
     if world_size not in fitting:
         parts = "" if train.micro_batch_size is None else f" in micro-batches of {train.micro_batch_size}"
         lanes = "" if config.data.order == "shuffle" else f" and data.lanes {config.data.lanes}"
+        if fitting:
+            expected = f"{world_size} ranks; expected one of {', '.join(map(str, fitting))}"
+        elif train.micro_batch_size is None:
+            expected = "any number of ranks; expected at least 2 images, as BatchNorm requires"
+        else:
+            expected = (
+                f"any number of ranks; expected a multiple of train.micro_batch_size {train.micro_batch_size}"
+            )
         raise InputError(
-            f"train.global_batch_size {train.global_batch_size}{parts}{lanes} cannot be split over {world_size} ranks; "
-            f"expected one of {', '.join(map(str, fitting)) or 'none'}"
+            f"train.global_batch_size {train.global_batch_size}{parts}{lanes} cannot be split over {expected}"
         )
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from partialfc.errors import InputError
 from partialfc.input_files import read_file, require_file
-from partialfc.runtime.exit_codes import format_error
+from partialfc.runtime.error_messages import format_error
 from partialfc.runtime.files import atomic_write, decode_json
 from partialfc.runtime.platform import allocate_file
 

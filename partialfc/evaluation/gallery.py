@@ -14,7 +14,7 @@ from partialfc.data.images import ImageArray
 from partialfc.errors import InputError
 from partialfc.evaluation.identification import UNKNOWN_SUBJECT, Subjects, identify
 from partialfc.evaluation.sets import SetEvaluation, check_embeddings
-from partialfc.runtime.exit_codes import format_error
+from partialfc.runtime.error_messages import format_error
 
 RANKS = (1, 5, 20)
 _TINYFACE = {  # folder and, for each group of images, its list of names

@@ -160,7 +160,7 @@ def scores_of_pairs(similarities: ArrayLike, truth: IsSame) -> dict[str, float]:
             f"similarities of shape {similarity.shape} and same of {truth.shape}; expected two lists of the same length, at least 10"
         )
     if not np.isfinite(similarity).all():
-        raise InputError("non-finite similarities")
+        raise InputError("similarities: expected finite numbers")
     if one_kind(truth):
         return dict.fromkeys(_names(_measurable_fars(int((~truth).sum()))), math.nan)
     fold = _fold_ids(len(truth), 10)

@@ -1,6 +1,7 @@
 """Verification sets in the .bin format of the field; nothing in a file is executed."""
 
 import math
+import pickle
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +17,9 @@ from partialfc.data.images import EncodedImage, ImageArray
 from partialfc.errors import InputError
 from partialfc.evaluation import metrics, safe_pickle
 from partialfc.evaluation.sets import Scores, SetEvaluation, check_embeddings
-from partialfc.input_files import read_file
-from partialfc.runtime.exit_codes import format_error
+from partialfc.input_files import describe_other_content, read_file
+
+_PICKLE_START = (b"\x80", b"(")  # of protocol 2 and later, and of python 2's default
 
 
 @dataclass(frozen=True)
@@ -119,16 +121,9 @@ def load_pairs(path: Path) -> VerificationPairs:
         InputError: If the file contains anything else, or fewer than 10 pairs, one per fold.
     """
     content = read_file(path)
-    try:
-        loaded = safe_pickle.safe_load(content)
-    except safe_pickle.UnsafePickleError as error:
-        raise InputError(f"{path}: {error}") from None
-    except OSError:
-        raise
-    except Exception as error:  # a damaged pickle can raise any exception
-        raise InputError(f"{path}: not a pickle of (images, issame): {format_error(error)[:100]}") from None
+    loaded = _load_pickle(path, content)
     if not (isinstance(loaded, tuple | list) and len(loaded) == 2):
-        raise InputError(f"{path}: a {type(loaded).__name__}, expected (images, issame)")
+        raise InputError(f"{path}: the pickle of a {type(loaded).__name__}; expected (images, issame)")
     faces, same = loaded
     lengths = [_list_length(part) for part in loaded]
     most = len(content)  # an array without elements may have any length
@@ -141,6 +136,22 @@ def load_pairs(path: Path) -> VerificationPairs:
     return VerificationPairs(
         path, encoded, np.array([_parse_flag(path, index, flag) for index, flag in enumerate(same)], bool)
     )
+
+
+def _load_pickle(path: Path, content: bytes) -> Any:
+    expected = "expected a verification set, the pickle of (images, issame)"
+    if other := describe_other_content(content):
+        raise InputError(f"{path}: {expected}, found {other}")
+    try:
+        return safe_pickle.safe_load(content)
+    except safe_pickle.UnsafePickleError as error:
+        raise InputError(f"{path}: {error}") from None
+    except OSError:
+        raise
+    except Exception:  # a damaged pickle can raise any exception
+        is_cut = content.startswith(_PICKLE_START) and not content.endswith(pickle.STOP)
+        found = "an incomplete copy of one" if is_cut else "a damaged or different file"
+        raise InputError(f"{path}: {expected}, found {found}") from None
 
 
 def _list_length(part: Any) -> int:

@@ -27,7 +27,7 @@ from partialfc.inference.weights import check_weights, load_weights, read_weight
 from partialfc.input_files import require_file
 from partialfc.runtime import checkpoint
 from partialfc.runtime.devices import uses_cuda
-from partialfc.runtime.exit_codes import format_error
+from partialfc.runtime.error_messages import format_error
 from partialfc.runtime.files import decode_json, file_fingerprint
 from partialfc.runtime.precision import autocast
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from partialfc.errors import InputError
-from partialfc.input_files import require_file
-from partialfc.runtime.exit_codes import format_error
+from partialfc.input_files import describe_other_content, read_head, require_file
+from partialfc.runtime.error_messages import format_error
 
 # Keys of the weights in third-party files, the first that exists.
 _STATE_DICT_KEYS = (
@@ -29,12 +29,7 @@ _DTYPES = frozenset(
     (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int8, torch.int16, torch.int32,
      torch.int64, torch.bool)
 )  # fmt: skip
-_HEAD_BYTES = 512  # that identify the content of a file
-_ZIP, _LFS, _HTML = (
-    b"PK\x03\x04",
-    b"version https://git-lfs",
-    re.compile(rb"\s*<(!doctype|html|\?xml)", re.IGNORECASE),
-)
+_ZIP = b"PK\x03\x04"
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -44,9 +39,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         InputError: If it is anything else, or damaged.
         OSError: If it cannot be read.
     """
-    require_file(path)
-    head = _read_head(path)
-    if problem := _describe_other_content(path, head):
+    head = read_head(path)
+    if problem := describe_other_content(head):
         raise InputError(f"{path}: expected weights (.pth, .pt or .safetensors), found {problem}")
     if path.suffix == ".safetensors" or _is_safetensors(head):
         tensors = _read_safetensors(path)
@@ -64,7 +58,7 @@ def check_zip(path: Path) -> None:
     """Raise InputError if torch.save's zip archive is incomplete or damaged; torch.load does not check its members."""
     require_file(path)
     if not zipfile.is_zipfile(path):
-        if _read_head(path).startswith(_ZIP):
+        if read_head(path).startswith(_ZIP):
             raise InputError(
                 f"{path}: incomplete: {path.stat().st_size} bytes of torch.save's zip archive without its end; copy it again"
             )
@@ -76,22 +70,6 @@ def check_zip(path: Path) -> None:
         raise InputError(f"{path}: damaged: {format_error(error)[:100]}") from None
     if damaged is not None:
         raise InputError(f"{path}: damaged: {damaged} is not what was written")
-
-
-def _read_head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(_HEAD_BYTES)
-
-
-def _describe_other_content(path: Path, head: bytes) -> str | None:
-    """Return what a file contains instead of weights, if that is known."""
-    if not head:
-        return "an empty file"
-    if head.startswith(_LFS):
-        return "a pointer of Git LFS; download the file itself (git lfs pull)"
-    if _HTML.match(head):
-        return "a web page, of a failed download"
-    return None
 
 
 def _is_safetensors(head: bytes) -> bool:

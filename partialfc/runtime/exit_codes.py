@@ -1,16 +1,14 @@
 """Exit codes, and exits with a one-line message for bad input."""
 
-import errno
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from partialfc.errors import InputError
+from partialfc.runtime.error_messages import format_error
 from partialfc.runtime.process.limits import explain_limit
-from partialfc.runtime.text import escape_unprintable
 
 EXIT_BAD_INPUT = 2  # bad input
 EXIT_DIVERGED = 3  # diverged run
@@ -79,25 +77,3 @@ def hard_exit(code: int) -> NoReturn:
         with suppress(RuntimeError):  # in a signal handler that interrupts a write
             stream.flush()
     os._exit(code)
-
-
-def _format_free_space(error: OSError, path: str) -> str:
-    """Return the free space of a full disk; empty for other errors."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return ""
-    folder = path if os.path.isdir(path) else os.path.dirname(path)
-    with suppress(OSError):
-        return f" ({shutil.disk_usage(folder).free / 2**20:.1f} MiB free)"
-    return ""
-
-
-def format_error(error: Exception) -> str:
-    """Return the message of an error on one line, with unprintable characters escaped.
-
-    The message of a system error starts with the absolute path of its file, and contains the free space of a full disk.
-    """
-    text = " ".join(str(error).split())
-    if isinstance(error, OSError) and error.filename is not None:
-        path = os.path.abspath(os.fsdecode(error.filename))
-        text = f"{path}: {error.strerror}{_format_free_space(error, path)}"
-    return escape_unprintable(text) or type(error).__name__

@@ -21,7 +21,7 @@ from partialfc.inference.weights import load_weights
 from partialfc.runtime import comm, dtensors
 from partialfc.runtime.checkpoint import CheckpointManager
 from partialfc.runtime.comm import DistContext
-from partialfc.runtime.exit_codes import format_error
+from partialfc.runtime.error_messages import format_error
 from partialfc.runtime.process.run_lock import lock_output_folder
 from partialfc.training.resume import start_or_resume
 from partialfc.training.run import BACKBONE_OPTIM_STATE, Run

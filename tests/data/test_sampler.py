@@ -107,7 +107,8 @@ def test_lanes_that_do_not_divide_the_batch_are_refused():
             3,
             "512 in micro-batches of 64 cannot be split over 3 ranks; expected one of 1, 2, 4, 8",
         ),
-        (100, 64, {}, 1, "expected one of none"),
+        (100, 64, {}, 1, "any number of ranks; expected a multiple of train.micro_batch_size 64"),
+        (1, None, {}, 1, "any number of ranks; expected at least 2 images"),
         (
             12,
             None,

@@ -123,7 +123,7 @@ def test_the_threshold_tells_most_pairs_right_and_its_far_is_counted():
         ),
         ([1.0] * 5, [True] * 5, "at least 10"),
         ([[1.0] * 12], [[True] * 12], "expected two lists"),
-        ([np.nan] * 12, [True] * 12, "non-finite"),
+        ([np.nan] * 12, [True] * 12, "expected finite numbers"),
         ([0.5] * 12, [1, -1] * 6, "same: expected booleans, or 0 and 1, got int64 such as '-1', '1'"),
         (
             [0.5] * 12,

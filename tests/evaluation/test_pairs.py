@@ -80,12 +80,15 @@ def test_other_names_of_numpy_are_refused(tmp_path, name):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not a pickle"),
-        (b"no pickle", "not a pickle"),
-        (pickle.dumps((IMAGES, SAME))[:-20], "not a pickle"),
-        ({"images": IMAGES}, "not a pickle"),
-        (IMAGES, "a list, expected"),
-        ((IMAGES, SAME, 1), "a tuple, expected"),
+        (b"", "found an empty file"),
+        (b"no pickle", "expected a verification set, the pickle of .*, found a damaged or different file"),
+        (b"<html></html>", "found a web page"),
+        (b"\x1f\x8b\x08\x00", "found a compressed file; decompress it first"),
+        (pickle.dumps((IMAGES, SAME))[:-20], "found an incomplete copy of one"),
+        (pickle.dumps((IMAGES, SAME))[:60], "found an incomplete copy of one"),
+        ({"images": IMAGES}, "found a damaged or different file"),
+        (IMAGES, "the pickle of a list; expected"),
+        ((IMAGES, SAME, 1), "the pickle of a tuple; expected"),
         ((IMAGES, 7), "20 and no list images and issame"),
         ((IMAGES[:-1], SAME), "19 and 10 images and issame; expected two images per pair"),
         (

@@ -22,7 +22,7 @@ from partialfc.data.packs import sources
 from partialfc.data.recordio import Header, RecordFile, RecordWriter
 from partialfc.errors import InputError
 from partialfc.evaluation.pairs import load_pairs
-from partialfc.runtime.exit_codes import format_error
+from partialfc.runtime.error_messages import format_error
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SHOWN = 8  # records that are read of a file

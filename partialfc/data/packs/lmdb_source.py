@@ -11,7 +11,7 @@ import msgpack
 
 from partialfc.data.packs.item import PackItem, parse_label
 from partialfc.errors import InputError
-from partialfc.runtime.exit_codes import format_error
+from partialfc.runtime.error_messages import format_error
 from partialfc.runtime.files import file_fingerprint
 
 

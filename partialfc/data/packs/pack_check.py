@@ -22,7 +22,7 @@ from partialfc.data.packs.names import read_names, write_names
 from partialfc.data.packs.pack_writer import EncodedSample, pack_version, resume_pack
 from partialfc.data.recordio import MAGIC, CorruptRecordError, RecordFile, map_file, read_record, unpack
 from partialfc.errors import InputError
-from partialfc.runtime.exit_codes import format_error
+from partialfc.runtime.error_messages import format_error
 from partialfc.runtime.progress import map_in_threads, progress_bar
 
 _STRIDE = 1 << 20  # words of 4 bytes per block in the search for the next record

@@ -17,7 +17,7 @@ from partialfc.data.packs.sources import FileSource, Source, open_source
 from partialfc.errors import InputError
 from partialfc.input_files import read_file
 from partialfc.runtime import counter_rng
-from partialfc.runtime.exit_codes import format_error
+from partialfc.runtime.error_messages import format_error
 from partialfc.runtime.progress import map_in_threads, progress_bar
 
 DAMAGED = "damaged.txt"  # in a pack's folder: the unreadable images

@@ -14,7 +14,7 @@ from partialfc.data.images import SUFFIXES
 from partialfc.data.packs.item import PackItem, parse_label
 from partialfc.errors import InputError
 from partialfc.input_files import require_file
-from partialfc.runtime.exit_codes import format_error
+from partialfc.runtime.error_messages import format_error
 from partialfc.runtime.files import file_fingerprint
 
 
