@@ -104,6 +104,9 @@ def _attempt(
             result = _Agent(spec, DefaultLogsSpecs(log_dir=processes.folder), processes).run()
         finally:
             meeting.shutdown()
+    if result is None:  # the rendezvous was closed
+        _print_error("error: the launchers of other machines ended before this one joined; the run ended")
+        return EXIT_RANK_LOST
     return processes.exit_code(result.failures) if result.is_failed() else 0
 
 

@@ -59,7 +59,10 @@ def run_job(request: LaunchRequest) -> int:
     restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     config, _ = replace(request, nodes=nodes).validate()  # once, before every node reports the same error
     endpoint = f"{_first_node()}:{_port()}"
-    everywhere = replace(request, nodes=nodes, endpoint=endpoint, run_id=f"{job}.{restarts}")
+    run_id = (
+        f"{job}.{restarts}.{uuid.uuid4().hex[:8]}"  # another cluster may have the same job, and the same port
+    )
+    everywhere = replace(request, nodes=nodes, endpoint=endpoint, run_id=run_id)
     code = _run_launchers(everywhere.to_arguments(), job, nodes, batch=request.requeue)
     if request.command != "train":
         return code

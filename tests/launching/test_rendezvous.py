@@ -1,5 +1,6 @@
 """Machines that do not join, endpoints that do not answer, and host names that do not resolve."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -7,13 +8,16 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from helpers.running import short_recipe
 
 from partialfc.errors import InputError
-from partialfc.launching import rendezvous
+from partialfc.launching import local_ranks, rendezvous
+from partialfc.launching.local_ranks import launch_ranks
 from partialfc.launching.rendezvous import ClusterSpec, create_rendezvous
+from partialfc.runtime.exit_codes import EXIT_RANK_LOST
 
 CLUSTER = ClusterSpec(nodes=2, endpoint="localhost:0", run_id="mine", ranks_per_node=1, join_timeout=2)
 
@@ -52,6 +56,15 @@ def test_two_machines_join():
 def test_an_endpoint_that_does_not_resolve_is_refused():
     with pytest.raises(InputError, match=r"rendezvous nowhere.invalid:1: 0 of 2 machines joined .*: .+"):
         create_rendezvous(replace(CLUSTER, endpoint="nowhere.invalid:1", join_timeout=0.1), 0)
+
+
+def test_a_rendezvous_that_others_closed_ends_in_one_line(monkeypatch, capfd):
+    """As for a machine too many, once the others have finished."""
+    monkeypatch.setattr(local_ranks._Agent, "run", lambda agent: None)
+    with mock.patch.dict(os.environ):
+        assert launch_ranks(["-c", "pass"], replace(CLUSTER, nodes=1), max_restarts=0) == EXIT_RANK_LOST
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "ended before this one joined" in line
 
 
 @pytest.fixture
