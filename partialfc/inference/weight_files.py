@@ -47,11 +47,24 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     else:
         tensors = _read_pth(path)
     for name, tensor in tensors.items():
-        if kind := _unusable(tensor):
+        if kind := find_unusable_kind(tensor):
             raise InputError(
                 f"{path}: {name}: expected a dense tensor of ordinary floats or integers, got {kind}"
             )
     return tensors
+
+
+def find_unusable_kind(tensor: Tensor) -> str | None:
+    """Return why a tensor cannot be a network's weight, or None. Conversion would fail, or drop a part of it."""
+    if tensor.is_meta:
+        return "one on the meta device, without values"
+    if tensor.layout != torch.strided:
+        return f"a sparse one ({str(tensor.layout).removeprefix('torch.')})"
+    if tensor.is_quantized:
+        return f"a quantized one ({str(tensor.dtype).removeprefix('torch.')})"
+    if tensor.dtype not in _DTYPES:
+        return str(tensor.dtype).removeprefix("torch.")
+    return None
 
 
 def check_zip(path: Path) -> None:
@@ -133,16 +146,3 @@ def _is_state_dict(content: Any) -> bool:
     return (
         isinstance(content, dict) and bool(content) and all(isinstance(it, Tensor) for it in content.values())
     )
-
-
-def _unusable(tensor: Tensor) -> str | None:
-    """Return why a tensor cannot be a network's weight, or None. Conversion would fail, or drop a part of it."""
-    if tensor.is_meta:
-        return "one on the meta device, without values"
-    if tensor.layout != torch.strided:
-        return f"a sparse one ({str(tensor.layout).removeprefix('torch.')})"
-    if tensor.is_quantized:
-        return f"a quantized one ({str(tensor.dtype).removeprefix('torch.')})"
-    if tensor.dtype not in _DTYPES:
-        return str(tensor.dtype).removeprefix("torch.")
-    return None

@@ -36,7 +36,7 @@ def match_names(
         InputError: If tensors are missing, unexpected, or of other shapes or types; lists each kind.
     """
     needed = {name for name in own if not name.endswith(_COUNTER)}
-    weights = max(_without_prefixes(needed, weights), key=lambda it: len(needed & it.keys()))
+    weights = strip_prefix(own, weights)
     misfits = _misfits(own, weights, needed)
     if any(misfits.values()):
         told = [f"{len(names)} {kind}: {_format_names(names)}" for kind, names in misfits.items() if names]
@@ -44,6 +44,12 @@ def match_names(
             f"{source}: weights of a different network; {'; '.join([*_explain(own, weights), *told])}"
         )
     return {name: weights.get(name, own[name]) for name in own}
+
+
+def strip_prefix(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return the weights, in their order, without the prefix whose removal gives most names of the backbone."""
+    needed = {name for name in own if not name.endswith(_COUNTER)}
+    return max(_without_prefixes(needed, weights), key=lambda it: len(needed & it.keys()))
 
 
 def _without_prefixes(needed: set[str], weights: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:

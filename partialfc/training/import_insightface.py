@@ -15,8 +15,11 @@ from msgspec import Meta, Struct
 from torch import Tensor
 
 from partialfc.config import SGD, Config
+from partialfc.config.types import NonNegativeInt
+from partialfc.conversion import short_repr
 from partialfc.errors import InputError
-from partialfc.inference.weight_files import check_zip
+from partialfc.inference.weight_files import check_zip, find_unusable_kind
+from partialfc.inference.weight_names import strip_prefix
 from partialfc.inference.weights import load_weights
 from partialfc.runtime import comm, dtensors
 from partialfc.runtime.checkpoint import CheckpointManager
@@ -30,6 +33,9 @@ _STATE_NAMES = {  # optimizer state there: name in the head
     "sgd": {"momentum_buffer": "momentum"},
     "adamw": {"exp_avg": "first_moment", "exp_avg_sq": "second_moment"},
 }
+
+
+_MAX_STEP = 1 << 24  # exact in float32, as torch stores it
 
 
 class _ParamGroup(Struct):
@@ -48,7 +54,7 @@ class _SoftmaxWeights(Struct):
 class _InsightFaceCheckpoint(Struct):
     """Contents of a file, as loaded by torch."""
 
-    global_step: int
+    global_step: NonNegativeInt
     state_dict_backbone: dict[str, Any]
     state_dict_softmax_fc: _SoftmaxWeights
     state_optimizer: _OptimizerState
@@ -111,9 +117,14 @@ def _load_files(run: Run, paths: list[Path]) -> int:
         content = _read_checkpoint(path)
         if rank == 0:
             step = content.global_step
-            load_weights(run.backbone, content.state_dict_backbone, path)
+            if step > run.total_steps:
+                raise InputError(
+                    f"{path}: is at step {step}; expected at most {run.total_steps}, the recipe's train.length"
+                )
+            weights = strip_prefix(run.backbone.state_dict(), content.state_dict_backbone)
+            load_weights(run.backbone, weights, path)
             run.reset_ema()
-            _load_optimizer_state(state[BACKBONE_OPTIM_STATE], content, path)
+            _load_optimizer_state(state[BACKBONE_OPTIM_STATE], content, list(weights), path)
         elif content.global_step != step:
             raise InputError(f"{path}: is at step {content.global_step}, {paths[0].name} is at step {step}")
         count = classes // len(paths) + (rank < classes % len(paths))
@@ -134,10 +145,9 @@ def _load_center_rows(
 ) -> None:
     """Load the centers of a rank and their optimizer state, which is its last parameter."""
     weight, expected = content.state_dict_softmax_fc.weight, head["centers"][rows].shape
-    if not isinstance(weight, Tensor) or weight.shape != expected:
-        found = list(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+    if weight.shape != expected:
         raise InputError(
-            f"{path}: class centers {found}; expected {list(expected)}, of the recipe's backbone.embedding_size and the pack's "
+            f"{path}: class centers {list(weight.shape)}; expected {list(expected)}, of the recipe's backbone.embedding_size and the pack's "
             f"{len(head['centers'])} identities"
         )
     steps = {"step": torch.Size()} if "counts" in head else {}
@@ -179,18 +189,36 @@ def _read_checkpoint(path: Path) -> _InsightFaceCheckpoint:
     except Exception as error:  # a damaged or malicious file can raise any exception
         raise InputError(f"{path}: not a checkpoint of arcface_torch: {format_error(error)[:100]}") from None
     try:
-        return msgspec.convert(content, _InsightFaceCheckpoint)
+        found = msgspec.convert(content, _InsightFaceCheckpoint)
     except msgspec.ValidationError as error:
         raise InputError(f"{path}: expected a file of save_all_states: {error}") from None
+    for name, value in found.state_dict_backbone.items():
+        _check_tensor(value, f"{path}: {name}")
+    _check_tensor(found.state_dict_softmax_fc.weight, f"{path}: class centers")
+    return found
+
+
+def _check_tensor(value: Any, location: str) -> None:
+    """Raise InputError if a value is not a dense tensor of finite numbers."""
+    if not isinstance(value, Tensor):
+        raise InputError(f"{location}: expected a tensor, got {short_repr(value)}")
+    if kind := find_unusable_kind(value):
+        raise InputError(f"{location}: expected a dense tensor, got {kind}")
+    wrong = int((~value.isfinite()).sum())
+    if wrong:
+        raise InputError(f"{location}: expected finite numbers, got {wrong} of {value.numel()} that are not")
 
 
 def _load_optimizer_state(
-    ours: Mapping[str, Mapping[str, Tensor]], content: _InsightFaceCheckpoint, path: Path
+    ours: Mapping[str, Mapping[str, Tensor]],
+    content: _InsightFaceCheckpoint,
+    names: list[str],
+    path: Path,
 ) -> None:
     """Load the optimizer state of the backbone. Its parameters are numbered in the order of the network's."""
     numbers = content.state_optimizer.param_groups[0].params
     buffers = ("running_mean", "running_var", "num_batches_tracked")
-    parameters = [it for it in content.state_dict_backbone if not it.endswith(buffers)]
+    parameters = [it for it in names if not it.endswith(buffers)]
     if len(numbers) != len(parameters):
         raise InputError(
             f"{path}: an optimizer of {len(numbers)} parameters; the backbone has {len(parameters)}"
@@ -213,11 +241,20 @@ def _optimizer_state_of(
     """
     state = content.state_optimizer.state.get(number, {})
     # The step was a plain number in older versions.
-    found = {name: torch.as_tensor(it) for name, it in state.items() if isinstance(it, Tensor | int | float)}
+    found = {
+        name: it if isinstance(it, Tensor) else torch.tensor(float(it))
+        for name, it in state.items()
+        if isinstance(it, Tensor) or (isinstance(it, int | float) and abs(it) < _MAX_STEP)
+    }
     for name, shape in expected.items():
         if name not in found or found[name].shape != shape:
             there = ", ".join(f"{key} {list(it.shape)}" for key, it in found.items()) or "nothing"
             raise InputError(
                 f"{location}: the optimizer keeps {there}; the recipe's requires {name} {list(shape)}"
+            )
+        _check_tensor(found[name], f"{location}: {name} of the optimizer")
+        if name == "step" and not 0 <= int(found[name]) <= content.global_step:
+            raise InputError(
+                f"{location}: step {int(found[name])} of the optimizer; expected 0 to {content.global_step}"
             )
     return {name: found[name] for name in expected}

@@ -222,6 +222,9 @@ def test_steps_may_change_the_tensors_while_they_are_written(alone, tmp_path, mo
             {"pieces": {"../other.safetensors": (0, 9)}},
             "expected files of the checkpoint, got '../other.safetensors'",
         ),
+        ({"dtype": "F4"}, "expected one of F64, .*, got 'F4'"),
+        ({"pieces": {"rank_00000.safetensors": (5, 2)}}, r"expected first and last row, got \(5, 2\)"),
+        ({"pieces": {"rank_00000.safetensors": (-1, 2)}}, r"expected first and last row, got \(-1, 2\)"),
     ],
 )
 def test_a_manifest_of_a_stranger_allocates_and_reads_nothing_else(alone, tmp_path, change, message):

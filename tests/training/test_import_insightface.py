@@ -164,21 +164,29 @@ def test_a_moving_average_begins_as_the_imported_network(pack, tmp_path, theirs)
     assert all(torch.equal(average[name], it) for name, it in network.items())
 
 
-def change(content: dict, key: str) -> None:
-    last = content["state_optimizer"]["param_groups"][1]["params"][0]
-    match key:
-        case "another step":
-            content["global_step"] = 11
-        case "fewer classes":
-            content["state_dict_softmax_fc"]["weight"] = content["state_dict_softmax_fc"]["weight"][:-1]
-        case "no moments":
-            del content["state_optimizer"]["state"][last]
-        case "no optimizer":
-            del content["state_optimizer"]
-        case "another kind":
-            content["state_optimizer"] = [1]
-        case "of adamw":
-            content["state_optimizer"]["state"][last] = {"exp_avg": torch.zeros(1)}
+def centers_of(content: dict) -> dict:
+    return content["state_dict_softmax_fc"]
+
+
+def last_state_of(content: dict) -> dict:
+    """State of the optimizer for the centers."""
+    return content["state_optimizer"]["state"][content["state_optimizer"]["param_groups"][1]["params"][0]]
+
+
+CHANGES = {
+    "another step": lambda it: it.update(global_step=11),
+    "a negative step": lambda it: it.update(global_step=-7),
+    "a huge step": lambda it: it.update(global_step=10**30),
+    "fewer classes": lambda it: centers_of(it).update(weight=centers_of(it)["weight"][:-1]),
+    "NaN centers": lambda it: centers_of(it)["weight"][2, 3].fill_(torch.nan),
+    "a number for centers": lambda it: centers_of(it).update(weight=1.5),
+    "a number for a weight": lambda it: it["state_dict_backbone"].update({"conv1.weight": 3}),
+    "infinite moments": lambda it: last_state_of(it)["momentum_buffer"][0, 0].fill_(torch.inf),
+    "no moments": lambda it: last_state_of(it).clear(),
+    "no optimizer": lambda it: it.pop("state_optimizer"),
+    "another kind": lambda it: it.update(state_optimizer=[1]),
+    "of adamw": lambda it: (last_state_of(it).clear(), last_state_of(it).update(exp_avg=torch.zeros(1))),
+}
 
 
 @pytest.mark.parametrize(
@@ -203,6 +211,18 @@ def change(content: dict, key: str) -> None:
             r"gpu_1.pt: class centers: the optimizer keeps exp_avg \[1\]; the recipe's requires momentum_buffer \[8, 16\]",
         ),
         (
+            "a negative step",
+            "gpu_1.pt: expected a file of save_all_states: Expected `int` >= 0 - at `.*global_step`",
+        ),
+        ("a huge step", "gpu_1.pt: is at step 10{30}, checkpoint_gpu_0.pt is at step 10"),
+        ("NaN centers", "gpu_1.pt: class centers: expected finite numbers, got 1 of 128 that are not"),
+        ("a number for centers", "gpu_1.pt: class centers: expected a tensor, got 1.5"),
+        ("a number for a weight", "gpu_1.pt: conv1.weight: expected a tensor, got 3"),
+        (
+            "infinite moments",
+            "gpu_1.pt: class centers: momentum_buffer of the optimizer: expected finite numbers, got 1 of 128",
+        ),
+        (
             "gone",
             "checkpoint_gpu_0.pt, checkpoint_gpu_2.pt; expected checkpoint_gpu_0.pt and so on, for every rank",
         ),
@@ -218,7 +238,7 @@ def test_files_that_do_not_fit_are_named(pack, tmp_path, theirs, changed, messag
     for path in theirs["sgd"][0].iterdir():
         content = torch.load(path, weights_only=True)
         if path.stem.endswith("1"):
-            change(content, changed)
+            CHANGES.get(changed, lambda it: None)(content)
         torch.save(content, folder / path.name)
     config = recipe(pack, tmp_path / "run", SGD_RECIPE | ({"momentum": 0.0} if changed == "momentum" else {}))
     if changed == "gone":
@@ -233,3 +253,25 @@ def test_files_that_do_not_fit_are_named(pack, tmp_path, theirs, changed, messag
     assert done.returncode == 2 and re.search(message, done.stderr) and done.stderr.count("\n") == 1, (
         done.stderr
     )
+
+
+def test_a_step_beyond_the_recipe_is_refused(pack, tmp_path, theirs):
+    config = recipe(pack, tmp_path / "run", SGD_RECIPE)
+    short = msgspec.structs.replace(config, train=msgspec.structs.replace(config.train, length=9))
+    done = imported(theirs["sgd"][0], short, tmp_path)
+    assert done.returncode == 2
+    assert "gpu_0.pt: is at step 10; expected at most 9, the recipe's train.length" in done.stderr
+
+
+def test_a_backbone_with_a_prefix_keeps_its_moments(pack, tmp_path, theirs):
+    (tmp_path / "theirs").mkdir()
+    for path in theirs["sgd"][0].iterdir():
+        content = torch.load(path, weights_only=True)
+        named = content["state_dict_backbone"]
+        content["state_dict_backbone"] = {f"module.{name}": it for name, it in named.items()}
+        torch.save(content, tmp_path / "theirs" / path.name)
+    for folder, output in ((tmp_path / "theirs", "a"), (theirs["sgd"][0], "b")):
+        assert imported(folder, recipe(pack, tmp_path / output, SGD_RECIPE), tmp_path).returncode == 0
+    one, two = (read_tensors(tmp_path / it / "checkpoints/latest", "backbone_moments") for it in "ab")
+    assert one.keys() == two.keys() and all(torch.equal(one[name], it) for name, it in two.items())
+    assert any(it.any() for it in one.values())

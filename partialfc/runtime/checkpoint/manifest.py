@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 import xxhash
 from msgspec import Struct
 
@@ -14,6 +15,18 @@ from partialfc.runtime.files import fsync_path
 
 MANIFEST = "run.json"
 _FORMAT = 3  # version of the checkpoint format
+DTYPES = {  # by their names in safetensors
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 class FileDigest(Struct, frozen=True):
@@ -97,12 +110,16 @@ def read_manifest(folder: Path) -> Manifest:
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: of another version: {error}") from None
     for name, stored in manifest.tensors.items():
-        _check_size(path, name, stored, manifest.files)
+        _check_entry(path, name, stored, manifest.files)
     return manifest
 
 
-def _check_size(path: Path, name: str, stored: TensorEntry, files: dict[str, FileDigest]) -> None:
+def _check_entry(path: Path, name: str, stored: TensorEntry, files: dict[str, FileDigest]) -> None:
     """Raise InputError if a tensor is in no file, or larger than its files, before memory is allocated."""
+    if stored.dtype not in DTYPES:
+        raise InputError(f"{path}: {name}: expected one of {', '.join(DTYPES)}, got {stored.dtype!r:.60}")
+    if wrong := [it for it in stored.pieces.values() if not 0 <= it[0] <= it[1]]:
+        raise InputError(f"{path}: {name}: expected first and last row, got {wrong[0]}")
     if others := [file for file in stored.pieces if file not in files or Path(file).name != file]:
         raise InputError(f"{path}: {name}: expected files of the checkpoint, got {others[0]!r:.60}")
     bytes_there = sum(files[file].bytes for file in stored.pieces)

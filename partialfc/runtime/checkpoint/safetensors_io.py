@@ -14,21 +14,9 @@ from torch import Tensor
 from partialfc.errors import InputError
 from partialfc.input_files import require_file
 from partialfc.runtime.checkpoint.direct_file import DirectFile
-from partialfc.runtime.checkpoint.manifest import FileDigest, TensorEntry
+from partialfc.runtime.checkpoint.manifest import DTYPES, FileDigest, TensorEntry
 
-_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-_BY_NAME = {name: dtype for dtype, name in _DTYPES.items()}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _CHUNK = 8 << 20  # bytes per read or write
 
 
@@ -56,7 +44,7 @@ ThrottleFn = Callable[[], None]  # called after each chunk; may wait
 
 def dtype_name(tensor: TensorSource) -> str:
     """Return the name of a tensor's dtype in the safetensors format."""
-    return _DTYPES[tensor.dtype]
+    return _NAMES[tensor.dtype]
 
 
 def write_shard(path: Path, tensors: Mapping[str, TensorSource], throttle: ThrottleFn) -> FileDigest:
@@ -109,7 +97,7 @@ def read_rows_into(target: Tensor, name: str, first: int, entry: TensorEntry, fo
 def empty_like_entry(entry: TensorEntry, rows: int | None = None) -> Tensor:
     """Return an empty host tensor for all rows of a stored tensor, or for the given number of rows."""
     shape = entry.shape if rows is None else [rows, *entry.shape[1:]]
-    return torch.empty(shape, dtype=_BY_NAME[entry.dtype])
+    return torch.empty(shape, dtype=DTYPES[entry.dtype])
 
 
 def _iter_ranges(start: int, stop: int, rows: Tensor) -> Iterator[tuple[int, int]]:
