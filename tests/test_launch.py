@@ -78,7 +78,7 @@ def test_a_plan_starts_nothing_and_takes_overrides_before_and_after(recipe):
         (["--gpus", "-2"], "--gpus -2: expected a number above 0"),
         (["--gpu-memory", "nan"], "--gpu-memory nan: expected a number above 0"),
         (["--gpu", "b200"], "--gpu b200: expected one of v100, a100, h100, h200"),
-        (["data.path=nowhere"], "nowhere/property: not found; pass --identities N"),
+        (["data.path=nowhere"], r"/.*/nowhere/property: not found; pass --identities N"),
     ],
 )
 def test_a_plan_of_nonsense_is_refused_in_one_line(recipe, capfd, arguments, message):
@@ -197,7 +197,7 @@ def test_a_broadcast_error_on_one_rank_keeps_its_traceback(recipe):
         (["--ranks", "0"], "cannot be split over 0 ranks"),
         (
             ["train.global_batch_size=1"],
-            "train.global_batch_size 1 cannot be split over 2 ranks; expected one of none",
+            "train.global_batch_size 1 cannot be split over any number of ranks; expected at least 2 images",
         ),
     ],
 )

@@ -13,6 +13,7 @@ from partialfc.config import Config, load_config
 from partialfc.config.durations import parse_seconds
 from partialfc.data.sampler import check_world_size, valid_world_sizes
 from partialfc.errors import InputError
+from partialfc.launching.addresses import host_name_is_local_only, interface_towards
 from partialfc.launching.local_ranks import launch_ranks
 from partialfc.launching.rendezvous import ClusterSpec
 from partialfc.runtime.devices import describe_gpus, explain_hidden_gpus, uses_cuda
@@ -87,15 +88,24 @@ def launch(request: LaunchRequest) -> int:
         print(f"warning: {warning}", file=sys.stderr, flush=True)
     if not os.environ.get("OMP_NUM_THREADS"):
         os.environ["OMP_NUM_THREADS"] = str(max(1, cpu_count() // ranks))
-    if request.nodes == 1:  # host names of containers often do not resolve
-        loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
     if config.backbone.compile:  # otherwise it would be in the temporary folder of the ranks
         os.environ.setdefault(
             "TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"
         )
     join_timeout = parse_seconds(config.launch.join_timeout)
     cluster = ClusterSpec(request.nodes, request.endpoint, request.run_id, ranks, join_timeout)
+    if interface := _gloo_interface(cluster):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     command = ["-m", f"partialfc.{request.command}", request.recipe, *request.overrides]
     restarts = config.launch.max_restarts if request.command == "train" else 0
     return launch_ranks(command, cluster, restarts, numa=config.launch.numa)
+
+
+def _gloo_interface(cluster: ClusterSpec) -> str | None:
+    """Return the network interface for gloo; None if it finds one by the host name of this machine.
+
+    Host names of containers often do not resolve, and those of Debian resolve to a loopback address.
+    """
+    if cluster.nodes == 1:
+        return next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+    return interface_towards(*cluster.host_and_port) if host_name_is_local_only() else None

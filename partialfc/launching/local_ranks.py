@@ -74,13 +74,15 @@ def launch_ranks(command: list[str], cluster: ClusterSpec, max_restarts: int, *,
     with processes.forward_signals():
         for attempt in range(max_restarts + 1):
             code = _attempt(command, cluster, attempt, processes, numa)
-            if code in _FINAL_EXIT_CODES or attempt == max_restarts:
+            if code in _FINAL_EXIT_CODES or attempt == max_restarts or processes.is_cut_off:
                 break
             processes.running = []
             _print_error(f"restarting all ranks (attempt {attempt + 1} of {max_restarts})")
     Console().show_cursor()  # a killed rank could not stop its live display
     if code == EXIT_BAD_INPUT and cluster.nodes > 1:
         time.sleep(_PEER_EXIT_DELAY)
+    if processes.is_cut_off:  # a thread still waits in native code, which Python's own exit could not end
+        hard_exit(code)
     return code
 
 
@@ -103,7 +105,7 @@ def _attempt(
         try:
             result = _Agent(spec, DefaultLogsSpecs(log_dir=processes.folder), processes).run()
         finally:
-            meeting.shutdown()
+            processes.is_cut_off = not meeting.try_shutdown()
     if result is None:  # the rendezvous was closed
         _print_error("error: the launchers of other machines ended before this one joined; the run ended")
         return EXIT_RANK_LOST
@@ -149,6 +151,7 @@ class _RankProcesses:
     def __init__(self) -> None:
         self.running: list[Popen[bytes]] = []
         self.folder = ""  # of the agent's own files; none yet
+        self.is_cut_off = False  # whether the rendezvous does not answer
         self._killed: set[int] = set()  # killed by this process
         self._ended: list[int] = []  # pids in the order of their exits
         self._forwarded: set[int] = set()  # forwarded signals
@@ -242,7 +245,7 @@ class _Agent(LocalElasticAgent):
     """Elastic agent that exposes the processes it has started."""
 
     def __init__(self, spec: WorkerSpec, logs: DefaultLogsSpecs, processes: _RankProcesses) -> None:
-        super().__init__(spec, logs)
+        super().__init__(spec, logs, exit_barrier_timeout=_STRAGGLER_TIMEOUT)
         self._processes = processes
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:

@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,24 +18,23 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousParameters,
     RendezvousTimeoutError,
 )
-from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import create_backend
+from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend, create_backend
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
     DynamicRendezvousHandler,
     RendezvousTimeout,
 )
-from torch.distributed.elastic.rendezvous.utils import (
-    _matches_machine_hostname,
-    parse_rendezvous_endpoint,
-)
+from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 from typing_extensions import override
 
 from partialfc.errors import InputError
+from partialfc.launching.addresses import address_for_others, host_name_is_local_only, is_this_machine
 
 T = TypeVar("T")
 
 _REPORT_INTERVAL = 10  # seconds between two lines about machines that have not joined
 _PROBE_INTERVAL = 1.0  # seconds between two attempts to connect
 _READ_TIMEOUT = 60  # seconds for the endpoint to answer
+_SHUTDOWN_TIMEOUT = 10  # seconds for the endpoint to answer at the end
 _DEFAULT_PORT = 29400  # of torchrun
 
 
@@ -50,9 +49,14 @@ class ClusterSpec:
     join_timeout: float  # seconds for all nodes to join
 
     @property
+    def host_and_port(self) -> tuple[str, int]:
+        """Host and port of the rendezvous."""
+        return parse_rendezvous_endpoint(self.endpoint, _DEFAULT_PORT)
+
+    @property
     def local_address(self) -> str | None:
         """Address of this machine for its ranks; None: its host name, which must resolve on the other machines."""
-        return "localhost" if self.nodes == 1 else None
+        return "localhost" if self.nodes == 1 else address_for_others(*self.host_and_port)
 
 
 class LauncherRendezvous(DynamicRendezvousHandler):
@@ -74,9 +78,25 @@ class LauncherRendezvous(DynamicRendezvousHandler):
         self._count_launchers(1)
         try:
             with _report_waiting(self._count_launchers, self.cluster):
-                return super().next_rendezvous()
+                return _run_in_thread(super().next_rendezvous)
         except RendezvousTimeoutError:
             raise InputError(_timeout_message(self._count_launchers(), self.cluster)) from None
+
+    @override
+    def num_nodes_waiting(self) -> int:
+        """Return 0: the machines of a run do not change. torch would ask the store, which may never answer."""
+        return 0
+
+    def try_shutdown(self) -> bool:
+        """Leave the rendezvous; return False if the endpoint does not answer."""
+        done = threading.Event()
+
+        def leave() -> None:
+            self.shutdown()
+            done.set()
+
+        threading.Thread(target=leave, daemon=True).start()
+        return done.wait(_SHUTDOWN_TIMEOUT)
 
     def _count_launchers(self, joining: int = 0) -> int:
         return int(self.counter.add(f"{self.get_run_id()} launchers", joining))
@@ -93,18 +113,9 @@ def create_rendezvous(cluster: ClusterSpec, attempt: int) -> LauncherRendezvous:
     """
     deadline = time.monotonic() + cluster.join_timeout
     run_id = f"{cluster.run_id}.{attempt}"
-    parameters = RendezvousParameters(
-        "c10d",
-        cluster.endpoint,
-        run_id,
-        cluster.nodes,
-        cluster.nodes,
-        cluster.local_address,
-        read_timeout=round(max(1.0, min(_READ_TIMEOUT, cluster.join_timeout))),
-    )
     _wait_for_endpoint(cluster, deadline)
     try:
-        backend, store = _run_in_thread(lambda: create_backend(parameters))
+        backend, store = _run_in_thread(lambda: _connect(cluster, run_id))
     except RendezvousConnectionError:
         raise InputError(f"{_timeout_message(0, cluster)}; another program may use that port") from None
     left = timedelta(seconds=max(1.0, deadline - time.monotonic()))
@@ -122,6 +133,33 @@ def create_rendezvous(cluster: ClusterSpec, attempt: int) -> LauncherRendezvous:
     return rendezvous
 
 
+def _connect(cluster: ClusterSpec, run_id: str) -> tuple[C10dRendezvousBackend, Store]:
+    """Connect to the endpoint, or host it if it is on this machine and no other launcher does."""
+    for is_host in _hosting_options(cluster):
+        parameters = RendezvousParameters(
+            "c10d",
+            cluster.endpoint,
+            run_id,
+            cluster.nodes,
+            cluster.nodes,
+            cluster.local_address,
+            read_timeout=round(max(1.0, min(_READ_TIMEOUT, cluster.join_timeout))),
+            is_host=is_host,
+        )
+        try:
+            return create_backend(parameters)
+        except RendezvousConnectionError as error:
+            failure = error
+    raise failure
+
+
+def _hosting_options(cluster: ClusterSpec) -> list[bool | None]:
+    """Return whether to host the endpoint; None if torch can find out from the host name."""
+    if cluster.nodes == 1 or not host_name_is_local_only():
+        return [None]
+    return [True, False] if is_this_machine(cluster.host_and_port[0]) else [False]
+
+
 def _wait_for_endpoint(cluster: ClusterSpec, deadline: float) -> None:
     """Wait until the endpoint accepts connections, unless it is on this machine.
 
@@ -130,8 +168,8 @@ def _wait_for_endpoint(cluster: ClusterSpec, deadline: float) -> None:
     Raises:
         InputError: If it cannot be reached in time.
     """
-    host, port = parse_rendezvous_endpoint(cluster.endpoint, _DEFAULT_PORT)
-    if cluster.nodes == 1 or _matches_machine_hostname(host):
+    host, port = cluster.host_and_port
+    if cluster.nodes == 1 or is_this_machine(host):
         return
     with _report_waiting(lambda: 0, cluster):
         while True:
@@ -146,10 +184,17 @@ def _wait_for_endpoint(cluster: ClusterSpec, deadline: float) -> None:
 
 def _run_in_thread(function: Callable[[], T]) -> T:
     """Run a function that waits in native code, so that this thread still handles signals."""
-    with ThreadPoolExecutor(1) as pool:
-        result = pool.submit(function)
-        while not result.done():
-            time.sleep(0.05)
+    result: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(function())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    while not result.done():
+        time.sleep(0.05)
     return result.result()
 
 

@@ -24,6 +24,7 @@ from partialfc.evaluation.sets import (
     UnusableEmbeddingsError,
     primary_score,
 )
+from partialfc.input_files import require_file
 from partialfc.monitoring.diagnostics import log_diagnostics
 from partialfc.monitoring.logger_group import SCHEDULE_GROUP, TIME_GROUP, LoggerGroup
 from partialfc.monitoring.loggers import create_loggers
@@ -99,7 +100,10 @@ class MainRunLogger(RunLogger):
     def _open(self, device: torch.device) -> None:
         start, enter = self._progress.start_step, self._files.enter_context
         self._metrics_file = enter(closing(MetricsFile(self._folder / "metrics.jsonl", start)))
-        self._log = enter((self._folder / "log.txt").open("a", encoding="utf-8"))
+        log = self._folder / "log.txt"
+        if log.exists():
+            require_file(log)
+        self._log = enter(log.open("a", encoding="utf-8"))
         loggers = create_loggers(self._loggers, self._folder, start)
         self._logger_group = enter(closing(LoggerGroup(loggers, self._on_write_error, self._pictures)))
         self._timeline = enter(timing.use_timeline(device))

@@ -10,6 +10,7 @@ import msgspec
 
 from partialfc.errors import InputError
 from partialfc.evaluation.sets import Scores, primary_score
+from partialfc.input_files import read_file
 from partialfc.runtime.files import atomic_write, name_os_errors
 from partialfc.runtime.metrics_records import MetricsRecord, parse_record
 
@@ -38,7 +39,7 @@ class MetricsFile:
         self.best: dict[str, tuple[float, int]] = {}  # best primary score of each set, and its step
         # Keys of damaged records, in order, without duplicates.
         self.damaged: dict[str, dict[int, None]] = {name: {} for name in DAMAGED}
-        lines = path.read_bytes().splitlines() if path.exists() and start else []
+        lines = read_file(path).splitlines() if path.exists() and start else []
         earlier = [line for line in _parse_lines(lines) if line["step"] <= start]
         for line in earlier:
             self._track(line)

@@ -1,16 +1,21 @@
 """Functions of the system that differ between Linux and macOS. Other modules use only common ones."""
 
 import ctypes
+import fcntl
 import os
 import resource
 import signal
+import socket
+import struct
 import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
+_SIOCGIFADDR = 0x8915  # of Linux's netdevice(7): the address of an interface
 _POLL_INTERVAL = 1  # seconds
 
 
@@ -25,6 +30,18 @@ def installed_gpus() -> int:
     """Return the number of NVIDIA GPUs of this machine; 0 if it is unknown."""
     folder = Path("/proc/driver/nvidia/gpus")
     return len(list(folder.iterdir())) if folder.is_dir() else 0
+
+
+def network_interface(address: str | None) -> str | None:
+    """Return the name of the interface with an IPv4 address of this machine; None on macOS."""
+    if address is None or sys.platform != "linux":
+        return None
+    for _, name in socket.if_nameindex():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
+            answer = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+            if socket.inet_ntoa(answer[20:24]) == address:
+                return name
+    return None
 
 
 def anonymous_file(name: str) -> int:

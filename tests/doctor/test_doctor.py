@@ -187,4 +187,4 @@ def test_from_the_command_line(config, tmp_path):
     assert done.returncode == 0 and not done.stderr, done.stderr
     assert "2 rank(s) on cpu" in done.stdout and "no problems found" in done.stdout
     done = called(*command, "data.path=nowhere")
-    assert done.returncode == 1 and "PROBLEM nowhere: no such folder" in done.stdout
+    assert done.returncode == 1 and re.search(r"PROBLEM /\S*/nowhere: no such folder", done.stdout)

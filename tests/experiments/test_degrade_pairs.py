@@ -33,4 +33,4 @@ def detail(pixels: np.ndarray) -> float:
 def test_a_set_that_is_none_is_one_line(tmp_path):
     (tmp_path / "a.bin").write_bytes(b"nothing")
     done = called_module("experiments.degrade_pairs", tmp_path / "a.bin", tmp_path / "out")
-    assert done.returncode == 2 and "a.bin: not a pickle" in done.stderr
+    assert done.returncode == 2 and "a.bin: expected a verification set, the pickle of" in done.stderr

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NoReturn
 
 from partialfc.runtime import comm, timing
 from partialfc.runtime.comm import DistContext, Store
@@ -20,6 +21,7 @@ from partialfc.runtime.host_memory import bind_thread
 
 _HEARTBEAT_SECONDS = 5.0  # seconds between two heartbeats, or a quarter of the limit
 _EXIT_DELAY = 2.0  # seconds after which ranks without a report exit, too
+_STORE_TIMEOUT = 20.0  # seconds for the store to answer once a step has stalled
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class Watchdog:
                 target=self._watch, args=(self._store,), name="watchdog", daemon=True
             )
             self._thread.start()
+            threading.Thread(target=self._guard, name="watchdog guard", daemon=True).start()
 
     def stop(self) -> None:
         """Stop and join the thread.
@@ -108,8 +111,25 @@ class Watchdog:
                 since = self._since
                 if since is not None and time.monotonic() - since > self._seconds:
                     self._report_and_exit(store)
-        except RuntimeError:  # the store ends with the launcher, and so does this process
+        except RuntimeError:  # the store ends with the launcher, as does this process, or the network is cut
             return
+
+    def _guard(self) -> None:
+        """End the process if the step has stalled and the store does not answer: this machine is cut off.
+
+        The store waits in native code without a limit.
+        """
+        limit = self._seconds + 4 * self._often + _EXIT_DELAY + _STORE_TIMEOUT
+        while not self._ended.wait(self._often):
+            since = self._since
+            if since is not None and time.monotonic() - since > limit:
+                print(
+                    f"error: rank {self._rank} on {self._host} stalled at step {self._step}, in "
+                    f"{timing.current_sections()}; the machine of rank 0 does not answer",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                self._end()
 
     def _write(self, store: Store) -> None:
         self._count += 1
@@ -135,6 +155,9 @@ class Watchdog:
                 print(f"error: rank {rank} {text}", file=sys.stderr, flush=True)
         else:
             time.sleep(_EXIT_DELAY)
+        self._end()
+
+    def _end(self) -> NoReturn:
         try:
             self._before_end()
         except Exception as error:  # a diagnosis never changes how a run ends
