@@ -6,6 +6,8 @@ from contextlib import suppress
 
 from partialfc.runtime import platform
 
+_ELSEWHERE = "192.0.2.1"  # reserved for documentation: no machine has it
+
 
 def is_this_machine(host: str) -> bool:
     """Return True if a name or address is of this machine, to whose addresses only it can bind a socket."""
@@ -35,8 +37,11 @@ def address_for_others(host: str, port: int) -> str | None:
 
 def interface_towards(host: str, port: int) -> str | None:
     """Return the network interface of this machine for connections to or from other machines, if it is known."""
-    address = next((it for _, it in _resolve(host)), None) if is_this_machine(host) else None
-    return platform.network_interface(address or _source_address(host, port))
+    here = is_this_machine(host)
+    address = next((it for _, it in _resolve(host)), None) if here else _source_address(host, port)
+    if address is None or ipaddress.ip_address(address).is_loopback:
+        address = _source_address(_ELSEWHERE, port)  # the default route
+    return platform.network_interface(address)
 
 
 def _resolve(host: str) -> list[tuple[int, str]]:

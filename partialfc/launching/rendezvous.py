@@ -92,8 +92,10 @@ class LauncherRendezvous(DynamicRendezvousHandler):
         done = threading.Event()
 
         def leave() -> None:
-            self.shutdown()
-            done.set()
+            try:
+                self.shutdown()
+            finally:
+                done.set()
 
         threading.Thread(target=leave, daemon=True).start()
         return done.wait(_SHUTDOWN_TIMEOUT)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,6 +41,7 @@ INSIDE = {
     "an evaluation": ("partialfc.training.run.embed_sets", 1, 2),
 }
 OUTSIDE = ("a rank", "all ranks", "the launcher", "a data worker")
+STOPS = ("a stop at the start", "a stop")  # SIGTERM to the launcher, at any time
 SITECUSTOMIZE = """
 import os, signal, sys
 if "partialfc.train" in " ".join(sys.orig_argv):
@@ -97,7 +99,7 @@ class Killing:
         life = 0
         while sum(self.counts.values()) < kills:
             life += 1
-            where = self._draw.choice([*INSIDE, *OUTSIDE])
+            where = self._draw.choice([*INSIDE, *OUTSIDE, *STOPS])
             environment = {}
             if where in INSIDE:
                 function, least, most = INSIDE[where]
@@ -106,11 +108,14 @@ class Killing:
             process = self._started(name, environment)
             if where in OUTSIDE:
                 self._kill(process, where)
+            elif where in STOPS:
+                self._stop(process, where)
             out, err = process.communicate(timeout=900)
             if process.returncode == 0:
                 break
-            assert process.returncode in (-9, 1, 4, 128 + 9), (where, process.returncode, out[-500:], err)
-            assert "Traceback" not in err or where == "a data worker", (where, err)
+            expected = (75,) if where in STOPS else (-9, 4, 128 + 9)
+            assert process.returncode in expected, (where, process.returncode, out[-500:], err)
+            assert "Traceback" not in err, (where, err)
             self.counts[where] = self.counts.get(where, 0) + 1
             print(f"{sum(self.counts.values())}: {where}, {_newest(self.folder / name)}", flush=True)
         process = self._started(name, {})
@@ -130,13 +135,7 @@ class Killing:
 
     def _kill(self, process: "subprocess.Popen[str]", where: str) -> None:
         """Some steps after the first, wherever the run is then."""
-        assert process.stdout is not None
-        steps = self._draw.randint(1, 60)
-        for line in process.stdout:
-            steps -= line.startswith("step ") and "loss" in line
-            if not steps:
-                break
-        time.sleep(self._draw.random() * 0.05)
+        self._wait_for_steps(process)
         ranks = [pid for pid in children(process.pid) if "partialfc.train" in command_of(pid)]
         if not ranks:  # it has just ended
             return
@@ -152,6 +151,25 @@ class Killing:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
+
+    def _stop(self, process: "subprocess.Popen[str]", where: str) -> None:
+        """While modules are imported and the run is loaded, or some steps later: in a step, an evaluation or a save."""
+        if where == "a stop at the start":
+            time.sleep(0.5 + 5 * self._draw.random())
+        else:
+            self._wait_for_steps(process)
+        with suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+
+    def _wait_for_steps(self, process: "subprocess.Popen[str]") -> None:
+        """Wait for a random number of steps, and a part of the next."""
+        assert process.stdout is not None
+        steps = self._draw.randint(1, 60)
+        for line in process.stdout:
+            steps -= line.startswith("step ") and "loss" in line
+            if not steps:
+                break
+        time.sleep(self._draw.random() * 0.05)
 
     def _compare(self, name: str) -> None:
         ours, theirs = self.folder / name, self.folder / "undisturbed"

@@ -51,14 +51,20 @@ class Machine:
         self.number, self._folder = number, folder
         self.namespace, self.link = f"pfc{os.getpid()}n{number}", f"pfc{os.getpid() % 10**6}v{number}"
         self.host, self.address = f"machine{number}.invalid", f"10.77.0.{number}"
+        self.etc = Path("/etc/netns", self.namespace)  # bound over /etc
 
-    def launch(self, *settings: str) -> subprocess.Popen[str]:
+    def resolve(self, names: dict[str, str]) -> None:
+        """Let it resolve these names."""
+        self.etc.mkdir(parents=True)
+        (self.etc / "hosts").write_text("".join(f"{address} {name}\n" for name, address in names.items()))
+
+    def launch(self, *settings: str, endpoint: str = "10.77.0.1") -> subprocess.Popen[str]:
         train = ["train", str(self._folder / "recipe.yaml"), "--nodes=2", "--ranks=1", "--id=x"]
         return subprocess.Popen(
             [
                 *("ip", "netns", "exec", self.namespace),
                 *("unshare", "--uts", "sh", "-c", 'hostname "$0"; exec "$@"', self.host),
-                *(sys.executable, "-m", "partialfc", *train, "--endpoint=10.77.0.1:29500", *settings),
+                *(sys.executable, "-m", "partialfc", *train, f"--endpoint={endpoint}:29500", *settings),
             ],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
@@ -89,11 +95,13 @@ def machines(tmp_path: Path) -> Iterator[tuple[Machine, Machine]]:
             ip("-n", machine.namespace, "addr", "add", f"{machine.address}/24", "dev", machine.link)
             for link in (machine.link, "lo"):
                 ip("-n", machine.namespace, "link", "set", link, "up")
+            ip("-n", machine.namespace, "route", "add", "default", "dev", machine.link)
         yield first, second
     finally:
         for machine in (first, second):
             machine.kill_all()
             ip("netns", "del", machine.namespace)
+            shutil.rmtree(machine.etc, ignore_errors=True)
 
 
 def ends(launchers: list[subprocess.Popen[str]]) -> tuple[list[int], list[str]]:
@@ -115,6 +123,15 @@ def test_names_that_do_not_resolve_are_not_needed(machines, tmp_path):
     codes, errors = ends([it.launch() for it in machines])
     assert codes == [0, 0], errors
     assert (tmp_path / "output/summary.json").exists()
+
+
+def test_names_that_resolve_to_a_loopback_address_on_their_own_machine(machines):
+    """As Debian's do."""
+    for machine in machines:
+        others = {it.host: it.address for it in machines} | {machine.host: "127.0.1.1"}
+        machine.resolve({"localhost": "127.0.0.1"} | others)
+    codes, errors = ends([it.launch(endpoint=machines[0].host) for it in machines])
+    assert codes == [0, 0], errors
 
 
 def test_a_machine_that_never_joins(machines):
