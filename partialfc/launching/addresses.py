@@ -27,12 +27,14 @@ def address_for_others(host: str, port: int) -> str | None:
 
     Returns:
         On the machine of the endpoint, `host`, since all machines use it. Elsewhere the address that packets to the
-        endpoint come from; None if it is a loopback address.
+        endpoint come from; None if it is a loopback address, as for several launchers on one machine.
     """
-    if is_this_machine(host):
+    if host in ("localhost", socket.gethostname()):
         return host
     address = _source_address(host, port)
-    return None if address is None or ipaddress.ip_address(address).is_loopback else address
+    if address is None or ipaddress.ip_address(address).is_loopback:
+        return None
+    return host if is_this_machine(host) else address
 
 
 def interface_towards(host: str, port: int) -> str | None:
