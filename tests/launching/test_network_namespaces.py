@@ -95,7 +95,6 @@ def machines(tmp_path: Path) -> Iterator[tuple[Machine, Machine]]:
             ip("-n", machine.namespace, "addr", "add", f"{machine.address}/24", "dev", machine.link)
             for link in (machine.link, "lo"):
                 ip("-n", machine.namespace, "link", "set", link, "up")
-            ip("-n", machine.namespace, "route", "add", "default", "dev", machine.link)
         yield first, second
     finally:
         for machine in (first, second):
@@ -128,6 +127,7 @@ def test_names_that_do_not_resolve_are_not_needed(machines, tmp_path):
 def test_names_that_resolve_to_a_loopback_address_on_their_own_machine(machines):
     """As Debian's do."""
     for machine in machines:
+        ip("-n", machine.namespace, "route", "add", "default", "dev", machine.link)
         others = {it.host: it.address for it in machines} | {machine.host: "127.0.1.1"}
         machine.resolve({"localhost": "127.0.0.1"} | others)
     codes, errors = ends([it.launch(endpoint=machines[0].host) for it in machines])
