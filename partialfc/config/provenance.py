@@ -86,7 +86,8 @@ def diff_provenance(old: Provenance, new: Provenance) -> list[str]:
         if getattr(old, name) != getattr(new, name)
     ]
     if old.pack != new.pack:
-        lines.append(f"the pack's fingerprint {old.pack[:12]} -> {new.pack[:12]}")
+        folder = Path(new.config.data.path).absolute()
+        lines.append(f"the files of the pack {folder} (fingerprint {old.pack[:12]} -> {new.pack[:12]})")
     return lines
 
 

@@ -1,12 +1,14 @@
-"""Some kills at random places; tests/kills/long_run.py makes as many as expected."""
+"""Some events at random moments; tests/kills/long_run.py is the whole campaign."""
+
+import random
 
 import pytest
-from kills.killing import Killing
+from kills.disturbed_runs import CALLS, KILLS, STOPS, DisturbedRuns
 
 
 @pytest.mark.kills
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_run_that_is_killed_at_random_places_ends_with_the_same_bits(tmp_path, ranks):
-    killing = Killing(tmp_path, ranks, seed=ranks)
-    killing.undisturbed()
-    killing.kill_until(3)
+def test_a_disturbed_run_ends_with_the_same_bits(tmp_path, ranks):
+    runs = DisturbedRuns(tmp_path, ranks, seed=ranks)
+    runs.run_undisturbed()
+    runs.disturb(random.Random(ranks).sample([*CALLS, *KILLS, *STOPS], 3))

@@ -68,7 +68,7 @@ class CheckpointFolder:
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
-        self._folder, self._keep = folder, keep
+        self._folder, self._keep = folder.absolute(), keep
         self._warnings: dict[str, bool] = {}  # whether each was returned by take_warnings
 
     def take_warnings(self) -> list[str]:
