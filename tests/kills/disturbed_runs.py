@@ -16,6 +16,7 @@ from pathlib import Path
 from helpers.faces import write_pack, write_pairs
 from helpers.running import children, command_of
 
+ROOT = Path(__file__).parents[2]
 RECIPE = """
 data: {path: PACK, num_workers: 1}
 backbone: {width: 4, depths: [1, 1], input_size: 32, embedding_size: 16, dropout: 0.2}
@@ -146,7 +147,7 @@ class DisturbedRuns:
         number = self._draw.randint(1, call.last)
         return {
             "SIGNAL_IN": f"{call.function} {number} {int(call.sent)}",
-            "PYTHONPATH": str(self.folder),
+            "PYTHONPATH": f"{self.folder}{os.pathsep}{ROOT}",
         }
 
     def _disturb(self, process: "subprocess.Popen[str]", event: str) -> None:
