@@ -1,10 +1,15 @@
 """The same run at any world size: one recipe, one seed, one loss curve, whatever the ranks and the restarts."""
 
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 from helpers.runs import assert_refused, assert_same_bits, config_of, curve, trained, whole
+
+from partialfc.config import Config
+from partialfc.runtime import comm
 
 STEPS = 30
 WORLD_SIZES = (1, 2, 3, 4)
@@ -42,6 +47,38 @@ def test_the_loss_curve_is_the_same_at_any_world_size(undisturbed, world_size):
     expected = undisturbed[1][0]
     assert len(expected) == STEPS and sum(expected[-5:]) < sum(expected[:5])
     assert undisturbed[world_size][0] == pytest.approx(expected, rel=1e-4)
+
+
+def trained_without_collectives(config: Config) -> None:
+    """Train; any collective on tensors but the loader's, which is on the host, raises."""
+
+    def refuse(*arguments, **named):
+        raise AssertionError("a collective of one rank")
+
+    gather = comm._all_gather
+    with (
+        mock.patch.object(comm.dist, "all_reduce", refuse),
+        mock.patch.object(comm, "_reduce_scatter", refuse),
+        mock.patch.object(
+            comm,
+            "_all_gather",
+            lambda *given, group, **named: (
+                gather(*given, group=group, **named) if group is not dist.group.WORLD else refuse()
+            ),
+        ),
+    ):
+        trained(config)
+
+
+def test_a_single_rank_issues_no_collectives(ranks, pack, tmp_path):
+    run = config(
+        pack,
+        tmp_path,
+        train={"global_batch_size": 48, "micro_batch_size": 12, "length": 2},
+        log={"histograms_every": 1},
+    )
+    ranks.run(1, trained_without_collectives, run)
+    assert len(curve(tmp_path)) == 2
 
 
 LANES = {"order": "blocks", "lanes": 12}

@@ -17,7 +17,7 @@ from partialfc.launching.addresses import host_name_is_local_only, interface_tow
 from partialfc.launching.local_ranks import launch_ranks
 from partialfc.launching.rendezvous import ClusterSpec
 from partialfc.runtime.devices import describe_gpus, explain_hidden_gpus, uses_cuda
-from partialfc.runtime.platform import cpu_count
+from partialfc.runtime.platform import MALLOC_ENVIRONMENT, cpu_count
 from partialfc.runtime.rank_environment import check_launched_once
 
 CPU_RANKS = 2  # default without GPUs: the smallest distributed run
@@ -86,19 +86,26 @@ def launch(request: LaunchRequest) -> int:
     config, ranks = request.validate()
     if warning := explain_hidden_gpus(config.device):
         print(f"warning: {warning}", file=sys.stderr, flush=True)
+    join_timeout = parse_seconds(config.launch.join_timeout)
+    cluster = ClusterSpec(request.nodes, request.endpoint, request.run_id, ranks, join_timeout)
+    _set_environment(config, cluster)
+    command = ["-m", f"partialfc.{request.command}", request.recipe, *request.overrides]
+    restarts = config.launch.max_restarts if request.command == "train" else 0
+    return launch_ranks(command, cluster, restarts, numa=config.launch.numa)
+
+
+def _set_environment(config: Config, cluster: ClusterSpec) -> None:
+    """Set the environment of the ranks, except for variables that the user has set."""
     if not os.environ.get("OMP_NUM_THREADS"):
-        os.environ["OMP_NUM_THREADS"] = str(max(1, cpu_count() // ranks))
+        os.environ["OMP_NUM_THREADS"] = str(max(1, cpu_count() // cluster.ranks_per_node))
     if config.backbone.compile:  # otherwise it would be in the temporary folder of the ranks
         os.environ.setdefault(
             "TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"
         )
-    join_timeout = parse_seconds(config.launch.join_timeout)
-    cluster = ClusterSpec(request.nodes, request.endpoint, request.run_id, ranks, join_timeout)
     if interface := _gloo_interface(cluster):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-    command = ["-m", f"partialfc.{request.command}", request.recipe, *request.overrides]
-    restarts = config.launch.max_restarts if request.command == "train" else 0
-    return launch_ranks(command, cluster, restarts, numa=config.launch.numa)
+    for name, value in MALLOC_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 def _gloo_interface(cluster: ClusterSpec) -> str | None:

@@ -96,6 +96,8 @@ class GradientBuckets:
 
     def _reduce_ready_buckets(self) -> None:
         """Launch complete buckets in order: collectives must be issued in the same order on all ranks."""
+        if self._group.size() == 1:
+            return
         while len(self._started) < len(self._buckets) and self._missing[len(self._started)] == 0:
             bucket = self._buckets[len(self._started)]
             if self._sent_as is not None:
