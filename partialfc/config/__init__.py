@@ -72,6 +72,7 @@ from partialfc.config.run import (
     InitConfig,
     LaunchConfig,
     LogConfig,
+    ProfileConfig,
     TrainConfig,
 )
 from partialfc.config.types import IGNORE_LABEL, Duration, Interval, Seed, Settings
@@ -130,6 +131,7 @@ __all__ = [
     "MobileFaceNetLarge",
     "MultiStepSchedule",
     "PolynomialSchedule",
+    "ProfileConfig",
     "Reader",
     "ScaledLoss",
     "Settings",

@@ -114,6 +114,20 @@ class DistillationConfig(Settings, frozen=True):
             raise InputError("distillation.cosine_weight: requires distillation.teacher_embeddings")
 
 
+class ProfileConfig(Settings, frozen=True):
+    """Steps of which torch.profiler writes a trace."""
+
+    start: Annotated[int, Meta(ge=2), with_unit("steps")] = 100
+    """First traced step, counted as in the log; the profiler warms up in the step before."""
+    steps: StepCount = 5
+    """Number of traced steps."""
+
+    @property
+    def last(self) -> int:
+        """Last traced step."""
+        return self.start + self.steps - 1
+
+
 class LogConfig(Settings, frozen=True):
     """Log lines and loggers."""
 
@@ -127,6 +141,8 @@ class LogConfig(Settings, frozen=True):
     """Loggers that get face images, and embeddings with them. local: those that keep them on this machine
     (TensorBoard); remote: all, so that training faces leave the machine with wandb or mlflow; off: none.
     """
+    profile: ProfileConfig | None = None
+    """Trace of some steps for each rank in `profile/` of the output, e.g. `{start: 100, steps: 5}`. Unset: none."""
 
 
 class LaunchConfig(Settings, frozen=True):

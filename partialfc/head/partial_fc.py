@@ -170,6 +170,11 @@ class PartialFC(SavedModule):
         """Number of updates, including skipped ones."""
         return int(self._steps)
 
+    def num_active(self, step: HeadStep) -> int:
+        """Return the number of active classes of this rank in a step."""
+        rows = step.classes.rows
+        return len(self.centers.local_classes if rows is None else rows)
+
     def gather_labels(self, local: Tensor) -> Tensor:
         """Return the labels of the global batch, int64 `[B]` on the host, from those of this rank, `[b]`.
 

@@ -20,6 +20,8 @@ _GROUP_OF_METRIC = {
     "epoch": "optim",
     "skipped_steps": "optim",
     "images_per_second": "perf",
+    "tflops_per_second": "perf",
+    "mfu": "perf",
     "data_wait_fraction": "perf",
     "max_data_wait_seconds": "perf",
     "replaced_images": "perf",

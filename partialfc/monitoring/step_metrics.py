@@ -27,6 +27,7 @@ class StepMetrics:
     lr: float  # learning rate of the backbone
     data_wait_seconds: float  # time waiting for data
     num_replaced: int  # unreadable images that were replaced
+    flops: int  # floating-point operations of a rank
     diagnostics: StepDiagnostics | None = None  # if diagnostics were due
     # values of scheduled settings, by key
     scheduled_values: Mapping[str, float] = field(default_factory=dict)
@@ -43,6 +44,7 @@ class RunProgress:
     steps_per_epoch: int
     global_batch_size: int  # images per step, over all ranks
     elapsed_seconds: float  # seconds of the steps before `start_step`
+    peak_flops: float | None = None  # operations per second of a rank by its vendor, if known
 
 
 class MetricsWindow:
@@ -114,8 +116,11 @@ def throughput_fields(
         section_seconds: Time of each section of these steps.
     """
     parts = {**section_seconds, "other": max(0.0, seconds - sum(section_seconds.values()))}
+    rate = sum(metrics.flops for metrics in steps) / seconds
     return {
         "images_per_second": len(steps) * progress.global_batch_size / seconds,
+        "tflops_per_second": rate / 1e12,
+        **({"mfu": rate / progress.peak_flops} if progress.peak_flops else {}),
         "data_wait_fraction": sum(metrics.data_wait_seconds for metrics in steps) / seconds,
         "time_ms": {name: 1000 * part / len(steps) for name, part in parts.items()},  # per step
     }
@@ -123,28 +128,28 @@ def throughput_fields(
 
 def format_columns(record: MetricsRecord) -> dict[str, str]:
     """Return formatted values of a record, by column title."""
-    return {
+    columns = {
         "epoch": f"{record['epoch']:.2f}",
         "loss": f"{record['loss']:.4f}",
         "lr": f"{record['lr']:.3g}",
         "grad norm": f"{record['grad_norm']:.3g}",
         "images/s": f"{record['images_per_second']:.0f}",
-        "data wait": f"{record['data_wait_fraction']:.0%}",
     }
+    if record["tflops_per_second"] >= 1:  # not on a CPU
+        columns["TFLOP/s"] = f"{record['tflops_per_second']:.3g}"
+    if "mfu" in record:
+        columns["MFU"] = f"{record['mfu']:.0%}"
+    return columns | {"data wait": f"{record['data_wait_fraction']:.0%}"}
 
 
 def format_log_line(record: MetricsRecord, progress: RunProgress, seconds_left: float) -> str:
     """Return the log line of a record."""
     shown = format_columns(record)
-    speed = f"{shown.pop('images/s')} images/s"
-    wait = f"data wait {shown.pop('data wait')}"
     parts = [
         f"step {record['step']}/{progress.total_steps}",
-        *(f"{name} {text}" for name, text in shown.items()),
-        speed,
-        wait,
+        *(f"{text} {name}" if name.endswith("/s") else f"{name} {text}" for name, text in shown.items()),
+        f"ETA {timedelta(seconds=round(seconds_left))}",
     ]
-    parts.append(f"ETA {timedelta(seconds=round(seconds_left))}")
     if record["skipped_steps"]:
         parts.append(f"{record['skipped_steps']} steps skipped (non-finite gradients)")
     if record["replaced_images"]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from partialfc.config import Config
 from partialfc.data.dataset import read_property
 from partialfc.errors import InputError
-from partialfc.plan.gpus import GPUS, GPUS_PER_NODE, GPUSpec
 from partialfc.plan.planned_run import BytesByPurpose, PlannedRun
+from partialfc.runtime.gpus import GPUS, GPUS_PER_NODE, GPUSpec
 
 __all__ = ["GPUS", "PlannedRun", "format_plan", "max_identities", "num_identities"]
 

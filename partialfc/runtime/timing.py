@@ -6,10 +6,11 @@ GPU time is measured on the GPU, by events that the host does not wait for.
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 
 import torch
+from torch.profiler import record_function
 
 from partialfc.runtime import platform
 
@@ -137,6 +138,13 @@ def followed(device: torch.device) -> Iterator[DeviceProgress | None]:
 
 
 _sections: list[str] = []  # open sections, whether or not they are timed
+_annotates = False  # whether a profiler sees the sections
+
+
+def annotate_sections(*, enabled: bool) -> None:
+    """Let the traces of torch.profiler name the sections, or not."""
+    global _annotates
+    _annotates = enabled
 
 
 def current_sections() -> str:
@@ -152,7 +160,8 @@ def section(name: str) -> Iterator[None]:
     if timeline is not None:
         timeline.enter(name)
     try:
-        yield
+        with record_function(name) if _annotates else nullcontext():
+            yield
     finally:
         _sections.pop()
         if timeline is not None:

@@ -34,9 +34,11 @@ from partialfc.runtime.timing import section
 from partialfc.training import schedule
 from partialfc.training.checkpoint_scheduler import CheckpointScheduler
 from partialfc.training.distillation_loss import cosine_distillation_loss
+from partialfc.training.flops import peak_flops
 from partialfc.training.health import DivergenceError, check_replicas, describe_problem
 from partialfc.training.resume import check_if_finished, find_resume_point, start_or_resume
 from partialfc.training.run import Run
+from partialfc.training.step_profiler import StepProfiler
 
 
 def train(config: Config, dist_ctx: DistContext, stop_request: StopRequest | None = None) -> Run:
@@ -102,6 +104,9 @@ def _run_steps(run: Run, run_logger: RunLogger, scheduler: CheckpointScheduler, 
     with (
         watch(run.dist_ctx, limit, partial(_record_hang, run)) as watchdog,
         closing(_prepare_batches(run, get_flags)) as prepared,
+        closing(
+            StepProfiler(run.config.log.profile, Path(run.config.output, "profile"), run.dist_ctx)
+        ) as profiler,
     ):
         following = next(prepared, None)
         while following is not None:
@@ -109,6 +114,7 @@ def _run_steps(run: Run, run_logger: RunLogger, scheduler: CheckpointScheduler, 
             if not launches_first:
                 following = next(prepared, None)
             watchdog.begin_step(run.step + 1)
+            profiler.begin_step(run.step + 1)
             metrics = train_step(run, batch, head_step)
             if launches_first:
                 following = next(prepared, None)
@@ -121,6 +127,7 @@ def _run_steps(run: Run, run_logger: RunLogger, scheduler: CheckpointScheduler, 
             if flags.diverged and _find_problem(run):  # otherwise a later step was applied
                 return
             with watchdog.pause():
+                _log_trace(profiler, run_logger)
                 scores = _evaluate(run, run_logger, stop) if _is_evaluation_due(run) else None
                 with run_logger.pause_timing():
                     scheduler.after_step(bool(flags.save_due), run_logger.elapsed_seconds, scores)
@@ -146,6 +153,14 @@ def _record_hang(run: Run) -> None:
     """Write this rank's latest collectives, before a run with a stalled rank is ended."""
     if run.config.launch.flight_recorder:
         flight_recorder.dump(Path(run.config.output) / "flight_recorder", run.dist_ctx.rank)
+
+
+def _log_trace(profiler: StepProfiler, run_logger: RunLogger) -> None:
+    """End a step of the profiler, which writes its trace after the last one."""
+    with run_logger.pause_timing():
+        message = profiler.end_step()
+    if message:
+        run_logger.log_message(message)
 
 
 def _log_training_images(run: Run, run_logger: RunLogger, batch: Batch) -> None:
@@ -257,6 +272,7 @@ def train_step(run: Run, batch: Batch, head_step: HeadStep) -> StepMetrics:
         lr=lr,
         data_wait_seconds=batch.data_wait_seconds,
         num_replaced=batch.num_replaced,
+        flops=run.flops(run.head.num_active(head_step), frozen=is_frozen),
         diagnostics=diagnostics,
         scheduled_values=scheduled_values(
             {"head": config.head, "loss": config.loss}, step, run.steps_per_epoch
@@ -294,6 +310,7 @@ def _create_run_logger(run: Run, provenance: Provenance) -> RunLogger:
         run.steps_per_epoch,
         run.config.train.global_batch_size,
         run.elapsed_seconds,
+        peak_flops(run.config.optim.precision, run.dist_ctx.device),
     )
     return MainRunLogger(
         output,

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from partialfc.backbones import Backbone, build_backbone, inference_config, move_to_device
+from partialfc.backbones.flops import count_forward_flops
 from partialfc.config import Config
 from partialfc.config.durations import to_steps
 from partialfc.data import RecordDataset, synthetic
@@ -33,6 +34,7 @@ from partialfc.runtime.comm import DistContext
 from partialfc.runtime.precision import set_deterministic
 from partialfc.runtime.timing import peak_memory
 from partialfc.training.backbone_optimizer import BackboneOptimizer
+from partialfc.training.flops import StepFlops
 from partialfc.training.health import TrainingHealth
 from partialfc.training.init_from_run import load_known_centers
 from partialfc.training.microbatches import MicroBatchRunner
@@ -57,6 +59,7 @@ class Run:
     loader: BatchLoader
     eval_sets: list[EvaluationSet]
     health: TrainingHealth
+    flops: StepFlops
     step: int = 0
     elapsed_seconds: float = 0.0  # duration of its steps up to the checkpoint that it was resumed from
     stop_signal: int = 0  # signal that ended the run before its last step; 0 if none
@@ -205,6 +208,11 @@ def build_run(config: Config, dist_ctx: DistContext, *, init_centers: bool = Tru
     order = SampleOrder(config.seed, config.train.global_batch_size, len(dataset), lanes)
     if config.head.unsampled == "decay" and to_steps(config.train.length, order.steps_per_epoch) > MAX_STEPS:
         raise InputError(f"head.unsampled: decay supports runs of up to {MAX_STEPS:,} steps; expected hold")
+    traced, length = config.log.profile, to_steps(config.train.length, order.steps_per_epoch)
+    if traced is not None and traced.last > length:
+        raise InputError(
+            f"log.profile: steps {traced.start} to {traced.last}; expected at most the {length} steps of the run"
+        )
     teacher = load_teacher(config)
     head = _build_head(config, dataset.num_classes, order.steps_per_epoch, dist_ctx, drawn=init_centers)
     if init_centers and config.init.centers is not None:
@@ -222,6 +230,12 @@ def build_run(config: Config, dist_ctx: DistContext, *, init_centers: bool = Tru
         loader=BatchLoader(dataset, order, config.data, config.augment, dist_ctx, teacher),
         eval_sets=load_sets(evaluation_set_paths(config), skip_unusable=config.evaluation.skip_unusable),
         health=TrainingHealth(dist_ctx.device),
+        flops=StepFlops(
+            count_forward_flops(backbone),
+            images=config.train.global_batch_size // dist_ctx.world_size,
+            batch=config.train.global_batch_size,
+            width=head.centers.width * config.head.subcenters,
+        ),
     )
 
 

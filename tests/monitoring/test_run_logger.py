@@ -15,6 +15,8 @@ from helpers.runs import CLASSES, config_of, trained, whole
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from partialfc.backbones import build_backbone
+from partialfc.backbones.flops import count_forward_flops
 from partialfc.evaluation.sets import SetEvaluation
 from partialfc.monitoring.loggers.tensorboard import TensorBoardLogger
 from partialfc.monitoring.main_logger import MainRunLogger
@@ -30,11 +32,12 @@ def metrics(loss: float, finite: bool = True) -> StepMetrics:
         lr=0.1,
         data_wait_seconds=0.5,
         num_replaced=0,
+        flops=10**12,
     )
 
 
 def report(folder: Path, start: int = 0, every: int = 2, enabled: bool = True) -> RunLogger:
-    length = RunProgress(start, 6, 3, 8, elapsed_seconds=100.0 * (start > 0))
+    length = RunProgress(start, 6, 3, 8, elapsed_seconds=100.0 * (start > 0), peak_flops=4e12)
     if not enabled:
         return RunLogger()
     return MainRunLogger(folder, length, log_every=every, device=torch.device("cpu"))
@@ -157,6 +160,7 @@ def test_tensorboard_shows_a_run(ranks, pack, tmp_path):
         "optim/lr",
         "optim/grad_norm",
         "perf/images_per_second",
+        "perf/tflops_per_second",
     ):
         assert steps[tag] == every
     for part in ("data", "backbone", "head", "communication", "optimizer", "other"):
@@ -229,9 +233,12 @@ def test_the_parts_of_the_time_are_a_steps_and_numbers_of_a_look_are_right(ranks
     )
     state = whole(ranks.run(2, trained, config))
     found = lines(tmp_path)
+    forward = count_forward_flops(build_backbone(config.backbone))
     for line in (line for line in found if "loss" in line):
         in_all = 1000 * 24 / line["images_per_second"]
         assert abs(sum(line["time_ms"].values()) - in_all) < 1e-6 * in_all
+        flops = line["tflops_per_second"] * 1e12 * in_all / 1000
+        assert flops == pytest.approx(3 * forward * 12 + 3 * 2 * 24 * -(-CLASSES // 2) * 16)
         assert min(line["time_ms"].values()) > 0
     looks = [line for line in found if "num_unseen_classes" in line]
     never_positive = [line["num_unseen_classes"] for line in looks]
@@ -261,7 +268,11 @@ def test_the_time_of_what_is_aside_is_not_the_steps(tmp_path, monkeypatch):
         for step in (3, 4):
             written.log_step(step, metrics(1.0))
         assert written.elapsed_seconds == 205
-    assert [line["images_per_second"] for line in lines(tmp_path) if "loss" in line] == [8, 16 / 3]
+    found = [line for line in lines(tmp_path) if "loss" in line]
+    assert [line["images_per_second"] for line in found] == [8, 16 / 3]
+    assert [line["tflops_per_second"] for line in found] == [1, 2 / 3]
+    assert [line["mfu"] for line in found] == [1 / 4, 1 / 6]
+    assert "8 images/s  1 TFLOP/s  MFU 25%" in (tmp_path / "log.txt").read_text()
 
 
 class Identification:

@@ -37,7 +37,10 @@ def test_the_next_step_is_prepared_while_one_is_computed(device, memory, expecte
         step=5,
         total_steps=8,
         config=SimpleNamespace(
-            head=SimpleNamespace(memory=memory), launch=SimpleNamespace(step_timeout="1 minute")
+            head=SimpleNamespace(memory=memory),
+            launch=SimpleNamespace(step_timeout="1 minute"),
+            log=SimpleNamespace(profile=None),
+            output="output",
         ),
         dist_ctx=SimpleNamespace(rank=0, world_size=1, device=torch.device(device)),
         loader=SimpleNamespace(batches=lambda *_: iter(batches)),

@@ -28,3 +28,8 @@ GPUS = {
     "h200": GPUSpec(140 << 30, 67e12, 494.5e12, 989e12, 4.8e12, 450e9, 50e9),
 }
 GPUS_PER_NODE = 8
+
+
+def find_gpu(name: str) -> GPUSpec | None:
+    """Return the specification of a GPU by its full name, such as `NVIDIA H100 80GB HBM3`; None if it is unknown."""
+    return next((spec for key, spec in GPUS.items() if key in name.lower()), None)
