@@ -32,6 +32,7 @@ _GROUP_OF_METRIC = {
     "num_unseen_classes": "stats",
 }
 TIME_GROUP, MEMORY_GROUP, SCHEDULE_GROUP = "time_ms", "memory_gib", "schedule"
+RANK_TIME_GROUP = "rank_time_ms"  # minimum, median and maximum over the ranks
 _EVAL_GROUP = "eval"
 
 

@@ -26,10 +26,11 @@ from partialfc.evaluation.sets import (
 )
 from partialfc.input_files import require_file
 from partialfc.monitoring.diagnostics import log_diagnostics
-from partialfc.monitoring.logger_group import SCHEDULE_GROUP, TIME_GROUP, LoggerGroup
+from partialfc.monitoring.logger_group import RANK_TIME_GROUP, SCHEDULE_GROUP, TIME_GROUP, LoggerGroup
 from partialfc.monitoring.loggers import create_loggers
 from partialfc.monitoring.loggers.logger import SettingValue
 from partialfc.monitoring.metrics_file import MetricsFile
+from partialfc.monitoring.rank_times import RankTimes
 from partialfc.monitoring.run_logger import RunLogger
 from partialfc.monitoring.step_metrics import (
     EpochTimer,
@@ -65,6 +66,7 @@ class MainRunLogger(RunLogger):
             none.
         health_numbers: Returns numbers `[h]` on the device that are read together with the metrics.
         find_problem: Returns the problem that these numbers show after a step, if any.
+        rank_times: Exchange of section times; None for a single rank.
     """
 
     def __init__(
@@ -78,11 +80,15 @@ class MainRunLogger(RunLogger):
         pictures: Literal["local", "remote", "off"] = "local",
         health_numbers: Callable[[], Tensor] = lambda: torch.empty(0),
         find_problem: Callable[[Sequence[float], int], str | None] = lambda numbers, step: None,
+        rank_times: RankTimes | None = None,
     ) -> None:
         self._folder, self._progress, self._log_every = folder, progress, log_every
         self._loggers, self._pictures = loggers, pictures
         self._health_numbers, self._find_problem, self.has_diverged = health_numbers, find_problem, False
         self._device, self._reads_async = device, device.type == "cuda"
+        self._rank_times = rank_times
+        # Step, number of steps and section times of the latest record, until they are exchanged.
+        self._section_times: tuple[int, int, dict[str, float]] | None = None
         # Steps whose record is not written yet.
         self._window: tuple[MetricsWindow, timing.Marks] | None = None
         self._error_reported = False  # a disk error is reported once
@@ -161,9 +167,10 @@ class MainRunLogger(RunLogger):
     @override
     def log_step(self, step: int, metrics: StepMetrics) -> None:
         self.flush()
+        self._exchange_times()
         self._pending_metrics.append(metrics)
         self._epoch.add(metrics.data_wait_seconds)
-        if step % self._log_every == 0 or step == self._progress.total_steps:
+        if self._progress.is_logged(step, self._log_every):
             self._window = (
                 MetricsWindow(step, self._pending_metrics, self._health_numbers()),
                 self._timeline.take_marks(),
@@ -313,6 +320,7 @@ class MainRunLogger(RunLogger):
             if keys := [key for key in record.pop(name, []) if key not in reported]:
                 record[name] = keys
         section_seconds = timing.Timeline.seconds_of(marks)
+        self._section_times = step, len(metrics), section_seconds
         now = time.perf_counter()
         seconds = self._record_seconds + now - self._timing_start
         self._record_seconds, self._timing_start = 0.0, now
@@ -331,6 +339,23 @@ class MainRunLogger(RunLogger):
             self._logger_group.log_group(step, SCHEDULE_GROUP, record.get("schedule", {}))
             for diagnostics in (it.diagnostics for it in metrics if it.diagnostics):
                 self._metrics_file.write(log_diagnostics(diagnostics, self._logger_group))
+
+    def _exchange_times(self) -> None:
+        """Exchange the section times of the latest record with the other ranks, and log those of the record before."""
+        if self._rank_times is None or self._section_times is None:
+            return
+        report, self._section_times = self._rank_times.exchange(*self._section_times), None
+        if report is None:
+            return
+        with self._ignore_disk_errors():
+            self._metrics_file.write(
+                {"step": report.step, "rank_time_ms": report.sections, "slowest_rank": report.slowest}
+            )
+            for name, times in report.sections.items():
+                values = {f"{name}_{what}": value for what, value in times.items()}
+                self._logger_group.log_group(report.step, RANK_TIME_GROUP, values)
+        if report.warning:
+            self.log_message(f"warning: step {report.step}  {report.warning}")
 
     def _write_epoch_record(self, step: int) -> None:
         timer, self._epoch = self._epoch, EpochTimer()

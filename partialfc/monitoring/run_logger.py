@@ -1,25 +1,29 @@
 """Interface of the output of a run."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from types import TracebackType
 from typing import Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from partialfc.data.images import ImageArray
 from partialfc.evaluation.embed import Embeddings
 from partialfc.evaluation.sets import EvaluationSet, Scores
 from partialfc.monitoring.loggers.logger import SettingValue
-from partialfc.monitoring.step_metrics import StepMetrics
+from partialfc.monitoring.rank_times import RankTimes
+from partialfc.monitoring.step_metrics import RunProgress, StepMetrics
+from partialfc.runtime import timing
 from partialfc.runtime.checkpoint import SaveResult
 
 
 class RunLogger:
-    """Output of a run. This class discards everything; it is used on all ranks except rank 0.
+    """Output of a run. This class discards everything.
 
-    `MainRunLogger` is its subclass for rank 0.
+    `MainRunLogger` is its subclass for rank 0, and `RankLogger` for the other ranks.
     """
 
     has_diverged = False  # whether the latest metrics show a problem that ends the run
@@ -91,3 +95,51 @@ class RunLogger:
 
     def write_summary(self, step: int, flat_config: Mapping[str, SettingValue]) -> None:
         """Write summary.json and the plot of the run, and log the final scores."""
+
+
+class RankLogger(RunLogger):
+    """Run logger of the ranks other than 0, which sends their section times to rank 0.
+
+    Args:
+        progress: Length of the run.
+        log_every: Steps between two records of rank 0.
+        device: Device of the steps.
+        rank_times: Exchange of section times.
+    """
+
+    def __init__(
+        self, progress: RunProgress, *, log_every: int, device: torch.device, rank_times: RankTimes
+    ) -> None:
+        self._progress, self._log_every, self._rank_times = progress, log_every, rank_times
+        self._latest_step = progress.start_step  # latest step whose times were taken
+        self._marks: timing.Marks | None = None  # of the steps up to that one, until they are sent
+        self._num_steps = 0
+        self._resources = ExitStack()
+        self._timeline = self._resources.enter_context(timing.use_timeline(device))
+
+    @override
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._resources.close()
+
+    @override
+    def pause_timing(self) -> AbstractContextManager[None]:
+        return self._timeline.pause()
+
+    @override
+    def time_evaluation(self) -> AbstractContextManager[None]:
+        return self._timeline.pause()
+
+    @override
+    def log_step(self, step: int, metrics: StepMetrics) -> None:
+        if self._marks is not None:
+            seconds = timing.Timeline.seconds_of(self._marks)
+            self._rank_times.exchange(self._latest_step, self._num_steps, seconds)
+            self._marks = None
+        if self._progress.is_logged(step, self._log_every):
+            self._marks, self._num_steps = self._timeline.take_marks(), step - self._latest_step
+            self._latest_step = step

@@ -46,6 +46,10 @@ class RunProgress:
     elapsed_seconds: float  # seconds of the steps before `start_step`
     peak_flops: float | None = None  # operations per second of a rank by its vendor, if known
 
+    def is_logged(self, step: int, every: int) -> bool:
+        """Return True if a record ends with this step."""
+        return step % every == 0 or step == self.total_steps
+
 
 class MetricsWindow:
     """Metrics of several steps, up to `step`, that are being copied to the host.

@@ -18,8 +18,8 @@ _PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
 _SIOCGIFADDR = 0x8915  # of Linux's netdevice(7): the address of an interface
 _POLL_INTERVAL = 1  # seconds
 
-# Environment of processes that keep freed memory. Otherwise glibc maps memory for every temporary array of 128 KiB, and the
-# kernel zeros its pages, which takes a third of the time of sampling. glibc accepts thresholds up to 32 MiB.
+# Environment of processes that keep freed memory. Otherwise glibc maps memory for every temporary array of 128 KiB, and
+# the kernel zeros its pages, which takes a third of the time of sampling. glibc accepts thresholds up to 32 MiB.
 MALLOC_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(64 << 20),

@@ -20,7 +20,8 @@ from partialfc.evaluation.embed import EvaluationStoppedError
 from partialfc.evaluation.sets import Scores
 from partialfc.head import HeadStep
 from partialfc.monitoring.main_logger import MainRunLogger
-from partialfc.monitoring.run_logger import RunLogger
+from partialfc.monitoring.rank_times import RankTimes
+from partialfc.monitoring.run_logger import RankLogger, RunLogger
 from partialfc.monitoring.step_metrics import RunProgress, StepMetrics
 from partialfc.runtime import comm
 from partialfc.runtime.checkpoint import CheckpointManager, VerifiedCheckpoint
@@ -64,8 +65,9 @@ def train(config: Config, dist_ctx: DistContext, stop_request: StopRequest | Non
             if dist_ctx.is_main:
                 print(f"{output}: already finished at step {run.step}", flush=True)
             return run
+        rank_times = RankTimes(dist_ctx) if dist_ctx.world_size > 1 else None
         with comm.raise_on_all_ranks(dist_ctx):
-            run_logger = _create_run_logger(run, provenance)
+            run_logger = _create_run_logger(run, provenance, rank_times)
         with run_logger:
             run_logger.log_config(provenance.to_yaml(), flatten_config(run.config))
             _log_start(run, run_logger, checkpoint, provenance)
@@ -297,13 +299,7 @@ def _is_evaluation_due(run: Run) -> bool:
     return schedule.is_due(run.step, every=every, last=run.total_steps)
 
 
-def _create_run_logger(run: Run, provenance: Provenance) -> RunLogger:
-    if not run.dist_ctx.is_main:
-        return RunLogger()
-    output = Path(run.config.output)
-    (output / SUMMARY_FILE).unlink(missing_ok=True)
-    with atomic_write(output / "recipe.yaml") as temporary:
-        temporary.write_text(provenance.to_yaml(), encoding="utf-8")
+def _create_run_logger(run: Run, provenance: Provenance, rank_times: RankTimes | None) -> RunLogger:
     progress = RunProgress(
         run.step,
         run.total_steps,
@@ -312,17 +308,26 @@ def _create_run_logger(run: Run, provenance: Provenance) -> RunLogger:
         run.elapsed_seconds,
         peak_flops(run.config.optim.precision, run.dist_ctx.device),
     )
+    log, device = run.config.log, run.dist_ctx.device
+    if not run.dist_ctx.is_main:
+        assert rank_times is not None
+        return RankLogger(progress, log_every=log.every, device=device, rank_times=rank_times)
+    output = Path(run.config.output)
+    (output / SUMMARY_FILE).unlink(missing_ok=True)
+    with atomic_write(output / "recipe.yaml") as temporary:
+        temporary.write_text(provenance.to_yaml(), encoding="utf-8")
     return MainRunLogger(
         output,
         progress,
-        log_every=run.config.log.every,
-        device=run.dist_ctx.device,
-        loggers=run.config.log.loggers,
-        pictures=run.config.log.pictures,
+        log_every=log.every,
+        device=device,
+        loggers=log.loggers,
+        pictures=log.pictures,
         health_numbers=run.health.counters,
         find_problem=lambda numbers, step: describe_problem(
             numbers, step, run.config.train.max_skipped_steps
         ),
+        rank_times=rank_times,
     )
 
 
