@@ -4,12 +4,15 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from partialfc.runtime.exit_codes import (
+    EXIT_BAD_INPUT,
     EXIT_DIVERGED,
     EXIT_STOPPED,
     exit_on_input_error,
     exit_on_internal_error,
+    hard_exit,
 )
 from partialfc.runtime.process.launcher_link import exit_with_launcher, has_launcher, silence_resource_tracker
 from partialfc.runtime.process.signals import StopRequest
@@ -35,9 +38,12 @@ def _train_rank(recipe: str, overrides: Sequence[str], stop_request: StopRequest
     """Train and return the exit code."""
     check_has_rank()
     # Imported late: worker processes of this rank import this file, too, but do not need these.
+    import torch
+
     from partialfc.config import load_config
     from partialfc.runtime import comm
     from partialfc.runtime.process import flight_recorder
+    from partialfc.training.gpu_memory import explain_out_of_memory
     from partialfc.training.health import DivergenceError
     from partialfc.training.loop import train
 
@@ -51,6 +57,9 @@ def _train_rank(recipe: str, overrides: Sequence[str], stop_request: StopRequest
             code = EXIT_DIVERGED
             if dist_ctx.is_main:
                 print(f"error: {problem}", file=sys.stderr, flush=True)
+        except torch.OutOfMemoryError as error:  # on this rank, while others wait for it in a collective
+            print(f"error: {explain_out_of_memory(error, Path(config.output), dist_ctx)}", file=sys.stderr)
+            hard_exit(EXIT_BAD_INPUT)
         # The launcher ends all ranks once one has exited: not before everything is printed.
         comm.barrier(dist_ctx.host_group)
     return code

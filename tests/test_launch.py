@@ -180,6 +180,37 @@ def test_a_broadcast_error_on_one_rank_keeps_its_traceback(recipe):
     assert "error: operands" not in done.stderr
 
 
+OUT_OF_MEMORY = """
+import os, pathlib
+import torch
+import partialfc.head.sampling as sampling
+
+def sample_classes(*arguments, original=sampling.sample_classes):
+    if os.environ.get("RANK") == "1":
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 139.80 GiB of which 1.00 MiB "
+            "is free. Process 1 has 1.0 GiB memory in use. If reserved ..."
+        )
+    return original(*arguments)
+
+sampling.sample_classes = sample_classes
+torch.cuda.memory._dump_snapshot = lambda path: pathlib.Path(path).write_bytes(b"snapshot")
+"""
+
+
+def test_a_gpu_without_memory_is_one_line_with_a_snapshot(recipe):
+    (recipe.parent / "sitecustomize.py").write_text(OUT_OF_MEMORY)
+    done = launched(recipe, "--ranks", 2, path=recipe.parent)
+    snapshot = recipe.parent / "output/out_of_memory/rank_00001.pickle"
+    assert done.returncode == 2 and snapshot.read_bytes() == b"snapshot"
+    (line,) = (line for line in done.stderr.splitlines() if line != "error: lost a rank; the run ended")
+    assert re.fullmatch(
+        r"error: rank 1 on \S+: CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 139.80 GiB of "
+        r"which 1.00 MiB is free; lower train.micro_batch_size .*; snapshot of its memory: (.*)",
+        line,
+    )[1] == str(snapshot)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
