@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,7 +117,10 @@ class DisturbedRuns:
         assert done.returncode == 0, err
 
     def disturb(self, events: list[str], name: str = "run") -> None:
-        """Disturb a run by events of the list, which loses them, until it is empty or the run is done; then compare."""
+        """Disturb a run by events of the list, which loses them, until it is empty or the run is done.
+
+        Then compare the run with the undisturbed one, and remove it.
+        """
         code = -1
         while events and code != 0:
             event = self._draw.choice(events)
@@ -139,6 +143,7 @@ class DisturbedRuns:
             _, err = process.communicate(timeout=900)
             assert process.returncode == 0, err
         self._compare(name)
+        shutil.rmtree(self.folder / name)
 
     def _environment(self, event: str) -> dict[str, str]:
         if event not in CALLS:
