@@ -78,7 +78,7 @@ if "partialfc.train" in " ".join(sys.orig_argv):
     for name in names[:-1]:
         owner = getattr(owner, name)
     original, calls = getattr(owner, names[-1]), 0
-    def signalling(*arguments, **named):
+    def send_first(*arguments, **named):
         global calls
         calls += 1
         if calls == int(call) and number == "9":
@@ -86,7 +86,7 @@ if "partialfc.train" in " ".join(sys.orig_argv):
         elif calls == int(call) and os.environ["RANK"] == "0":
             os.kill(os.getppid(), int(number))
         return original(*arguments, **named)
-    setattr(owner, names[-1], signalling)
+    setattr(owner, names[-1], send_first)
 """
 
 
