@@ -31,6 +31,7 @@ OPTIONS: list[dict[str, Any]] = [
     {},
     SAMPLED,
     SAMPLED | {"matmul_precision": "half"},
+    SAMPLED | {"sample_on": "device", "logit_correction": "log_q", "centers_dtype": "bfloat16"},
     SAMPLED | {"logits_budget": 0, "logit_correction": "log_q", "interclass_threshold": 0.5},
     SAMPLED | {"logits_budget": 0, "matmul_precision": "half"},
     SAMPLED | {"unsampled": "decay"},
