@@ -15,10 +15,9 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from typing import Literal
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.measurement import MeasurementRow
 from partialfc.config import CosFace, HeadConfig
@@ -42,31 +41,25 @@ def main() -> None:
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps([measure(name, options.calls) for name in CASES]))
+        print(json.dumps([measure(name, on, options.calls) for name in CASES for on in ("host", "device")]))
         return
-    found: dict[tuple[str, bool], list[MeasurementRow]] = defaultdict(list)
+    found: dict[tuple[str, str, bool], list[MeasurementRow]] = defaultdict(list)
     for _ in range(REPEATS):
         for raised in (False, True):
             for row in measure_in_process(options.calls, raised=raised):
-                found[row["case"], raised].append(row)
-    table = Table("case", "rows", "thresholds", "ms per call", "page faults per call")
-    for (case, raised), rows in sorted(found.items()):
+                found[row["case"], row["sample_on"], raised].append(row)
+    print("| case | rows | head.sample_on | thresholds | ms | page faults |\n|---|---|---|---|---|---|")
+    for (case, on, raised), rows in found.items():
         milliseconds = statistics.median(row["ms"] for row in rows)
         faults = statistics.median(row["faults"] for row in rows)
-        table.add_row(
-            case,
-            f"{rows[0]['rows']:,}",
-            "raised" if raised else "glibc's",
-            f"{milliseconds:.2f}",
-            f"{faults:.0f}",
-        )
-    Console().print(table)
+        thresholds = "raised" if raised else "default"
+        print(f"| {case} | {rows[0]['rows']:,} | {on} | {thresholds} | {milliseconds:.2f} | {faults:.0f} |")
 
 
-def measure(name: str, calls: int) -> MeasurementRow:
-    """Return the median time and the mean number of page faults of a call after the first ones."""
+def measure(name: str, on: Literal["host", "device"], calls: int) -> MeasurementRow:
+    """Return the median time of the host, and the mean number of page faults of a call, after the first ones."""
     num_classes, rate, ranks = CASES[name]
-    config = HeadConfig(sample_rate=rate)
+    config = HeadConfig(sample_rate=rate, sample_on=on)
     loss = LossSchedule(CosFace(), None, num_classes * rate, torch.device("cpu"), torch.float32)(0)
     sampler = ClassSampler(
         num_classes,
@@ -79,16 +72,18 @@ def measure(name: str, calls: int) -> MeasurementRow:
         neighbors=None,
     )
     labels = torch.randint(num_classes, (calls + 5, BATCH), generator=torch.Generator().manual_seed(0))
-    times, rows = [], 0
+    times = []
     for step in range(calls + 5):
         if step == 5:
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         began = time.perf_counter()
         classes = sampler(labels[step], step, loss)
         times.append(1000 * (time.perf_counter() - began))
-        rows = 0 if classes.rows is None else len(classes.rows)
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-    return {"case": name, "rows": rows, "ms": statistics.median(times[5:]), "faults": faults / calls}
+    return {
+        "case": name, "sample_on": on, "rows": classes.num_active, "ms": statistics.median(times[5:]),
+        "faults": faults / calls,
+    }  # fmt: skip
 
 
 def measure_in_process(calls: int, *, raised: bool) -> list[MeasurementRow]:

@@ -30,6 +30,7 @@ _IRRELEVANT_KEYS = (
     "head.kernels",
     "head.logits_budget",
     "head.memory",
+    "head.sample_on",
     "init.backbone",
     "init.centers",
     "launch",

@@ -170,11 +170,6 @@ class PartialFC(SavedModule):
         """Number of updates, including skipped ones."""
         return int(self._steps)
 
-    def num_active(self, step: HeadStep) -> int:
-        """Return the number of active classes of this rank in a step."""
-        rows = step.classes.rows
-        return len(self.centers.local_classes if rows is None else rows)
-
     def gather_labels(self, local: Tensor) -> Tensor:
         """Return the labels of the global batch, int64 `[B]` on the host, from those of this rank, `[b]`.
 
@@ -250,9 +245,9 @@ class PartialFC(SavedModule):
         if keep:
             step.check_open("forward()")
             self._check_nothing_due(f"forward() of step {step.number}")
-            centers = self.centers.activate(step.classes_on_device())
+            centers = self.centers.activate(step.classes_on_device(self._work))
         else:
-            centers = self.centers.activate_read_only(step.classes_on_device())
+            centers = self.centers.activate_read_only(step.classes_on_device(self._work))
         with torch.autocast(embeddings.device.type, enabled=False):
             inputs = self._gathered(step, embeddings.to(self.centers.dtype), centers, keep=keep)
             if not keep:

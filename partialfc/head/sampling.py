@@ -15,25 +15,24 @@ Shapes:
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from partialfc.config import IGNORE_LABEL, HeadConfig
 from partialfc.config.scheduled import value_at
 from partialfc.errors import InputError
 from partialfc.head.arguments import check_labels, describe_tensor
+from partialfc.head.device_sampling import SamplePlan, plan_sample
 from partialfc.head.losses import MarginLoss
 from partialfc.head.neighbors import Neighbors
 from partialfc.head.storage import rounding
+from partialfc.head.strata import Ints, Strata
 from partialfc.runtime import counter_rng
-
-Ints = NDArray[np.int64]
 
 
 class ChunkTargets(NamedTuple):
@@ -60,7 +59,9 @@ class ActiveClasses:
     Properties of images are masked tensors `[B]`: no shape depends on the images whose class is on this rank.
     """
 
-    rows: Tensor | None  # [S] int64, local indices in ascending order; None: all classes
+    num_active: int  # S
+    # [S] int64, local indices in ascending order; None: all classes, or not computed yet, see `sample_on_device`
+    rows: Tensor | None
     target_slots: Tensor  # [B] int64, active index of the image's class; -1: on another rank, or ignored
     has_target: Tensor  # [B] bool, True if the class is on this rank
     images_by_class: Tensor  # [B] int64, batch indices ordered by target slot, -1 first
@@ -69,6 +70,7 @@ class ActiveClasses:
     drawn_margins: Tensor | None  # [B], values of `MarginLoss.draw`
     logit_correction: Tensor | None  # [S], added to the logits of negatives
     rounding_noise: Tensor | None  # [S] int32, for rows in bfloat16
+    plan: SamplePlan | None  # of rows that the device computes
     host_rows: Ints | None  # `rows` on the host
     host_target_rows: Ints  # [N], local indices of the targets, on the host
     host_sorted_slots: Ints  # [B], target slots of `images_by_class`, on the host
@@ -81,14 +83,40 @@ class ActiveClasses:
         return ChunkTargets(self.target_slots, chunk.start, chunk.stop - chunk.start, images), correction
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the tensors that a step needs on the device, by field name."""
+        """Return the tensors that a step needs on the device, by name."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: it for name, it in fields.items() if isinstance(it, Tensor)}
+        tensors = {name: it for name, it in fields.items() if isinstance(it, Tensor)}
+        return tensors if self.plan is None else tensors | self.plan.tensors()
 
-    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
-        """Return a copy with other tensors in place of those of `tensors()`."""
+    def on_device(
+        self,
+        tensors: Mapping[str, Tensor],
+        sample_rows: Callable[..., tuple[Tensor, Tensor | None]],
+        dtype: torch.dtype,
+    ) -> Self:
+        """Return a copy with other tensors in place of those of `tensors()`, and with the rows of a plan.
+
+        Args:
+            tensors: Tensors by the names of `tensors()`.
+            sample_rows: Kernel that computes the rows of a plan.
+            dtype: Dtype of the computation.
+        """
         changes: dict[str, Any] = dict(tensors)
+        if self.plan is not None:
+            planned = {name: changes.pop(name) for name in self.plan.tensors()}
+            changes |= self.plan.complete(planned, sample_rows, dtype)
         return dataclasses.replace(self, **changes)
+
+
+class _Selection(NamedTuple):
+    """Active rows of a step."""
+
+    slots: Ints  # [N], active indices of the targets
+    num_active: int  # S
+    rows: Ints | None = None  # [S]; None: all rows, or those of the plan
+    correction: Tensor | None = None  # [S]
+    noise: Tensor | None = None  # [S]
+    plan: SamplePlan | None = None
 
 
 class _Sample(NamedTuple):
@@ -137,6 +165,7 @@ class ClassSampler:
             dtype,
             neighbors,
         )
+        self._on_device = config.sample_on == "device"
         # Rows that decay need indices, also in steps with all classes.
         self._indexed = config.unsampled == "decay" and config.uses_sampling
 
@@ -151,7 +180,6 @@ class ClassSampler:
         Raises:
             InputError: A label is neither a class nor -1.
         """
-        rate = value_at(self._rate, number, self._steps_per_epoch)
         if self._neighbors is not None:
             self._neighbors.commit_pending(number)
         known = self._validate_labels(labels)
@@ -159,27 +187,59 @@ class ClassSampler:
         positions = np.flatnonzero((known >= local_classes.start) & (known < local_classes.stop))
         targets = known[positions] - local_classes.start  # [N] rows
         ordered = np.sort(targets)
-        sampled = None if rate == 1 else self._sampled(known, ordered, number, rate)
-        rows = self._all_rows() if sampled is None else sampled.rows
+        selected = self._select(known, targets, ordered, number)
         slots = np.full(len(known), -1)
-        slots[positions] = targets if rows is None else np.searchsorted(rows, targets)
+        slots[positions] = selected.slots
         by_class = np.argsort(slots, kind="stable")
         drawn = loss.draw(self._seed, number, len(known))
         valid = known != IGNORE_LABEL
         return ActiveClasses(
-            rows=None if rows is None else torch.from_numpy(rows),
+            num_active=selected.num_active,
+            rows=None if selected.rows is None else torch.from_numpy(selected.rows),
             target_slots=torch.from_numpy(slots),
             has_target=torch.from_numpy(slots >= 0),
             images_by_class=torch.from_numpy(by_class),
             valid=torch.from_numpy(valid),
             num_valid=torch.tensor(max(1, np.count_nonzero(valid)), dtype=torch.float64),
             drawn_margins=None if drawn is None else torch.from_numpy(drawn).to(self._dtype),
-            logit_correction=self._logit_correction(sampled),
-            rounding_noise=self._noise(rows, number),
-            host_rows=rows,
+            logit_correction=selected.correction,
+            rounding_noise=selected.noise,
+            plan=selected.plan,
+            host_rows=selected.rows,
             host_target_rows=ordered,
             host_sorted_slots=slots[by_class],
         )
+
+    def _select(self, known: Ints, targets: Ints, ordered: Ints, number: int) -> _Selection:
+        """Select the active rows, given the labels, and the targets among them in the order of the batch and by row."""
+        rate = value_at(self._rate, number, self._steps_per_epoch)
+        if rate == 1:
+            rows = self._all_rows()
+            return _Selection(targets, len(self._local_classes), rows, noise=self._noise(rows, number))
+        if self._on_device:
+            return self._plan(targets, ordered, number, rate)
+        sample = self._sampled(known, ordered, number, rate)
+        return _Selection(
+            np.searchsorted(sample.rows, targets),
+            len(sample.rows),
+            sample.rows,
+            self._logit_correction(sample),
+            self._noise(sample.rows, number),
+        )
+
+    def _plan(self, targets: Ints, ordered: Ints, number: int, rate: float) -> _Selection:
+        """Leave the sampled rows to the device."""
+        count = num_sampled_classes(self._num_classes, rate)
+        unique = _without_repeats(ordered)
+        rounds, corrects = self._uses_stochastic_rounding, self._correction != "none"
+        plan = plan_sample(
+            step_strata(self._num_classes, count, self._seed, number, self._local_classes),
+            unique,
+            noise_key=rounding.row_key(self._seed, number) if rounds else None,
+            correction=-math.log(count / self._num_classes) if corrects else None,
+        )
+        slots = plan.target_slots.numpy()[np.searchsorted(unique, targets)]
+        return _Selection(slots, plan.num_active, plan=plan)
 
     def _validate_labels(self, labels: Tensor) -> Ints:
         expected = "[B] of the global batch, on cpu"
@@ -213,9 +273,9 @@ class ClassSampler:
         )
         return _Sample(union_sorted(drawn, always_active), always_active, count / self._num_classes)
 
-    def _logit_correction(self, sample: _Sample | None) -> Tensor | None:
+    def _logit_correction(self, sample: _Sample) -> Tensor | None:
         """Return log(1 / fraction) for sampled classes, which represent others, and 0 for always active ones."""
-        if sample is None or self._correction == "none":
+        if self._correction == "none":
             return None
         correction = np.where(np.isin(sample.rows, sample.always_active), 0.0, -math.log(sample.fraction))
         return torch.from_numpy(correction).to(self._dtype)
@@ -238,17 +298,17 @@ def num_sampled_classes(num_classes: int, rate: float) -> int:
 def sample_classes(num_classes: int, count: int, seed: int, step: int, local_classes: range) -> Ints:
     """Return the classes of `local_classes` among the `count` sampled classes of a step, ascending, without repeats.
 
-    The circle of classes is rotated by a random integer and cut into `count` nearly equal strata. Each stratum
-    gives one class, and all classes have the same probability. Cost and memory are proportional to the result.
+    They are those of `Strata`.
     """
-    key = counter_rng.derive_key(seed, "sample", step)
-    rotation = int(counter_rng.random_integers(key, np.array([count]), np.array([num_classes]))[0])
-    pieces = []
-    for start, stop, first in _rotated_intervals(local_classes, rotation, num_classes):
-        drawn = _sample_strata(num_classes, count, key, start, stop)
-        drawn += first - start
-        pieces.append(drawn)
-    return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
+    strata = step_strata(num_classes, count, seed, step, local_classes)
+    drawn = np.concatenate([strata.rows(piece) for piece in strata.pieces()])
+    drawn += local_classes.start
+    return drawn
+
+
+def step_strata(num_classes: int, count: int, seed: int, step: int, local_classes: range) -> Strata:
+    """Return the strata of a step."""
+    return Strata(num_classes, count, counter_rng.derive_key(seed, "sample", step), local_classes)
 
 
 def union_sorted(drawn: Ints, targets: Ints) -> Ints:
@@ -256,7 +316,7 @@ def union_sorted(drawn: Ints, targets: Ints) -> Ints:
 
     np.union1d hashes, which takes 80 ms for 125,000 classes.
     """
-    new = targets[np.flatnonzero(np.diff(targets, prepend=-1))]
+    new = _without_repeats(targets)
     places = np.searchsorted(drawn, new)
     if len(drawn):
         absent = (places == len(drawn)) | (drawn.take(places, mode="clip") != new)
@@ -264,24 +324,5 @@ def union_sorted(drawn: Ints, targets: Ints) -> Ints:
     return np.insert(drawn, places, new)
 
 
-def _rotated_intervals(local_classes: range, rotation: int, num_classes: int) -> list[tuple[int, int, int]]:
-    """Return the at most two intervals (start, stop, first class) of the unrotated circle in `local_classes`."""
-    if not local_classes:
-        return []
-    start = (local_classes.start - rotation) % num_classes
-    stop = start + len(local_classes)
-    if stop <= num_classes:
-        return [(start, stop, local_classes.start)]
-    return [(start, num_classes, local_classes.start), (0, stop - num_classes, rotation)]
-
-
-def _sample_strata(num_classes: int, count: int, key: int, start: int, stop: int) -> Ints:
-    """Return the samples in [start, stop), ascending; stratum k is [k C // n, (k + 1) C // n)."""
-    first, last = (((position + 1) * count - 1) // num_classes for position in (start, stop - 1))
-    strata = np.arange(first, last + 2)
-    edges = strata * num_classes
-    edges //= count
-    drawn = counter_rng.random_integers(key, strata[:-1], np.diff(edges))
-    drawn += edges[:-1]
-    # only the first and the last stratum extend beyond the interval
-    return drawn[int(drawn[0] < start) : len(drawn) - int(drawn[-1] >= stop)]
+def _without_repeats(ascending: Ints) -> Ints:
+    return ascending[np.flatnonzero(np.diff(ascending, prepend=-1))]

@@ -73,9 +73,10 @@ class HeadStep:
         self._in_flight: InFlight | None = None
         self._gradient: Tensor | None = None  # scalar, derivative of the differentiated value by the loss
 
-    def classes_on_device(self) -> ActiveClasses:
+    def classes_on_device(self, work: Workspace) -> ActiveClasses:
         """Return the active classes with tensors on the device."""
-        return self.classes.with_tensors(dict(zip(self.classes.tensors(), self._upload.wait(), strict=True)))
+        tensors = dict(zip(self.classes.tensors(), self._upload.wait(), strict=True))
+        return self.classes.on_device(tensors, work.kernels.sample_rows, work.dtype)
 
     @property
     def state(self) -> StepState:

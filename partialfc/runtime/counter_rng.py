@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # pack commands and data-generation workers start without tor
 
 GAMMA = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
-_FACTORS = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+FACTORS = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 Words = NDArray[np.uint64]
 
@@ -109,7 +109,7 @@ def mix_words(words_: "Tensor") -> "Tensor":
     Runs on any device; `words_` is overwritten.
     """
     for _ in range(2):
-        for shift, factor in ((30, _FACTORS[0]), (27, _FACTORS[1]), (31, 1)):
+        for shift, factor in ((30, FACTORS[0]), (27, FACTORS[1]), (31, 1)):
             words_.bitwise_xor_((words_ >> shift) & ((1 << 64 - shift) - 1)).mul_(as_int64(factor))
     return words_
 
@@ -117,7 +117,7 @@ def mix_words(words_: "Tensor") -> "Tensor":
 def _mix(words_: Words) -> Words:
     """Mix in place: memory bandwidth limits it."""
     shifted = np.empty_like(words_)
-    for shift, factor in ((30, _FACTORS[0]), (27, _FACTORS[1])):
+    for shift, factor in ((30, FACTORS[0]), (27, FACTORS[1])):
         words_ ^= np.right_shift(words_, np.uint64(shift), out=shifted)
         words_ *= np.uint64(factor)
     words_ ^= np.right_shift(words_, np.uint64(31), out=shifted)

@@ -274,7 +274,7 @@ def train_step(run: Run, batch: Batch, head_step: HeadStep) -> StepMetrics:
         lr=lr,
         data_wait_seconds=batch.data_wait_seconds,
         num_replaced=batch.num_replaced,
-        flops=run.flops(run.head.num_active(head_step), frozen=is_frozen),
+        flops=run.flops(head_step.classes.num_active, frozen=is_frozen),
         diagnostics=diagnostics,
         scheduled_values=scheduled_values(
             {"head": config.head, "loss": config.loss}, step, run.steps_per_epoch

@@ -16,10 +16,10 @@ from partialfc.runtime.platform import MALLOC_ENVIRONMENT
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the variables are glibc's")
 def test_temporary_arrays_are_not_mapped_again_in_every_call():
     raised, without = (sampling.measure_in_process(8, raised=it) for it in (True, False))
-    assert [row["case"] for row in raised] == list(sampling.CASES)
+    assert [row["case"] for row in raised] == [case for case in sampling.CASES for _ in ("host", "device")]
     assert max(row["rows"] for row in raised) > 120_000
     assert all(row["faults"] < 20 for row in raised), raised
-    assert any(row["faults"] > 200 for row in without), without
+    assert any(row["faults"] > 200 for row in without if row["sample_on"] == "host"), without
 
 
 def test_ranks_get_the_variables_unless_the_user_has_set_them():

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from partialfc.head import buffers, neighbors
-from partialfc.head.kernels import triton_centers, triton_images, triton_logits, triton_rows
+from partialfc.head.kernels import triton_centers, triton_images, triton_logits, triton_rows, triton_sampling
 from partialfc.head.storage import host
 
 DEVICE = "cuda:0"
@@ -163,7 +163,7 @@ def launches(fake: FakeTensorMode) -> Iterator[Launches]:
     """Within the block, on fake tensors, what is launched is noted."""
     found = Launches()
     with ExitStack() as stack:
-        for module in (triton_logits, triton_rows, triton_images, triton_centers):
+        for module in (triton_logits, triton_rows, triton_images, triton_centers, triton_sampling):
             stack.enter_context(mock.patch.object(module, "launch", found.launch))
         stack.enter_context(fake)
         stack.enter_context(found)

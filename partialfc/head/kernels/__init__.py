@@ -13,7 +13,7 @@ from typing import Literal
 from torch import Tensor, device
 
 from partialfc.errors import InputError
-from partialfc.head.kernels import torch_centers, torch_ops
+from partialfc.head.kernels import torch_centers, torch_ops, torch_sampling
 from partialfc.head.kernels.torch_centers import NormalizedCenters, TargetCenters
 from partialfc.head.kernels.torch_ops import SoftmaxGradient
 
@@ -22,7 +22,7 @@ Choice = Literal["auto", "torch", "triton"]  # `head.kernels` of a recipe
 
 @dataclass(frozen=True)
 class KernelBackend:
-    """Operations of a step, with the signatures of the functions in `torch_ops` and `torch_centers`."""
+    """Operations of a step, with the signatures of the functions in the torch modules."""
 
     normalize_centers: Callable[..., NormalizedCenters]
     target_centers: Callable[..., TargetCenters]
@@ -32,6 +32,7 @@ class KernelBackend:
     embedding_gradients_: Callable[..., Tensor]
     add_target_gradients_: Callable[..., None]
     step_centers: Callable[..., None]
+    sample_rows: Callable[..., tuple[Tensor, Tensor | None]]
     # Copies between GPU and pinned host memory; None without such a kernel.
     copy_rows: Callable[..., None] | None
 
@@ -76,13 +77,20 @@ def torch_backend() -> KernelBackend:
         embedding_gradients_=torch_ops.embedding_gradients_,
         add_target_gradients_=torch_ops.add_target_gradients_,
         step_centers=torch_centers.step_centers,
+        sample_rows=torch_sampling.sample_rows,
         copy_rows=None,
     )
 
 
 def triton_backend() -> KernelBackend:
     """Return the operations with Triton kernels; Triton is imported here only."""
-    from partialfc.head.kernels import triton_centers, triton_images, triton_logits, triton_rows
+    from partialfc.head.kernels import (
+        triton_centers,
+        triton_images,
+        triton_logits,
+        triton_rows,
+        triton_sampling,
+    )
 
     return KernelBackend(
         normalize_centers=triton_centers.normalize_centers,
@@ -93,5 +101,6 @@ def triton_backend() -> KernelBackend:
         embedding_gradients_=triton_images.embedding_gradients_,
         add_target_gradients_=triton_images.add_target_gradients_,
         step_centers=triton_centers.step_centers,
+        sample_rows=triton_sampling.sample_rows,
         copy_rows=triton_rows.copy_rows,
     )

@@ -27,7 +27,12 @@ LOW = 0xFFFF  # bits of a float32 that bfloat16 drops
 
 def row_noise(classes: NDArray[np.int64], seed: int, step: int) -> Tensor:
     """Return a noise word for each class, int32 `[S]`, independent of the rank that owns it."""
-    return _words(counter_rng.derive_key(seed, "rounding", step), classes)
+    return _words(row_key(seed, step), classes)
+
+
+def row_key(seed: int, step: int) -> int:
+    """Return the key of the noise words of a step's rows."""
+    return counter_rng.derive_key(seed, "rounding", step)
 
 
 def column_noise(name: str, width: int) -> Tensor:
