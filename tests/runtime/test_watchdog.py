@@ -42,6 +42,11 @@ def test_a_watch_without_a_store_ends_at_once(alone):
     watchdog.stop()
 
 
+def test_a_rank_without_a_heartbeat_has_not_started():
+    entry = {0: Heartbeat(1, 5, "head, communication", "n1"), 2: Heartbeat(1, 5, "head, communication", "n1")}
+    assert find_stalled_ranks(entry, entry, 3) == {1: "has not started its steps; the others wait for it"}
+
+
 @pytest.mark.parametrize(
     ("before", "now", "late"),
     [
@@ -57,7 +62,7 @@ def test_a_watch_without_a_store_ends_at_once(alone):
 )  # fmt: skip
 def test_who_is_late(before, now, late):
     entries = [{rank: Heartbeat(*it, "n1") for rank, it in enumerate(written)} for written in (before, now)]
-    assert find_stalled_ranks(*entries).keys() == late
+    assert find_stalled_ranks(*entries, len(now)).keys() == late
 
 
 def test_a_hang_in_nccl_names_the_rank_whose_gpu_is_behind():
@@ -69,7 +74,7 @@ def test_a_hang_in_nccl_names_the_rank_whose_gpu_is_behind():
         1: Heartbeat(4, 7, waits, "n2", 38, "data"),
         2: Heartbeat(4, 7, waits, "n2", 40, "head"),
     }
-    (text,) = find_stalled_ranks(before, now).values()
+    (text,) = find_stalled_ranks(before, now, len(now)).values()
     assert text == "on n2 stalled at step 7, in report; its GPU has finished data, others head"
 
 

@@ -106,6 +106,7 @@ class Watchdog:
     def _watch(self, store: Store) -> None:
         bind_thread(self._device)
         try:
+            self._write(store)
             while not self._ended.wait(self._often):
                 self._write(store)
                 since = self._since
@@ -149,7 +150,7 @@ class Watchdog:
                 return
             self._write(store)
         now = self._read(store)
-        late = find_stalled_ranks(before, now)
+        late = find_stalled_ranks(before, now, self._size)
         if self._rank == min(now.keys() - late.keys(), default=min(now)):
             for rank, text in late.items():
                 print(f"error: rank {rank} {text}", file=sys.stderr, flush=True)
@@ -180,19 +181,24 @@ def watch(
             watchdog.stop()
 
 
-def find_stalled_ranks(before: dict[int, Heartbeat], now: dict[int, Heartbeat]) -> dict[int, str]:
+def find_stalled_ranks(
+    before: dict[int, Heartbeat], now: dict[int, Heartbeat], world_size: int
+) -> dict[int, str]:
     """Return descriptions of the ranks that the others wait for.
 
-    These are, in this order: ranks whose process is stalled; ranks whose GPU has finished the fewest
-    sections; ranks that are behind and not waiting; ranks that are behind.
+    These are, in this order: ranks that have not started their steps; ranks whose process is stalled; ranks
+    whose GPU has finished the fewest sections; ranks that are behind and not waiting; ranks that are behind.
 
     Args:
-        before: Heartbeats of all ranks.
+        before: Heartbeats of all ranks that have started their steps.
         now: Heartbeats some seconds later.
+        world_size: Number of ranks.
 
     Returns:
         One description per rank.
     """
+    if absent := set(range(world_size)) - now.keys():
+        return dict.fromkeys(sorted(absent), "has not started its steps; the others wait for it")
     still = [rank for rank, entry in now.items() if rank in before and entry.count == before[rank].count]
     last = min(entry.step for entry in now.values())
     behind = [rank for rank, entry in now.items() if entry.step == last]
