@@ -95,26 +95,60 @@ def doctor(
     nodes: NodesOption = 1,
     endpoint: EndpointOption = "localhost:0",
     name: JobNameOption = None,
+    acceptance: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Check new machines for some minutes, and write all results to a JSON file.",
+        ),
+    ] = None,
 ) -> None:
     """Check the machines for a recipe within a minute; exit code 1 if there are problems.
 
     ```
     partialfc doctor mine.yaml
+    partialfc doctor mine.yaml --acceptance machine.json
     sbatch --nodes=2 --ntasks-per-node=1 --wrap "partialfc doctor mine.yaml"
     ```
 
     Checks versions and devices of all ranks, the network, each collective of a step, and the sharded head against the
     dense formula. It also reads images of the pack, runs some steps, and saves and loads a checkpoint.
+
+    `--acceptance` is for new machines. It also compares two runs bit by bit, and measures the head and the data
+    workers. On one machine outside of SLURM it also checks that a run names a rank that stops.
     """
+    from partialfc.launching import slurm
     from partialfc.launching.launcher import LaunchRequest, new_name
 
-    raise typer.Exit(
-        _launch(
-            LaunchRequest(
-                recipe, tuple(overrides or ()), ranks, nodes, endpoint, name or new_name(), command="doctor"
-            )
-        )
+    options = () if acceptance is None else ("--acceptance", str(acceptance.absolute()))
+    request = LaunchRequest(
+        recipe,
+        tuple(overrides or ()),
+        ranks,
+        nodes,
+        endpoint,
+        name or new_name(),
+        command="doctor",
+        options=options,
     )
+    code = _launch(request)
+    if acceptance is not None and nodes == 1 and code in (0, 1) and not slurm.in_allocation():
+        code = max(code, _check_stopped_rank(request, acceptance))
+    raise typer.Exit(code)
+
+
+def _check_stopped_rank(request: "LaunchRequest", report: Path) -> int:
+    """Check on this machine what happens if a rank stops, add the result to the report, and return the exit code."""
+    from partialfc.doctor.acceptance_report import add_to_report
+    from partialfc.doctor.checks import print_result
+    from partialfc.doctor.stopped_rank import check_stopped_rank
+
+    config, ranks = request.validate()
+    result = check_stopped_rank(config.device, ranks)
+    print_result("stop", result)
+    add_to_report(report, "stop", result)
+    print(f"results: {report.absolute()}")
+    return int(bool(result.problems))
 
 
 def sweep(

@@ -9,7 +9,7 @@ Shapes:
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -126,7 +126,7 @@ class BatchLoader:
 
     def batches(
         self, start: int, stop: int, get_flags: Callable[[], StepFlags] = StepFlags
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch, None, None]:
         """Yield the batches of the steps from `start` to before `stop`, independent of previous steps.
 
         `get_flags` is called before the labels of a step are sent; it returns the flags of this rank.

@@ -9,3 +9,4 @@ class CheckResult:
 
     lines: list[str]
     problems: list[str] = field(default_factory=list)
+    values: dict[str, float] = field(default_factory=dict)  # measured values

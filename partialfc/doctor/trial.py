@@ -180,19 +180,24 @@ def try_output(config: Config, dist_ctx: DistContext) -> CheckResult:
 
 def try_steps(config: Config, dist_ctx: DistContext) -> CheckResult:
     """Run a few training steps and save a checkpoint in a temporary folder."""
-    folder = Path(config.output, ".doctor")
+    folder = trial_folder(config)
     with comm.raise_on_all_ranks(dist_ctx):
         run = build_run(msgspec.structs.replace(config, output=str(folder)), dist_ctx)
     try:
         lines = [_measure_speed(run), _check_checkpoint(run, folder)]
     except CollectiveInputError:
-        _remove_trial_folder(folder, dist_ctx)
+        remove_trial_folder(folder, dist_ctx)
         raise
-    _remove_trial_folder(folder, dist_ctx)
+    remove_trial_folder(folder, dist_ctx)
     return CheckResult(lines)
 
 
-def _remove_trial_folder(folder: Path, dist_ctx: DistContext) -> None:
+def trial_folder(config: Config) -> Path:
+    """Return the temporary folder of trials, on the disk of the output."""
+    return Path(config.output, ".doctor")
+
+
+def remove_trial_folder(folder: Path, dist_ctx: DistContext) -> None:
     """Remove the temporary folder. Collective; a rank with an internal error exits without waiting."""
     comm.barrier(dist_ctx.host_group)
     if dist_ctx.is_main:

@@ -40,6 +40,7 @@ class LaunchRequest:
     run_id: str = field(default_factory=new_name)  # of the rendezvous
     command: str = "train"  # "train" or "doctor"
     requeue: bool = False  # whether a stopped SLURM job requeues itself
+    options: tuple[str, ...] = ()  # further options of the command, also for its ranks
 
     def validate(self) -> tuple[Config, int]:
         """Return the recipe and the number of ranks per machine.
@@ -54,7 +55,7 @@ class LaunchRequest:
         """Return the equivalent arguments of `partialfc`."""
         ranks = [] if self.ranks_per_node is None else [f"--ranks={self.ranks_per_node}"]
         meeting = [f"--nodes={self.nodes}", f"--endpoint={self.endpoint}", f"--id={self.run_id}"]
-        return [self.command, *meeting, *ranks, self.recipe, *self.overrides]
+        return [self.command, *meeting, *ranks, *self.options, self.recipe, *self.overrides]
 
 
 def num_ranks(config: Config, requested: int | None, nodes: int) -> int:
@@ -89,7 +90,7 @@ def launch(request: LaunchRequest) -> int:
     join_timeout = parse_seconds(config.launch.join_timeout)
     cluster = ClusterSpec(request.nodes, request.endpoint, request.run_id, ranks, join_timeout)
     _set_environment(config, cluster)
-    command = ["-m", f"partialfc.{request.command}", request.recipe, *request.overrides]
+    command = ["-m", f"partialfc.{request.command}", *request.options, request.recipe, *request.overrides]
     restarts = config.launch.max_restarts if request.command == "train" else 0
     return launch_ranks(command, cluster, restarts, numa=config.launch.numa)
 

@@ -23,7 +23,7 @@ def check_replicas(state: Mapping[str, Tensor], step: int, dist_ctx: DistContext
         DivergenceError: If the replicas differ. The message contains the ranks that disagree with most
             others, and the first such tensor.
     """
-    gathered = comm.all_gather_object(_digests(state), dist_ctx.host_group)
+    gathered = comm.all_gather_object(tensor_digests(state), dist_ctx.host_group)
     usual, count = Counter(gathered).most_common(1)[0]
     if count == dist_ctx.world_size:
         return
@@ -40,7 +40,8 @@ def check_replicas(state: Mapping[str, Tensor], step: int, dist_ctx: DistContext
     )
 
 
-def _digests(state: Mapping[str, Tensor]) -> tuple[int, ...]:
+def tensor_digests(state: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Return a digest of the bits of each tensor."""
     digests = [_digest(tensor) for tensor in state.values()]
     for device in {it.device for it in digests}:
         here = [place for place, it in enumerate(digests) if it.device == device]

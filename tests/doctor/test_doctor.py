@@ -33,11 +33,13 @@ from partialfc.config import (
     SphereFace2,
     UniFace,
 )  # fmt: skip
-from partialfc.doctor import checks, trial
+from partialfc.doctor import acceptance, checks, trial
+from partialfc.doctor.result import CheckResult
 from partialfc.head.losses import TargetLogit
 from partialfc.head.losses.cosface import CosFaceLoss
 from partialfc.runtime import comm, versions
 from partialfc.runtime.process import run_lock
+from partialfc.training.health import tensor_digests
 
 
 def examined(config: Config, planted: str = "") -> tuple[list[str], str]:
@@ -50,7 +52,7 @@ def examined(config: Config, planted: str = "") -> tuple[list[str], str]:
         "": mock.patch.object(trial, "_TIME_LIMIT", 0.0),
     }
     with redirect_stdout(StringIO()) as printed, places[planted]:
-        return checks.run_checks(config, dist_ctx), printed.getvalue()
+        return checks.list_problems(checks.run_checks(config, dist_ctx)), printed.getvalue()
 
 
 def doubled(loss: CosFaceLoss, angle: torch.Tensor, norm: None, draws: None) -> TargetLogit:
@@ -178,6 +180,54 @@ def test_a_recipe_that_is_none_is_refused_before_any_rank_starts(capfd, argument
         main(["doctor", *arguments])
     out, err = capfd.readouterr()
     assert ended.value.code == 2 and not out and re.search(message, err) and err.count("\n") == 1, err
+
+
+def accepted(config: Config, differs_on: int | None) -> tuple[dict[str, CheckResult], str]:
+    """Return the results of the acceptance checks, with other digests in the second run on one rank."""
+    dist_ctx, calls = comm.create_dist_context(torch.device("cpu")), []
+
+    def digests(state):
+        calls.append(state)
+        return len(calls) if dist_ctx.rank == differs_on else tensor_digests(state)
+
+    with (
+        redirect_stdout(StringIO()) as printed,
+        mock.patch.object(acceptance, "_SECONDS", 0.1),
+        mock.patch.object(acceptance, "_IDENTITIES", {"cpu": 1000}),
+        mock.patch.object(acceptance, "tensor_digests", digests),
+    ):
+        return checks.run_checks(config, dist_ctx, checks.ACCEPTANCE_CHECKS), printed.getvalue()
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_new_machines_are_accepted(ranks, config, world_size):
+    (results, told), *_ = ranks.run(world_size, accepted, config, None)
+    assert not checks.list_problems(results)
+    assert "10 steps twice: bitwise identical on all ranks" in told
+    assert results["head speed"].values["head_step_ms"] > 0
+    assert results["loader"].values["loader_images_per_second"] > 0
+    assert not Path(config.output, ".doctor").exists()
+
+
+def test_runs_that_differ_are_a_problem(ranks, config):
+    (results, _), *_ = ranks.run(2, accepted, config, 1)
+    (problem,) = checks.list_problems(results)
+    assert problem.startswith("repeats: 10 steps twice: different on rank(s) 1; expected identical bits")
+
+
+@pytest.mark.kills
+def test_an_acceptance_report_of_two_ranks(config, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(json.dumps(msgspec.to_builtins(config)))
+    report = tmp_path / "machine.json"
+    done = called("doctor", tmp_path / "recipe.yaml", "--ranks", "2", "--acceptance", report)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert re.search(r"stop +rank 1 was stopped: .* rank 1 on \S+ stalled at step \d+", done.stdout)
+    assert done.stdout.splitlines()[-1] == f"results: {report}"
+    content = json.loads(report.read_text())
+    assert content["ranks"] == 2 and content["versions"]["torch"] == torch.__version__
+    assert content["recipe"]["train"]["global_batch_size"] == config.train.global_batch_size
+    assert list(content["checks"]) == [*checks.CHECKS, *checks.ACCEPTANCE_CHECKS, "stop"]
+    assert not any(result["problems"] for result in content["checks"].values())
 
 
 def test_from_the_command_line(config, tmp_path):
