@@ -228,11 +228,15 @@ def plan(
     gpu_memory: Annotated[
         float | None, typer.Option(metavar="GIB", help="Memory per GPU. [default: that of --gpu]")
     ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Run some steps here, and predict the duration of the run.")
+    ] = False,
 ) -> None:
-    """Estimate memory and traffic of a run, and the largest number of identities. Starts nothing.
+    """Estimate memory and traffic of a run, and the largest number of identities. Starts nothing without --measure.
 
     ```
     partialfc plan webface42m_r100_pfc02 --gpus 8 --gpu a100 --identities 30000000
+    partialfc plan mine.yaml --measure
     ```
     """
     import math
@@ -241,7 +245,7 @@ def plan(
     from partialfc.config import load_config
     from partialfc.data.sampler import check_world_size
     from partialfc.errors import InputError
-    from partialfc.launching.launcher import num_ranks
+    from partialfc.launching.launcher import LaunchRequest, num_ranks
 
     config = load_config(recipe, overrides or ())
     for option, value in (("identities", identities), ("gpus", gpus), ("gpu-memory", gpu_memory)):
@@ -249,8 +253,14 @@ def plan(
             raise InputError(f"--{option} {value}: expected a number above 0")
     if gpu not in planning.GPUS:
         raise InputError(f"--gpu {gpu}: expected one of {', '.join(planning.GPUS)}")
-    gpus = gpus or num_ranks(config, None, 1)
+    ranks = num_ranks(config, gpus, 1) if measure else gpus
+    gpus = ranks or num_ranks(config, None, 1)
     check_world_size(config, gpus)
     memory = None if gpu_memory is None else int(gpu_memory * 2**30)
     planned_run = planning.PlannedRun(config, identities or planning.num_identities(config), gpus)
-    print(planning.format_plan(planned_run, gpu, memory))
+    print(planning.format_plan(planned_run, gpu, memory), flush=True)
+    if measure:
+        request = LaunchRequest(
+            recipe, tuple(overrides or ()), gpus, command="doctor", options=("--duration",)
+        )
+        raise typer.Exit(_launch(request))

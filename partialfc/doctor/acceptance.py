@@ -1,15 +1,13 @@
 """Checks of new machines, in addition to those of a recipe: repeatability, and the throughput of head and loader."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
-import msgspec
 import torch
 
 from partialfc.config import SGD, Config, CosFace, HeadConfig
 from partialfc.doctor.result import CheckResult
-from partialfc.doctor.trial import remove_trial_folder, trial_folder
+from partialfc.doctor.trial import trial_run
 from partialfc.head import PartialFC
 from partialfc.runtime import comm
 from partialfc.runtime.checkpoint.state_snapshot import flatten_state
@@ -17,7 +15,6 @@ from partialfc.runtime.comm import DistContext
 from partialfc.runtime.dtensors import local_rows_and_offset
 from partialfc.training.health import tensor_digests
 from partialfc.training.loop import train_step
-from partialfc.training.run import Run, build_run
 
 _REPEATED_STEPS = 10
 _IDENTITIES = {"cuda": 1_000_000, "cpu": 50_000}
@@ -30,7 +27,7 @@ def check_repeatability(config: Config, dist_ctx: DistContext) -> CheckResult:
     """Run the first steps of the recipe twice: the bits of all tensors must be equal."""
     steps, digests = 0, []
     for _ in range(2):
-        with _trial_run(config, dist_ctx) as run:
+        with trial_run(config, dist_ctx) as run:
             steps = min(_REPEATED_STEPS, run.total_steps)
             for batch in run.loader.batches(0, steps):
                 train_step(run, batch, run.head.prepare(batch.labels, run.step))
@@ -79,7 +76,7 @@ def measure_head(config: Config, dist_ctx: DistContext) -> CheckResult:
 
 def measure_loader(config: Config, dist_ctx: DistContext) -> CheckResult:
     """Measure how many images per second the data workers of all ranks deliver, while nothing is trained."""
-    with _trial_run(config, dist_ctx) as run:
+    with trial_run(config, dist_ctx) as run:
         batches = run.loader.batches(0, run.total_steps)
         steps = run.total_steps - _WARM_UP_STEPS
         if steps < 1:
@@ -88,21 +85,6 @@ def measure_loader(config: Config, dist_ctx: DistContext) -> CheckResult:
         batches.close()
     line = f"{speed:.0f} images/s from {config.data.num_workers} data worker(s) per rank"
     return CheckResult([line], values={"loader_images_per_second": speed})
-
-
-@contextmanager
-def _trial_run(config: Config, dist_ctx: DistContext) -> Iterator[Run]:
-    """Build a run whose output is the trial folder, and free its memory at the end."""
-    folder = trial_folder(config)
-    with comm.raise_on_all_ranks(dist_ctx):
-        run = build_run(msgspec.structs.replace(config, output=str(folder)), dist_ctx)
-    try:
-        yield run
-    finally:
-        remove_trial_folder(folder, dist_ctx)
-        del run
-        if dist_ctx.device.type == "cuda":
-            torch.cuda.empty_cache()
 
 
 def _rate(step: Callable[[int], object], dist_ctx: DistContext, most: int = 200) -> float:

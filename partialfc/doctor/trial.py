@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -180,32 +181,41 @@ def try_output(config: Config, dist_ctx: DistContext) -> CheckResult:
 
 def try_steps(config: Config, dist_ctx: DistContext) -> CheckResult:
     """Run a few training steps and save a checkpoint in a temporary folder."""
-    folder = trial_folder(config)
+    with trial_run(config, dist_ctx) as run:
+        return CheckResult([_measure_speed(run), _check_checkpoint(run, Path(run.config.output))])
+
+
+@contextmanager
+def trial_run(config: Config, dist_ctx: DistContext) -> Iterator[Run]:
+    """Build a run with a temporary folder on the disk of the output, which is removed at the end.
+
+    Yields:
+        The run, at step 0.
+
+    Raises:
+        CollectiveInputError: If recipe, data and ranks are inconsistent. Other errors do not wait for the other ranks.
+    """
+    folder = Path(config.output, ".doctor")
     with comm.raise_on_all_ranks(dist_ctx):
         run = build_run(msgspec.structs.replace(config, output=str(folder)), dist_ctx)
     try:
-        lines = [_measure_speed(run), _check_checkpoint(run, folder)]
+        yield run
     except CollectiveInputError:
-        remove_trial_folder(folder, dist_ctx)
+        _remove(folder, dist_ctx)
         raise
-    remove_trial_folder(folder, dist_ctx)
-    return CheckResult(lines)
+    _remove(folder, dist_ctx)
 
 
-def trial_folder(config: Config) -> Path:
-    """Return the temporary folder of trials, on the disk of the output."""
-    return Path(config.output, ".doctor")
-
-
-def remove_trial_folder(folder: Path, dist_ctx: DistContext) -> None:
-    """Remove the temporary folder. Collective; a rank with an internal error exits without waiting."""
+def _remove(folder: Path, dist_ctx: DistContext) -> None:
     comm.barrier(dist_ctx.host_group)
     if dist_ctx.is_main:
         shutil.rmtree(folder, ignore_errors=True)
+    if dist_ctx.device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _measure_speed(run: Run) -> str:
-    taken, seconds = _run_trial_steps(run)
+    taken, seconds = run_trial_steps(run)
     if not taken:
         return "train.length: no steps to try"
     speed = taken * run.config.train.global_batch_size / seconds
@@ -213,7 +223,7 @@ def _measure_speed(run: Run) -> str:
     return f"{taken} steps: {speed:.0f} images/s; the run's {run.total_steps} steps take {whole}, excluding evaluation"
 
 
-def _run_trial_steps(run: Run) -> tuple[int, float]:
+def run_trial_steps(run: Run) -> tuple[int, float]:
     """Return the number of steps and their seconds on rank 0, without the first two, which are slower."""
     began = time.perf_counter()
     first, taken = began, 0
