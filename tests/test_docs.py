@@ -39,8 +39,10 @@ SHORT = """#!/usr/bin/env bash
 set -e
 command=("$@")
 if [ "$1" = sweep ]; then command+=(--shard 0/4); fi
+short=(device=cpu train.length=2 train.global_batch_size=8 train.micro_batch_size=4 schedule.warmup=0 optim.precision=float32 evaluation.every=0 evaluation.batch_size=16 data.num_workers=0 log.loggers=[])
+case "$*" in *--measure*) command+=("${short[@]}" --gpus 1) ;; esac
 if [ "$1" = train ] || [ "$1" = sweep ]; then
-  command+=(device=cpu train.length=2 train.global_batch_size=8 train.micro_batch_size=4 schedule.warmup=0 optim.precision=float32 evaluation.every=0 evaluation.batch_size=16 data.num_workers=0 log.loggers=[])
+  command+=("${short[@]}")
   case "$*" in *--ranks*) ;; *) command+=(--ranks 1) ;; esac
   case "$*" in *quickstart*) command+=(data.synthetic.identities=20 data.synthetic.unseen=20 data.synthetic.pairs=20) ;; esac
 fi
