@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -27,6 +28,12 @@ CASES = {
     "10M ids, r 0.1, 8 ranks": (10_000_000, 0.1, 8),
     "360k ids, r 1, 8 ranks": (360_000, 1.0, 8),
 }
+OPTIONS: list[dict[str, Any]] = [
+    {"matmul_precision": "half"},
+    {"matmul_precision": "tf32"},
+    {"matmul_precision": "float32"},
+    {"matmul_precision": "half", "sample_on": "device"},
+]
 
 
 def benchmark_heads(machine: BenchmarkMachine) -> list[MeasurementRow]:
@@ -43,8 +50,8 @@ def benchmark_heads(machine: BenchmarkMachine) -> list[MeasurementRow]:
         )  # fmt: skip
         with _fake_ranks(machine, world_size):
             for kernels in ("triton", "torch") if not machine.is_dry_run else ("torch",):
-                for products in ("half", "tf32", "float32"):
-                    config = msgspec.structs.replace(case.head, kernels=kernels, matmul_precision=products)
+                for options in OPTIONS:
+                    config = msgspec.structs.replace(case.head, kernels=kernels, **options)
                     rows.append(try_row({"case": name}, _benchmark_ours, machine, replace(case, head=config)))
             title = {"case": name, "head": "textbook"}
             rows.append(try_row(title, _benchmark_other, machine, case, partial(TextbookHead, case, 0)))
@@ -82,7 +89,7 @@ def _benchmark_ours(machine: BenchmarkMachine, case: BenchmarkCase) -> Measureme
     )  # fmt: skip
     job = PlannedRun(config, case.num_classes, case.world_size, device=machine.device.type)
     return {
-        "head": "ours", "kernels": case.head.kernels, "products": case.head.matmul_precision, "ms": taken, "host_ms": on_host,
+        "head": "ours", "kernels": case.head.kernels, "products": case.head.matmul_precision, "sample_on": case.head.sample_on, "ms": taken, "host_ms": on_host,
         "gpu_ms": machine.gpu_busy_time(step, 5)[0] / 5, "launches": count_launches(machine, step), "peak_bytes": machine.peak_memory(), "planned_bytes": sum(job.head_memory().values()),
         "teraflops": job.head_flops() / taken / 1e9, "gigabytes_per_second": job.head_memory_traffic() / taken / 1e6,
     }  # fmt: skip

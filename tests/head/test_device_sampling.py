@@ -1,7 +1,5 @@
 """Rows that a kernel samples are those that the host samples, with their noise and logit correction."""
 
-from typing import Any
-
 import pytest
 import torch
 from helpers.runs import assert_same_bits, config_of, curve, trained, whole
@@ -26,10 +24,10 @@ def sampled(
     labels: torch.Tensor,
     step: int,
     kernels: str,
-    **options: Any,
+    device: str,
 ) -> ActiveClasses:
-    """Return the active classes of a step with all tensors."""
-    config = HeadConfig(sample_rate=rate, sample_on=on, logit_correction="log_q", **options)
+    """Return the active classes of a step with all tensors on a device."""
+    config = HeadConfig(sample_rate=rate, sample_on=on, logit_correction="log_q")
     sampler = ClassSampler(
         classes,
         local,
@@ -42,8 +40,9 @@ def sampled(
     )
     loss = LossSchedule(CosFace(), None, classes * rate, torch.device("cpu"), torch.float32)(0)
     found = sampler(labels, step, loss)
-    backend = build_kernels(kernels, torch.device("cpu"), one_direction=True)
-    return found.on_device(found.tensors(), backend.sample_rows, torch.float32)
+    backend = build_kernels(kernels, torch.device(device), one_direction=True)
+    tensors = {name: it.to(device) for name, it in found.tensors().items()}
+    return found.on_device(tensors, backend.sample_rows, torch.float32)
 
 
 def assert_equal(found: ActiveClasses, expected: ActiveClasses) -> None:
@@ -62,23 +61,23 @@ def assert_equal(found: ActiveClasses, expected: ActiveClasses) -> None:
     world_size=st.integers(1, 5),
     batch=st.integers(1, 40),
 )
-def test_the_device_samples_what_the_host_samples(kernels, classes, rate, step, world_size, batch):
+def test_the_device_samples_what_the_host_samples(device, kernels, classes, rate, step, world_size, batch):
     labels = torch.randint(-1, classes, (batch,), generator=torch.Generator().manual_seed(step))
     for rank in range(world_size):
-        case = classes, rate, class_range(classes, rank, world_size), labels, step, kernels
+        case = classes, rate, class_range(classes, rank, world_size), labels, step, kernels, device
         assert_equal(sampled("device", *case), sampled("host", *case))
 
 
 @pytest.mark.parametrize("kernels", ["torch", "triton"])
 @pytest.mark.parametrize("rank", [0, 5])
-def test_large_numbers_of_classes(kernels, rank):
+def test_large_numbers_of_classes(device, kernels, rank):
     classes = 10**9
     labels = torch.randint(-1, classes, (512,), generator=torch.Generator().manual_seed(rank))
     local = class_range(classes, rank, 6)
     labels[::7] = torch.arange(
         local.start, local.start + len(labels[::7])
     )  # neighbors, and the edge of the rank
-    case = classes, 1e-5, local, labels, 17, kernels
+    case = classes, 1e-5, local, labels, 17, kernels, device
     assert_equal(sampled("device", *case), sampled("host", *case))
 
 
