@@ -36,6 +36,8 @@ SECTIONS = {
     "heads": 110,
     "steps": 130,
     "tests": 150,
+    "kernels": 60,
+    "compiled": 120,
     "many": 100,
 }
 _FUNCTIONS = {
@@ -44,6 +46,8 @@ _FUNCTIONS = {
     "agreement": ("benchmarks.gpu_sections", "check_agreement"),
     "heads": ("benchmarks.gpu_heads", "benchmark_heads"),
     "steps": ("benchmarks.gpu_steps", "benchmark_steps"),
+    "kernels": ("benchmarks.gpu_kernels", "benchmark_kernels"),
+    "compiled": ("benchmarks.gpu_kernels", "benchmark_compiled"),
     "many": ("benchmarks.gpu_steps", "benchmark_many_identities"),
 }
 TIME_LIMIT = 470  # seconds for all sections

@@ -2,9 +2,10 @@
 
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import cv2
@@ -37,11 +38,11 @@ def benchmark_steps(machine: BenchmarkMachine) -> list[MeasurementRow]:
     twice, also with CUDA graphs, and must be bitwise identical.
     """
     rows = []
-    with tempfile.TemporaryDirectory(prefix="benchmark_gpu") as folder, _single_rank(machine) as dist_ctx:
+    with tempfile.TemporaryDirectory(prefix="benchmark_gpu") as folder, single_rank(machine) as dist_ctx:
         noise_pack(Path(folder), machine.scale_size(CLASSES), 64 if machine.is_dry_run else IMAGES, 112)
         for network, batch in NETWORKS:
             for graphs in (False, True):
-                config = _config(machine, Path(folder), network, batch, graphs=graphs)
+                config = step_config(machine, Path(folder), network, batch, backbone={"cuda_graphs": graphs})
                 title = {"network": network, "batch": config.train.global_batch_size, "cuda_graphs": graphs}
                 rows.append(try_row(title, _benchmark_training, machine, config, dist_ctx))
         for deterministic in (False, True):
@@ -55,7 +56,7 @@ def _benchmark_training(
 ) -> MeasurementRow:
     machine.peak_memory()
     run = build_run(config, dist_ctx)
-    step = _make_train_step(run)
+    step = make_train_step(run)
     taken, on_host = machine.milliseconds(step, 30)
     alone, _ = machine.milliseconds(_backbone_alone(run), 15)
     return {
@@ -100,7 +101,8 @@ def noise_pack(folder: Path, classes: int, images: int, size: int) -> None:
 
 
 @contextmanager
-def _single_rank(machine: BenchmarkMachine) -> Iterator[comm.DistContext]:
+def single_rank(machine: BenchmarkMachine) -> Iterator[comm.DistContext]:
+    """Yield a process group of one rank."""
     dist.init_process_group(
         "gloo" if machine.is_dry_run else "nccl", store=dist.HashStore(), rank=0, world_size=1,
         device_id=None if machine.is_dry_run else machine.device,
@@ -111,13 +113,20 @@ def _single_rank(machine: BenchmarkMachine) -> Iterator[comm.DistContext]:
         dist.destroy_process_group()
 
 
-def _config(
-    machine: BenchmarkMachine, folder: Path, network: str, batch: int, *, graphs: bool = False, **more: Any
+def step_config(
+    machine: BenchmarkMachine,
+    folder: Path,
+    network: str,
+    batch: int,
+    *,
+    backbone: Mapping[str, Any] = MappingProxyType({}),
+    **more: Any,
 ) -> Config:
+    """Return the recipe of a training step; `backbone` are further settings of the network."""
     name = "iresnet_tiny" if machine.is_dry_run else network
     tree = {
         "data": {"path": str(folder), "num_workers": 0},
-        "backbone": {"name": name, "embedding_size": machine.width, "cuda_graphs": graphs},
+        "backbone": {"name": name, "embedding_size": machine.width, **backbone},
         "head": {"sample_rate": 0.1, "matmul_precision": "half"},
         "optim": {"name": "sgd", "precision": "bfloat16", "ema_decay": 0.999},
         "train": {"length": 100_000, "global_batch_size": 4 if machine.is_dry_run else batch},
@@ -126,7 +135,7 @@ def _config(
     return msgspec.convert(tree | more, Config)
 
 
-def _make_train_step(run: Run) -> Callable[[], None]:
+def make_train_step(run: Run) -> Callable[[], None]:
     """Return a function that launches the run's next step and then prepares its successor, as in training."""
     batches = [_batch(run, number) for number in range(4)]
     ahead = [run.head.prepare(batches[0].labels, 0)]
@@ -197,9 +206,11 @@ def _check_determinism(
 ) -> MeasurementRow:
     found, times = [], []
     for graphs in (False, False, True):
-        config = _config(machine, folder, "iresnet50", 128, graphs=graphs, deterministic=deterministic)
+        config = step_config(
+            machine, folder, "iresnet50", 128, backbone={"cuda_graphs": graphs}, deterministic=deterministic
+        )
         run = build_run(config, dist_ctx)
-        step = _make_train_step(run)
+        step = make_train_step(run)
         for _ in range(2 if machine.is_dry_run else 20):
             step()
         tensors = *run.backbone.state_dict().values(), *run.head.centers.tensors.values()

@@ -5,7 +5,10 @@ import os
 import subprocess
 import sys
 
+import pytest
 from helpers.calling import called_module
+
+from benchmarks.gpu_kernels import classify
 
 WITHOUT = """
 from importlib.machinery import PathFinder
@@ -16,7 +19,7 @@ PathFinder.find_spec = lambda name, *more: None if name.split(".")[0] in missing
 
 
 def test_every_section_has_rows(tmp_path):
-    sections = ["machine", "ceilings", "agreement", "heads", "steps", "many"]
+    sections = ["machine", "ceilings", "agreement", "heads", "steps", "kernels", "compiled", "many"]
     done = called_module("benchmarks.gpu", *sections, "--json", tmp_path / "gpu.json")
     assert done.returncode == 0 and not done.stderr
     report = json.loads((tmp_path / "gpu.json").read_text())
@@ -26,7 +29,31 @@ def test_every_section_has_rows(tmp_path):
         assert f"## {name}" in done.stdout and len(rows) > 1
     errors = [row["loss_error"] for row in report["agreement"] if "matmul_precision" in row]
     assert len(errors) == 24 and max(errors) < 1e-3
+    for row in [*report["kernels"][:-1], *report["compiled"][:-1]]:
+        assert min(row[kind] for kind in ("convolution", "BatchNorm", "PReLU", "product", "copy")) > 0, row
     assert all(row["ms"] > 0 for name in ("heads", "steps", "many") for row in report[name][:-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        (
+            "sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc_tilesize128x128x64",
+            "convolution",
+        ),
+        ("void cudnn::bn_bw_1C11_kernel_new<float, float, float2, 512, true, 1>", "BatchNorm"),
+        ("void at::native::batch_norm_collect_statistics_channels_last_kernel", "BatchNorm"),
+        ("void at::native::prelu_kernel", "PReLU"),
+        ("nvjet_hsh_128x256_64x4_1x2_h_bz_coopA_NNT", "product"),
+        ("_step_centers", "head"),
+        ("void at::native::(anonymous namespace)::multi_tensor_apply_kernel", "optimizer"),
+        ("Memcpy DtoD (Device -> Device)", "copy"),
+        ("void at::native::reduce_kernel<512, 1>", "reduction"),
+        ("void at::native::vectorized_elementwise_kernel<4>", "other"),
+    ],
+)
+def test_kernels_are_classified(name, kind):
+    assert classify(name) == kind
 
 
 def test_packages_that_no_step_uses_may_be_missing(tmp_path):
