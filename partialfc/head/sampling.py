@@ -60,7 +60,7 @@ class ActiveClasses:
     """
 
     num_active: int  # S
-    # [S] int64, local indices in ascending order; None: all classes, or not computed yet, see `sample_on_device`
+    # [S] int64, local indices in ascending order; None: all classes, or not computed yet, see `plan`
     rows: Tensor | None
     target_slots: Tensor  # [B] int64, active index of the image's class; -1: on another rank, or ignored
     has_target: Tensor  # [B] bool, True if the class is on this rank
